@@ -1,0 +1,396 @@
+// Package job is the contract between importer and worker: the job that travels on the stream, the result that
+// comes back, their ids and their wire form.
+//
+//	importer ──► Job ──► jobs stream ──► worker ──► Result ──► results stream ──► report, export, retry
+//
+// A job is one group to be written: the conversations that one user wants to see under one name. A result is the
+// one final fact about a job. Each conversation keeps the file and the line it came from, all the way into the
+// result, so that every row of an input can be accounted for.
+//
+// The wire form is JSON with a version. A reader refuses a version that it does not know with [ErrVersion] and never
+// guesses; it takes fields that it does not know in a version that it does, so that fields can be added.
+//
+// The package uses the standard library only.
+package job
+
+import (
+	"crypto/sha256"
+	"encoding/base32"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+	"unicode/utf8"
+)
+
+// Version is the wire version that this package writes, and the newest that it reads.
+const Version = 1
+
+// ErrVersion is wrapped by the error of a decode that met a wire version this binary does not know.
+var ErrVersion = errors.New("made by a newer groupferry")
+
+// The types of a conversation, as the API numbers them.
+const (
+	OneToOne  = 1 // the id is a user id
+	GroupChat = 2 // the id is a group id
+)
+
+// A Conversation is what is put into a group, with the place in the input that asked for it.
+type Conversation struct {
+	Type int    // OneToOne or GroupChat
+	ID   string // user id or group id, as Type says
+	File int    // index into the Files of the job or result that holds it
+	Line int64  // physical line in that file, from 1
+}
+
+// A Job is one group to be written.
+type Job struct {
+	Import        string   // import ID
+	ID            string   // [ID] of the import, the user and the group name
+	FromAccount   string   // the user whose group it is
+	GroupName     string   //
+	Files         []string // names of the inputs; what Conversation.File counts into
+	Conversations []Conversation
+}
+
+// Outcome says how a job ended.
+type Outcome string
+
+const (
+	Done    Outcome = "done"    // every conversation is in the group
+	Partial Outcome = "partial" // some are, some failed
+	Failed  Outcome = "failed"  // none of them is known to be
+)
+
+// Outcomes lists all outcomes, in the order in which reports name them.
+var Outcomes = []Outcome{Done, Partial, Failed}
+
+// A ConversationResult says what became of one conversation.
+type ConversationResult struct {
+	Conversation
+	Code string // "" when it is in the group; else the API's code, or a word where no answer had one
+	Info string // the API's text for a code, for people; never branch on it
+}
+
+// A Result is the one final fact about a job. It holds all that a retry needs.
+type Result struct {
+	Import        string
+	Job           string // the job's ID
+	FromAccount   string
+	GroupName     string
+	GroupID       int64 // as the API numbered the group; 0 when no call told
+	Outcome       Outcome
+	Code          string // why the job as a whole failed, where that is not a matter of its conversations
+	Info          string
+	Attempts      int // deliveries that this result took
+	Calls         int // calls that this result took, over all attempts of the worker that wrote it
+	Files         []string
+	Conversations []ConversationResult
+	Started       time.Time // first attempt, by the worker's clock
+	Finished      time.Time
+	Worker        string // who wrote the result
+}
+
+// CodeUndecodable is the code of a result for a message that is no job this binary can read. Such a result has no
+// conversations, for nobody knows them.
+const CodeUndecodable = "undecodable"
+
+// Settle sets the outcome from the codes of the conversations.
+func (r *Result) Settle() {
+	failed := r.FailedConversations()
+	switch {
+	case failed == 0:
+		r.Outcome = Done
+	case failed == len(r.Conversations):
+		r.Outcome = Failed
+	default:
+		r.Outcome = Partial
+	}
+}
+
+// FailedConversations counts the conversations that are not in the group.
+func (r *Result) FailedConversations() int {
+	n := 0
+	for i := range r.Conversations {
+		if r.Conversations[i].Code != "" {
+			n++
+		}
+	}
+	return n
+}
+
+// ID names the job that writes one group of one user in one import: 80 bits of SHA-256 in 16 characters of a–z and
+// 2–7, so that ten million jobs share an id with a chance of one in 20 billion.
+func ID(importID, fromAccount, groupName string) string {
+	b := make([]byte, 0, 128)
+	for _, s := range []string{importID, fromAccount, groupName} {
+		b = strconv.AppendInt(b, int64(len(s)), 10)
+		b = append(b, ':')
+		b = append(b, s...)
+	}
+	sum := sha256.Sum256(b)
+	return idEncoding.EncodeToString(sum[:10])
+}
+
+var idEncoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
+
+// MaxImportID is the longest import ID in bytes: it becomes a subject token and a consumer name.
+const MaxImportID = 64
+
+// ValidImportID tells whether s can be an import ID: 1 to [MaxImportID] of A–Z, a–z, 0–9, - and _.
+func ValidImportID(s string) bool {
+	if s == "" || len(s) > MaxImportID {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-', c == '_':
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// AppendJSON appends the wire form of j to b: one JSON object whose conversations stand one to a line.
+// Strings are UTF-8; what is not comes out as U+FFFD, as encoding/json does it.
+func (j *Job) AppendJSON(b []byte) []byte {
+	b = append(b, `{"v":`...)
+	b = strconv.AppendInt(b, Version, 10)
+	b = appendField(b, "import", j.Import)
+	b = appendField(b, "job", j.ID)
+	b = appendField(b, "from_account", j.FromAccount)
+	b = appendField(b, "group_name", j.GroupName)
+	b = appendFiles(b, j.Files)
+	b = append(b, `,"conversations":[`...)
+	for i := range j.Conversations {
+		b = appendSeparator(b, i)
+		b = appendConversation(b, &j.Conversations[i])
+		b = append(b, '}')
+	}
+	return append(b, "\n]}"...)
+}
+
+// AppendJSON appends the wire form of r to b, in the same shape as a job's.
+func (r *Result) AppendJSON(b []byte) []byte {
+	b = append(b, `{"v":`...)
+	b = strconv.AppendInt(b, Version, 10)
+	b = appendField(b, "import", r.Import)
+	b = appendField(b, "job", r.Job)
+	b = appendField(b, "from_account", r.FromAccount)
+	b = appendField(b, "group_name", r.GroupName)
+	b = appendInt(b, "group_id", r.GroupID)
+	b = appendField(b, "outcome", string(r.Outcome))
+	if r.Code != "" {
+		b = appendField(b, "code", r.Code)
+	}
+	if r.Info != "" {
+		b = appendField(b, "info", r.Info)
+	}
+	b = appendInt(b, "attempts", int64(r.Attempts))
+	b = appendInt(b, "calls", int64(r.Calls))
+	b = appendField(b, "started", r.Started.UTC().Format(time.RFC3339Nano))
+	b = appendField(b, "finished", r.Finished.UTC().Format(time.RFC3339Nano))
+	b = appendField(b, "worker", r.Worker)
+	b = appendFiles(b, r.Files)
+	b = append(b, `,"conversations":[`...)
+	for i := range r.Conversations {
+		c := &r.Conversations[i]
+		b = appendSeparator(b, i)
+		b = appendConversation(b, &c.Conversation)
+		if c.Code != "" {
+			b = appendField(b, "code", c.Code)
+		}
+		if c.Info != "" {
+			b = appendField(b, "info", c.Info)
+		}
+		b = append(b, '}')
+	}
+	return append(b, "\n]}"...)
+}
+
+func appendSeparator(b []byte, i int) []byte {
+	if i > 0 {
+		b = append(b, ',')
+	}
+	return append(b, '\n')
+}
+
+// appendConversation leaves the object open.
+func appendConversation(b []byte, c *Conversation) []byte {
+	b = append(b, `{"type":`...)
+	b = strconv.AppendInt(b, int64(c.Type), 10)
+	b = appendField(b, "id", c.ID)
+	if c.File != 0 {
+		b = appendInt(b, "file", int64(c.File))
+	}
+	return appendInt(b, "line", c.Line)
+}
+
+func appendFiles(b []byte, files []string) []byte {
+	b = append(b, `,"files":[`...)
+	for i, f := range files {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendString(b, f)
+	}
+	return append(b, ']')
+}
+
+func appendInt(b []byte, key string, n int64) []byte {
+	b = append(append(append(b, `,"`...), key...), `":`...)
+	return strconv.AppendInt(b, n, 10)
+}
+
+func appendField(b []byte, key, s string) []byte {
+	b = append(append(append(b, `,"`...), key...), `":`...)
+	return appendString(b, s)
+}
+
+// appendString takes the short way for the strings that nearly all are, and encoding/json's for the rest.
+func appendString(b []byte, s string) []byte {
+	plain := true
+	for i := range len(s) {
+		c := s[i]
+		if c < ' ' || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' || c >= utf8.RuneSelf {
+			plain = false
+			break
+		}
+	}
+	if plain {
+		b = append(b, '"')
+		b = append(b, s...)
+		return append(b, '"')
+	}
+	q, err := json.Marshal(s)
+	if err != nil { // a string always marshals
+		panic(err)
+	}
+	return append(b, q...)
+}
+
+type wireConversation struct {
+	Type int    `json:"type"`
+	ID   string `json:"id"`
+	File int    `json:"file"`
+	Line int64  `json:"line"`
+	Code string `json:"code"`
+	Info string `json:"info"`
+}
+
+type wire struct {
+	Version       int                `json:"v"`
+	Import        string             `json:"import"`
+	Job           string             `json:"job"`
+	FromAccount   string             `json:"from_account"`
+	GroupName     string             `json:"group_name"`
+	GroupID       int64              `json:"group_id"`
+	Outcome       Outcome            `json:"outcome"`
+	Code          string             `json:"code"`
+	Info          string             `json:"info"`
+	Attempts      int                `json:"attempts"`
+	Calls         int                `json:"calls"`
+	Started       time.Time          `json:"started"`
+	Finished      time.Time          `json:"finished"`
+	Worker        string             `json:"worker"`
+	Files         []string           `json:"files"`
+	Conversations []wireConversation `json:"conversations"`
+}
+
+func decode(b []byte, what string) (*wire, error) {
+	// The version is read by itself first: a newer form may not fit today's struct at all.
+	var v struct {
+		Version int `json:"v"`
+	}
+	if err := json.Unmarshal(b, &v); err != nil {
+		return nil, fmt.Errorf("decode %s: %w", what, err)
+	}
+	if v.Version > Version {
+		return nil, fmt.Errorf("decode %s: version %d: %w", what, v.Version, ErrVersion)
+	}
+	if v.Version < 1 {
+		return nil, fmt.Errorf("decode %s: no version", what)
+	}
+	var w wire
+	if err := json.Unmarshal(b, &w); err != nil {
+		return nil, fmt.Errorf("decode %s: %w", what, err)
+	}
+	if !ValidImportID(w.Import) || w.Job == "" {
+		return nil, fmt.Errorf("decode %s: import or job id missing", what)
+	}
+	for i := range w.Conversations {
+		c := &w.Conversations[i]
+		if c.Type != OneToOne && c.Type != GroupChat {
+			return nil, fmt.Errorf("decode %s: conversation %d: type %d", what, i, c.Type)
+		}
+		if c.File < 0 || c.File >= len(w.Files) {
+			return nil, fmt.Errorf("decode %s: conversation %d: file %d of %d", what, i, c.File, len(w.Files))
+		}
+	}
+	return &w, nil
+}
+
+func (c *wireConversation) conversation() Conversation {
+	return Conversation{Type: c.Type, ID: c.ID, File: c.File, Line: c.Line}
+}
+
+// Decode reads the wire form of a job. The error wraps [ErrVersion] when it was written by a newer binary.
+func Decode(b []byte) (Job, error) {
+	w, err := decode(b, "job")
+	if err != nil {
+		return Job{}, err
+	}
+	if len(w.Conversations) == 0 {
+		return Job{}, errors.New("decode job: no conversations")
+	}
+	j := Job{
+		Import:        w.Import,
+		ID:            w.Job,
+		FromAccount:   w.FromAccount,
+		GroupName:     w.GroupName,
+		Files:         w.Files,
+		Conversations: make([]Conversation, len(w.Conversations)),
+	}
+	for i := range w.Conversations {
+		j.Conversations[i] = w.Conversations[i].conversation()
+	}
+	return j, nil
+}
+
+// DecodeResult reads the wire form of a result. The error wraps [ErrVersion] when it was written by a newer binary.
+func DecodeResult(b []byte) (Result, error) {
+	w, err := decode(b, "result")
+	if err != nil {
+		return Result{}, err
+	}
+	switch w.Outcome {
+	case Done, Partial, Failed:
+	default:
+		return Result{}, fmt.Errorf("decode result: outcome %q", w.Outcome)
+	}
+	r := Result{
+		Import:        w.Import,
+		Job:           w.Job,
+		FromAccount:   w.FromAccount,
+		GroupName:     w.GroupName,
+		GroupID:       w.GroupID,
+		Outcome:       w.Outcome,
+		Code:          w.Code,
+		Info:          w.Info,
+		Attempts:      w.Attempts,
+		Calls:         w.Calls,
+		Files:         w.Files,
+		Conversations: make([]ConversationResult, len(w.Conversations)),
+		Started:       w.Started,
+		Finished:      w.Finished,
+		Worker:        w.Worker,
+	}
+	for i := range w.Conversations {
+		c := &w.Conversations[i]
+		r.Conversations[i] = ConversationResult{Conversation: c.conversation(), Code: c.Code, Info: c.Info}
+	}
+	return r, nil
+}

@@ -1,0 +1,200 @@
+package job
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+func sampleJob() Job {
+	return Job{
+		Import: "9f2c41d07ab3e655", ID: ID("9f2c41d07ab3e655", "anna", "日本 & friends"),
+		FromAccount: "anna", GroupName: "日本 & friends",
+		Files: []string{"a.csv", "b \"2\".csv"},
+		Conversations: []Conversation{
+			{Type: OneToOne, ID: "bob", Line: 2},
+			{Type: GroupChat, ID: "@TGS#1ABC", File: 1, Line: 70000},
+		},
+	}
+}
+
+func sampleResult() Result {
+	return Result{
+		Import: "nightly", Job: "abc", FromAccount: "anna", GroupName: "work", GroupID: 7,
+		Outcome: Partial, Attempts: 2, Calls: 3, Files: []string{"a.csv"}, Worker: "host-1",
+		Started:  time.Date(2026, 1, 2, 3, 4, 5, 600, time.UTC),
+		Finished: time.Date(2026, 1, 2, 3, 4, 6, 0, time.UTC),
+		Conversations: []ConversationResult{
+			{Conversation: Conversation{Type: OneToOne, ID: "bob", Line: 2}},
+			{Conversation: Conversation{Type: GroupChat, ID: "g", Line: 3}, Code: "51007", Info: "group \"g\" is gone"},
+		},
+	}
+}
+
+func golden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(path, append(got, '\n'), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got)+"\n" != string(want) {
+		t.Errorf("%s: the wire form changed: got\n%s\nwant\n%s", name, got, want)
+	}
+}
+
+func TestWireForm(t *testing.T) {
+	j, r := sampleJob(), sampleResult()
+	jb, rb := j.AppendJSON(nil), r.AppendJSON(nil)
+	golden(t, "job.v1.json", jb)
+	golden(t, "result.v1.json", rb)
+	if !json.Valid(jb) || !json.Valid(rb) {
+		t.Fatal("not JSON")
+	}
+	j2, err := Decode(jb)
+	if err != nil || !reflect.DeepEqual(j, j2) {
+		t.Errorf("job: got %+v, %v, want %+v", j2, err, j)
+	}
+	r2, err := DecodeResult(rb)
+	if err != nil || !reflect.DeepEqual(r, r2) {
+		t.Errorf("result: got %+v, %v, want %+v", r2, err, r)
+	}
+	poison := Result{Import: "i", Job: "seq-9", Outcome: Failed, Code: CodeUndecodable, Info: "x",
+		Started: r.Started, Finished: r.Finished, Files: []string{}, Conversations: []ConversationResult{}}
+	p2, err := DecodeResult(poison.AppendJSON(nil))
+	if err != nil || !reflect.DeepEqual(poison, p2) {
+		t.Errorf("undecodable: got %+v, %v, want %+v", p2, err, poison)
+	}
+}
+
+func TestDecodeRefuses(t *testing.T) {
+	ok := string(func() []byte { j := sampleJob(); return j.AppendJSON(nil) }())
+	for name, b := range map[string]string{
+		"no JSON":          "hello",
+		"empty":            "",
+		"no version":       strings.Replace(ok, `"v":1,`, "", 1),
+		"no import":        strings.Replace(ok, `"import":"9f2c41d07ab3e655"`, `"import":""`, 1),
+		"import with dots": strings.Replace(ok, `"import":"9f2c41d07ab3e655"`, `"import":"a.b"`, 1),
+		"type 3":           strings.Replace(ok, `"type":2`, `"type":3`, 1),
+		"file off the end": strings.Replace(ok, `"file":1`, `"file":2`, 1),
+		"no conversations": `{"v":1,"import":"i","job":"j","files":[]}`,
+		"cut off":          ok[:len(ok)-5],
+	} {
+		if j, err := Decode([]byte(b)); err == nil {
+			t.Errorf("%s: got %+v, want an error", name, j)
+		} else if errors.Is(err, ErrVersion) {
+			t.Errorf("%s: got ErrVersion", name)
+		}
+	}
+	newer := strings.Replace(ok, `"v":1,`, `"v":2,"from_account":{"not":"a string"},`, 1)
+	if _, err := Decode([]byte(newer)); !errors.Is(err, ErrVersion) {
+		t.Errorf("newer version: got %v, want ErrVersion", err)
+	}
+	if _, err := Decode([]byte(strings.Replace(ok, `"v":1,`, `"v":1,"later":[1],`, 1))); err != nil {
+		t.Errorf("a field added within the version: got %v", err)
+	}
+	if _, err := DecodeResult([]byte(`{"v":1,"import":"i","job":"j","outcome":"maybe"}`)); err == nil {
+		t.Error("outcome maybe: got no error")
+	}
+}
+
+func TestID(t *testing.T) {
+	a := ID("imp", "u", "g")
+	if len(a) != 16 || a != ID("imp", "u", "g") {
+		t.Errorf("got %q", a)
+	}
+	seen := map[string]string{a: "base"}
+	for _, k := range [][3]string{{"imp", "ug", ""}, {"imp", "", "ug"}, {"impu", "", "g"}, {"imp", "u", "G"}, {"im", "pu", "g"}} {
+		id := ID(k[0], k[1], k[2])
+		if was, ok := seen[id]; ok {
+			t.Errorf("%v has the id of %v", k, was)
+		}
+		seen[id] = strings.Join(k[:], "|")
+	}
+}
+
+func TestSettle(t *testing.T) {
+	for codes, want := range map[string]Outcome{"..": Done, ".x": Partial, "xx": Failed} {
+		var r Result
+		for _, c := range codes {
+			code := ""
+			if c == 'x' {
+				code = "50001"
+			}
+			r.Conversations = append(r.Conversations, ConversationResult{Code: code})
+		}
+		if r.Settle(); r.Outcome != want {
+			t.Errorf("%s: got %s, want %s", codes, r.Outcome, want)
+		}
+	}
+}
+
+func TestValidImportID(t *testing.T) {
+	for s, want := range map[string]bool{"a": true, "Night-2_b": true, "": false, "a.b": false, "a b": false, "ä": false,
+		strings.Repeat("x", 64): true, strings.Repeat("x", 65): false, "a*": false, "a>": false} {
+		if got := ValidImportID(s); got != want {
+			t.Errorf("%q: got %v, want %v", s, got, want)
+		}
+	}
+}
+
+// FuzzString holds the short way of appendString against encoding/json's.
+func FuzzString(f *testing.F) {
+	for _, s := range []string{"", "abc", `a"b\c`, "日本", "a\nb\x00", "<&>", "\xff\xfe", "\u2028"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		var got string
+		if err := json.Unmarshal(appendString(nil, s), &got); err != nil {
+			t.Fatal(err)
+		}
+		want := s
+		if !utf8.ValidString(s) {
+			b, _ := json.Marshal(s)
+			json.Unmarshal(b, &want)
+		}
+		if got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	})
+}
+
+func BenchmarkEncode(b *testing.B) {
+	j := Job{Import: "i", ID: "x", FromAccount: "user", GroupName: "g", Files: []string{"f.csv"}}
+	for i := range 100 {
+		j.Conversations = append(j.Conversations, Conversation{Type: OneToOne, ID: "user-12345", Line: int64(i)})
+	}
+	var buf []byte
+	b.ReportAllocs()
+	for b.Loop() {
+		buf = j.AppendJSON(buf[:0])
+	}
+}
+
+func BenchmarkDecode(b *testing.B) {
+	j := Job{Import: "i", ID: "x", FromAccount: "user", GroupName: "g", Files: []string{"f.csv"}}
+	for i := range 100 {
+		j.Conversations = append(j.Conversations, Conversation{Type: OneToOne, ID: "user-12345", Line: int64(i)})
+	}
+	buf := j.AppendJSON(nil)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Decode(buf); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
