@@ -1,0 +1,103 @@
+package metrics
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// scrapeTimeout and maxScrapes bound what scrapers can cost a worker. Prometheus itself waits 10 s by default.
+const (
+	scrapeTimeout = 5 * time.Second
+	maxScrapes    = 4
+)
+
+const index = `<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>groupferry</title></head>
+<body><h1>groupferry</h1>
+<ul>
+<li><a href="/metrics">/metrics</a> what happened, for Prometheus</li>
+<li><a href="/livez">/livez</a> 200 while the process runs</li>
+<li><a href="/readyz">/readyz</a> 200 while jobs can be done, else 503 and why not</li>
+</ul></body></html>
+`
+
+// Handler serves /metrics, /livez, /readyz and a page at / that links them.
+//
+// /livez says 200 as long as the process can answer at all: a process that waits for NATS or for the API must not be
+// restarted for it. /readyz says 200 when ready is nil or returns nil, and otherwise 503 with the text of the error,
+// which therefore must hold no secret.
+func (m *Metrics) Handler(ready func() error) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
+		Registry:            m.registry,
+		EnableOpenMetrics:   true,
+		MaxRequestsInFlight: maxScrapes,
+		Timeout:             scrapeTimeout,
+	}))
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, http.StatusOK, "ok")
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if ready != nil {
+			if err := ready(); err != nil {
+				answer(w, http.StatusServiceUnavailable, err.Error())
+				return
+			}
+		}
+		answer(w, http.StatusOK, "ok")
+	})
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		io.WriteString(w, index) // an error means that the client left
+	})
+	return mux
+}
+
+func answer(w http.ResponseWriter, status int, text string) {
+	h := w.Header()
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	fmt.Fprintln(w, text)
+}
+
+// shutdownTimeout is how long requests in flight may go on after ctx is done; none takes longer than a scrape.
+const shutdownTimeout = scrapeTimeout + time.Second
+
+// Serve answers on l with h until ctx is done, lets requests in flight finish, and returns nil. It returns the error
+// when l fails earlier. It closes l in any case.
+func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
+	s := &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      2 * scrapeTimeout,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    16 << 10,
+	}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(l) }()
+
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve metrics on %s: %w", l.Addr(), err)
+	case <-ctx.Done():
+	}
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+	defer cancel()
+	if err := s.Shutdown(stop); err != nil {
+		s.Close()
+	}
+	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve metrics on %s: %w", l.Addr(), err)
+	}
+	return nil
+}

@@ -1,0 +1,38 @@
+package metrics
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Table returns all series of groupferry as a Markdown table, by name: what a README shows and what a dashboard may
+// ask for. It is made from a registry, so it cannot differ from what is served.
+func Table() string {
+	m := New(Config{Commands: []string{"command"}})
+	m.WatchPace(func() Pace { return Pace{Commands: map[string]Lane{"command": {}}} })
+	m.WatchQueue(func() (Queue, bool) { return Queue{}, true })
+	m.SetUserSigExpiry(time.Now())
+	m.JobDone("done", 0, 0, 0, 0)
+	families, err := m.registry.Gather()
+	if err != nil { // only a mistake in this package can make a sample inconsistent
+		panic(err)
+	}
+
+	var b strings.Builder
+	b.WriteString("| series | type | labels | meaning |\n|---|---|---|---|\n")
+	for _, f := range families {
+		if !strings.HasPrefix(f.GetName(), prefix) {
+			continue // of the Go runtime or the process
+		}
+		var labels []string
+		for _, l := range f.GetMetric()[0].GetLabel() {
+			labels = append(labels, "`"+l.GetName()+"`")
+		}
+		slices.Sort(labels)
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n",
+			f.GetName(), strings.ToLower(f.GetType().String()), strings.Join(labels, ", "), f.GetHelp())
+	}
+	return b.String()
+}
