@@ -1,0 +1,468 @@
+package governor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sort"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+const create = "create_contact_group"
+
+// arrivals notes when calls reach a server.
+type arrivals struct {
+	mu sync.Mutex
+	at []time.Time
+}
+
+func (a *arrivals) note() {
+	a.mu.Lock()
+	a.at = append(a.at, time.Now())
+	a.mu.Unlock()
+}
+
+// most counts the arrivals in the fullest window of the given length, which is open at one end.
+func (a *arrivals) most(window time.Duration) int {
+	sort.Slice(a.at, func(i, j int) bool { return a.at[i].Before(a.at[j]) })
+	most, from := 0, 0
+	for i, t := range a.at {
+		for t.Sub(a.at[from]) >= window {
+			from++
+		}
+		most = max(most, i-from+1)
+	}
+	return most
+}
+
+// callers makes calls with n goroutines until ctx ends; call is one call's life at the server.
+func callers(ctx context.Context, t *testing.T, g *Governor, n int, call func(worker int) Outcome) *sync.WaitGroup {
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() {
+			for k := 0; ; k++ {
+				p, err := g.Acquire(ctx, create, fmt.Sprintf("user-%d-%d", i, k))
+				if err != nil {
+					if ctx.Err() == nil {
+						t.Errorf("acquire: %v", err)
+					}
+					return
+				}
+				p.Done(call(i))
+			}
+		})
+	}
+	return &wg
+}
+
+func TestNeverOverTheLimit(t *testing.T) {
+	for _, tc := range []struct {
+		name          string
+		rate          int
+		before, after time.Duration // delay to and from the server
+		jitter        time.Duration
+		least         float64 // share of the rate that has to be reached
+	}{
+		{name: "no latency", rate: 200, least: 0.98},
+		{name: "5 ms", rate: 200, before: 2 * time.Millisecond, after: 3 * time.Millisecond, least: 0.98},
+		{name: "50 ms and jitter", rate: 200, before: 20 * time.Millisecond, after: 20 * time.Millisecond, jitter: 20 * time.Millisecond, least: 0.93},
+		{name: "slow one way", rate: 200, before: 900 * time.Millisecond, jitter: 300 * time.Millisecond, least: 0.40},
+		{name: "slow other way", rate: 200, after: 900 * time.Millisecond, jitter: 300 * time.Millisecond, least: 0.40},
+		{name: "low rate", rate: 3, before: time.Millisecond, least: 0.9},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := New(Config{Rate: tc.rate})
+				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+				defer cancel()
+				var a arrivals
+				callers(ctx, t, g, 400, func(int) Outcome {
+					time.Sleep(tc.before + rand.N(tc.jitter+1))
+					a.note()
+					time.Sleep(tc.after + rand.N(tc.jitter+1))
+					return Answered
+				}).Wait()
+				if got := a.most(time.Second); got > tc.rate {
+					t.Errorf("got %d calls in a second, want at most %d", got, tc.rate)
+				}
+				if got, want := float64(len(a.at)), tc.least*30*float64(tc.rate); got < want {
+					t.Errorf("got %.0f calls in 30 s, want at least %.0f", got, want)
+				}
+				if got := a.most(100 * time.Millisecond); tc.jitter == 0 && got > 40 {
+					t.Errorf("got %d calls in 100 ms, want at most 40", got)
+				}
+			})
+		})
+	}
+}
+
+func TestNoPulse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(Config{})
+		var a arrivals
+		for range 3 { // a start, and two returns from an idle minute
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			callers(ctx, t, g, 300, func(int) Outcome { a.note(); return Answered }).Wait()
+			cancel()
+			time.Sleep(time.Minute)
+		}
+		if got := a.most(100 * time.Millisecond); got > 40 {
+			t.Errorf("got %d calls in 100 ms, want at most 40", got)
+		}
+		if got := a.most(time.Second); got > DefaultRate {
+			t.Errorf("got %d calls in a second, want at most %d", got, DefaultRate)
+		}
+	})
+}
+
+func TestCommandsHaveTheirOwn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(Config{Rate: 2})
+		for i, command := range []string{"a", "a", "b", "b"} {
+			p, err := g.Acquire(t.Context(), command, fmt.Sprint(i))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Done(Answered)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		if _, err := g.Acquire(ctx, "a", "x"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("third call of a: got %v, want it to wait", err)
+		}
+	})
+}
+
+func TestOneCallOfAUser(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(Config{})
+		var mu sync.Mutex
+		under := map[string]int{}
+		var wg sync.WaitGroup
+		for i := range 60 {
+			wg.Go(func() {
+				user, command := fmt.Sprint("u", i%3), fmt.Sprint("c", i%2)
+				p, err := g.Acquire(t.Context(), command, user)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				mu.Lock()
+				under[user]++
+				if under[user] > 1 {
+					t.Errorf("%d calls of %s at once", under[user], user)
+				}
+				mu.Unlock()
+				time.Sleep(50 * time.Millisecond)
+				mu.Lock()
+				under[user]--
+				mu.Unlock()
+				p.Done(Answered)
+			})
+		}
+		wg.Wait()
+		if len(g.users) != 0 {
+			t.Errorf("%d users are remembered for nothing", len(g.users))
+		}
+	})
+}
+
+func TestBusyUserHoldsNobodyUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(Config{})
+		held, _ := g.Acquire(t.Context(), create, "slow")
+		ctx, cancel := context.WithCancel(t.Context())
+		left := make(chan error)
+		go func() { _, err := g.Acquire(ctx, create, "slow"); left <- err }()
+		synctest.Wait()
+		p, err := g.Acquire(t.Context(), create, "other")
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Done(Answered)
+		cancel()
+		if err := <-left; !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v, want canceled", err)
+		}
+		held.Done(Answered)
+		held.Done(Answered) // a second time changes nothing
+		if s := g.Snapshot().Lanes[create]; s.Out != 0 || s.Waiting != 0 {
+			t.Errorf("got %+v, want nothing out or waiting", s)
+		}
+	})
+}
+
+// TestLeavingWaiters lets callers give up at every moment and checks that no permit gets lost with them.
+func TestLeavingWaiters(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(Config{Rate: 5})
+		var wg sync.WaitGroup
+		for i := range 500 {
+			wg.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), rand.N(20*time.Second))
+				defer cancel()
+				p, err := g.Acquire(ctx, create, fmt.Sprint(i%40))
+				if err == nil {
+					time.Sleep(rand.N(50 * time.Millisecond))
+					p.Done(Outcome(rand.IntN(2)))
+				}
+			})
+		}
+		wg.Wait()
+		time.Sleep(2 * time.Second)
+		if s := g.Snapshot().Lanes[create]; s.Out != 0 || s.Waiting != 0 || len(g.users) != 0 {
+			t.Fatalf("got %+v and %d users, want nothing out or waiting", s, len(g.users))
+		}
+		start := time.Now()
+		for i := range 5 { // all five permits are still there
+			if _, err := g.Acquire(t.Context(), create, fmt.Sprint(i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if d := time.Since(start); d > time.Second {
+			t.Errorf("five permits took %v", d)
+		}
+	})
+}
+
+func TestUnsentIsFreeAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(Config{Rate: 1})
+		for range 3 {
+			start := time.Now()
+			p, _ := g.Acquire(t.Context(), create, "u")
+			if d := time.Since(start); d >= time.Second {
+				t.Errorf("waited %v for a permit that no call had used", d)
+			}
+			p.Done(Unsent)
+		}
+		p, _ := g.Acquire(t.Context(), create, "u")
+		p.Done(Answered)
+		start := time.Now()
+		g.Acquire(t.Context(), create, "u")
+		if d := time.Since(start); d != time.Second {
+			t.Errorf("waited %v after a call, want 1s", d)
+		}
+	})
+}
+
+func TestQuarantine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(Config{Quarantine: 11 * time.Second})
+		start := time.Now()
+		if _, err := g.Acquire(t.Context(), create, "u"); err != nil {
+			t.Fatal(err)
+		}
+		if d := time.Since(start); d != 11*time.Second {
+			t.Errorf("first permit after %v, want 11s", d)
+		}
+	})
+}
+
+func TestThrottleSlowsDownAndHeals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var slower []float64
+		g := New(Config{OnSlower: func(_ string, r float64) { slower = append(slower, r) }})
+		// The server takes 120 calls a second for 30 s, then as many as come.
+		var all arrivals
+		var accepted []time.Time
+		var mu sync.Mutex
+		refused := 0
+		start := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), 120*time.Second)
+		defer cancel()
+		callers(ctx, t, g, 300, func(int) Outcome {
+			all.note()
+			mu.Lock()
+			defer mu.Unlock()
+			now := time.Now()
+			for len(accepted) > 0 && now.Sub(accepted[0]) >= time.Second {
+				accepted = accepted[1:]
+			}
+			if now.Sub(start) < 30*time.Second && len(accepted) >= 120 {
+				refused++
+				return Throttled
+			}
+			accepted = append(accepted, now)
+			return Answered
+		}).Wait()
+		if refused == 0 || refused > len(all.at)/20 {
+			t.Errorf("%d of %d calls were refused, want some and fewer than one in twenty", refused, len(all.at))
+		}
+		if s := g.Snapshot().Lanes[create]; s.Effective != 200 || s.Throttled != refused {
+			t.Errorf("after a long time without a refusal: got %+v, want the full rate and %d throttled", s, refused)
+		}
+		if len(slower) == 0 || slower[0] != 160 {
+			t.Errorf("slowed to %v, want 160 first", slower)
+		}
+	})
+}
+
+func TestOneThrottledBurstSlowsOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(Config{})
+		var permits []*Permit
+		for i := range 20 {
+			p, _ := g.Acquire(t.Context(), create, fmt.Sprint(i))
+			permits = append(permits, p)
+		}
+		for _, p := range permits {
+			p.Done(Throttled)
+		}
+		if got := g.Snapshot().Lanes[create].Effective; got != 160 {
+			t.Errorf("got %v, want one step down to 160", got)
+		}
+	})
+}
+
+func TestHalt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var told []error
+		g := New(Config{Rate: 1, OnHalt: func(err error) { told = append(told, err) }})
+		held, _ := g.Acquire(t.Context(), create, "a")
+		errs := make(chan error, 3)
+		for _, u := range []string{"a", "b", "b"} {
+			go func() { _, err := g.Acquire(t.Context(), create, u); errs <- err }()
+		}
+		synctest.Wait()
+		cause := errors.New("51013")
+		g.Halt(cause)
+		g.Halt(errors.New("another"))
+		for range 3 {
+			if err := <-errs; !IsHalted(err) || !errors.Is(err, cause) {
+				t.Errorf("waiter got %v, want halted by %v", err, cause)
+			}
+		}
+		if _, err := g.Acquire(t.Context(), create, "c"); !errors.Is(err, cause) {
+			t.Errorf("newcomer got %v, want halted by %v", err, cause)
+		}
+		held.Done(Answered)
+		if len(told) != 1 || told[0] != cause || g.Halted() != cause || g.Snapshot().State != Halted {
+			t.Errorf("told %v, cause %v, want %v once", told, g.Halted(), cause)
+		}
+		back := make(chan error)
+		go func() { back <- g.AwaitResume(t.Context()) }()
+		synctest.Wait()
+		g.Resume()
+		if err := <-back; err != nil {
+			t.Error(err)
+		}
+		if _, err := g.Acquire(t.Context(), create, "c"); err != nil {
+			t.Errorf("after resume: %v", err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		g.Halt(cause)
+		if err := g.AwaitResume(ctx); !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v, want canceled", err)
+		}
+	})
+}
+
+func TestOutageProbes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var turns []bool
+		g := New(Config{OnOutage: func(on bool) { turns = append(turns, on) }})
+		var mu sync.Mutex
+		calls, blamed, underway, most := 0, 0, 0, 0
+		start := time.Now()
+		end := start.Add(10 * time.Minute)
+		var back time.Duration
+		ctx, cancel := context.WithTimeout(t.Context(), 11*time.Minute)
+		defer cancel()
+		var wg sync.WaitGroup
+		for i := range 64 {
+			wg.Go(func() {
+				for {
+					p, err := g.Acquire(ctx, create, fmt.Sprint(i))
+					if err != nil {
+						return
+					}
+					mu.Lock()
+					calls++
+					underway++
+					if g.Snapshot().State == Outage {
+						most = max(most, underway)
+					}
+					mu.Unlock()
+					time.Sleep(time.Millisecond)
+					mu.Lock()
+					underway--
+					mu.Unlock()
+					if time.Now().After(end) {
+						p.Done(Answered)
+						mu.Lock()
+						if back == 0 {
+							back = time.Since(end)
+						}
+						mu.Unlock()
+						return
+					}
+					if !p.Done(Lost) {
+						mu.Lock()
+						blamed++
+						mu.Unlock()
+					}
+				}
+			})
+		}
+		wg.Wait()
+		if blamed >= outageStreak {
+			t.Errorf("%d calls were not excused, want fewer than %d", blamed, outageStreak)
+		}
+		if calls > 64+64+130 { // the first few, one probe each 5 s for 10 min, and one good call each
+			t.Errorf("%d calls in an outage of ten minutes", calls)
+		}
+		if back > probeMost+time.Second {
+			t.Errorf("noticed the end after %v", back)
+		}
+		if most > 1 {
+			t.Errorf("%d probes at once", most)
+		}
+		if len(turns) != 2 || !turns[0] || turns[1] {
+			t.Errorf("turns %v, want on and off", turns)
+		}
+	})
+}
+
+// With one caller a streak of ten takes long to gather; three over two seconds are enough.
+func TestOutageOfOneCaller(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(Config{})
+		blamed := 0
+		for range 20 {
+			p, err := g.Acquire(t.Context(), create, "u")
+			if err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+			if !p.Done(Lost) {
+				blamed++
+			}
+		}
+		if blamed != 2 {
+			t.Errorf("%d calls were not excused, want 2", blamed)
+		}
+		p, _ := g.Acquire(t.Context(), create, "u")
+		p.Done(Answered)
+		if s := g.Snapshot().State; s != Running {
+			t.Errorf("after an answer: %s", s)
+		}
+	})
+}
+
+func BenchmarkAcquireDone(b *testing.B) {
+	g := New(Config{Rate: 1 << 30})
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		p, err := g.Acquire(b.Context(), create, "user")
+		if err != nil {
+			b.Fatal(err)
+		}
+		p.Done(Unsent)
+	}
+}
