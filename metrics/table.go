@@ -10,12 +10,7 @@ import (
 // Table returns all series of groupferry as a Markdown table, by name: what a README shows and what a dashboard may
 // ask for. It is made from a registry, so it cannot differ from what is served.
 func Table() string {
-	m := New(Config{Commands: []string{"command"}})
-	m.WatchPace(func() Pace { return Pace{Commands: map[string]Lane{"command": {}}} })
-	m.WatchQueue(func() (Queue, bool) { return Queue{}, true })
-	m.SetUserSigExpiry(time.Now())
-	m.JobDone("done", 0, 0, 0, 0)
-	families, err := m.registry.Gather()
+	families, err := full().registry.Gather()
 	if err != nil { // only a mistake in this package can make a sample inconsistent
 		panic(err)
 	}
@@ -35,4 +30,16 @@ func Table() string {
 			f.GetName(), strings.ToLower(f.GetType().String()), strings.Join(labels, ", "), f.GetHelp())
 	}
 	return b.String()
+}
+
+// full returns Metrics that know everything, so that no series is missing.
+func full() *Metrics {
+	const command = "command"
+	m := New(Config{Commands: []string{command}})
+	m.WatchPace(func() Pace { return Pace{Commands: map[string]Lane{command: {}}} })
+	m.WatchQueue(func() (Queue, bool) { return Queue{}, true })
+	m.SetUserSigExpiry(time.Now())
+	m.JobStarted()
+	m.JobDone("done", 0, 0, 0, 1)
+	return m
 }

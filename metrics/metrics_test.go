@@ -1,0 +1,353 @@
+package metrics
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+func testConfig() Config {
+	return Config{
+		Build:    BuildInfo{Version: "v1.2.3", Revision: "abc"},
+		Commands: []string{"create", "update"},
+		Codes:    []string{"50001", "60007"},
+	}
+}
+
+// samples scrapes m and returns what Prometheus would store: "name{labels}" without the prefix, and the value.
+func samples(t *testing.T, m *Metrics) map[string]float64 {
+	t.Helper()
+	got := map[string]float64{}
+	for line := range strings.Lines(get(t, m.Handler(nil), "/metrics").Body.String()) {
+		series, value, ok := strings.Cut(strings.TrimSpace(line), " ")
+		name, ours := strings.CutPrefix(series, prefix)
+		if !ok || !ours {
+			continue
+		}
+		v, err := strconv.ParseFloat(value, 64)
+		if err != nil {
+			t.Fatalf("sample %q: %v", line, err)
+		}
+		got[name] = v
+	}
+	return got
+}
+
+func TestValues(t *testing.T) {
+	tests := []struct {
+		name   string
+		events func(*Metrics)
+		want   map[string]float64 // nothing else may change, buckets aside
+	}{
+		{"rows", func(m *Metrics) { m.Rows(7, 2, 1); m.Rows(1, 0, 0) }, map[string]float64{
+			`rows_total{outcome="accepted"}`: 8, `rows_total{outcome="duplicate"}`: 2, `rows_total{outcome="rejected"}`: 1,
+		}},
+		{"enqueued", func(m *Metrics) { m.JobsEnqueued(999); m.JobsEnqueued(1) }, map[string]float64{
+			`jobs_enqueued_total`: 1000,
+		}},
+		{"call", func(m *Metrics) { m.CallDone("create", "ok", 30*time.Millisecond) }, map[string]float64{
+			`calls_total{code="ok",command="create"}`:                   1,
+			`call_duration_seconds_count{command="create"}`:             1,
+			`call_duration_seconds_sum{command="create"}`:               .03,
+			`call_duration_seconds_bucket{command="create",le="0.025"}`: 0,
+			`call_duration_seconds_bucket{command="create",le="0.05"}`:  1,
+			`call_duration_seconds_bucket{command="create",le="+Inf"}`:  1,
+		}},
+		{"call that hung", func(m *Metrics) { m.CallDone("update", "timeout", 11*time.Second) }, map[string]float64{
+			`calls_total{code="timeout",command="update"}`:             1,
+			`call_duration_seconds_count{command="update"}`:            1,
+			`call_duration_seconds_sum{command="update"}`:              11,
+			`call_duration_seconds_bucket{command="update",le="10"}`:   0,
+			`call_duration_seconds_bucket{command="update",le="+Inf"}`: 1,
+		}},
+		{"retry", func(m *Metrics) { m.Retry("update") }, map[string]float64{
+			`call_retries_total{command="update"}`: 1,
+		}},
+		{"throttled", func(m *Metrics) { m.Throttled("create") }, map[string]float64{
+			`throttled_total{command="create"}`: 1,
+		}},
+		{"granted", func(m *Metrics) { m.Granted("create", 40*time.Second) }, map[string]float64{
+			`permits_granted_total{command="create"}`: 1,
+			`permit_wait_seconds_count`:               1,
+			`permit_wait_seconds_sum`:                 40,
+			`permit_wait_seconds_bucket{le="30"}`:     0,
+			`permit_wait_seconds_bucket{le="300"}`:    1,
+			`permit_wait_seconds_bucket{le="+Inf"}`:   1,
+		}},
+		{"started", func(m *Metrics) { m.JobStarted(); m.JobStarted() }, map[string]float64{
+			`jobs_in_hand`: 2,
+		}},
+		{"put back", func(m *Metrics) {
+			m.JobStarted()
+			m.JobStarted()
+			m.JobPutBack("stop")
+		}, map[string]float64{
+			`jobs_in_hand`:                       1,
+			`jobs_put_back_total{reason="stop"}`: 1,
+		}},
+		{"state", func(m *Metrics) {
+			m.WatchPace(func() Pace {
+				return Pace{State: "halted", Commands: map[string]Lane{
+					"create":  {Limit: 200, Effective: 150.5, Out: 3, Waiting: 9},
+					"unknown": {Limit: 1},
+				}}
+			})
+		}, map[string]float64{
+			`state{state="running"}`: 0, `state{state="paused"}`: 0,
+			`state{state="halted"}`: 1, `state{state="outage"}`: 0,
+			`rate_limit_calls_per_second{command="create"}`:     200,
+			`rate_effective_calls_per_second{command="create"}`: 150.5,
+			`permits_out{command="create"}`:                     3,
+			`permits_waiting{command="create"}`:                 9,
+		}},
+		{"queue", func(m *Metrics) {
+			m.WatchQueue(func() (Queue, bool) { return Queue{Pending: 50, InHand: 4}, true })
+		}, map[string]float64{
+			`queue_pending_jobs`: 50, `queue_in_hand_jobs`: 4,
+		}},
+		{"queue out of reach", func(m *Metrics) {
+			m.WatchQueue(func() (Queue, bool) { return Queue{Pending: 50}, false })
+		}, nil},
+		{"usersig", func(m *Metrics) { m.SetUserSigExpiry(time.UnixMilli(1_700_000_000_500)) }, map[string]float64{
+			`usersig_expiry_timestamp_seconds`: 1_700_000_000.5,
+		}},
+		{"usersig unknown", func(m *Metrics) {
+			m.SetUserSigExpiry(time.Unix(1, 0))
+			m.SetUserSigExpiry(time.Time{})
+		}, nil},
+		{"outside the closed sets", func(m *Metrics) {
+			m.CallDone("user-4711", "12345", 0)
+			m.CallDone("create", "http-418", 0)
+			m.Retry("x")
+			m.Throttled("y")
+			m.Granted("z", 0)
+			m.JobStarted()
+			m.JobPutBack("no reason")
+		}, map[string]float64{
+			`calls_total{code="other",command="other"}`:     1,
+			`calls_total{code="other",command="create"}`:    1,
+			`call_retries_total{command="other"}`:           1,
+			`throttled_total{command="other"}`:              1,
+			`permits_granted_total{command="other"}`:        1,
+			`jobs_put_back_total{reason="other"}`:           1,
+			`call_duration_seconds_count{command="other"}`:  1,
+			`call_duration_seconds_sum{command="other"}`:    0,
+			`call_duration_seconds_count{command="create"}`: 1,
+			`permit_wait_seconds_count`:                     1,
+		}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			m := New(testConfig())
+			before := samples(t, m)
+			test.events(m)
+			after := samples(t, m)
+			for series, want := range test.want {
+				if got, ok := after[series]; !ok || got != want {
+					t.Errorf("%s: got %v (there: %t), want %v", series, got, ok, want)
+				}
+			}
+			for series, got := range after {
+				if _, wanted := test.want[series]; wanted || strings.Contains(series, "_bucket{") {
+					continue
+				}
+				if was, ok := before[series]; !ok || got != was {
+					t.Errorf("%s: got %v, want it untouched at %v (there: %t)", series, got, was, ok)
+				}
+			}
+		})
+	}
+}
+
+func TestJobDone(t *testing.T) {
+	m := New(testConfig())
+	if _, ok := samples(t, m)["last_result_timestamp_seconds"]; ok {
+		t.Error("a last result is told before there was one")
+	}
+	start := time.Now().Truncate(time.Millisecond)
+	for range 3 {
+		m.JobStarted()
+	}
+	m.JobDone("done", 10, 0, 200*time.Millisecond, 1)
+	m.JobDone("partial", 4, 2, time.Second, 3)
+	m.JobDone("what", 0, 1, time.Second, 1)
+
+	got := samples(t, m)
+	for series, want := range map[string]float64{
+		`jobs_in_hand`:                          0,
+		`jobs_total{outcome="done"}`:            1,
+		`jobs_total{outcome="partial"}`:         1,
+		`jobs_total{outcome="failed"}`:          0,
+		`jobs_total{outcome="other"}`:           1,
+		`job_attempts_total`:                    5,
+		`conversations_total{outcome="done"}`:   14,
+		`conversations_total{outcome="failed"}`: 3,
+		`job_duration_seconds_count`:            3,
+		`job_duration_seconds_sum`:              2.2,
+		`job_duration_seconds_bucket{le="0.1"}`: 0,
+		`job_duration_seconds_bucket{le="0.5"}`: 1,
+		`job_duration_seconds_bucket{le="1"}`:   3,
+	} {
+		if v, ok := got[series]; !ok || v != want {
+			t.Errorf("%s: got %v (there: %t), want %v", series, v, ok, want)
+		}
+	}
+	last := time.UnixMilli(int64(got["last_result_timestamp_seconds"] * 1000))
+	if last.Before(start.Add(-time.Millisecond)) || last.After(time.Now()) {
+		t.Errorf("last result: got %v, want it between %v and now", last, start)
+	}
+}
+
+// A rate cannot see the first event of a series that starts with it, so what can be known is there from the start.
+func TestStartAtZero(t *testing.T) {
+	got := samples(t, New(testConfig()))
+	for _, series := range []string{
+		`rows_total{outcome="rejected"}`,
+		`jobs_enqueued_total`,
+		`jobs_total{outcome="failed"}`,
+		`conversations_total{outcome="failed"}`,
+		`jobs_put_back_total{reason="retry"}`,
+		`jobs_put_back_total{reason="halt"}`,
+		`calls_total{code="ok",command="create"}`,
+		`calls_total{code="60007",command="update"}`,
+		`calls_total{code="http-502",command="update"}`,
+		`calls_total{code="other",command="create"}`,
+		`call_retries_total{command="update"}`,
+		`throttled_total{command="create"}`,
+		`permits_granted_total{command="create"}`,
+	} {
+		if v, ok := got[series]; !ok || v != 0 {
+			t.Errorf("%s: got %v (there: %t), want 0", series, v, ok)
+		}
+	}
+	build := `build_info{goversion="` + runtime.Version() + `",revision="abc",version="v1.2.3"}`
+	if got[build] != 1 {
+		t.Errorf("%s: got %v, want 1", build, got[build])
+	}
+}
+
+func TestZeroConfig(t *testing.T) {
+	m := New(Config{})
+	m.CallDone("create", "50001", time.Millisecond)
+	m.WatchPace(func() Pace { return Pace{State: "no such state", Commands: map[string]Lane{"create": {Limit: 1}}} })
+	got := samples(t, m)
+	for series, want := range map[string]float64{
+		`calls_total{code="other",command="other"}`: 1,
+		`state{state="running"}`:                    0,
+		`build_info{goversion="` + runtime.Version() + `",revision="unknown",version="unknown"}`: 1,
+	} {
+		if v, ok := got[series]; !ok || v != want {
+			t.Errorf("%s: got %v (there: %t), want %v", series, v, ok, want)
+		}
+	}
+}
+
+// The API has four commands and about seventy codes. What one worker costs a Prometheus has a ceiling.
+func TestCardinality(t *testing.T) {
+	cfg := Config{Commands: []string{"a", "b", "c", "d"}}
+	for code := range 70 {
+		cfg.Codes = append(cfg.Codes, strconv.Itoa(50000+code))
+	}
+	m := New(cfg)
+	if got, ceiling := len(samples(t, m)), 500; got > ceiling {
+		t.Errorf("series of one worker: got %d, want at most %d", got, ceiling)
+	}
+}
+
+func TestLint(t *testing.T) {
+	m := full()
+	families, err := m.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, f := range families {
+		if strings.HasPrefix(f.GetName(), prefix) {
+			names = append(names, f.GetName())
+		}
+		for _, metric := range f.GetMetric() {
+			for _, l := range metric.GetLabel() {
+				if l.GetName() == "job" || l.GetName() == "instance" {
+					t.Errorf("%s: label %s belongs to Prometheus", f.GetName(), l.GetName())
+				}
+			}
+		}
+	}
+	problems, err := testutil.GatherAndLint(m.registry, names...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
+	}
+}
+
+func TestTable(t *testing.T) {
+	golden := filepath.Join("testdata", "table.md")
+	got := Table()
+	if *update {
+		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("got:\n%s\nwant what %s says:\n%s\nif the change is meant, run the test with -update", got, golden, want)
+	}
+}
+
+func TestConcurrency(t *testing.T) {
+	m := New(testConfig())
+	const workers, rounds = 8, 50
+	var wg sync.WaitGroup
+	for range workers {
+		wg.Go(func() {
+			for range rounds {
+				m.Rows(1, 1, 1)
+				m.JobsEnqueued(1)
+				m.JobStarted()
+				m.Granted("create", time.Millisecond)
+				m.CallDone("create", "ok", time.Millisecond)
+				m.CallDone("create", "never heard of", time.Millisecond)
+				m.JobDone("done", 1, 0, time.Millisecond, 1)
+				m.JobStarted()
+				m.JobPutBack("halt")
+				m.WatchPace(func() Pace { return Pace{State: "running"} })
+				m.WatchQueue(func() (Queue, bool) { return Queue{}, true })
+				m.SetUserSigExpiry(time.Now())
+			}
+		})
+	}
+	wg.Go(func() {
+		for range rounds {
+			if _, err := m.registry.Gather(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	wg.Wait()
+	got := samples(t, m)
+	for series, want := range map[string]float64{
+		`jobs_in_hand`:                            0,
+		`jobs_total{outcome="done"}`:              workers * rounds,
+		`calls_total{code="ok",command="create"}`: workers * rounds,
+		`jobs_put_back_total{reason="halt"}`:      workers * rounds,
+	} {
+		if got[series] != want {
+			t.Errorf("%s: got %v, want %v", series, got[series], want)
+		}
+	}
+}
