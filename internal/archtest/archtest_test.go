@@ -1,0 +1,240 @@
+// Package archtest keeps the house in order: it reads what the packages of this module import and fails on an import
+// that the house does not allow, on a package without a room, and on anything at the root that does not belong there.
+//
+//	cmd/groupferry ──► importer   worker   metrics        do not know each other
+//	       │               │        │         │
+//	       └───────────────┴───┬────┴─────────┘
+//	                           ▼
+//	        internal/: job  chat  governor  queue  chatsim
+//
+// Every third-party module has one room, so that it can be replaced there. A room that is opened on purpose is added to
+// the table here, in the commit that opens it.
+package archtest
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// module is the path of this module, and root its directory as seen from here.
+const (
+	module = "groupferry"
+	root   = "../.."
+)
+
+// A room says what a package may import beside the standard library.
+type room struct {
+	own         []string // packages of this module
+	modules     []string // third-party modules: the path itself, or all paths under one that ends in a slash
+	testOwn     []string // what its tests may import too
+	testModules []string
+}
+
+var house = map[string]room{
+	"cmd/groupferry": {
+		own: []string{
+			"importer", "worker", "metrics",
+			"internal/job", "internal/queue", "internal/chat", "internal/governor", "internal/chatsim",
+		},
+		modules:     []string{"github.com/spf13/cobra", "github.com/spf13/pflag", "golang.org/x/term"},
+		testModules: []string{"github.com/rogpeppe/go-internal"},
+	},
+	"importer": {
+		own: []string{"internal/job", "internal/chat"},
+		modules: []string{
+			"github.com/gocarina/gocsv", "github.com/klauspost/compress", "github.com/go-json-experiment/json",
+		},
+	},
+	"worker": {
+		own:     []string{"internal/job", "internal/chat", "internal/governor"},
+		modules: []string{"golang.org/x/sync"},
+		testOwn: []string{"internal/chatsim", "internal/queue"},
+	},
+	"metrics": {
+		own:     []string{"internal/job"},
+		modules: []string{"github.com/prometheus/"},
+	},
+	"internal/job": {},
+	"internal/queue": {
+		own:     []string{"internal/job", "internal/governor"},
+		modules: []string{"github.com/nats-io/", "github.com/synadia-io/orbit.go/", "github.com/gofrs/flock"},
+	},
+	"internal/chat":     {testOwn: []string{"internal/chatsim"}},
+	"internal/governor": {},
+	"internal/chatsim":  {own: []string{"internal/chat"}},
+	"internal/archtest": {},
+	"deploy":            {testOwn: []string{"metrics"}}, // tests only
+}
+
+// atRoot lists what may stand at the root beside dotfiles.
+var atRoot = []string{
+	"cmd", "importer", "worker", "metrics", "internal", "deploy", "samples",
+	"go.mod", "go.sum", "README.md", "LICENSE",
+}
+
+// pkg is what go list says about a package.
+type pkg struct {
+	ImportPath   string
+	Imports      []string
+	TestImports  []string // of the tests in the package itself
+	XTestImports []string // of the tests beside it, in package x_test
+}
+
+// violations returns a sentence for each thing about p that the house does not allow.
+func violations(p pkg) []string {
+	name := strings.TrimPrefix(p.ImportPath, module+"/")
+	r, ok := house[name]
+	if !ok {
+		return []string{fmt.Sprintf("package %s has no room in the house", p.ImportPath)}
+	}
+	var found []string
+	for _, path := range p.Imports {
+		if !allowed(path, r.own, r.modules) {
+			found = append(found, fmt.Sprintf("%s imports %s, which its room does not allow", name, path))
+		}
+	}
+	own := slices.Concat(r.own, r.testOwn, []string{name}) // a test in package x_test imports its own x
+	modules := slices.Concat(r.modules, r.testModules)
+	for _, path := range slices.Concat(p.TestImports, p.XTestImports) {
+		if !allowed(path, own, modules) {
+			found = append(found, fmt.Sprintf("a test of %s imports %s, which its room does not allow", name, path))
+		}
+	}
+	return found
+}
+
+func allowed(path string, own, modules []string) bool {
+	if inner, ok := strings.CutPrefix(path, module+"/"); ok {
+		return slices.Contains(own, inner)
+	}
+	first, _, _ := strings.Cut(path, "/")
+	if !strings.Contains(first, ".") {
+		return path != "C" // the standard library, and no cgo: the binary is static
+	}
+	return slices.ContainsFunc(modules, func(m string) bool {
+		return path == m || strings.HasPrefix(path, strings.TrimSuffix(m, "/")+"/")
+	})
+}
+
+func TestImports(t *testing.T) {
+	// A file for another system is invisible to go list unless it is asked for that system.
+	for _, goos := range []string{"linux", "darwin", "windows"} {
+		t.Run(goos, func(t *testing.T) {
+			pkgs := list(t, goos)
+			if len(pkgs) < 2 {
+				t.Fatalf("go list: got %d packages, want the whole module", len(pkgs))
+			}
+			for _, p := range pkgs {
+				for _, v := range violations(p) {
+					t.Error(v)
+				}
+			}
+		})
+	}
+}
+
+func list(t *testing.T, goos string) []pkg {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Imports,TestImports,XTestImports", "./...")
+	cmd.Dir = root
+	cmd.Env = append(os.Environ(), "GOOS="+goos, "GOARCH=amd64", "CGO_ENABLED=0")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, &stderr)
+	}
+	var pkgs []pkg
+	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p pkg
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			return pkgs
+		} else if err != nil {
+			t.Fatalf("decode the output of go list: %v", err)
+		}
+		pkgs = append(pkgs, p)
+	}
+}
+
+func TestOneRoomPerModule(t *testing.T) {
+	roomOf := map[string]string{}
+	for name, r := range house {
+		for _, m := range slices.Concat(r.modules, r.testModules) {
+			if first, ok := roomOf[m]; ok {
+				t.Errorf("module %s: got two rooms, %s and %s, want one", m, first, name)
+			}
+			roomOf[m] = name
+		}
+	}
+}
+
+func TestRoot(t *testing.T) {
+	if _, err := exec.LookPath("git"); err != nil {
+		t.Skip("git is not installed")
+	}
+	cmd := exec.Command("git", "ls-files", "-z")
+	cmd.Dir = root
+	out, err := cmd.Output()
+	if err != nil {
+		t.Skipf("not a git checkout: %v", err)
+	}
+	seen := map[string]bool{}
+	for file := range strings.SplitSeq(strings.TrimSuffix(string(out), "\x00"), "\x00") {
+		entry, _, _ := strings.Cut(file, "/")
+		if seen[entry] || strings.HasPrefix(entry, ".") || slices.Contains(atRoot, entry) {
+			continue
+		}
+		seen[entry] = true
+		t.Errorf("%s stands at the root, where it does not belong", entry)
+	}
+}
+
+// A guard that cannot bark is none.
+func TestViolations(t *testing.T) {
+	tests := []struct {
+		name string
+		pkg  pkg
+		want string // part of the one violation; "" when there is none
+	}{
+		{"standard library", pkg{ImportPath: "groupferry/internal/job", Imports: []string{"encoding/json"}}, ""},
+		{"allowed module", pkg{ImportPath: "groupferry/worker", Imports: []string{"golang.org/x/sync/errgroup"}}, ""},
+		{"allowed family", pkg{ImportPath: "groupferry/metrics", TestImports: []string{
+			"github.com/prometheus/client_golang/prometheus/testutil"}}, ""},
+		{"own package in an outer test", pkg{ImportPath: "groupferry/worker", XTestImports: []string{
+			"groupferry/worker", "groupferry/internal/chatsim"}}, ""},
+		{"neighbours", pkg{ImportPath: "groupferry/worker", Imports: []string{"groupferry/importer"}},
+			"worker imports groupferry/importer"},
+		{"neighbours in a test", pkg{ImportPath: "groupferry/metrics", TestImports: []string{"groupferry/worker"}},
+			"a test of metrics imports groupferry/worker"},
+		{"module in the wrong room", pkg{ImportPath: "groupferry/worker", Imports: []string{
+			"github.com/nats-io/nats.go"}}, "worker imports github.com/nats-io/nats.go"},
+		{"module with the start of another's name", pkg{ImportPath: "groupferry/importer", Imports: []string{
+			"github.com/gocarina/gocsvx"}}, "importer imports github.com/gocarina/gocsvx"},
+		{"test module outside a test", pkg{ImportPath: "groupferry/cmd/groupferry", Imports: []string{
+			"github.com/rogpeppe/go-internal/testscript"}}, "cmd/groupferry imports github.com/rogpeppe"},
+		{"what a test may, outside a test", pkg{ImportPath: "groupferry/deploy", Imports: []string{
+			"groupferry/metrics"}}, "deploy imports groupferry/metrics"},
+		{"cgo", pkg{ImportPath: "groupferry/internal/queue", Imports: []string{"C"}}, "internal/queue imports C"},
+		{"no room", pkg{ImportPath: "groupferry/internal/util"}, "groupferry/internal/util has no room"},
+		{"no room below a room", pkg{ImportPath: "groupferry/importer/csv"}, "groupferry/importer/csv has no room"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			got := violations(test.pkg)
+			switch {
+			case test.want == "" && len(got) != 0:
+				t.Errorf("got %q, want none", got)
+			case test.want != "" && (len(got) != 1 || !strings.Contains(got[0], test.want)):
+				t.Errorf("got %q, want one with %q", got, test.want)
+			}
+		})
+	}
+}
