@@ -1,0 +1,337 @@
+package chat
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unicode"
+)
+
+const (
+	// DefaultAdmin is the admin account that the vendor's console makes with every app.
+	DefaultAdmin = "administrator"
+
+	defaultSigLifetime = 24 * time.Hour   // the lifetime in the vendor's samples of server code
+	defaultTimeout     = 10 * time.Second // well above the 3 s after which the API itself gives up
+	defaultMaxConns    = 256              // above what 200 calls a second need at a call time of 1 s
+
+	// idleTimeout is how long a connection is kept without a call: less than the 60 s or more that servers and
+	// load balancers allow, so that a call seldom meets a connection that the other side is just closing.
+	idleTimeout = 45 * time.Second
+
+	// maxAnswer bounds what is read of an answer, in bytes. One about 100 conversations has about 20 kB.
+	maxAnswer = 1 << 20
+)
+
+// Config says which app to call, where and as whom. BaseURL, SDKAppID and one of SecretKey and UserSig have to be
+// given; the zero value of everything else stands for its default.
+type Config struct {
+	BaseURL  string // scheme and host, as [RegionURL] gives it; a path is taken as a prefix
+	SDKAppID uint64
+	Admin    string // an app admin account; default [DefaultAdmin]
+
+	SecretKey   Secret        // the app's key, from which the client makes its UserSigs; or else
+	UserSig     Secret        // a UserSig that is ready
+	SigLifetime time.Duration // of a UserSig the client makes, at least 1 s; default 24 h
+
+	Timeout  time.Duration // of one call, connecting included; default 10 s
+	MaxConns int           // connections kept open between calls; default 256
+}
+
+// A Client makes calls for one app. It is safe for use by many goroutines at once. It speaks HTTP/1.1 with a pool of
+// connections, so that one lost connection costs one call, and uses the proxy of the environment as net/http does.
+type Client struct {
+	base     url.URL
+	appID    uint64
+	admin    string
+	lifetime time.Duration
+	timeout  time.Duration
+	http     *http.Transport
+
+	// key is behind a pointer so that no %v of a Client can reach it; nil when a ready UserSig was given.
+	key *Secret
+
+	signing sync.Mutex // held while a new signature replaces the old one
+	sig     atomic.Pointer[signature]
+}
+
+// A signature is a UserSig with what depends on it.
+type signature struct {
+	text    string
+	query   string    // the query of a call, ready but for the digits of random, which come last
+	expiry  time.Time // zero when the UserSig does not tell
+	renewAt time.Time // zero for never
+}
+
+// New makes a client. It calls nobody. The error names the field that is wrong.
+func New(c Config) (*Client, error) {
+	if c.Admin == "" {
+		c.Admin = DefaultAdmin
+	}
+	if c.SigLifetime == 0 {
+		c.SigLifetime = defaultSigLifetime
+	}
+	if c.Timeout == 0 {
+		c.Timeout = defaultTimeout
+	}
+	if c.MaxConns == 0 {
+		c.MaxConns = defaultMaxConns
+	}
+	base, err := parseBaseURL(c.BaseURL)
+	switch {
+	case err != nil:
+		return nil, err
+	case c.SDKAppID == 0:
+		return nil, errors.New("SDKAppID: not given")
+	case !printableASCII(c.Admin) || len(c.Admin) > MaxUserIDBytes:
+		return nil, fmt.Errorf("Admin: not 1 to %d bytes of printable ASCII", MaxUserIDBytes)
+	case c.SecretKey == "" && c.UserSig == "":
+		return nil, errors.New("SecretKey: neither it nor UserSig is given")
+	case c.SecretKey != "" && c.UserSig != "":
+		return nil, errors.New("UserSig: given beside SecretKey; give one of them")
+	case strings.ContainsFunc(c.SecretKey.Reveal(), notInSecret):
+		return nil, errors.New("SecretKey: holds white space or a control character")
+	case strings.ContainsFunc(c.UserSig.Reveal(), notInSecret):
+		return nil, errors.New("UserSig: holds white space or a control character")
+	case c.SigLifetime < time.Second:
+		return nil, fmt.Errorf("SigLifetime: %v is less than 1s", c.SigLifetime)
+	case c.Timeout < 0:
+		return nil, fmt.Errorf("Timeout: %v is negative", c.Timeout)
+	case c.MaxConns < 0:
+		return nil, fmt.Errorf("MaxConns: %d is negative", c.MaxConns)
+	}
+
+	client := &Client{
+		base:     *base,
+		appID:    c.SDKAppID,
+		admin:    c.Admin,
+		lifetime: c.SigLifetime,
+		timeout:  c.Timeout,
+		http: &http.Transport{
+			Proxy:               http.ProxyFromEnvironment,
+			MaxIdleConns:        c.MaxConns,
+			MaxIdleConnsPerHost: c.MaxConns,
+			IdleConnTimeout:     idleTimeout,
+			DisableCompression:  true, // answers are small; unpacking would cost more than it saves
+			Protocols:           new(http.Protocols),
+		},
+	}
+	client.http.Protocols.SetHTTP1(true)
+	if c.SecretKey != "" {
+		client.key = &c.SecretKey
+		client.sign()
+		return client, nil
+	}
+	// A ready UserSig may be of a version that only the API can read: then nobody here knows its end.
+	expiry, _ := UserSigExpiry(c.UserSig.Reveal())
+	client.sig.Store(client.newSignature(c.UserSig, expiry, time.Time{}))
+	return client, nil
+}
+
+// parseBaseURL quotes nothing of a URL in its errors: people paste whole sample URLs, with a signature in them.
+func parseBaseURL(s string) (*url.URL, error) {
+	if s == "" {
+		return nil, errors.New("BaseURL: not given")
+	}
+	u, err := url.Parse(s)
+	switch {
+	case err != nil:
+		return nil, errors.New("BaseURL: not a URL")
+	case u.Scheme != "https" && u.Scheme != "http", u.Host == "":
+		return nil, errors.New("BaseURL: not of the form https://HOST")
+	case u.User != nil, u.RawQuery != "", u.ForceQuery, u.Fragment != "":
+		return nil, errors.New("BaseURL: more than scheme, host and path")
+	}
+	return u, nil
+}
+
+func printableASCII(s string) bool {
+	return s != "" && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
+}
+
+func notInSecret(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }
+
+// String names the app and the host, so that a client that is printed shows nothing else.
+func (c *Client) String() string {
+	return fmt.Sprintf("chat client of app %d at %s", c.appID, c.base.Host)
+}
+
+// GoString is [Client.String].
+func (c *Client) GoString() string { return c.String() }
+
+// Close closes the connections that no call is using. Calls in flight go on; the client can still be used.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// SigExpiry tells when the UserSig in use ends; zero when a ready one was given that does not tell.
+func (c *Client) SigExpiry() time.Time { return c.sig.Load().expiry }
+
+// Renew signs again now, whether or not the UserSig in use has time left. It is an error when a ready UserSig was
+// given: there is no key to sign with.
+func (c *Client) Renew() error {
+	if c.key == nil {
+		return errors.New("renew the UserSig: it was given ready, without the secret key")
+	}
+	c.signing.Lock()
+	defer c.signing.Unlock()
+	c.sign()
+	return nil
+}
+
+// sign replaces the signature. Only one goroutine at a time may be here.
+func (c *Client) sign() {
+	now := wallClock()
+	sig := SignUserSig(*c.key, c.appID, c.admin, now, c.lifetime)
+	expiry := time.Unix(now.Unix(), 0).Add(c.lifetime.Truncate(time.Second))
+	c.sig.Store(c.newSignature(sig, expiry, now.Add(c.lifetime/4*3)))
+}
+
+func (c *Client) newSignature(sig Secret, expiry, renewAt time.Time) *signature {
+	// The two characters beside letters and digits that a UserSig has may stand in a query as they are.
+	escaped := strings.ReplaceAll(url.QueryEscape(sig.Reveal()), "%2A", "*")
+	return &signature{
+		text: sig.Reveal(),
+		query: "sdkappid=" + strconv.FormatUint(c.appID, 10) + "&identifier=" + url.QueryEscape(c.admin) +
+			"&usersig=" + escaped + "&contenttype=json&random=",
+		expiry:  expiry,
+		renewAt: renewAt,
+	}
+}
+
+// signature gives the signature to use now, a new one if it is time.
+func (c *Client) signature() *signature {
+	s := c.sig.Load()
+	if s.renewAt.IsZero() || wallClock().Before(s.renewAt) {
+		return s
+	}
+	c.signing.Lock()
+	defer c.signing.Unlock()
+	if c.sig.Load() == s { // nobody was faster
+		c.sign()
+	}
+	return c.sig.Load()
+}
+
+// wallClock leaves the monotonic clock out: a UserSig ends by the calendar, also while a machine is asleep.
+func wallClock() time.Time { return time.Now().Round(0) }
+
+// Check makes one get_contact_group for the admin account. It returns nil when the answer shows that the API takes the
+// signature, whatever it says beside: also when it does not offer the command, or does not know the account as a user.
+// Any other error is an [*Error].
+func (c *Client) Check(ctx context.Context) error {
+	_, err := c.Get(ctx, c.admin, 0)
+	var e *Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	// Codes from 60000 on come from the layers that a request passes before it reaches the command, and so prove nothing.
+	if e.NotOffered() || e.Class() == Permanent && e.Code < 60000 {
+		return nil
+	}
+	return err
+}
+
+// call makes one call and decodes the answer into answer. The error is an [*Error] or nil.
+func (c *Client) call(ctx context.Context, command Command, request any, answer interface{ base() *baseAnswer }) error {
+	body, err := json.Marshal(request)
+	if err != nil { // strings and integers always marshal
+		panic(err)
+	}
+	text, status, cause := c.roundTrip(ctx, command, body)
+	switch {
+	case cause != nil:
+		return &Error{Command: command, Cause: cause}
+	case status != http.StatusOK:
+		return &Error{Command: command, Status: status}
+	}
+	if cause := decode(text, answer); cause != nil {
+		return &Error{Command: command, Cause: cause}
+	}
+	base := answer.base()
+	switch {
+	case !base.ErrorCode.ok, base.ErrorCode.n == 0 && base.ActionStatus != "OK":
+		cause = fmt.Errorf("%w: no ErrorCode, or one that contradicts ActionStatus", errUndecodable)
+		return &Error{Command: command, Cause: cause}
+	case base.ErrorCode.n != 0:
+		return &Error{Command: command, Code: int(base.ErrorCode.n), Info: c.clean(base.ErrorInfo)}
+	}
+	return nil
+}
+
+// roundTrip sends body. It gives the HTTP status, and for 200 the body of the answer; or the cause why there is none.
+func (c *Client) roundTrip(ctx context.Context, command Command, body []byte) ([]byte, int, error) {
+	limited, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+
+	target := c.base
+	target.Path = strings.TrimSuffix(target.Path, "/") + PathPrefix + string(command)
+	target.RawPath = ""
+	target.RawQuery = c.signature().query + strconv.FormatUint(uint64(rand.Uint32()), 10)
+	request := (&http.Request{
+		Method:        http.MethodPost,
+		URL:           &target,
+		Host:          target.Host,
+		Header:        http.Header{"Content-Type": {"application/json"}, "User-Agent": {"groupferry"}},
+		Body:          io.NopCloser(bytes.NewReader(body)),
+		GetBody:       func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil },
+		ContentLength: int64(len(body)),
+	}).WithContext(limited)
+
+	// The transport by itself follows no redirect. It sends a POST again only where not one byte of it had gone out
+	// on a connection that turned out to be closed.
+	response, err := c.http.RoundTrip(request)
+	if err != nil {
+		return nil, 0, c.ended(ctx, limited, networkCause(err, c.clean))
+	}
+	defer response.Body.Close()
+	var b bytes.Buffer
+	if n := response.ContentLength; 0 < n && n <= maxAnswer {
+		b.Grow(int(n) + bytes.MinRead)
+	}
+	// Reading to the end is also what lets the connection be kept.
+	_, err = b.ReadFrom(io.LimitReader(response.Body, maxAnswer+1))
+	switch {
+	case response.StatusCode != http.StatusOK:
+		return nil, response.StatusCode, nil
+	case err != nil:
+		return nil, 0, c.ended(ctx, limited, errCutOff)
+	case b.Len() > maxAnswer:
+		return nil, 0, fmt.Errorf("%w: more than %d bytes", errUndecodable, maxAnswer)
+	}
+	return b.Bytes(), http.StatusOK, nil
+}
+
+// ended tells why a call ended that failed with cause: the end of its context or the timeout goes before what the
+// network made of it.
+func (c *Client) ended(ctx, limited context.Context, why error) error {
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case limited.Err() != nil:
+		return &cause{text: fmt.Sprintf("no answer within %v", c.timeout), kind: errNoAnswer}
+	}
+	return why
+}
+
+// clean makes a text fit to be kept in which somebody may have put the signature.
+func (c *Client) clean(s string) string {
+	if s == "" {
+		return ""
+	}
+	sig := c.sig.Load().text
+	secrets := []string{sig, url.QueryEscape(sig)}
+	if c.key != nil {
+		secrets = append(secrets, c.key.Reveal())
+	}
+	return cleanText(s, secrets...)
+}

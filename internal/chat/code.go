@@ -1,0 +1,172 @@
+package chat
+
+import (
+	"cmp"
+	"slices"
+)
+
+// The codes that this project sends, looks for or simulates. [Codes] lists all that are known.
+const (
+	CodeUserNotImported      = 50001
+	CodeBadParameter         = 50002
+	CodeNotAdmin             = 50003
+	CodeInternal             = 50004
+	CodeInternalTimeout      = 50005
+	CodeItemCount            = 51006
+	CodeGroupUnresolved      = 51007
+	CodeTooManyConversations = 51008
+	CodeNoSuchGroup          = 51009
+	CodeTooManyGroups        = 51010
+	CodeGroupNameTooLong     = 51011
+	CodeEditionLacks         = 51013
+	CodeBadURL               = 60002
+	CodeBadJSON              = 60003
+	CodeBadSDKAppID          = 60006
+	CodeThrottled            = 60007
+	CodeNotOffered           = 60009
+	CodeAppThrottled         = 60011
+	CodeSDKAppIDMissing      = 60012
+	CodeAppDisabled          = 60016
+	CodeSigExpired           = 70001
+	CodeSigEmpty             = 70002
+	CodeSigUnparsable        = 70003
+	CodeSigWrongKey          = 70009
+	CodeSigOtherIdentifier   = 70013
+	CodeSigOtherApp          = 70014
+)
+
+// A Class says what to do about a code.
+type Class int
+
+// The classes.
+const (
+	Unknown      Class = iota // in no document: a few tries, then permanent
+	Retry                     // the same job later, with back-off and jitter
+	Throttle                  // slow the fleet down and make the call again; counts as no attempt
+	Refresh                   // sign again once and repeat; if it fails again, halt
+	Halt                      // every job would fail the same way: stop the fleet and keep the jobs
+	HaltRepeated              // retry; halt when repeated
+	Permanent                 // of this job or this conversation only: record it as failed and go on
+	ItemRetry                 // of one conversation: try it twice more, then permanent for it
+)
+
+var classNames = [...]string{
+	"unknown", "retry", "throttle", "refresh", "halt", "halt-repeated", "permanent", "item-retry",
+}
+
+func (c Class) String() string {
+	if c < 0 || int(c) >= len(classNames) {
+		c = Unknown
+	}
+	return classNames[c]
+}
+
+// What an operator can do, where more than one code calls for it.
+const (
+	mendKey     = "check that the secret key is the one of this SDKAppID"
+	mendAdmin   = "give an app admin account of this app as the admin"
+	mendRequest = "check the API URL, the SDKAppID and the admin account"
+	mendRegion  = "check the SDKAppID and that the region is the one the app was made in"
+)
+
+type codeFacts struct {
+	code    int
+	class   Class
+	meaning string
+	mend    string
+}
+
+// codes is the one table of what is known about a code, in the order of the codes. Numbers and meanings are from the
+// vendor's list of error codes and the document of each command; the classes are this project's.
+var codes = [...]codeFacts{
+	{50001, Permanent, "the user id was never imported", ""},
+	{50002, Permanent, "bad parameter", ""},
+	{50003, Halt, "the caller is no app admin", mendAdmin},
+	{50004, Retry, "internal error", ""},
+	{50005, Retry, "internal timeout", ""},
+	{51006, Permanent, "no conversations, or more than 100", ""},
+	{51007, ItemRetry, "the group id could not be resolved: an internal error, or the group was disbanded", ""},
+	{51008, Permanent, "more than 1,000 conversations", ""},
+	{51009, Permanent, "no such group", ""},
+	{51010, Permanent, "more than 20 groups", ""},
+	{51011, Permanent, "the group name has more than 32 bytes", ""},
+	{51012, Permanent, "too many pinned conversations", ""},
+	{51013, Halt, "the app's edition lacks the feature", "upgrade the app to the Ultimate edition in the console"},
+	{60002, HaltRepeated, "the URL could not be parsed", mendRequest},
+	{60003, Permanent, "the JSON could not be parsed", ""},
+	{60004, HaltRepeated, "the account or the signature of the request is wrong", mendRequest},
+	{60005, HaltRepeated, "the account or the signature of the request is wrong", mendRequest},
+	{60006, Halt, "bad SDKAppID", "check the SDKAppID"},
+	{60007, Throttle, "over the call limit of this command", ""},
+	{60008, Retry, "the service timed out", ""},
+	{60009, Halt, "wrong resource: the command is not offered here", "check the API URL and the region"},
+	{60010, Halt, "the caller is no app admin", mendAdmin},
+	{60011, Throttle, "over the call limit of the app", ""},
+	{60012, Halt, "the SDKAppID is missing", "give the SDKAppID"},
+	{60013, Retry, "the service's answer could not be parsed", ""},
+	{60014, Retry, "the change of accounts timed out", ""},
+	{60015, Permanent, "an account in the request is no string", ""},
+	{60016, Halt, "the app is disabled", "enable the app in the console"},
+	{60017, Halt, "forbidden", "ask the vendor why requests of this app are forbidden"},
+	{60018, Throttle, "too many requests", ""},
+	{60019, Throttle, "too many requests", ""},
+	{60020, Halt, "the app's plan has expired", "renew the plan in the console"},
+	{60021, Halt, "the caller's IP address is not on the allow-list", "put this host's address on the app's allow-list"},
+	{70001, Refresh, "the UserSig has expired", "give a fresh UserSig, or the secret key; check this host's clock"},
+	{70002, Halt, "the UserSig is empty", "give the secret key or a UserSig"},
+	{70003, Halt, "the UserSig cannot be parsed", "check that the UserSig is complete; " + mendKey},
+	{70005, Halt, "the UserSig's check failed", mendKey},
+	{70009, Halt, "the UserSig was made with another key", mendKey},
+	{70013, Halt, "the UserSig was made for another account", "check the admin account"},
+	{70014, Halt, "the UserSig was made for another SDKAppID", "check the SDKAppID"},
+	{70016, Halt, "no key was found for the app", mendRegion},
+	{70020, Halt, "the app was not found", mendRegion},
+	{70050, Halt, "locked for a minute after repeated signature failures", mendKey + ", and wait a minute"},
+	{70051, Permanent, "the account is blocked", ""},
+	{70052, Refresh, "the UserSig is no longer valid", "give a fresh UserSig, or the secret key"},
+	{70107, Permanent, "the account does not exist", ""},
+	{70114, Halt, "refused for security reasons", "check the secret key and the admin account"},
+	{70169, Retry, "internal timeout of the account system", ""},
+	{70202, Retry, "internal timeout of the account system", ""},
+	{70206, Permanent, "bad number in the request", ""},
+	{70398, Permanent, "over the limit of accounts", ""},
+	{70402, Permanent, "bad parameter for the account system", ""},
+	{70403, Halt, "the caller may not do this", mendAdmin},
+	{70500, Retry, "internal error of the account system", ""},
+	{80001, Permanent, "the text was refused by the content filter", ""},
+}
+
+// lookup finds what is known about a code.
+func lookup(code int) codeFacts {
+	i, ok := slices.BinarySearchFunc(codes[:], code, func(f codeFacts, code int) int {
+		return cmp.Compare(f.code, code)
+	})
+	if !ok {
+		return codeFacts{meaning: "a code that is in no document"}
+	}
+	return codes[i]
+}
+
+// ClassOf gives the class of a code that the API answered; [Unknown] for one that is in no document.
+func ClassOf(code int) Class {
+	return lookup(code).class
+}
+
+// Meaning says in short English what a code means.
+func Meaning(code int) string {
+	return lookup(code).meaning
+}
+
+// Mend says what an operator does about a code of class [Halt], [HaltRepeated] or [Refresh], and is empty for others.
+func Mend(code int) string {
+	return lookup(code).mend
+}
+
+// Codes lists all known codes in ascending order.
+func Codes() []int {
+	list := make([]int, len(codes))
+	for i := range codes {
+		list[i] = codes[i].code
+	}
+	return list
+}

@@ -1,0 +1,199 @@
+package chat
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"unicode"
+	"unicode/utf8"
+)
+
+// maxText bounds a text of the server or the network that is kept, in bytes.
+const maxText = 256
+
+// An Error is a call that the API did not accept, or that got no answer. One of Code, Status and Cause is set.
+type Error struct {
+	Command Command
+	Code    int    // what the API answered; 0 when it answered with no code
+	Info    string // the server's text for the code, cleaned and cut; for people
+	Status  int    // HTTP status other than 200
+	Cause   error  // no readable answer: the network, a timeout, an end of the context, a body cut off or undecodable
+}
+
+// What became of an answer that is none; an [Error]'s Cause wraps one of these, a context's error or a syscall.Errno.
+var (
+	errNoAnswer    = os.ErrDeadlineExceeded
+	errReset       = syscall.ECONNRESET
+	errRefused     = syscall.ECONNREFUSED
+	errCutOff      = errors.New("the answer was cut off")
+	errUndecodable = errors.New("the answer is undecodable")
+)
+
+// The words of [Error.Word] that are no code and no HTTP status.
+const (
+	WordTimeout     = "timeout"
+	WordRefused     = "refused"
+	WordReset       = "reset"
+	WordCutOff      = "cut-off"
+	WordUndecodable = "undecodable"
+	WordCancelled   = "cancelled"
+	WordNetwork     = "network"
+)
+
+// Words lists the words of [Error.Word] that are no code and no HTTP status.
+func Words() []string {
+	return []string{
+		WordTimeout, WordRefused, WordReset, WordCutOff, WordUndecodable, WordCancelled, WordNetwork,
+	}
+}
+
+func (e *Error) Error() string {
+	switch {
+	case e.Code != 0 && e.Info != "":
+		return fmt.Sprintf("%s: %d %s: %s", e.Command, e.Code, Meaning(e.Code), e.Info)
+	case e.Code != 0:
+		return fmt.Sprintf("%s: %d %s", e.Command, e.Code, Meaning(e.Code))
+	case e.Status != 0:
+		return fmt.Sprintf("%s: HTTP status %d", e.Command, e.Status)
+	case e.Cause != nil:
+		return fmt.Sprintf("%s: %v", e.Command, e.Cause)
+	}
+	return string(e.Command) + ": no answer"
+}
+
+// Unwrap gives the cause, so that errors.Is finds context.Canceled in a call whose context ended.
+func (e *Error) Unwrap() error { return e.Cause }
+
+// Class says what to do about the error. A call without a code is of class [Retry], except for an HTTP status that
+// trying again cannot be expected to change: 404 is of class [Halt], as code 60009 is, and any other 3xx or 4xx but
+// 408 and 429 is [Unknown].
+func (e *Error) Class() Class {
+	switch {
+	case e.Code != 0:
+		return ClassOf(e.Code)
+	case e.Status == 404:
+		return Halt
+	case e.Status == 408, e.Status == 429:
+		return Retry
+	case 300 <= e.Status && e.Status < 500:
+		return Unknown
+	}
+	return Retry
+}
+
+// Transport tells whether the call failed on the way and says nothing about the request: refused, reset, timed out,
+// an HTTP status of class [Retry], or an answer that cannot be read. A call that its own caller cancelled is not
+// among them, for it says nothing about the way either.
+func (e *Error) Transport() bool {
+	return e.Code == 0 && e.Class() == Retry && !errors.Is(e.Cause, context.Canceled)
+}
+
+// NotOffered tells whether the command is not there: HTTP 404, or code 60009.
+func (e *Error) NotOffered() bool {
+	return e.Code == CodeNotOffered || e.Code == 0 && e.Status == 404
+}
+
+// Mend says what an operator does about an error that stops everything, and is empty where nothing is known.
+func (e *Error) Mend() string {
+	if e.NotOffered() {
+		return Mend(CodeNotOffered)
+	}
+	return Mend(e.Code)
+}
+
+// Word is a short stable word for results and metrics: the code in decimal, "http-502" for a status, or one of
+// [Words].
+func (e *Error) Word() string {
+	switch {
+	case e.Code != 0:
+		return strconv.Itoa(e.Code)
+	case e.Status != 0:
+		return "http-" + strconv.Itoa(e.Status)
+	case errors.Is(e.Cause, context.Canceled):
+		return WordCancelled
+	case errors.Is(e.Cause, context.DeadlineExceeded), errors.Is(e.Cause, errNoAnswer):
+		return WordTimeout
+	case errors.Is(e.Cause, errRefused):
+		return WordRefused
+	case errors.Is(e.Cause, errReset):
+		return WordReset
+	case errors.Is(e.Cause, errCutOff):
+		return WordCutOff
+	case errors.Is(e.Cause, errUndecodable):
+		return WordUndecodable
+	}
+	return WordNetwork
+}
+
+// A cause keeps what kind of failure an error of the network was, and its text. The error itself is let go: what it
+// wraps can hold the URL of the call, or what the server sent.
+type cause struct {
+	text string
+	kind error // nil: no more is known than the text
+}
+
+func (c *cause) Error() string { return c.text }
+
+func (c *cause) Unwrap() error { return c.kind }
+
+// networkCause tells the kinds of network errors apart that [Error.Word] has words for.
+func networkCause(err error, clean func(string) string) error {
+	var timeout net.Error
+	var errno syscall.Errno
+	c := &cause{text: clean(err.Error())}
+	switch {
+	case errors.As(err, &timeout) && timeout.Timeout():
+		c.kind = errNoAnswer
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.EPIPE):
+		c.kind = errReset
+	case errors.As(err, &errno):
+		c.kind = errno
+	case strings.Contains(c.text, "server closed idle connection"): // net/http does not export this error
+		c.kind = errReset
+	}
+	return c
+}
+
+var (
+	// sigInText finds a UserSig by its name in a query that a server sent back, whatever was done to its characters.
+	sigInText = regexp.MustCompile(`(?i)(usersig(?:=|%3d|"?\s*:\s*"?))[^&\s"'<>,;)\]}]+`)
+	// sigStart finds a UserSig by its own look: zlib makes the first two characters the same.
+	sigStart = regexp.MustCompile(`eJ[A-Za-z0-9*%_-]{40,}`)
+)
+
+// cleanText makes a text of the server fit to be kept and shown: no secret, no control characters, at most maxText
+// bytes. The secrets are taken out before the cut, which could leave half of one.
+func cleanText(s string, secrets ...string) string {
+	if s == "" {
+		return ""
+	}
+	for _, secret := range secrets {
+		if secret != "" {
+			s = strings.ReplaceAll(s, secret, hidden)
+		}
+	}
+	s = sigInText.ReplaceAllString(s, "${1}"+hidden)
+	s = sigStart.ReplaceAllString(s, hidden)
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return ' '
+	}, s)
+	s = strings.TrimSpace(s)
+	if len(s) <= maxText {
+		return s
+	}
+	cut := maxText - len("…")
+	for !utf8.RuneStart(s[cut]) {
+		cut--
+	}
+	return s[:cut] + "…"
+}

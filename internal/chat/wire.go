@@ -1,0 +1,358 @@
+package chat
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+)
+
+// Update types and operations of update_contact_group, as its document numbers them.
+const (
+	updateGroup = 1 // UpdateType: a group, not a mark
+
+	updateMembers = 2 // UpdateGroupType; 1 renames
+
+	optNone   = 0 // no operation told
+	optAdd    = 1 // ContactOptType
+	optRemove = 2
+)
+
+// A wireItem is an Item in a request. Only the id that matches the type is sent.
+type wireItem struct {
+	Type      int    `json:"Type"`
+	ToAccount string `json:"To_Account,omitempty"`
+	ToGroupID string `json:"ToGroupId,omitempty"`
+}
+
+func toWire(it Item) wireItem {
+	if it.Type == GroupChat {
+		return wireItem{Type: it.Type, ToGroupID: it.ID}
+	}
+	return wireItem{Type: it.Type, ToAccount: it.ID}
+}
+
+type createGroup struct {
+	GroupName   string
+	ContactItem []wireItem
+}
+
+type createBody struct {
+	FromAccount      string `json:"From_Account"`
+	GroupContactItem [1]createGroup
+}
+
+type updateItem struct {
+	ContactOptType int
+	ContactItem    wireItem
+}
+
+type updateBody struct {
+	FromAccount string `json:"From_Account"`
+	UpdateType  int
+	UpdateGroup struct {
+		UpdateGroupType   int
+		OldGroupName      string
+		ContactUpdateItem []updateItem
+	}
+}
+
+type getBody struct {
+	FromAccount string `json:"From_Account"`
+	StartIndex  int64
+}
+
+type deleteBody struct {
+	FromAccount string    `json:"From_Account"`
+	GroupName   [1]string `json:"GroupName"`
+}
+
+// An integer is read from a JSON number or from a string that holds one. Anything else leaves ok false, and does not
+// make the whole answer unreadable: most of them are only told to people.
+type integer struct {
+	n  int64
+	ok bool
+}
+
+func (i *integer) UnmarshalJSON(b []byte) error {
+	if len(b) >= 2 && b[0] == '"' {
+		b = b[1 : len(b)-1]
+	}
+	n, err := strconv.ParseInt(string(b), 10, 64)
+	*i = integer{n: n, ok: err == nil}
+	if err != nil {
+		i.n = 0
+	}
+	return nil
+}
+
+// A baseAnswer is what all answers have.
+type baseAnswer struct {
+	ActionStatus string
+	ErrorCode    integer
+	ErrorInfo    string
+}
+
+func (b *baseAnswer) base() *baseAnswer { return b }
+
+type answerItem struct {
+	Type      integer
+	ToAccount string `json:"To_Account"`
+	ToGroupID string `json:"ToGroupId"`
+}
+
+// item gives the conversation; where the type is missing, the id that is there tells it.
+func (a *answerItem) item() Item {
+	if a.Type.n == GroupChat || a.Type.n == 0 && a.ToAccount == "" {
+		return Item{Type: GroupChat, ID: a.ToGroupID}
+	}
+	return Item{Type: OneToOne, ID: a.ToAccount}
+}
+
+type answerResult struct {
+	ContactOptType integer
+	ContactItem    answerItem
+	ResultCode     integer
+	ResultInfo     string
+}
+
+type answerGroup struct {
+	GroupName string
+	GroupID   integer `json:"GroupId"`
+}
+
+type groupResult struct {
+	GroupItem  answerGroup
+	ResultItem []answerResult
+}
+
+type createAnswer struct {
+	baseAnswer
+	GroupResultItem []groupResult
+}
+
+// updateResult has its list under the name that the document gives, or under that of create's answer.
+type updateResult struct {
+	GroupID           integer `json:"GroupId"`
+	ContactResultItem []answerResult
+	ResultItem        []answerResult
+}
+
+type updateAnswer struct {
+	baseAnswer
+	UpdateGroupResult oneOrMore[updateResult]
+	GroupResultItem   []groupResult
+}
+
+// oneOrMore reads a value that some documents show alone and others in a list.
+type oneOrMore[T any] []T
+
+func (l *oneOrMore[T]) UnmarshalJSON(b []byte) error {
+	if b[0] == '[' {
+		return json.Unmarshal(b, (*[]T)(l))
+	}
+	if b[0] != '{' {
+		*l = nil
+		return nil
+	}
+	*l = make([]T, 1)
+	return json.Unmarshal(b, &(*l)[0])
+}
+
+type getAnswer struct {
+	baseAnswer
+	ContactItem []struct {
+		answerItem
+		ContactGroupID []integer `json:"ContactGroupId"`
+	}
+	GroupItem      []answerGroup
+	CompleteFlag   integer
+	NextStartIndex integer
+}
+
+// decode reads an answer. The error quotes nothing of it, for it may hold anything.
+func decode(text []byte, answer any) error {
+	err := json.Unmarshal(text, answer)
+	if err == nil {
+		return nil
+	}
+	var syntax *json.SyntaxError
+	if errors.As(err, &syntax) && syntax.Offset >= int64(len(text)) && len(bytes.TrimSpace(text)) > 0 {
+		return errCutOff
+	}
+	if syntax != nil {
+		return fmt.Errorf("%w: no JSON from byte %d on", errUndecodable, syntax.Offset)
+	}
+	return fmt.Errorf("%w: JSON of another shape", errUndecodable)
+}
+
+// Create makes a group with conversations in it.
+func (c *Client) Create(ctx context.Context, r CreateRequest) (Answer, error) {
+	body := createBody{FromAccount: r.FromAccount}
+	body.GroupContactItem[0] = createGroup{GroupName: r.GroupName, ContactItem: make([]wireItem, len(r.Items))}
+	for i, it := range r.Items {
+		body.GroupContactItem[0].ContactItem[i] = toWire(it)
+	}
+	var a createAnswer
+	if err := c.call(ctx, CreateContactGroup, &body, &a); err != nil {
+		return Answer{}, err
+	}
+	m := matcher{clean: c.clean}
+	var answer Answer
+	for _, g := range a.GroupResultItem {
+		m.add(g.ResultItem)
+		answer.GroupID = cmp.Or(answer.GroupID, g.GroupItem.GroupID.n)
+	}
+	answer.Items = m.match(make([]ItemResult, 0, len(r.Items)), r.Items, optNone)
+	return answer, nil
+}
+
+// Update adds conversations to a group that exists and takes others out of it. An accepted update whose answer has no
+// list of conversations at all counts as done for every one, for documents do not agree on its shape; a list that is
+// too short leaves the rest unanswered.
+func (c *Client) Update(ctx context.Context, r UpdateRequest) (Answer, error) {
+	body := updateBody{FromAccount: r.FromAccount, UpdateType: updateGroup}
+	body.UpdateGroup.UpdateGroupType = updateMembers
+	body.UpdateGroup.OldGroupName = r.GroupName
+	list := make([]updateItem, 0, len(r.Add)+len(r.Remove))
+	for _, it := range r.Add {
+		list = append(list, updateItem{ContactOptType: optAdd, ContactItem: toWire(it)})
+	}
+	for _, it := range r.Remove {
+		list = append(list, updateItem{ContactOptType: optRemove, ContactItem: toWire(it)})
+	}
+	body.UpdateGroup.ContactUpdateItem = list
+
+	var a updateAnswer
+	if err := c.call(ctx, UpdateContactGroup, &body, &a); err != nil {
+		return Answer{}, err
+	}
+	m := matcher{clean: c.clean}
+	var answer Answer
+	for _, g := range a.UpdateGroupResult {
+		m.add(g.ContactResultItem)
+		m.add(g.ResultItem)
+		answer.GroupID = cmp.Or(answer.GroupID, g.GroupID.n)
+	}
+	for _, g := range a.GroupResultItem {
+		m.add(g.ResultItem)
+		answer.GroupID = cmp.Or(answer.GroupID, g.GroupItem.GroupID.n)
+	}
+	items := make([]ItemResult, 0, len(list))
+	if m.listed {
+		items = m.match(items, r.Add, optAdd)
+		items = m.match(items, r.Remove, optRemove)
+	} else {
+		for _, it := range r.Add {
+			items = append(items, ItemResult{Item: it, Answered: true})
+		}
+		for _, it := range r.Remove {
+			items = append(items, ItemResult{Item: it, Answered: true})
+		}
+	}
+	answer.Items = items
+	return answer, nil
+}
+
+// Get reads a page of a user's groups: the first from start 0, each other from the Next of the one before it.
+func (c *Client) Get(ctx context.Context, fromAccount string, start int64) (Page, error) {
+	var a getAnswer
+	err := c.call(ctx, GetContactGroup, &getBody{FromAccount: fromAccount, StartIndex: start}, &a)
+	if err != nil {
+		return Page{}, err
+	}
+	p := Page{
+		Groups:        make(map[int64]string, len(a.GroupItem)),
+		Conversations: make([]Membership, len(a.ContactItem)),
+		Next:          a.NextStartIndex.n,
+		Complete:      a.CompleteFlag.n == 1,
+	}
+	for _, g := range a.GroupItem {
+		p.Groups[g.GroupID.n] = g.GroupName
+	}
+	for i := range a.ContactItem {
+		from := &a.ContactItem[i]
+		ids := make([]int64, len(from.ContactGroupID))
+		for j, id := range from.ContactGroupID {
+			ids[j] = id.n
+		}
+		p.Conversations[i] = Membership{Item: from.item(), GroupIDs: ids}
+	}
+	return p, nil
+}
+
+// Delete removes a group of a user. That there is no such group is no error: it is what was asked for.
+func (c *Client) Delete(ctx context.Context, fromAccount, groupName string) error {
+	var a baseAnswer
+	err := c.call(ctx, DelContactGroup, &deleteBody{FromAccount: fromAccount, GroupName: [1]string{groupName}}, &a)
+	if e, ok := err.(*Error); ok && e.Code == CodeNoSuchGroup {
+		return nil
+	}
+	return err
+}
+
+// A matcher finds for each conversation of a request what the answer says about it.
+type matcher struct {
+	clean   func(string) string
+	listed  bool // there was a list, if an empty one
+	results []answerResult
+	next    int                 // while the server keeps the order of the request, the result that is due
+	byItem  map[resultKey][]int // where it does not: the results that are not used yet
+}
+
+type resultKey struct {
+	opt int64
+	Item
+}
+
+func (m *matcher) add(list []answerResult) {
+	m.listed = m.listed || list != nil
+	m.results = append(m.results, list...)
+}
+
+// match appends a result for each of items to out. Every result of the answer serves one conversation only, so that a
+// conversation that is asked for twice has to be answered twice.
+func (m *matcher) match(out []ItemResult, items []Item, opt int64) []ItemResult {
+	for _, it := range items {
+		r := ItemResult{Item: it}
+		if found := m.take(resultKey{opt, it}); found != nil && found.ResultCode.ok {
+			r.Answered = true
+			r.Code = int(found.ResultCode.n)
+			r.Info = m.clean(found.ResultInfo)
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+func (m *matcher) take(want resultKey) *answerResult {
+	if m.byItem == nil {
+		if m.next < len(m.results) {
+			got := m.key(m.next)
+			if got.Item == want.Item && (got.opt == want.opt || got.opt == optNone) {
+				m.next++
+				return &m.results[m.next-1]
+			}
+		}
+		m.byItem = make(map[resultKey][]int)
+		for i := m.next; i < len(m.results); i++ {
+			k := m.key(i)
+			m.byItem[k] = append(m.byItem[k], i)
+		}
+	}
+	// A result that does not say its operation serves either.
+	for _, k := range []resultKey{want, {optNone, want.Item}} {
+		if left := m.byItem[k]; len(left) > 0 {
+			m.byItem[k] = left[1:]
+			return &m.results[left[0]]
+		}
+	}
+	return nil
+}
+
+func (m *matcher) key(i int) resultKey {
+	return resultKey{m.results[i].ContactOptType.n, m.results[i].ContactItem.item()}
+}
