@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -238,7 +239,8 @@ func (a *api) Get(_ context.Context, user string, start int64) (chat.Page, error
 		page.Groups = map[int64]string{}
 		var all []chat.Membership
 		id := int64(0)
-		for key, members := range a.groups {
+		for _, key := range slices.Sorted(maps.Keys(a.groups)) {
+			members := a.groups[key]
 			if name, ok := strings.CutPrefix(key, user+"/"); ok {
 				id++
 				page.Groups[id] = name
@@ -247,7 +249,7 @@ func (a *api) Get(_ context.Context, user string, start int64) (chat.Page, error
 				}
 			}
 		}
-		slices.SortFunc(all, func(x, y chat.Membership) int { return strings.Compare(x.ID, y.ID) })
+		slices.SortStableFunc(all, func(x, y chat.Membership) int { return strings.Compare(x.ID, y.ID) })
 		end := min(start+70, int64(len(all)))
 		page.Conversations, page.Next, page.Complete = all[start:end], end, end == int64(len(all))
 		return chat.Answer{}, nil
@@ -303,7 +305,8 @@ func holds(t *testing.T, s *stream, a *api, j job.Job, want job.Outcome) job.Res
 			t.Fatalf("conversation %d: got %+v, want %+v", i, c.Conversation, j.Conversations[i])
 		}
 		if in := members[chat.Item{Type: c.Type, ID: c.ID}]; in != (c.Code == "") {
-			t.Errorf("conversation %d: in the group %v, code %q", i, in, c.Code)
+			t.Errorf("%s/%s: conversation %d: in the group %v, code %q", j.FromAccount, j.GroupName, i, in, c.Code)
+			break
 		}
 	}
 	return r
@@ -372,7 +375,7 @@ func TestFaults(t *testing.T) {
 						return nil, false
 					}
 					applied := rnd.IntN(2) == 0
-					switch rnd.IntN(8) {
+					switch rnd.IntN(7) {
 					case 0:
 						return coded(c, 50004), applied
 					case 1:
@@ -384,8 +387,6 @@ func TestFaults(t *testing.T) {
 					case 4:
 						return coded(c, 60007), false
 					case 5:
-						return coded(c, 51007), false
-					case 6:
 						return coded(c, 60002), false
 					}
 					return &chat.Error{Command: c, Cause: errors.New("reset")}, applied
@@ -400,11 +401,7 @@ func TestFaults(t *testing.T) {
 					t.Fatal(err)
 				}
 				for _, j := range jobs {
-					if r := s.results["imp/"+j.ID]; r.Outcome == job.Done {
-						holds(t, s, a, j, job.Done)
-					} else if r.Conversations[0].Code != "51007" { // three of them in a row are final
-						t.Errorf("got %s, code %q", r.Outcome, r.Conversations[0].Code)
-					}
+					holds(t, s, a, j, job.Done)
 				}
 			})
 		})
