@@ -1,0 +1,204 @@
+// Package importer reads contact groups from CSV and JSONL and turns them into jobs, one per group. It sends nothing:
+// [Read] reads and checks the whole input and gives back a [Plan], and only a caller that is content with the
+// summary, the rejects and the warnings of the plan goes on and ranges over its jobs.
+//
+//	files, globs, -                 rows                      groups                    jobs
+//
+//	a.csv.gz ─┐            ┌─ splitter ─ gocsv ─┐                 ┌ (u1, Family) ─┐
+//	b.jsonl   ├─ content ──┤                    ├─ check ─ ok ─►──┼ (u2, Work)    ├─ Plan.Jobs ──► job, job, job
+//	-        ─┘  unpacked, └─ lines ─── JSON ───┘    │            └ (u1, 家族)    ─┘
+//	             hashed, no BOM                      └─ no ─► reject, with file, line, code and reason
+//
+// # Input
+//
+// A CSV input begins with a header that names the columns from_account, group_name, type, to_account and to_group_id
+// in any order and case, or by their names in the API (From_Account, GroupName, Type, To_Account, ToGroupId);
+// [Config.Columns] gives other names. An input without a type column is read by which of the two ids a row has. A
+// JSONL input has one object on a line: a row with the same keys, or the whole body of a create_contact_group
+// request, which counts as one row for every conversation in it. Columns and keys of other names are ignored and
+// said once. Gzip and zstd are told by their first bytes.
+//
+// # Rows
+//
+// Every row ends up in exactly one of three heaps: accepted, duplicate (the same conversation stood in the group
+// before) or rejected. What is wrong with a row never costs another row, and is never an error of [Read]: an error
+// means that nothing can be said about an input at all.
+//
+// Nothing is trimmed or mended on the way. An id that begins or ends with a space is rejected, a group name is taken
+// as it stands.
+package importer
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"unicode"
+
+	"groupferry/internal/chat"
+	"groupferry/internal/job"
+)
+
+// A Format says how an input is written.
+type Format string
+
+// The zero value of Format means [FormatAuto].
+const (
+	FormatAuto  Format = "auto"  // by name (.csv, .jsonl, .ndjson, also before .gz and .zst), else by the first byte
+	FormatCSV   Format = "csv"   // a header, then a row in each record
+	FormatJSONL Format = "jsonl" // a row or a whole request body on each line
+)
+
+// Config says how inputs are read. The zero value reads CSV with commas and JSONL.
+type Config struct {
+	// Format of all inputs; "" and FormatAuto tell it for each input by itself.
+	Format Format
+
+	// Delimiter stands between the fields of a CSV record; 0 means a comma. Letters, digits, the underscore, quotes
+	// and line ends cannot be delimiters.
+	Delimiter rune
+
+	// Columns gives our column the name that it has in the inputs: {"from_account": "owner"}. In JSONL it renames the
+	// keys at the top of a line; what is inside a GroupContactItem always has the API's names.
+	Columns map[string]string
+
+	// ImportID names the import; "" means the first 16 digits of the digest. See [job.ValidImportID].
+	ImportID string
+
+	// ChunkSize is how many conversations a call will carry, 1 to 100; 0 means 100. It counts the calls of the
+	// summary and changes nothing else.
+	ChunkSize int
+
+	// Stdin is what the input "-" reads. It may be nil when no input has that name.
+	Stdin io.Reader
+
+	// Progress, if not nil, hears from the goroutine that called Read how far it is, at most ten times a second and
+	// once at the end.
+	Progress func(Progress)
+}
+
+// Progress is how far a [Read] has come.
+type Progress struct {
+	Rows  int64 // rows met
+	Bytes int64 // bytes read from the inputs, before decompression
+	Total int64 // bytes that the inputs have, before decompression; 0 when nobody knows (standard input, a pipe)
+}
+
+// A ConfigError tells which field of a [Config] cannot be used.
+type ConfigError struct {
+	Field   string // "Columns", "Delimiter", …
+	Problem string
+}
+
+func (e *ConfigError) Error() string { return e.Problem }
+
+// An Error tells why an input cannot be read at all, and what to do about it.
+type Error struct {
+	File    string // name of the input as it was given
+	Line    int64  // physical line from 1; 0 when the problem has no line
+	Problem string // what is wrong
+	Hint    string // what to do; may be ""
+	Err     error  // what made it so, for errors.Is; may be nil, and is not part of the text where Problem says it better
+}
+
+func (e *Error) Error() string {
+	s := e.File
+	if e.Line > 0 {
+		s = fmt.Sprintf("%s: line %d", s, e.Line)
+	}
+	s += ": " + e.Problem
+	if e.Hint != "" {
+		s += "; " + e.Hint
+	}
+	return s
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// Read reads and checks all inputs: names of files, globs, and "-" for standard input, in the order given, the
+// matches of a glob in the order of their names. An input that is named twice is read once.
+//
+// The error is a [*ConfigError] when cfg cannot be used, the error of ctx when that ended, and else an [*Error] for
+// the first input about which nothing can be said: no such file, an archive that is cut off, no header, UTF-16 and
+// the like. Rows that cannot be used are no error but rejects of the plan.
+func Read(ctx context.Context, inputs []string, cfg Config) (*Plan, error) {
+	o, err := settle(cfg)
+	if err != nil {
+		return nil, err
+	}
+	in := newIntake(o)
+	sources, err := in.expand(inputs)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range sources {
+		if err := in.readSource(ctx, s); err != nil {
+			return nil, err
+		}
+	}
+	return in.plan(), nil
+}
+
+// options are a Config with its defaults in place.
+type options struct {
+	Config
+	columns *columns
+}
+
+func settle(cfg Config) (options, error) {
+	o := options{Config: cfg}
+	refuse := func(field, format string, args ...any) (options, error) {
+		return options{}, &ConfigError{Field: field, Problem: fmt.Sprintf(format, args...)}
+	}
+	switch cfg.Format {
+	case "":
+		o.Format = FormatAuto
+	case FormatAuto, FormatCSV, FormatJSONL:
+	default:
+		return refuse("Format", "format %q: want auto, csv or jsonl", string(cfg.Format))
+	}
+	if cfg.Delimiter == 0 {
+		o.Delimiter = ','
+	} else if !validDelimiter(cfg.Delimiter) {
+		return refuse("Delimiter", "delimiter %q: want one character that is no letter, digit, underscore, quote or line end",
+			cfg.Delimiter)
+	}
+	if cfg.ImportID != "" && !job.ValidImportID(cfg.ImportID) {
+		return refuse("ImportID", "import id %q: want 1 to %d of A–Z, a–z, 0–9, - and _", cfg.ImportID, job.MaxImportID)
+	}
+	switch {
+	case cfg.ChunkSize == 0:
+		o.ChunkSize = chat.MaxItemsPerCall
+	case cfg.ChunkSize < 0 || cfg.ChunkSize > chat.MaxItemsPerCall:
+		return refuse("ChunkSize", "chunk size %d: want 1 to %d", cfg.ChunkSize, chat.MaxItemsPerCall)
+	}
+	c, problem := newColumns(cfg.Columns)
+	if problem != "" {
+		return refuse("Columns", "columns: %s", problem)
+	}
+	o.columns = c
+	return o, nil
+}
+
+// validDelimiter also keeps clear of the characters in our own column names: gocsv gets a header made of them.
+func validDelimiter(r rune) bool {
+	switch r {
+	case '"', '\r', '\n', '_', 0, unicode.ReplacementChar:
+		return false
+	}
+	return r > 0 && r <= unicode.MaxRune && !(0xD800 <= r && r < 0xE000) && !unicode.IsLetter(r) && !unicode.IsDigit(r)
+}
+
+// jobOptions lists, for the digest, the options by which the same bytes become other jobs.
+func (o *options) jobOptions(f Format) string {
+	s := string(f)
+	if f == FormatCSV {
+		s += fmt.Sprintf(" delimiter %q", o.Delimiter)
+	}
+	names := o.columns.renamed
+	for _, c := range slices.Sorted(maps.Keys(names)) {
+		s += fmt.Sprintf(" %s=%q", columnNames[c], names[c])
+	}
+	return s
+}

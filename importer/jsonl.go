@@ -1,0 +1,346 @@
+package importer
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"unicode/utf8"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// maxLine is the longest JSONL line in bytes with its line end: room for the request body of a user with 20 full
+// groups of usual ids.
+const maxLine = 1 << 20
+
+// readJSONL reads one JSONL input to its end and hands its rows to out. The error is that of src; line is where
+// reading stopped.
+func readJSONL(src io.Reader, cols *columns, file int, out sink) (line int64, err error) {
+	d := newLineDecoder(cols, file, out)
+	lines := bufio.NewReaderSize(src, maxLine)
+	for n := int64(1); ; n++ {
+		b, err := lines.ReadSlice('\n')
+		if err == bufio.ErrBufferFull {
+			for err == bufio.ErrBufferFull {
+				_, err = lines.ReadSlice('\n')
+			}
+			out.reject(&row{file: file, line: n}, codeParse, fmt.Sprintf("the line is over %d KiB", maxLine>>10))
+			b = nil
+		}
+		if err != nil && err != io.EOF {
+			return n, err
+		}
+		if len(bytes.TrimSpace(b)) > 0 {
+			d.line(n, b)
+		}
+		if err == io.EOF {
+			return n, nil
+		}
+	}
+}
+
+// A lineDecoder makes rows of lines. It reads token by token, for then a value of the wrong kind costs the one row it
+// belongs to, keys are found whatever their case, and keys that are not ours can be named.
+type lineDecoder struct {
+	out    sink
+	file   int
+	top    *keys // at the top of a line
+	inner  *keys // within a GroupContactItem
+	buf    bytes.Buffer
+	dec    *jsontext.Decoder
+	rows   []row // of the line at hand
+	single row   // the line as a row, or what is common to the rows of a body
+	body   bool
+	seen   uint // columns met at the top
+}
+
+func newLineDecoder(cols *columns, file int, out sink) *lineDecoder {
+	d := &lineDecoder{
+		out: out, file: file,
+		top:   &keys{cols: cols, known: map[string]column{}},
+		inner: &keys{known: map[string]column{}},
+	}
+	d.inner.cols, _ = newColumns(nil) // no renames, no problem
+	d.dec = jsontext.NewDecoder(&d.buf)
+	return d
+}
+
+// errShape is what is wrong with a line that is sound JSON.
+type errShape string
+
+func (e errShape) Error() string { return string(e) }
+
+// line hands over the rows of one line, all of them or one reject.
+func (d *lineDecoder) line(n int64, b []byte) {
+	d.rows, d.body, d.seen = d.rows[:0], false, 0
+	d.single = row{file: d.file, line: n, untyped: true}
+	d.buf = *bytes.NewBuffer(b)
+	d.dec.Reset(&d.buf)
+	if err := d.object(); err != nil {
+		d.out.reject(&d.single, codeParse, jsonReason(b, err))
+		return
+	}
+	if !d.body {
+		d.out.row(&d.single)
+		return
+	}
+	for i := range d.rows {
+		r := &d.rows[i]
+		r.field[colFrom] = d.single.field[colFrom]
+		if r.wrong == "" {
+			r.wrong = d.single.wrong
+		}
+		d.out.row(r)
+	}
+}
+
+// jsonReason says in our own words why a line is not read: those of the package may change with its version, and may
+// hold parts of the line.
+func jsonReason(line []byte, err error) string {
+	var shape errShape
+	var syntax *jsontext.SyntacticError
+	switch {
+	case errors.As(err, &shape):
+		return string(shape)
+	case !utf8.Valid(line):
+		return "the line is not valid UTF-8"
+	case errors.Is(err, jsontext.ErrDuplicateName):
+		return "a key is there twice"
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return "the line ends before its JSON does"
+	case errors.As(err, &syntax):
+		return fmt.Sprintf("not valid JSON from byte %d on", syntax.ByteOffset+1)
+	}
+	return "not valid JSON"
+}
+
+// object reads the one value of a line.
+func (d *lineDecoder) object() error {
+	if kind := d.dec.PeekKind(); kind != '{' {
+		if _, err := d.dec.ReadValue(); err != nil {
+			return err
+		}
+		return errShape("the line is no JSON object")
+	}
+	err := d.members(d.top, func(col column) error {
+		if err := once(&d.seen, col); err != nil {
+			return err
+		}
+		switch col {
+		case colGroups:
+			d.body = true
+			return d.groups()
+		case colItems:
+			return errShape("ContactItem stands outside a GroupContactItem")
+		}
+		return d.field(&d.single, col)
+	})
+	if err != nil {
+		return err
+	}
+	if d.body && d.seen&^(1<<colFrom|onceBit(colGroups)) != 0 {
+		return errShape("the line is a row and a request body at once")
+	}
+	if _, err := d.dec.ReadToken(); err == nil {
+		return errShape("something follows the JSON object")
+	} else if err != io.EOF {
+		return err
+	}
+	return nil
+}
+
+// members reads an object and calls value for every key that is ours.
+func (d *lineDecoder) members(k *keys, value func(column) error) error {
+	if _, err := d.dec.ReadToken(); err != nil {
+		return err
+	}
+	for d.dec.PeekKind() != '}' {
+		name, err := d.dec.ReadValue()
+		if err != nil {
+			return err
+		}
+		col, other := k.find(name)
+		if other != "" {
+			d.out.ignore(d.file, other)
+		}
+		if col == colSkip || col == colOther {
+			err = d.dec.SkipValue()
+		} else {
+			err = value(col)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	_, err := d.dec.ReadToken()
+	return err
+}
+
+// field reads the value of one of our five columns into r.
+func (d *lineDecoder) field(r *row, col column) error {
+	kind := d.dec.PeekKind()
+	if kind == '"' {
+		t, err := d.dec.ReadToken()
+		if err != nil {
+			return err
+		}
+		r.field[col] = t.String()
+		r.untyped = r.untyped && col != colType
+		return nil
+	}
+	v, err := d.dec.ReadValue()
+	switch {
+	case err != nil:
+		return err
+	case kind == 'n': // null: as if the key were not there
+	case col == colType:
+		// The text of the number is what counts: 1.0 and 1e0 are no types.
+		r.field[col] = cutText(string(v))
+		r.untyped = false
+	default:
+		r.field[col] = cutText(string(v))
+		r.wrong = columnNames[col] + " is not a JSON string"
+	}
+	return nil
+}
+
+// elements reads an array of objects. It calls object for each, and other for each element that is none.
+func (d *lineDecoder) elements(key string, object func() error, other func()) error {
+	if d.dec.PeekKind() != '[' {
+		if _, err := d.dec.ReadValue(); err != nil {
+			return err
+		}
+		return errShape(key + " is no JSON array")
+	}
+	if _, err := d.dec.ReadToken(); err != nil {
+		return err
+	}
+	for d.dec.PeekKind() != ']' {
+		var err error
+		if d.dec.PeekKind() == '{' {
+			err = object()
+		} else if err = d.dec.SkipValue(); err == nil {
+			other()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	_, err := d.dec.ReadToken()
+	return err
+}
+
+// bad adds a row that is wrong as a whole, so that it is counted.
+func (d *lineDecoder) bad(reason string) {
+	d.rows = append(d.rows, row{file: d.file, line: d.single.line, untyped: true, wrong: reason})
+}
+
+func (d *lineDecoder) groups() error {
+	err := d.elements("GroupContactItem", d.group, func() { d.bad("a GroupContactItem is no JSON object") })
+	if err == nil && len(d.rows) == 0 {
+		d.bad("GroupContactItem is empty")
+	}
+	return err
+}
+
+func (d *lineDecoder) group() error {
+	first := len(d.rows)
+	var seen uint
+	group := row{}
+	err := d.members(d.inner, func(col column) error {
+		if err := once(&seen, col); err != nil {
+			return err
+		}
+		switch col {
+		case colItems:
+			return d.elements("ContactItem", d.item, func() { d.bad("a ContactItem is no JSON object") })
+		case colGroup:
+			return d.field(&group, col)
+		}
+		return d.dec.SkipValue()
+	})
+	if err != nil {
+		return err
+	}
+	if len(d.rows) == first {
+		d.bad("the group has no ContactItem")
+	}
+	for i := first; i < len(d.rows); i++ {
+		r := &d.rows[i]
+		r.field[colGroup] = group.field[colGroup]
+		if r.wrong == "" {
+			r.wrong = group.wrong
+		}
+	}
+	return nil
+}
+
+func (d *lineDecoder) item() error {
+	r := row{file: d.file, line: d.single.line, untyped: true}
+	var seen uint
+	err := d.members(d.inner, func(col column) error {
+		if err := once(&seen, col); err != nil {
+			return err
+		}
+		switch col {
+		case colType, colUser, colChat:
+			return d.field(&r, col)
+		}
+		return d.dec.SkipValue()
+	})
+	d.rows = append(d.rows, r)
+	return err
+}
+
+// once refuses a column that an object has under two spellings. The decoder itself sees to a key that is there twice.
+func once(seen *uint, col column) error {
+	bit := onceBit(col)
+	if *seen&bit != 0 {
+		return errShape("a key is there twice in different spellings")
+	}
+	*seen |= bit
+	return nil
+}
+
+func onceBit(col column) uint {
+	if col < 0 {
+		col = numColumns - col
+	}
+	return 1 << col
+}
+
+// keys finds the column that a JSON key means, and remembers keys as they are spelt in the input.
+type keys struct {
+	cols  *columns
+	known map[string]column // by the key with its quotes
+}
+
+// maxKnownKeys bounds what is remembered of an input whose keys are never the same.
+const maxKnownKeys = 1000
+
+// find tells what the quoted key means, and gives the text of one that is not ours, the first time at least.
+func (k *keys) find(quoted []byte) (col column, other string) {
+	if col, ok := k.known[string(quoted)]; ok {
+		return col, ""
+	}
+	text, err := jsontext.AppendUnquote(nil, quoted)
+	if err != nil { // the decoder has read it
+		return colOther, ""
+	}
+	switch name := string(text); canonical(name) {
+	case "groupcontactitem":
+		col = colGroups
+	case "contactitem":
+		col = colItems
+	default:
+		if col = k.cols.find(name); col == colOther {
+			other = name
+		}
+	}
+	if len(k.known) < maxKnownKeys {
+		k.known[string(quoted)] = col
+	}
+	return col, other
+}

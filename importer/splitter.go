@@ -1,0 +1,259 @@
+package importer
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+)
+
+// maxRecord is the longest CSV record in bytes, without its line end. Our five columns at their longest need a few
+// hundred; the rest is room for columns that are not ours.
+const maxRecord = 64 << 10
+
+// lookahead is what must be in the buffer for the next record to be judged: the longest one and its line end.
+const lookahead = maxRecord + 2
+
+// A splitter stands in front of the CSV parser and lets whole, sound records through: their quotes are closed and
+// they have as many fields as the header. It reads by the rules of encoding/csv, so that the parser behind it meets
+// nothing that it would refuse.
+//
+// Of a record that is not sound only the first physical line is taken out; reading goes on at the next line. That is
+// how a quote that is never closed costs its own row and not the file behind it. An empty line takes the place of what
+// was taken out, for the parser skips it and its line numbers stay true.
+//
+// Each byte is looked at no more than twice: a line with an odd number of quotes ends every look ahead that an
+// earlier line began, and only such a line begins one.
+type splitter struct {
+	src    io.Reader
+	comma  []byte
+	fields int // in every record; 0 takes any number
+
+	// bad hears of what was taken out. raw is the line without its end, or the first maxRecord bytes of it.
+	bad func(line int64, raw []byte, cut bool, reason string)
+	// doubt hears of a record that its quotes stretch over several lines of which some could be records themselves.
+	doubt func(first, last int64)
+
+	buf        []byte
+	start, end int    // what is in buf and not yet judged
+	ready      []byte // judged sound and not yet read; a part of buf
+	line       int64  // physical line at start
+	err        error  // of src; io.EOF at its end
+}
+
+func newSplitter(src io.Reader, comma rune) *splitter {
+	return &splitter{src: src, comma: []byte(string(comma)), buf: make([]byte, 8*maxRecord), line: 1}
+}
+
+// Read hands out sound records, as many as fit in p; one may be cut anywhere.
+func (s *splitter) Read(p []byte) (int, error) {
+	for len(s.ready) == 0 {
+		if err := s.judge(); err != nil {
+			return 0, err
+		}
+	}
+	n := copy(p, s.ready)
+	s.ready = s.ready[n:]
+	return n, nil
+}
+
+// judge makes the next run of sound records ready, or takes one line out. Its error is that of the source.
+func (s *splitter) judge() error {
+	if err := s.fill(); err != nil {
+		return err
+	}
+	from := s.start
+	for s.start < s.end && (s.err == io.EOF || s.end-s.start >= lookahead) {
+		size, lines, reason := s.record(s.buf[s.start:s.end])
+		if reason == "" {
+			s.start += size
+			s.line += lines
+			continue
+		}
+		if s.start > from {
+			break // what is sound goes out first; the next call meets this record again
+		}
+		return s.takeOut(size, reason)
+	}
+	s.ready = s.buf[from:s.start]
+	return nil
+}
+
+// fill sees to it that the next record can be judged. It returns the error of the source once all that came before
+// it has been judged; where the source broke, that leaves out up to lookahead bytes, for nobody knows how they go on.
+func (s *splitter) fill() error {
+	if s.end-s.start < lookahead && s.err == nil {
+		s.end = copy(s.buf, s.buf[s.start:s.end])
+		s.start = 0
+		for s.end < len(s.buf) && s.err == nil {
+			var n int
+			n, s.err = s.src.Read(s.buf[s.end:])
+			s.end += n
+		}
+	}
+	switch {
+	case s.err == nil, s.err == io.EOF && s.start < s.end, s.end-s.start >= lookahead:
+		return nil
+	}
+	return s.err
+}
+
+// read is the number of the line at which the source ended or broke.
+func (s *splitter) read() int64 {
+	return s.line + int64(bytes.Count(s.buf[s.start:s.end], emptyLine))
+}
+
+// takeOut removes the line at start, which has size bytes as far as they are in the buffer.
+func (s *splitter) takeOut(size int, reason string) error {
+	raw := trimEnd(s.buf[s.start : s.start+size])
+	whole := len(raw) <= maxRecord
+	s.bad(s.line, raw[:min(len(raw), maxRecord)], !whole, reason)
+	for {
+		ended := s.buf[s.start+size-1] == '\n'
+		s.start += size
+		if ended {
+			break
+		}
+		if err := s.fill(); err == io.EOF {
+			break
+		} else if err != nil {
+			return err
+		}
+		size = lineSize(s.buf[s.start:s.end])
+	}
+	s.line++
+	s.ready = emptyLine
+	return nil
+}
+
+var emptyLine = []byte("\n")
+
+// record judges the record at the start of b, which is all that is left of the source or at least lookahead bytes.
+// A sound record has size bytes and so many lines; of another one, size is that of its first line.
+func (s *splitter) record(b []byte) (size int, lines int64, reason string) {
+	size = lineSize(b)
+	line := trimEnd(b[:size])
+	switch {
+	case len(line) > maxRecord:
+		return size, 1, fmt.Sprintf("the line is over %d KiB", maxRecord>>10)
+	case len(line) == 0:
+		return size, 1, ""
+	case bytes.IndexByte(line, '"') < 0:
+		return size, 1, s.miscounted(bytes.Count(line, s.comma) + 1)
+	}
+	whole, lines, fields, reason := s.quoted(b[:min(len(b), lookahead)], s.err == io.EOF && len(b) <= lookahead)
+	if reason == "" {
+		reason = s.miscounted(fields)
+		if reason != "" && lines > 1 {
+			reason = fmt.Sprintf("a quote opens here and closes %d lines further down, which leaves %s", lines-1, reason)
+		}
+	}
+	if reason != "" {
+		return size, 1, reason
+	}
+	if lines > 1 && s.doubt != nil && s.holdsRecord(trimEnd(b[size:whole])) {
+		s.doubt(s.line, s.line+lines-1)
+	}
+	return whole, lines, ""
+}
+
+func (s *splitter) miscounted(fields int) string {
+	if fields == s.fields || s.fields == 0 {
+		return ""
+	}
+	if fields == 1 {
+		return fmt.Sprintf("1 field where the header has %d", s.fields)
+	}
+	return fmt.Sprintf("%d fields where the header has %d", fields, s.fields)
+}
+
+// quoted walks through a record with quotes in it. b ends with the source if last is set, else it is cut.
+func (s *splitter) quoted(b []byte, last bool) (size int, lines int64, fields int, reason string) {
+	const unclosed = "a quote opens here and is never closed"
+	eol := lineSize(b) // where the line that i stands in ends
+	i := 0
+	lines, fields = 1, 1
+	fail := func(here string) (int, int64, int, string) {
+		if lines > 1 {
+			here = unclosed
+		}
+		return 0, 0, 0, here
+	}
+	for ; ; fields++ {
+		if i < len(b) && b[i] == '"' {
+			for i++; ; i += 2 {
+				j := bytes.IndexByte(b[i:], '"')
+				if j < 0 {
+					if last {
+						return fail(unclosed)
+					}
+					return fail(fmt.Sprintf("%s within %d KiB", unclosed, maxRecord>>10))
+				}
+				i += j
+				if i+1 == len(b) || b[i+1] != '"' {
+					break
+				}
+			}
+			i++
+			for i > eol {
+				eol += lineSize(b[eol:])
+				lines++
+			}
+			rest := b[i:eol]
+			switch {
+			case bytes.HasPrefix(rest, s.comma):
+				i += len(s.comma)
+				continue
+			case len(trimEnd(rest)) > 0:
+				return fail("text follows a closing quote")
+			}
+		} else {
+			rest := trimEnd(b[i:eol])
+			j := bytes.Index(rest, s.comma)
+			field := rest
+			if j >= 0 {
+				field = rest[:j]
+			}
+			if bytes.IndexByte(field, '"') >= 0 {
+				return fail("a quote stands in a field that does not begin with one")
+			}
+			if j >= 0 {
+				i += j + len(s.comma)
+				continue
+			}
+		}
+		if len(trimEnd(b[:eol])) > maxRecord {
+			return fail(fmt.Sprintf("the record is over %d KiB", maxRecord>>10))
+		}
+		return eol, lines, fields, ""
+	}
+}
+
+// holdsRecord tells whether a line of b by itself could be a record.
+func (s *splitter) holdsRecord(b []byte) bool {
+	for len(b) > 0 {
+		size := lineSize(b)
+		line := trimEnd(b[:size])
+		b = b[size:]
+		if len(line) == 0 {
+			continue
+		}
+		if _, lines, fields, reason := s.quoted(line, true); reason == "" && lines == 1 && fields == s.fields {
+			return true
+		}
+	}
+	return false
+}
+
+// lineSize is the length of the first line of b with its end, or of all of b when no line ends in it.
+func lineSize(b []byte) int {
+	if i := bytes.IndexByte(b, '\n'); i >= 0 {
+		return i + 1
+	}
+	return len(b)
+}
+
+// trimEnd takes off a line end: LF, CRLF, or the lone CR that encoding/csv drops before the end of a file.
+func trimEnd(line []byte) []byte {
+	line = bytes.TrimSuffix(line, emptyLine)
+	return bytes.TrimSuffix(line, []byte{'\r'})
+}
