@@ -1,0 +1,200 @@
+package chatsim
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"groupferry/internal/chat"
+)
+
+// Existing says what create does to a group that is there already. No document does.
+type Existing string
+
+// The readings of create.
+const (
+	Append  Existing = "append"  // the conversations are added to the group; the default
+	Replace Existing = "replace" // the group holds the new conversations only
+	Refuse  Existing = "refuse"  // the call fails with RefuseCode
+)
+
+// The editions of an app.
+const (
+	Ultimate = "ultimate" // has conversation groups; the default
+	Standard = "standard" // answers every call with 51013
+)
+
+// defaultPageSize is the conversations that an answer to get has at most. The API's own number is in no document.
+const defaultPageSize = 100
+
+// Config is what a simulator accepts and how it fails. The zero value is an app with the demo key, the limits of the
+// documents and no faults.
+//
+// Its JSON form is the body of POST /control, where a field that is missing stays as it was; fail_ids is merged key by
+// key, and a code of 0 takes an id out. Durations are texts, as "50ms", or nanoseconds.
+type Config struct {
+	SDKAppID  uint64      `json:"sdk_app_id,omitempty"` // default DemoSDKAppID
+	Admins    []string    `json:"admins,omitempty"`     // default chat.DefaultAdmin
+	SecretKey chat.Secret `json:"secret_key,omitempty"` // default DemoSecretKey
+
+	Rate    int `json:"rate,omitempty"`     // calls of a command taken in any second; default chat.MaxRate, < 0: no limit
+	AppRate int `json:"app_rate,omitempty"` // calls of all commands taken in any second; 0: no limit
+
+	Existing   Existing `json:"existing,omitempty"`
+	RefuseCode int      `json:"refuse_code,omitempty"` // what Refuse answers; default 50002
+
+	NoUpdate       bool   `json:"no_update,omitempty"`        // update_contact_group is not offered
+	NoGet          bool   `json:"no_get,omitempty"`           // get_contact_group is not offered
+	NotOfferedCode int    `json:"not_offered_code,omitempty"` // how that is said: 60009, or 0 for HTTP 404
+	Edition        string `json:"edition,omitempty"`          // Ultimate or Standard
+	Disabled       bool   `json:"disabled,omitempty"`         // the app is disabled: 60016
+
+	Latency time.Duration `json:"latency,omitempty"` // how long a call takes
+	Jitter  time.Duration `json:"jitter,omitempty"`  // up to this much more or less, evenly spread
+
+	Faults  []Fault        `json:"faults,omitempty"`   // the first that strikes a call counts
+	FailIDs map[string]int `json:"fail_ids,omitempty"` // code for calls of this user, and for this conversation in any call
+
+	PageSize int    `json:"page_size,omitempty"` // conversations in an answer to get; default 100
+	Seed     uint64 `json:"seed,omitempty"`      // of faults and jitter; calls made one by one repeat exactly
+}
+
+// Validate tells what is wrong with a Config, naming the field.
+func (c *Config) Validate() error {
+	switch c.Existing {
+	case "", Append, Replace, Refuse:
+	default:
+		return fmt.Errorf("existing: %q is none of append, replace, refuse", c.Existing)
+	}
+	switch c.Edition {
+	case "", Ultimate, Standard:
+	default:
+		return fmt.Errorf("edition: %q is none of ultimate, standard", c.Edition)
+	}
+	switch {
+	case c.NotOfferedCode != 0 && c.NotOfferedCode != chat.CodeNotOffered:
+		return fmt.Errorf("not_offered_code: %d is neither 0 nor %d", c.NotOfferedCode, chat.CodeNotOffered)
+	case c.AppRate < 0:
+		return errors.New("app_rate: negative")
+	case c.Latency < 0:
+		return errors.New("latency: negative")
+	case c.Jitter < 0:
+		return errors.New("jitter: negative")
+	case c.PageSize < 0:
+		return errors.New("page_size: negative")
+	case slices.Contains(c.Admins, ""):
+		return errors.New("admins: an empty name")
+	}
+	for _, f := range c.Faults {
+		if err := f.validate(); err != nil {
+			return fmt.Errorf("faults: %w", err)
+		}
+	}
+	return nil
+}
+
+// withDefaults fills in what is zero, in a copy that shares nothing with c.
+func (c *Config) withDefaults() Config {
+	d := c.clone()
+	if d.SDKAppID == 0 {
+		d.SDKAppID = DemoSDKAppID
+	}
+	if len(d.Admins) == 0 {
+		d.Admins = []string{chat.DefaultAdmin}
+	}
+	if d.SecretKey == "" {
+		d.SecretKey = DemoSecretKey
+	}
+	if d.Rate == 0 {
+		d.Rate = chat.MaxRate
+	}
+	if d.Existing == "" {
+		d.Existing = Append
+	}
+	if d.RefuseCode == 0 {
+		d.RefuseCode = chat.CodeBadParameter
+	}
+	if d.Edition == "" {
+		d.Edition = Ultimate
+	}
+	if d.PageSize == 0 {
+		d.PageSize = defaultPageSize
+	}
+	maps.DeleteFunc(d.FailIDs, func(_ string, code int) bool { return code == 0 })
+	return d
+}
+
+func (c *Config) clone() Config {
+	d := *c
+	d.Admins = slices.Clone(c.Admins)
+	d.Faults = slices.Clone(c.Faults)
+	d.FailIDs = maps.Clone(c.FailIDs)
+	return d
+}
+
+// offered tells whether the command is there at all.
+func (c *Config) offered(command chat.Command) bool {
+	switch command {
+	case chat.UpdateContactGroup:
+		return !c.NoUpdate
+	case chat.GetContactGroup:
+		return !c.NoGet
+	}
+	return true
+}
+
+// plain is a Config without methods.
+type plain Config
+
+// wireConfig is the JSON form: its own fields go before those of the same name in plain.
+type wireConfig struct {
+	*plain
+	Latency duration `json:"latency,omitempty"`
+	Jitter  duration `json:"jitter,omitempty"`
+}
+
+// MarshalJSON writes the fields that are not zero. The secret key is hidden.
+func (c Config) MarshalJSON() ([]byte, error) {
+	return json.Marshal(wireConfig{plain: (*plain)(&c), Latency: duration(c.Latency), Jitter: duration(c.Jitter)})
+}
+
+// UnmarshalJSON changes the fields that are there and refuses unknown ones: a fault with a slip in its name would be
+// one that is never injected. A secret key that is hidden stays as it was.
+func (c *Config) UnmarshalJSON(b []byte) error {
+	next := c.clone()
+	w := wireConfig{plain: (*plain)(&next), Latency: duration(c.Latency), Jitter: duration(c.Jitter)}
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&w); err != nil {
+		return err
+	}
+	next.Latency, next.Jitter = time.Duration(w.Latency), time.Duration(w.Jitter)
+	if next.SecretKey.Reveal() == next.SecretKey.String() {
+		next.SecretKey = c.SecretKey
+	}
+	*c = next
+	return nil
+}
+
+type duration time.Duration
+
+func (d duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+func (d *duration) UnmarshalJSON(b []byte) error {
+	var n int64
+	if err := json.Unmarshal(b, &n); err == nil {
+		*d = duration(n)
+		return nil
+	}
+	var text string
+	if err := json.Unmarshal(b, &text); err != nil {
+		return err
+	}
+	parsed, err := time.ParseDuration(text)
+	*d = duration(parsed)
+	return err
+}

@@ -1,0 +1,164 @@
+package chatsim
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+)
+
+// The kinds of faults that are no code. "Applied" means that the groups have changed although the caller cannot know.
+const (
+	Reset   = "reset"   // the connection is reset; not applied
+	Hang    = "hang"    // no answer until the caller leaves, or for 60 s; not applied
+	Lost    = "lost"    // applied, then the connection is closed without an answer
+	Cut     = "cut"     // applied, then half of the answer
+	Garbage = "garbage" // applied, then an answer that is no JSON
+)
+
+const (
+	httpKind = "http-" // an HTTP status follows: http-502; not applied
+	itemKind = "item-" // a code follows: item-51007; each conversation for itself
+)
+
+// A Fault is one way in which calls fail that nothing is wrong with. Calls that were refused for another reason
+// (throttled, not signed, over a limit) do not meet the faults and are not counted by them.
+type Fault struct {
+	Kind  string  // a code as "50004", "http-502", "item-51007", or one of the names above
+	Share float64 // of the calls that are struck, up to 1; of the conversations for an item fault. 0 stands for 1
+	After int     // calls that go free before
+	For   int     // calls it lasts, struck or not; 0: to the end
+}
+
+// ParseFault reads the text form of a fault: KIND[:SHARE][@AFTER][+FOR]. The share is a number or a percentage.
+// "lost:5%" strikes one call in twenty; "51013:1@50" every one from the 51st on; "reset@10+2" the 11th and the 12th.
+func ParseFault(s string) (Fault, error) {
+	var f Fault
+	var err error
+	rest, last, found := strings.Cut(s, "+")
+	if found {
+		if f.For, err = positive(last); err != nil {
+			return Fault{}, fmt.Errorf("fault %q: the number of calls after +: %w", s, err)
+		}
+	}
+	rest, after, found := strings.Cut(rest, "@")
+	if found {
+		if f.After, err = positive(after); err != nil {
+			return Fault{}, fmt.Errorf("fault %q: the number of calls after @: %w", s, err)
+		}
+	}
+	kind, share, found := strings.Cut(rest, ":")
+	f.Kind = kind
+	f.Share = 1
+	if found {
+		number, percent := strings.CutSuffix(share, "%")
+		if f.Share, err = strconv.ParseFloat(number, 64); err != nil {
+			return Fault{}, fmt.Errorf("fault %q: the share %q is no number", s, share)
+		}
+		if percent {
+			f.Share /= 100
+		}
+		if !(f.Share > 0) {
+			return Fault{}, fmt.Errorf("fault %q: a share of %s never strikes", s, share)
+		}
+	}
+	if err := f.validate(); err != nil {
+		return Fault{}, err
+	}
+	return f, nil
+}
+
+func positive(s string) (int, error) {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 1 {
+		return 0, fmt.Errorf("%q is not 1 or more", s)
+	}
+	return n, nil
+}
+
+// String gives the text form that [ParseFault] reads.
+func (f Fault) String() string {
+	s := f.Kind
+	if f.Share != 0 && f.Share != 1 {
+		s += ":" + strconv.FormatFloat(f.Share, 'f', -1, 64)
+	}
+	if f.After > 0 {
+		s += "@" + strconv.Itoa(f.After)
+	}
+	if f.For > 0 {
+		s += "+" + strconv.Itoa(f.For)
+	}
+	return s
+}
+
+// MarshalText gives the text form.
+func (f Fault) MarshalText() ([]byte, error) { return []byte(f.String()), nil }
+
+// UnmarshalText reads the text form.
+func (f *Fault) UnmarshalText(b []byte) error {
+	parsed, err := ParseFault(string(b))
+	if err == nil {
+		*f = parsed
+	}
+	return err
+}
+
+func (f *Fault) validate() error {
+	_, isCode := f.code()
+	_, isStatus := f.status()
+	_, isItem := f.itemCode()
+	switch f.Kind {
+	case Reset, Hang, Lost, Cut, Garbage:
+	default:
+		if !isCode && !isStatus && !isItem {
+			return fmt.Errorf("fault %q: neither a code, http-STATUS, item-CODE, reset, hang, lost, cut nor garbage", f.Kind)
+		}
+	}
+	switch {
+	case !(f.Share >= 0 && f.Share <= 1):
+		return fmt.Errorf("fault %q: a share of %v is not from 0 to 1", f.Kind, f.Share)
+	case f.After < 0:
+		return fmt.Errorf("fault %q: after is negative", f.Kind)
+	case f.For < 0:
+		return fmt.Errorf("fault %q: for is negative", f.Kind)
+	}
+	return nil
+}
+
+// code is what a fault that is a code answers.
+func (f *Fault) code() (int, bool) { return apiCode(f.Kind) }
+
+// itemCode is the code that an item fault gives to a conversation.
+func (f *Fault) itemCode() (int, bool) {
+	code, ok := strings.CutPrefix(f.Kind, itemKind)
+	if !ok {
+		return 0, false
+	}
+	return apiCode(code)
+}
+
+// status is the HTTP status of a fault that is one. 200 would be no fault, and 1xx no answer.
+func (f *Fault) status() (int, bool) {
+	text, ok := strings.CutPrefix(f.Kind, httpKind)
+	n, err := strconv.Atoi(text)
+	return n, ok && err == nil && len(text) == 3 && 201 <= n && n <= 599
+}
+
+// apiCode reads a code of the API: five digits, the first not 0.
+func apiCode(s string) (int, bool) {
+	n, err := strconv.Atoi(s)
+	return n, err == nil && len(s) == 5 && n >= 10000
+}
+
+// applied tells whether the groups change although the call fails.
+func (f *Fault) applied() bool { return f.Kind == Lost || f.Kind == Cut || f.Kind == Garbage }
+
+// active tells whether the fault can strike the call with this number, from 1.
+func (f *Fault) active(call int) bool {
+	return call > f.After && (f.For == 0 || call <= f.After+f.For)
+}
+
+// strikes draws whether the fault strikes.
+func (f *Fault) strikes(rng *rand.Rand) bool {
+	return f.Share == 0 || f.Share == 1 || rng.Float64() < f.Share
+}

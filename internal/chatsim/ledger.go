@@ -1,0 +1,185 @@
+package chatsim
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"groupferry/internal/chat"
+)
+
+// maxSamples bounds how many bad requests a ledger tells in full.
+const maxSamples = 20
+
+// A Ledger says what arrived. Its JSON form is the answer to GET /ledger.
+type Ledger struct {
+	Commands map[chat.Command]Calls `json:"commands"` // every command, also those that nobody called
+	NotFound int                    `json:"not_found"`
+
+	Users         int `json:"users"`         // that have a group
+	Groups        int `json:"groups"`        //
+	Conversations int `json:"conversations"` // in groups; one in two groups counts twice
+
+	Added       int `json:"added"`        // conversations put into a group that they were not in
+	Readded     int `json:"readded"`      // put into a group that they were in
+	Removed     int `json:"removed"`      // taken out of one that they were in
+	ItemsFailed int `json:"items_failed"` // conversations that were answered with a code
+
+	BadRequests int          `json:"bad_requests"` // calls against a documented limit, format or rule of who may call
+	BadSamples  []BadRequest `json:"bad_samples"`  // the first 20 of them
+
+	MostAtOnce int `json:"most_at_once"` // calls of one user in hand at the same time, at most
+}
+
+// Calls counts the calls of one command. Those in hand are in Calls alone; each other is in one of the four below it.
+type Calls struct {
+	Calls   int `json:"calls"`   // that arrived
+	OK      int `json:"ok"`      // answered with ErrorCode 0, whatever became of the conversations
+	Refused int `json:"refused"` // throttled: 60007 or 60011
+	Faulted int `json:"faulted"` // struck by a fault
+	Failed  int `json:"failed"`  // answered with another code or status
+
+	MaxPerSecond int `json:"max_per_second"` // arrivals in any second, at most
+	MaxPer100ms  int `json:"max_per_100ms"`  // arrivals in any tenth of one, at most
+	OverLimit    int `json:"over_limit"`     // arrivals with the limit or more in the second before them
+}
+
+// A BadRequest is a call that a correct client does not make.
+type BadRequest struct {
+	Command chat.Command `json:"command"`
+	Code    int          `json:"code"` // what it was answered; or the HTTP status
+	Reason  string       `json:"reason"`
+}
+
+// outcome says under which count of [Calls] a call comes.
+type outcome int
+
+const (
+	accepted outcome = iota
+	refused
+	faulted
+	failed
+)
+
+// A window counts events in a sliding span of time. It holds the events of one span and no more.
+type window struct {
+	span  time.Duration
+	times []time.Time // ascending; those before head are over
+	head  int
+	max   int // most events that any span has held
+}
+
+// count tells how many events lie in the span that ends with now, of which now is in and its beginning is not.
+func (w *window) count(now time.Time) int {
+	for w.head < len(w.times) && now.Sub(w.times[w.head]) >= w.span {
+		w.head++
+	}
+	if w.head > len(w.times)/2 { // moving costs less than the events that it takes out did
+		w.times = w.times[:copy(w.times, w.times[w.head:])]
+		w.head = 0
+	}
+	return len(w.times) - w.head
+}
+
+// add takes an event that is not before any other and tells how many there were before it in the span.
+func (w *window) add(now time.Time) int {
+	before := w.count(now)
+	w.times = append(w.times, now)
+	w.max = max(w.max, before+1)
+	return before
+}
+
+// tally is what is kept about a command.
+type tally struct {
+	Calls
+	second, tenth window // of arrivals
+	taken         window // of the calls that were not throttled
+}
+
+// book is the ledger while it is being written.
+type book struct {
+	commands map[chat.Command]*tally
+	taken    window // of all commands
+	Ledger          // but for Commands and what State tells
+}
+
+func newBook() book {
+	b := book{commands: make(map[chat.Command]*tally), taken: window{span: time.Second}}
+	for _, c := range chat.Commands() {
+		b.commands[c] = &tally{
+			second: window{span: time.Second},
+			tenth:  window{span: time.Second / 10},
+			taken:  window{span: time.Second},
+		}
+	}
+	return b
+}
+
+// arrive takes a call that arrived now and tells whether it is throttled: the code, or 0. A call that is throttled
+// does not count towards the limit.
+func (b *book) arrive(command chat.Command, now time.Time, rate, appRate int) int {
+	t := b.commands[command]
+	t.Calls.Calls++
+	limit := rate
+	if limit < 0 {
+		limit = chat.MaxRate
+	}
+	if t.second.add(now) >= limit {
+		t.OverLimit++
+	}
+	t.tenth.add(now)
+	switch {
+	case rate >= 0 && t.taken.count(now) >= rate:
+		return chat.CodeThrottled
+	case appRate > 0 && b.taken.count(now) >= appRate:
+		return chat.CodeAppThrottled
+	}
+	t.taken.add(now)
+	b.taken.add(now)
+	return 0
+}
+
+func (b *book) end(command chat.Command, o outcome) {
+	t := b.commands[command]
+	switch o {
+	case accepted:
+		t.OK++
+	case refused:
+		t.Refused++
+	case faulted:
+		t.Faulted++
+	case failed:
+		t.Failed++
+	}
+}
+
+func (b *book) bad(command chat.Command, code int, reason string) {
+	b.BadRequests++
+	if len(b.BadSamples) < maxSamples {
+		b.BadSamples = append(b.BadSamples, BadRequest{Command: command, Code: code, Reason: reason})
+	}
+}
+
+// Ledger gives the ledger as it stands.
+func (s *Sim) Ledger() Ledger {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := s.book.Ledger
+	l.BadSamples = slices.Clone(l.BadSamples)
+	l.Commands = make(map[chat.Command]Calls)
+	for c, t := range s.book.commands {
+		calls := t.Calls
+		calls.MaxPerSecond, calls.MaxPer100ms = t.second.max, t.tenth.max
+		l.Commands[c] = calls
+	}
+	for u := range maps.Values(s.users) {
+		if len(u.groups) > 0 {
+			l.Users++
+		}
+		l.Groups += len(u.groups)
+		for _, g := range u.groups {
+			l.Conversations += len(g.items)
+		}
+	}
+	return l
+}

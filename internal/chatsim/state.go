@@ -1,0 +1,252 @@
+package chatsim
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"groupferry/internal/chat"
+)
+
+// An account is a user with the groups that he has, in the order in which they were made.
+type account struct {
+	groups []*group
+	lastID int64
+}
+
+type group struct {
+	id    int64
+	name  string
+	items map[chat.Item]struct{}
+}
+
+func (a *account) find(name string) *group {
+	for _, g := range a.groups {
+		if g.name == name {
+			return g
+		}
+	}
+	return nil
+}
+
+// State gives all groups: user, then group name, then the conversations, sorted by type and id.
+func (s *Sim) State() map[string]map[string][]chat.Item {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	state := make(map[string]map[string][]chat.Item, len(s.users))
+	for user, a := range s.users {
+		if len(a.groups) == 0 {
+			continue
+		}
+		groups := make(map[string][]chat.Item, len(a.groups))
+		for _, g := range a.groups {
+			items := make([]chat.Item, 0, len(g.items))
+			for it := range g.items {
+				items = append(items, it)
+			}
+			slices.SortFunc(items, compareItems)
+			groups[g.name] = items
+		}
+		state[user] = groups
+	}
+	return state
+}
+
+func compareItems(a, b chat.Item) int {
+	return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.ID, b.ID))
+}
+
+// A refusal is why a call fails as a whole.
+type refusal struct {
+	code int
+	text string
+	bad  bool // the call is against a documented limit or rule
+}
+
+func (r *refusal) answer() *base {
+	return &base{ActionStatus: "FAIL", ErrorCode: r.code, ErrorInfo: r.text}
+}
+
+func badRequest(code int, format string, args ...any) *refusal {
+	return &refusal{code: code, text: fmt.Sprintf(format, args...), bad: true}
+}
+
+// apply carries out a call that passed every check but those that depend on the groups. itemCode tells the code with
+// which a conversation fails, 0 for none. The caller holds the lock.
+func (s *Sim) apply(command chat.Command, r *request, itemCode func(chat.Item) int) (any, *refusal) {
+	a := s.users[r.FromAccount]
+	if a == nil {
+		a = &account{}
+		s.users[r.FromAccount] = a
+	}
+	switch command {
+	case chat.CreateContactGroup:
+		return s.create(a, r, itemCode)
+	case chat.UpdateContactGroup:
+		return s.update(a, r, itemCode)
+	case chat.DelContactGroup:
+		return del(a, r.GroupName[0])
+	default:
+		return s.get(a, r.StartIndex), nil
+	}
+}
+
+func (s *Sim) create(a *account, r *request, itemCode func(chat.Item) int) (any, *refusal) {
+	wanted := r.GroupContactItem[0]
+	changes := make([]change, len(wanted.ContactItem))
+	for i, it := range wanted.ContactItem {
+		changes[i] = change{item: it.item()}
+	}
+	g := a.find(wanted.GroupName)
+	switch {
+	case g == nil && len(a.groups) >= chat.MaxGroupsPerUser:
+		return nil, badRequest(chat.CodeTooManyGroups, "the user has %d groups", len(a.groups))
+	case g == nil:
+		a.lastID++
+		g = &group{id: a.lastID, name: wanted.GroupName, items: make(map[chat.Item]struct{}, len(changes))}
+		a.groups = append(a.groups, g)
+	case s.set.Existing == Refuse:
+		return nil, &refusal{code: s.set.RefuseCode, text: "the group exists"}
+	case s.set.Existing == Replace:
+		clear(g.items)
+	}
+	if no := g.fits(changes); no != nil {
+		return nil, no
+	}
+	return &createAnswer{
+		base: okBase,
+		GroupResultItem: [1]groupResult{{
+			GroupItem:  groupItem{GroupName: g.name, GroupID: g.id},
+			ResultItem: s.change(g, changes, itemCode),
+		}},
+	}, nil
+}
+
+func (s *Sim) update(a *account, r *request, itemCode func(chat.Item) int) (any, *refusal) {
+	wanted := r.UpdateGroup
+	g := a.find(wanted.OldGroupName)
+	if g == nil {
+		return nil, &refusal{code: chat.CodeNoSuchGroup, text: "the group to update does not exist"}
+	}
+	answer := &updateAnswer{base: okBase, UpdateType: updateGroup}
+	answer.UpdateGroupResult.UpdateGroupType = wanted.UpdateGroupType
+	answer.UpdateGroupResult.OldGroupName = wanted.OldGroupName
+	answer.UpdateGroupResult.GroupID = g.id
+	if wanted.UpdateGroupType == renameGroup {
+		if other := a.find(wanted.NewGroupName); other != nil && other != g {
+			return nil, badRequest(chat.CodeBadParameter, "the user has a group of the new name")
+		}
+		g.name = wanted.NewGroupName
+	} else {
+		changes := make([]change, len(wanted.ContactUpdateItem))
+		for i, it := range wanted.ContactUpdateItem {
+			changes[i] = change{opt: it.ContactOptType, item: it.ContactItem.item()}
+		}
+		if no := g.fits(changes); no != nil {
+			return nil, no
+		}
+		answer.UpdateGroupResult.ContactResultItem = s.change(g, changes, itemCode)
+	}
+	answer.UpdateGroupResult.GroupName = g.name
+	return answer, nil
+}
+
+func del(a *account, name string) (any, *refusal) {
+	i := slices.IndexFunc(a.groups, func(g *group) bool { return g.name == name })
+	if i < 0 {
+		return nil, &refusal{code: chat.CodeNoSuchGroup, text: "the group to delete does not exist"}
+	}
+	g := a.groups[i]
+	a.groups = slices.Delete(a.groups, i, i+1)
+	return &delAnswer{base: okBase, GroupItem: []groupItem{{GroupName: g.name, GroupID: g.id}}}, nil
+}
+
+// get answers with a page of the user's conversations, sorted, and with all his groups.
+func (s *Sim) get(a *account, start int64) any {
+	groups := make(map[chat.Item][]int64)
+	answer := &getAnswer{base: okBase, GroupItem: make([]groupItem, len(a.groups))}
+	for i, g := range a.groups {
+		answer.GroupItem[i] = groupItem{GroupName: g.name, GroupID: g.id}
+		for it := range g.items {
+			groups[it] = append(groups[it], g.id)
+		}
+	}
+	items := make([]chat.Item, 0, len(groups))
+	for it := range groups {
+		items = append(items, it)
+	}
+	slices.SortFunc(items, compareItems)
+	from := min(max(start, 0), int64(len(items)))
+	to := min(from+int64(s.set.PageSize), int64(len(items)))
+	answer.ContactItem = make([]getItem, 0, to-from)
+	for _, it := range items[from:to] {
+		answer.ContactItem = append(answer.ContactItem, getItem{
+			wireItem: toWire(it), ContactGroupID: groups[it], Timestamp: time.Now().Unix(),
+		})
+	}
+	if to == int64(len(items)) {
+		answer.CompleteFlag = 1
+	} else {
+		answer.NextStartIndex = to
+	}
+	return answer
+}
+
+// A change is one conversation to be put into a group or, with optRemove, to be taken out.
+type change struct {
+	opt  int
+	item chat.Item
+}
+
+// fits tells whether the group stays within its limit.
+func (g *group) fits(changes []change) *refusal {
+	if len(g.items)+len(changes) <= chat.MaxConversationsPerGroup {
+		return nil
+	}
+	n := len(g.items)
+	seen := make(map[change]bool, len(changes))
+	for _, c := range changes {
+		_, in := g.items[c.item]
+		switch {
+		case seen[c]:
+		case c.opt == optRemove && in:
+			n--
+		case c.opt != optRemove && !in:
+			n++
+		}
+		seen[c] = true
+	}
+	if n > chat.MaxConversationsPerGroup {
+		return badRequest(chat.CodeTooManyConversations, "the group would have %d conversations", n)
+	}
+	return nil
+}
+
+// change does what is asked with every conversation that does not fail. To add what is there and to remove what is not
+// are no failures.
+func (s *Sim) change(g *group, changes []change, itemCode func(chat.Item) int) []itemResult {
+	results := make([]itemResult, len(changes))
+	for i, c := range changes {
+		results[i] = itemResult{ContactOptType: c.opt, ContactItem: toWire(c.item)}
+		if code := itemCode(c.item); code != 0 {
+			results[i].ResultCode = code
+			results[i].ResultInfo = chat.Meaning(code)
+			s.book.ItemsFailed++
+			continue
+		}
+		_, in := g.items[c.item]
+		switch {
+		case c.opt == optRemove && in:
+			delete(g.items, c.item)
+			s.book.Removed++
+		case c.opt == optRemove:
+		case in:
+			s.book.Readded++
+		default:
+			g.items[c.item] = struct{}{}
+			s.book.Added++
+		}
+	}
+	return results
+}
