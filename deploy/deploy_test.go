@@ -1,0 +1,398 @@
+// Package deploy holds no code, only what runs groupferry elsewhere: an image and a compose file, rules for Prometheus, a
+// dashboard for Grafana, units for systemd, manifests for Kubernetes. Its tests keep all of that true to the metrics
+// that are really served, and run what the tools of those worlds have to say about it where they are installed.
+package deploy
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"groupferry/metrics"
+)
+
+const dashboardFile = "grafana/dashboards/groupferry.json"
+
+// served returns the names of all series, as a query may ask for them.
+func served() map[string]bool {
+	names := map[string]bool{}
+	row := regexp.MustCompile("(?m)^\\| `(groupferry_[a-z_]+)` \\| ([a-z]+) \\|")
+	for _, m := range row.FindAllStringSubmatch(metrics.Table(), -1) {
+		name, kind := m[1], m[2]
+		if kind != "histogram" {
+			names[name] = true
+			continue
+		}
+		for _, suffix := range []string{"_bucket", "_sum", "_count"} {
+			names[name+suffix] = true
+		}
+	}
+	return names
+}
+
+// files returns the paths of all files here that end in one of the suffixes.
+func files(t *testing.T, suffixes ...string) []string {
+	t.Helper()
+	var found []string
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() && slices.ContainsFunc(suffixes, func(s string) bool { return strings.HasSuffix(path, s) }) {
+			found = append(found, path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func TestSeriesExist(t *testing.T) {
+	names := served()
+	if len(names) < 20 {
+		t.Fatalf("served series: got %d, want at least 20", len(names))
+	}
+	series := regexp.MustCompile(`groupferry_[a-z_]+`)
+	used := map[string]bool{}
+	for _, path := range files(t, ".json", ".yaml") {
+		for _, name := range series.FindAllString(read(t, path), -1) {
+			used[name] = true
+			if !names[name] {
+				t.Errorf("%s: series %s is not served", path, name)
+			}
+		}
+	}
+	if len(used) < 15 {
+		t.Errorf("series used: got %d, want at least 15", len(used))
+	}
+}
+
+// YAML has no parser among the modules of this project; these are the slips that can be seen without one.
+func TestYAML(t *testing.T) {
+	for _, path := range files(t, ".yaml") {
+		text := read(t, path)
+		if !strings.HasSuffix(text, "\n") {
+			t.Errorf("%s: no newline at the end", path)
+		}
+		for i, line := range strings.Split(text, "\n") {
+			indent := len(line) - len(strings.TrimLeft(line, " "))
+			switch {
+			case strings.Contains(line, "\t"):
+				t.Errorf("%s:%d: a tab", path, i+1)
+			case strings.TrimRight(line, " ") != line:
+				t.Errorf("%s:%d: a space at the end", path, i+1)
+			case indent%2 != 0:
+				t.Errorf("%s:%d: got an indent of %d, want an even one", path, i+1, indent)
+			}
+		}
+	}
+}
+
+func TestAlerts(t *testing.T) {
+	rules := regexp.MustCompile(`(?m)^      - alert: `).Split(read(t, "prometheus/alerts.yaml"), -1)[1:]
+	cases := read(t, "prometheus/alerts_test.yaml")
+	if len(rules) < 4 {
+		t.Fatalf("alerts: got %d, want at least 4", len(rules))
+	}
+	window := regexp.MustCompile(`\[(\w+)\]`)
+	for _, rule := range rules {
+		name, _, _ := strings.Cut(rule, "\n")
+		for _, want := range []string{"expr: ", "for: ", "severity: ", "summary: ", "description: ", "`groupferry "} {
+			if !strings.Contains(rule, want) {
+				t.Errorf("%s: got no %q", name, want)
+			}
+		}
+		for _, m := range window.FindAllStringSubmatch(rule, -1) {
+			if !slices.Contains([]string{"5m", "15m"}, m[1]) {
+				t.Errorf("%s: got a range of %s, want 5m or 15m: at least four scrapes of a minute each", name, m[1])
+			}
+		}
+		fires := regexp.MustCompile(`alertname: ` + name + `\n +exp_alerts:\n`)
+		quiet := regexp.MustCompile(`alertname: ` + name + `\n +exp_alerts: \[\]\n`)
+		if !fires.MatchString(cases) || !quiet.MatchString(cases) {
+			t.Errorf("%s: got no case that fires or none that stays quiet, want both", name)
+		}
+	}
+}
+
+type dashboard struct {
+	ID            *int
+	UID           string
+	Title         string
+	Editable      bool
+	SchemaVersion int
+	Panels        []panel
+	Annotations   struct{ List []annotation }
+	Templating    struct {
+		List []struct {
+			Name, Type, Query string // the query of a data source variable
+			Definition        string
+			Refresh           int
+		}
+	}
+}
+
+type annotation struct {
+	Name       string
+	Datasource datasource
+	Expr       string
+}
+
+type datasource struct{ Type, UID string }
+
+type panel struct {
+	ID                       int
+	Type, Title, Description string
+	Datasource               datasource
+	GridPos                  struct{ X, Y, W, H int }
+	Targets                  []target
+	FieldConfig              struct{ Defaults struct{ Unit string } }
+}
+
+type target struct {
+	RefID        string
+	Datasource   datasource
+	Expr         string
+	LegendFormat string
+}
+
+func readDashboard(t *testing.T) dashboard {
+	t.Helper()
+	// The query of a variable is a string or an object, as its type wants it.
+	text := regexp.MustCompile(`"query": \{[^}]*\}`).ReplaceAllString(read(t, dashboardFile), `"query": ""`)
+	var d dashboard
+	if err := json.Unmarshal([]byte(text), &d); err != nil {
+		t.Fatalf("%s: %v", dashboardFile, err)
+	}
+	return d
+}
+
+func TestDashboard(t *testing.T) {
+	d := readDashboard(t)
+	if d.ID != nil || d.UID == "" || d.Title == "" || d.Editable || d.SchemaVersion == 0 {
+		t.Errorf("got id %v, uid %q, title %q, editable %t, schema %d; want no id, a uid, a title, not editable, a schema",
+			d.ID, d.UID, d.Title, d.Editable, d.SchemaVersion)
+	}
+	vars := map[string]string{}
+	for _, v := range d.Templating.List {
+		vars[v.Name] = v.Type + " " + v.Query + v.Definition
+	}
+	if got, want := vars["datasource"], "datasource prometheus"; got != want {
+		t.Errorf("variable datasource: got %q, want %q", got, want)
+	}
+	if got, want := vars["job"], "query label_values(groupferry_build_info, job)"; got != want {
+		t.Errorf("variable job: got %q, want %q", got, want)
+	}
+	for _, a := range d.Annotations.List {
+		checkQuery(t, "annotation "+a.Name, a.Expr, a.Datasource)
+	}
+
+	var rows []string
+	ids := map[int]string{}
+	cells := map[[2]int]string{}
+	for _, p := range d.Panels {
+		if other, ok := ids[p.ID]; ok {
+			t.Errorf("panels %q and %q have the same id %d", other, p.Title, p.ID)
+		}
+		ids[p.ID] = p.Title
+		for x := range p.GridPos.W {
+			for y := range p.GridPos.H {
+				cell := [2]int{p.GridPos.X + x, p.GridPos.Y + y}
+				if other, ok := cells[cell]; ok || cell[0] >= 24 {
+					t.Fatalf("panel %q lies on %q or over the edge", p.Title, other)
+				}
+				cells[cell] = p.Title
+			}
+		}
+		if p.Type == "row" {
+			rows = append(rows, p.Title)
+			continue
+		}
+		if p.Title == "" || p.Description == "" || p.FieldConfig.Defaults.Unit == "" || len(p.Targets) == 0 {
+			t.Errorf("panel %d %q: got description %q, unit %q, %d targets; want all of them",
+				p.ID, p.Title, p.Description, p.FieldConfig.Defaults.Unit, len(p.Targets))
+		}
+		refs := map[string]bool{}
+		for _, q := range p.Targets {
+			checkQuery(t, "panel "+p.Title, q.Expr, q.Datasource)
+			if q.LegendFormat == "" || refs[q.RefID] {
+				t.Errorf("panel %q: target %s has no legend, or the refId of another", p.Title, q.RefID)
+			}
+			refs[q.RefID] = true
+		}
+	}
+	if want := []string{"Is it going?", "How fast?", "What fails?", "What waits?"}; !slices.Equal(rows, want) {
+		t.Errorf("rows: got %q, want %q", rows, want)
+	}
+}
+
+var (
+	selector = regexp.MustCompile(`[a-z_]+\{[^}]*\}`)
+	counter  = regexp.MustCompile(`(\w+\()?groupferry_\w+_(total|bucket)\{[^}]*\}(\[[^]]*\])?`)
+)
+
+func checkQuery(t *testing.T, where, expr string, ds datasource) {
+	t.Helper()
+	if ds != (datasource{"prometheus", "${datasource}"}) {
+		t.Errorf("%s: got data source %+v, want the variable", where, ds)
+	}
+	selectors := selector.FindAllString(expr, -1)
+	if len(selectors) == 0 {
+		t.Errorf("%s: no series in %q", where, expr)
+	}
+	for _, s := range selectors {
+		if !strings.Contains(s, `job=~"$job"`) {
+			t.Errorf("%s: %s does not match the job", where, s)
+		}
+	}
+	for _, m := range counter.FindAllStringSubmatch(expr, -1) {
+		if m[1] != "rate(" || m[3] != "[$__rate_interval]" {
+			t.Errorf("%s: got %s, want a rate over $__rate_interval", where, m[0])
+		}
+	}
+}
+
+// run runs a tool where it is installed.
+func run(t *testing.T, dir string, env []string, name string, args ...string) string {
+	t.Helper()
+	if _, err := exec.LookPath(name); err != nil {
+		t.Skipf("%s is not installed", name)
+	}
+	cmd := exec.Command(name, args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), env...)
+	var out, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%s %s: %v\n%s%s", name, strings.Join(args, " "), err, &out, &stderr)
+	}
+	return out.String()
+}
+
+func TestPromtool(t *testing.T) {
+	for _, args := range [][]string{
+		{"check", "config", "prometheus.yaml"},
+		{"check", "rules", "alerts.yaml"},
+		{"test", "rules", "alerts_test.yaml"},
+	} {
+		t.Run(strings.Join(args[:2], " "), func(t *testing.T) {
+			run(t, "prometheus", nil, "promtool", args...)
+		})
+	}
+}
+
+func TestSystemd(t *testing.T) {
+	// systemd-analyze wants the binary to be there, so it gets one that is.
+	dir := t.TempDir()
+	binary := regexp.MustCompile(`(?m)^ExecStart=/usr/local/bin/groupferry `)
+	units := files(t, ".service", ".timer")
+	if len(units) != 3 {
+		t.Errorf("units: got %q, want three", units)
+	}
+	for _, path := range units {
+		text := read(t, path)
+		if strings.HasSuffix(path, ".service") && !binary.MatchString(text) {
+			t.Errorf("%s: does not start /usr/local/bin/groupferry", path)
+		}
+		text = binary.ReplaceAllString(text, "ExecStart=/bin/true ")
+		if err := os.WriteFile(filepath.Join(dir, filepath.Base(path)), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, path := range units {
+		name := filepath.Base(path)
+		t.Run(name, func(t *testing.T) {
+			env := []string{"SYSTEMD_UNIT_PATH=" + dir + ":"}
+			run(t, dir, env, "systemd-analyze", "verify", "--man=no", "--recursive-errors=no", "./"+name)
+			if strings.HasSuffix(name, ".service") { // exposure from 0 to 100; 20 is where "OK" ends
+				run(t, dir, env, "systemd-analyze", "security", "--offline=true", "--threshold=20", "./"+name)
+			}
+		})
+	}
+}
+
+func TestKustomize(t *testing.T) {
+	out := run(t, "kubernetes", nil, "kubectl", "kustomize", ".")
+	objects := map[string]string{}
+	for object := range strings.SplitSeq(out, "\n---\n") {
+		kind := regexp.MustCompile(`(?m)^kind: (\w+)$`).FindStringSubmatch(object)
+		if kind == nil {
+			t.Fatalf("an object without a kind:\n%s", object)
+		}
+		objects[kind[1]] = object
+	}
+	hardened := []string{
+		"runAsNonRoot: true", "runAsUser: 65532", "type: RuntimeDefault", "readOnlyRootFilesystem: true",
+		"allowPrivilegeEscalation: false", "- ALL", "automountServiceAccountToken: false", "memory: 256Mi",
+		"terminationGracePeriodSeconds: 60", "name: groupferry-", // of the generated ConfigMap
+	}
+	for kind, want := range map[string][]string{
+		"ConfigMap":             {"NATS_URL: ", "GROUPFERRY_SDK_APP_ID: "},
+		"PodDisruptionBudget":   {"maxUnavailable: 1"},
+		"PersistentVolumeClaim": {"name: groupferry-files"},
+		"Deployment": append([]string{
+			"path: /livez", "path: /readyz", "port: metrics", "containerPort: 9477", "- --listen=0.0.0.0:9477",
+			"- --secret-key-file=/run/secrets/groupferry/secret-key", "mountPath: /run/secrets/groupferry",
+		}, hardened...),
+		"CronJob": append([]string{
+			"concurrencyPolicy: Forbid", "timeZone: ", "restartPolicy: Never", "action: FailJob", "- 2\n",
+			"claimName: groupferry-files",
+		}, hardened...),
+	} {
+		for _, w := range want {
+			if !strings.Contains(objects[kind], w) {
+				t.Errorf("%s: got no %q", kind, w)
+			}
+		}
+	}
+	if len(objects) != 5 {
+		t.Errorf("kinds: got %d, want 5", len(objects))
+	}
+}
+
+// What a person set up by one file must find the place that another file names.
+func TestPlacesAgree(t *testing.T) {
+	tests := []struct{ file, holds string }{
+		{"compose.yaml", `command: [work, --listen, "0.0.0.0:9477"]`},
+		{"prometheus/prometheus.yaml", "port: 9477"},
+		{"prometheus/prometheus.yaml", "names: [worker]"},
+		{"compose.yaml", "\n  worker:\n"},
+		{"prometheus/prometheus.yaml", "job_name: groupferry\n"},
+		{"prometheus/alerts.yaml", `up{job="groupferry"}`},
+		{"compose.yaml", "./prometheus:/etc/prometheus:ro"},
+		{"compose.yaml", "--config.file=/etc/prometheus/prometheus.yaml"},
+		{"compose.yaml", "./grafana/dashboards:/var/lib/groupferry/dashboards:ro"},
+		{"compose.yaml", "/var/lib/groupferry/dashboards/groupferry.json"},
+		{"grafana/provisioning/dashboards/groupferry.yaml", "path: /var/lib/groupferry/dashboards\n"},
+		{"grafana/provisioning/datasources/prometheus.yaml", "url: http://prometheus:9090\n"},
+		{"compose.yaml", "\n  prometheus:\n"},
+		{"compose.yaml", "stop_grace_period: 60s"},
+		{"systemd/groupferry-worker.service", "TimeoutStopSec=60\n"},
+	}
+	for _, test := range tests {
+		if !strings.Contains(read(t, test.file), test.holds) {
+			t.Errorf("%s: got no %q", test.file, test.holds)
+		}
+	}
+	for _, path := range []string{"../samples/groups.csv"} { // what compose imports
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is not there", path)
+		}
+	}
+}
