@@ -180,13 +180,15 @@ func decode(text []byte, answer any) error {
 		return nil
 	}
 	var syntax *json.SyntaxError
-	if errors.As(err, &syntax) && syntax.Offset >= int64(len(text)) && len(bytes.TrimSpace(text)) > 0 {
+	switch {
+	case len(bytes.TrimSpace(text)) == 0:
+		return fmt.Errorf("%w: it is empty", errUndecodable)
+	case !errors.As(err, &syntax):
+		return fmt.Errorf("%w: JSON of another shape", errUndecodable)
+	case syntax.Error() == "unexpected end of JSON input": // package json tells it by the text alone
 		return errCutOff
 	}
-	if syntax != nil {
-		return fmt.Errorf("%w: no JSON from byte %d on", errUndecodable, syntax.Offset)
-	}
-	return fmt.Errorf("%w: JSON of another shape", errUndecodable)
+	return fmt.Errorf("%w: no JSON from byte %d on", errUndecodable, syntax.Offset)
 }
 
 // Create makes a group with conversations in it.
