@@ -85,9 +85,9 @@ type Progress struct {
 	Total int64 // bytes that the inputs have, before decompression; 0 when nobody knows (standard input, a pipe)
 }
 
-// A ConfigError tells which field of a [Config] cannot be used.
+// A ConfigError tells that Read was asked for something that it cannot do.
 type ConfigError struct {
-	Field   string // "Columns", "Delimiter", …
+	Field   string // of Config: "Columns", "Delimiter", …; or "inputs"
 	Problem string
 }
 
@@ -119,7 +119,7 @@ func (e *Error) Unwrap() error { return e.Err }
 // Read reads and checks all inputs: names of files, globs, and "-" for standard input, in the order given, the
 // matches of a glob in the order of their names. An input that is named twice is read once.
 //
-// The error is a [*ConfigError] when cfg cannot be used, the error of ctx when that ended, and else an [*Error] for
+// The error is a [*ConfigError] when cfg or inputs cannot be used, the error of ctx when that ended, and else an [*Error] for
 // the first input about which nothing can be said: no such file, an archive that is cut off, no header, UTF-16 and
 // the like. Rows that cannot be used are no error but rejects of the plan.
 func Read(ctx context.Context, inputs []string, cfg Config) (*Plan, error) {

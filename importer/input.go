@@ -30,7 +30,7 @@ const sniffBytes = 4 << 10
 // A source is one input to be read.
 type source struct {
 	name string // as given; what a glob matched goes by its own name
-	size int64  // bytes as stored, 0 when unknown
+	size int64  // bytes as stored, -1 when unknown
 }
 
 const stdin = "-"
@@ -39,7 +39,7 @@ const stdin = "-"
 // misspelt last name does not cost the time to read the others.
 func (in *intake) expand(inputs []string) ([]source, error) {
 	if len(inputs) == 0 {
-		return nil, errors.New("nothing to read: no file was named")
+		return nil, &ConfigError{Field: "inputs", Problem: "nothing to read: no input was named"}
 	}
 	var sources []source
 	seen := map[string]bool{}
@@ -53,7 +53,7 @@ func (in *intake) expand(inputs []string) ([]source, error) {
 			return nil
 		}
 		seen[key] = true
-		s := source{name: name}
+		s := source{name: name, size: -1}
 		if name == stdin {
 			if in.Stdin == nil {
 				return &Error{File: name, Problem: "there is no standard input here"}
@@ -97,7 +97,7 @@ func (in *intake) expand(inputs []string) ([]source, error) {
 		}
 	}
 	for _, s := range sources {
-		if s.size == 0 {
+		if s.size < 0 {
 			in.progress.Total = 0
 			break
 		}

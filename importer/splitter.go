@@ -144,7 +144,7 @@ func (s *splitter) record(b []byte) (size int, lines int64, reason string) {
 	if reason == "" {
 		reason = s.miscounted(fields)
 		if reason != "" && lines > 1 {
-			reason = fmt.Sprintf("a quote opens here and closes %d lines further down, which leaves %s", lines-1, reason)
+			reason = fmt.Sprintf("a quote opens here and closes in line %d, which leaves %s", s.line+lines-1, reason)
 		}
 	}
 	if reason != "" {
