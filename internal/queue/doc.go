@@ -1,0 +1,58 @@
+// Package queue keeps jobs, results and the state of imports on NATS JetStream, and knows how each of them survives a
+// crash. Nothing outside of it knows that there is NATS.
+//
+// The server is an existing one, 2.12 or newer, or an embedded one that runs inside the process ([Config]). All names
+// on it begin with the namespace, NS:
+//
+//	                 Enqueue: up to 999 jobs and a checkpoint, all or nothing
+//	 importer ──────────────────────────────┐
+//	                                        ▼
+//	             ┌─ stream NS-jobs (work queue) ──────────────────┐
+//	             │  NS.checkpoint.IMPORT   how far Enqueue got    │  no consumer ever covers it
+//	             │  NS.jobs.IMPORT         the jobs, until acked  │
+//	             └──────────────┬─────────────────────────────────┘
+//	                            ▼  one durable consumer per import: jobs-IMPORT
+//	   worker ◄────── Source.Fetch, in turns over the imports
+//	     │ PutResult, then Ack
+//	     ▼
+//	┌─ stream NS-results ────────────────────┐   ┌─ bucket NS-control ─────────────────┐
+//	│  NS.results.IMPORT.JOB   one a subject │   │  import.IMPORT   record of an import│
+//	└──────────────┬─────────────────────────┘   │  halt            why all stand still│
+//	               ▼                             └─────────────────────────────────────┘
+//	   Result, Results, Tally                       Begin … Complete, SetHalt … WatchHalt
+//
+// # What a crash leaves behind
+//
+// A process, or the embedded server with it, can be killed anywhere. What the next start finds, and does:
+//
+//   - After [Queue.Begin]: a record in the state enqueueing, no checkpoint. Begin gives the record back, Enqueue starts
+//     with the first job.
+//   - While a batch is on its way: the server puts a batch on the stream as a whole or not at all. The checkpoint in it
+//     counts the jobs up to its end, so reading it tells which; Enqueue goes on after it.
+//   - After the last batch, before the record says enqueued: the checkpoint says done. Enqueue reads no input and sets
+//     the record.
+//   - While a job is in hand: it is delivered again when its acknowledgement has been missing for a minute. Whether its
+//     calls were made nobody knows; the API takes them twice without harm.
+//   - After [Queue.PutResult], before [Delivery.Ack]: the job is delivered again, and [Queue.Result] has its result.
+//     So a worker looks there first, on every delivery: [Delivery.Delivered] can say 1 for a second one.
+//   - After Ack returned: the job is off the stream, and stays so. (On a stream that keeps its messages the server may
+//     forget the acknowledgement when it is killed; on a work queue it deletes the message.)
+//   - In [Queue.Complete], between record and consumer: the consumer has no jobs; the next Complete removes it.
+//
+// Message ids play no part in this: on a work queue the server forgets an id with its message.
+//
+// Two processes that enqueue the same import at once do each other no harm: a batch goes through only if the checkpoint
+// is where its sender saw it last, and the one that lost takes the other's jobs for written.
+//
+// # The embedded server
+//
+// The first process to lock the data directory runs the server: on loopback, with a random token that stands beside
+// the data in a file for the owner's eyes. It syncs every write to disk, so that a power failure loses nothing either.
+// Others find it through that file, and when the process that ran it is gone, one of them takes over; to all its
+// callers that looks like a connection that was lost and found.
+//
+// # Limits
+//
+// A job has to fit into the server's max_payload, 1 MiB by default. At most 20,000 jobs of an import can be in hand or
+// put back for later.
+package queue

@@ -1,0 +1,287 @@
+package queue
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gofrs/flock"
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+)
+
+const (
+	lockFile   = "lock"
+	serverFile = "server.json" // where the embedded server listens, and the token that it asks for
+	storeDir   = "jetstream"   // the server adds this name to its StoreDir by itself
+
+	// joinPatience is how long Open waits for a server that another process is about to start or to hand over.
+	joinPatience = 5 * time.Second
+	joinPause    = 50 * time.Millisecond
+
+	// readyTimeout is for a server with nothing wrong; recovery of a store happens before it counts.
+	readyTimeout = 10 * time.Second
+)
+
+// errNobodyHome says that another process holds the lock of the data directory and no server answers for it.
+var errNobodyHome = errors.New("another process holds the data directory, and its server does not answer")
+
+// A home is the embedded server's data directory, seen from one of the processes that have it open. Whoever holds the
+// lock runs the server; the others connect to it. The connection of either goes through Dial, so that a process whose
+// server went away becomes the next one to run it by nothing else than its attempt to reconnect.
+type home struct {
+	dir  string
+	log  *slog.Logger
+	lock *flock.Flock
+
+	mu     sync.Mutex
+	server *server.Server // nil while another process runs it
+	token  string         // of the server that was dialed last
+	broken error          // why the server could not be started at the last attempt
+	closed bool
+}
+
+// connectHome connects to the embedded server, which it starts if need be.
+func (q *Queue) connectHome(ctx context.Context) error {
+	dir := q.cfg.DataDir
+	q.where = "the embedded server in " + shown(dir)
+	if q.cfg.JoinOnly {
+		if _, err := os.Stat(filepath.Join(dir, storeDir)); errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("%w in %s", ErrNoData, shown(dir))
+		}
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	h := &home{
+		dir:  dir,
+		log:  q.log,
+		lock: flock.New(filepath.Join(dir, lockFile), flock.SetPermissions(0o600)),
+	}
+	q.home = h
+	opts := append(q.connectOptions(),
+		nats.SetCustomDialer(h),
+		nats.TokenHandler(h.currentToken),
+		nats.IgnoreDiscoveredServers())
+
+	deadline := time.Now().Add(joinPatience)
+	for {
+		// The address is for the library's eyes only: Dial knows where to go.
+		nc, err := nats.Connect("nats://127.0.0.1:4222", opts...)
+		if err == nil {
+			q.nc = nc
+			return q.useJetStream("", "")
+		}
+		if broken := h.whyBroken(); broken != nil {
+			return fmt.Errorf("start %s: %w", q.where, broken)
+		}
+		if !time.Now().Before(deadline) || !pause(ctx, joinPause) {
+			return q.fault(ctx, "join", err)
+		}
+	}
+}
+
+// shown makes a relative directory look like one.
+func shown(dir string) string {
+	if filepath.IsAbs(dir) || strings.HasPrefix(dir, ".") {
+		return dir
+	}
+	return "." + string(filepath.Separator) + dir
+}
+
+// Dial gives a connection to the embedded server, whichever process runs it; and when none does, this one starts it.
+// The lock is tried before the file is read: a file left behind by a process that was killed names a port that may
+// be anyone's by now.
+func (h *home) Dial(_, _ string) (net.Conn, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return nil, net.ErrClosed
+	}
+	if h.server != nil {
+		return h.server.InProcessConn()
+	}
+	got, err := h.lock.TryLock()
+	if err != nil {
+		h.broken = fmt.Errorf("lock: %w", err)
+		return nil, h.broken
+	}
+	if !got {
+		return h.join()
+	}
+	if err := h.start(); err != nil {
+		h.broken = err
+		return nil, errors.Join(err, h.lock.Unlock())
+	}
+	h.broken = nil
+	return h.server.InProcessConn()
+}
+
+func (h *home) currentToken() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.token
+}
+
+func (h *home) whyBroken() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.broken
+}
+
+func (h *home) running() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.server != nil
+}
+
+// An address is what the server file holds.
+type address struct {
+	Version int    `json:"v"`
+	URL     string `json:"url"`
+	Token   string `json:"token"`
+}
+
+func (h *home) join() (net.Conn, error) {
+	b, err := os.ReadFile(filepath.Join(h.dir, serverFile))
+	if err != nil {
+		return nil, errNobodyHome
+	}
+	var a address
+	// No cause in either error: it could repeat what the file holds.
+	if json.Unmarshal(b, &a) != nil {
+		return nil, errNobodyHome
+	}
+	u, err := url.Parse(a.URL)
+	if err != nil {
+		return nil, errNobodyHome
+	}
+	conn, err := net.DialTimeout("tcp", u.Host, dialTimeout)
+	if err != nil {
+		return nil, errNobodyHome
+	}
+	h.token = a.Token
+	return conn, nil
+}
+
+// start runs the server. The caller holds the lock of the directory.
+func (h *home) start() error {
+	file := filepath.Join(h.dir, serverFile)
+	if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	token, err := newToken()
+	if err != nil {
+		return err
+	}
+	s, err := server.NewServer(&server.Options{
+		ServerName:             "groupferry",
+		Host:                   "127.0.0.1",
+		Port:                   server.RANDOM_PORT,
+		Authorization:          token,
+		JetStream:              true,
+		StoreDir:               h.dir,
+		SyncAlways:             true,
+		DisableJetStreamBanner: true,
+		NoSigs:                 true,
+	})
+	if err != nil {
+		return err
+	}
+	s.SetLoggerV2(serverLog{h.log}, false, false, false)
+	s.Start()
+	stop := func(err error) error {
+		s.Shutdown()
+		s.WaitForShutdown()
+		return err
+	}
+	if !s.ReadyForConnections(readyTimeout) || !s.JetStreamEnabled() {
+		return stop(errors.New("the server did not come up; the log says why"))
+	}
+	b, err := json.Marshal(address{Version: 1, URL: s.ClientURL(), Token: token})
+	if err != nil {
+		return stop(err)
+	}
+	if err := writeFile(file, b); err != nil {
+		return stop(err)
+	}
+	h.server, h.token = s, token
+	h.log.Debug("embedded server is up", "dir", h.dir)
+	return nil
+}
+
+// newToken makes 256 random bits.
+func newToken() (string, error) {
+	var b [32]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(b[:]), nil
+}
+
+// writeFile puts a file in place as a whole, readable by its owner alone.
+func writeFile(name string, b []byte) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(name), filepath.Base(name)+".*") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(f.Name())
+		}
+	}()
+	if _, err := f.Write(b); err != nil {
+		f.Close()
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), name)
+}
+
+// close stops the server if this process runs it. The file goes first, so that nobody joins a server that leaves, and
+// the lock last, so that nobody starts one beside it.
+func (h *home) close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return nil
+	}
+	h.closed = true
+	var err error
+	if h.server != nil {
+		err = os.Remove(filepath.Join(h.dir, serverFile))
+		h.server.Shutdown()
+		h.server.WaitForShutdown()
+		h.server = nil
+	}
+	return errors.Join(err, h.lock.Close())
+}
+
+// A serverLog carries what the embedded server says to our log: warnings as what they are, all else as detail.
+type serverLog struct{ log *slog.Logger }
+
+func (l serverLog) Noticef(format string, v ...any) { l.say(slog.LevelDebug, format, v) }
+func (l serverLog) Warnf(format string, v ...any)   { l.say(slog.LevelWarn, format, v) }
+func (l serverLog) Errorf(format string, v ...any)  { l.say(slog.LevelError, format, v) }
+func (l serverLog) Fatalf(format string, v ...any)  { l.say(slog.LevelError, format, v) }
+func (l serverLog) Debugf(format string, v ...any)  { l.say(slog.LevelDebug, format, v) }
+func (l serverLog) Tracef(format string, v ...any)  { l.say(slog.LevelDebug, format, v) }
+
+func (l serverLog) say(level slog.Level, format string, v []any) {
+	if l.log.Enabled(context.Background(), level) {
+		l.log.Log(context.Background(), level, "nats-server: "+fmt.Sprintf(format, v...))
+	}
+}

@@ -1,0 +1,256 @@
+package queue
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"groupferry/internal/job"
+)
+
+// ErrNoImport is wrapped by the error of a call for an import that was never begun.
+var ErrNoImport = errors.New("no such import")
+
+// ErrUnfinished is wrapped by the error of a [Queue.Complete] that came too early.
+var ErrUnfinished = errors.New("import is not finished")
+
+// A ConflictError says that an import ID is taken by an import with other content.
+type ConflictError struct{ ID string }
+
+func (e *ConflictError) Error() string {
+	return fmt.Sprintf("import ID %q belongs to an import with other content: choose another --import-id, "+
+		"or leave it out to have one made from the content", e.ID)
+}
+
+// ImportState says how far an import got. It only ever goes forward.
+type ImportState string
+
+const (
+	Enqueueing ImportState = "enqueueing" // some of its jobs may not be on the queue yet
+	Enqueued   ImportState = "enqueued"   // all of its jobs were put on the queue
+	Complete   ImportState = "complete"   // all of its jobs have a result
+)
+
+// importVersion is the version of an import record that this package writes, and the newest that it reads.
+const importVersion = 1
+
+// An Import is the record of one intake of input. The counts are the importer's; this package keeps them.
+type Import struct {
+	ID        string      `json:"import"`
+	Digest    string      `json:"digest"` // of the content and of the options that change jobs
+	State     ImportState `json:"state"`
+	Simulated bool        `json:"simulated,omitempty"` // its calls go to the simulator
+
+	Created   time.Time `json:"created,omitzero"`
+	Enqueued  time.Time `json:"enqueued,omitzero"`
+	Completed time.Time `json:"completed,omitzero"`
+
+	Rows          int64 `json:"rows"` // Accepted + Duplicates + Rejected
+	Accepted      int64 `json:"accepted"`
+	Duplicates    int64 `json:"duplicates"`
+	Rejected      int64 `json:"rejected"`
+	Conversations int64 `json:"conversations"`
+	Calls         int64 `json:"calls"` // needed if all goes well
+	Jobs          int64 `json:"jobs"`  // 0 until Enqueue has counted them, if Begin was not told
+
+	Files       []string `json:"files,omitempty"`
+	RejectsFile string   `json:"rejects_file,omitempty"`
+}
+
+// storedImport is the wire form.
+type storedImport struct {
+	Version int `json:"v"`
+	Import
+}
+
+func importKey(id string) string { return "import." + id }
+
+func encodeImport(i Import) ([]byte, error) {
+	return json.Marshal(storedImport{importVersion, i})
+}
+
+func decodeImport(b []byte) (Import, error) {
+	var v struct {
+		Version int `json:"v"`
+	}
+	if err := json.Unmarshal(b, &v); err != nil {
+		return Import{}, fmt.Errorf("decode import record: %w", err)
+	}
+	if v.Version > importVersion {
+		return Import{}, fmt.Errorf("decode import record: version %d: %w", v.Version, job.ErrVersion)
+	}
+	var s storedImport
+	if err := json.Unmarshal(b, &s); err != nil {
+		return Import{}, fmt.Errorf("decode import record: %w", err)
+	}
+	return s.Import, nil
+}
+
+// Begin stores the record of a new import, in the state [Enqueueing]; Created is set unless it is. When the ID is
+// there already with the same digest, the record as stored comes back, and existed is true; with another digest the
+// error is a [*ConflictError].
+func (q *Queue) Begin(ctx context.Context, i Import) (stored Import, existed bool, err error) {
+	if !job.ValidImportID(i.ID) {
+		return Import{}, false, fmt.Errorf("import ID %q: use 1 to %d of A-Z, a-z, 0-9, - and _", i.ID, job.MaxImportID)
+	}
+	i.State = Enqueueing
+	if i.Created.IsZero() {
+		i.Created = time.Now()
+	}
+	i.Created = i.Created.UTC()
+	b, err := encodeImport(i)
+	if err != nil {
+		return Import{}, false, err
+	}
+	c, cancel := within(ctx)
+	defer cancel()
+	_, err = q.control.Create(c, importKey(i.ID), b)
+	if err == nil {
+		return i, false, nil
+	}
+	if !errors.Is(err, jetstream.ErrKeyExists) && !lostRace(err) {
+		return Import{}, false, q.fault(ctx, "begin import "+i.ID, err)
+	}
+	stored, err = q.Import(ctx, i.ID)
+	if err != nil {
+		return Import{}, false, err
+	}
+	if stored.Digest != i.Digest {
+		return Import{}, false, &ConflictError{ID: i.ID}
+	}
+	return stored, true, nil
+}
+
+// Import reads the record of an import. The error wraps [ErrNoImport] when there is none.
+func (q *Queue) Import(ctx context.Context, id string) (Import, error) {
+	i, _, err := q.importRecord(ctx, id)
+	return i, err
+}
+
+func (q *Queue) importRecord(ctx context.Context, id string) (Import, uint64, error) {
+	if !job.ValidImportID(id) {
+		return Import{}, 0, fmt.Errorf("%w: %q", ErrNoImport, id)
+	}
+	c, cancel := within(ctx)
+	defer cancel()
+	e, err := q.control.Get(c, importKey(id))
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return Import{}, 0, fmt.Errorf("%w: %s", ErrNoImport, id)
+	}
+	if err != nil {
+		return Import{}, 0, q.fault(ctx, "read import "+id, err)
+	}
+	i, err := decodeImport(e.Value())
+	return i, e.Revision(), err
+}
+
+// Imports reads the records of all imports, newest first.
+func (q *Queue) Imports(ctx context.Context) ([]Import, error) {
+	c, cancel := within(ctx)
+	defer cancel()
+	w, err := q.control.Watch(c, importKey("*"), jetstream.IgnoreDeletes())
+	if err != nil {
+		return nil, q.fault(ctx, "list imports", err)
+	}
+	defer w.Stop()
+	var all []Import
+	for {
+		select {
+		case e, ok := <-w.Updates():
+			if !ok {
+				return nil, q.fault(ctx, "list imports", errors.Join(c.Err(), jetstream.ErrConnectionClosed))
+			}
+			if e == nil { // all that was there has come
+				slices.SortFunc(all, func(a, b Import) int { return b.Created.Compare(a.Created) })
+				return all, nil
+			}
+			i, err := decodeImport(e.Value())
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, i)
+		case <-c.Done():
+			return nil, q.fault(ctx, "list imports", c.Err())
+		}
+	}
+}
+
+// Update changes the record of an import, and returns it as it is then. The change is made to the newest record, once
+// more if another process was quicker, so that change must depend on its argument alone.
+func (q *Queue) Update(ctx context.Context, id string, change func(*Import)) (Import, error) {
+	for {
+		i, revision, err := q.importRecord(ctx, id)
+		if err != nil {
+			return Import{}, err
+		}
+		was := i
+		was.Files = slices.Clone(i.Files)
+		change(&i)
+		i.ID = id
+		if reflect.DeepEqual(i, was) {
+			return i, nil
+		}
+		b, err := encodeImport(i)
+		if err != nil {
+			return Import{}, err
+		}
+		c, cancel := within(ctx)
+		_, err = q.control.Update(c, importKey(id), b, revision)
+		cancel()
+		if err == nil {
+			return i, nil
+		}
+		if !lostRace(err) {
+			return Import{}, q.fault(ctx, "update import "+id, err)
+		}
+	}
+}
+
+// Complete marks an import as done with and takes down its consumer. The error wraps [ErrUnfinished] unless all of its
+// jobs were enqueued and none is left on the queue. Doing it again does no harm.
+func (q *Queue) Complete(ctx context.Context, id string) error {
+	i, err := q.Import(ctx, id)
+	if err != nil {
+		return err
+	}
+	if i.State == Enqueueing {
+		return fmt.Errorf("complete import %s: %w: it is still being enqueued", id, ErrUnfinished)
+	}
+	if i.State == Enqueued {
+		// The stream itself is asked, not the consumer: it alone knows what is there right after a crash.
+		left, err := q.left(ctx, id)
+		if err != nil {
+			return err
+		}
+		if left > 0 {
+			return fmt.Errorf("complete import %s: %w: %d jobs left", id, ErrUnfinished, left)
+		}
+		_, err = q.Update(ctx, id, func(i *Import) {
+			if i.State == Enqueued {
+				i.State, i.Completed = Complete, time.Now().UTC()
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return q.deleteConsumer(ctx, id)
+}
+
+// left counts the jobs of an import on the stream, those in hand included.
+func (q *Queue) left(ctx context.Context, id string) (uint64, error) {
+	c, cancel := within(ctx)
+	defer cancel()
+	subject := q.jobsSubject(id)
+	info, err := q.jobs.Info(c, jetstream.WithSubjectFilter(subject))
+	if err != nil {
+		return 0, q.fault(ctx, "count jobs of import "+id, err)
+	}
+	return info.State.Subjects[subject], nil
+}

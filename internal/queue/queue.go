@@ -1,0 +1,289 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+var (
+	// ErrUnreachable is wrapped by every error that says: NATS did not answer. The same call may work later.
+	ErrUnreachable = errors.New("NATS is out of reach")
+
+	// ErrTooOld is wrapped by the error of an [Open] that met a server without atomic publishing.
+	ErrTooOld = errors.New("too old: 2.12 or newer is needed")
+
+	// ErrNoJetStream is wrapped by the error of an [Open] that met a server, or an account, without JetStream.
+	ErrNoJetStream = errors.New("JetStream is not enabled")
+
+	// ErrNoData is wrapped by the error of an [Open] with JoinOnly where no import was ever begun.
+	ErrNoData = errors.New("no groupferry data")
+)
+
+const (
+	// defaultDataDir is where the embedded server keeps its data when nobody says otherwise.
+	defaultDataDir = "groupferry-data"
+
+	// defaultNamespace is the first part of all names on the server when nobody says otherwise.
+	defaultNamespace = "groupferry"
+
+	// maxNamespace keeps the names of streams and the paths below the data directory short.
+	maxNamespace = 32
+
+	// opTimeout is how long one request to the server may take. A server that syncs every write to a busy disk answers
+	// within a fraction of it.
+	opTimeout = 5 * time.Second
+
+	// oldestMajor and oldestMinor name the first server with atomic publishing.
+	oldestMajor, oldestMinor = 2, 12
+)
+
+// Config says which server to use, and under which name. The zero value is an embedded server in ./groupferry-data.
+type Config struct {
+	// URL names an existing server, or several of one cluster, separated by commas. It wins over Context. When both
+	// are empty the server is an embedded one.
+	URL string
+
+	// Creds is a file with the credentials for an existing server.
+	Creds string
+
+	// Context is the name, or the absolute path, of a NATS context as the nats command keeps them.
+	Context string
+
+	// DataDir is the directory of the embedded server; default groupferry-data. It is created for its owner alone.
+	DataDir string
+
+	// Namespace keeps several installations apart on one server: 1 to 32 of A–Z, a–z, 0–9, - and _; default groupferry.
+	Namespace string
+
+	// Replicas is how many servers of a cluster keep a copy; default 1. It counts when a stream is made, and changes
+	// none that is there.
+	Replicas int
+
+	// Name is what the server calls this client in its reports; default groupferry.
+	Name string
+
+	// Log gets what happens to the connection and to the embedded server; nil discards it.
+	Log *slog.Logger
+
+	// JoinOnly makes Open fail with [ErrNoData] where there is nothing to look at, rather than create it.
+	JoinOnly bool
+}
+
+func (c Config) withDefaults() (Config, error) {
+	if c.DataDir == "" {
+		c.DataDir = defaultDataDir
+	}
+	if c.Namespace == "" {
+		c.Namespace = defaultNamespace
+	}
+	if c.Replicas == 0 {
+		c.Replicas = 1
+	}
+	if c.Name == "" {
+		c.Name = "groupferry"
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if !validNamespace(c.Namespace) {
+		return c, fmt.Errorf("namespace %q: use 1 to %d of A-Z, a-z, 0-9, - and _", c.Namespace, maxNamespace)
+	}
+	if c.Replicas < 1 || c.Replicas > 5 {
+		return c, fmt.Errorf("%d replicas: JetStream keeps 1 to 5", c.Replicas)
+	}
+	return c, nil
+}
+
+func (c Config) embedded() bool { return c.URL == "" && c.Context == "" }
+
+func validNamespace(s string) bool {
+	if s == "" || len(s) > maxNamespace {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-', c == '_':
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// A Queue is a connection to the streams and buckets of one namespace. It is safe for concurrent use.
+type Queue struct {
+	cfg   Config
+	log   *slog.Logger
+	where string
+	home  *home // nil unless embedded
+	nc    *nats.Conn
+	js    jetstream.JetStream
+
+	apiPrefix string // of the subjects of JetStream's API
+
+	jobs    jetstream.Stream
+	results jetstream.Stream
+	control jetstream.KeyValue
+
+	tallies tallyCache
+	close   sync.Once
+}
+
+// Open connects to the server that cfg names, or to the embedded one, and makes sure that streams and buckets are there
+// and are what this package needs. It gives up after about five seconds with an error that wraps [ErrUnreachable];
+// once open, a connection that is lost is sought again for as long as the queue is open.
+//
+// The other errors that can be told apart wrap [ErrTooOld], [ErrNoJetStream], [ErrNoData], and job.ErrVersion when a
+// newer groupferry made the streams.
+func Open(ctx context.Context, cfg Config) (*Queue, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	q := &Queue{cfg: cfg, log: cfg.Log}
+	if cfg.embedded() {
+		err = q.connectHome(ctx)
+	} else {
+		err = q.connectAbroad()
+	}
+	if err == nil {
+		err = q.prepare(ctx)
+	}
+	if err != nil {
+		q.Close()
+		return nil, err
+	}
+	return q, nil
+}
+
+func (q *Queue) prepare(ctx context.Context) error {
+	v := q.nc.ConnectedServerVersion()
+	if tooOld(v) {
+		return fmt.Errorf("nats-server %s at %s is %w", v, q.where, ErrTooOld)
+	}
+	return q.ensureTopology(ctx)
+}
+
+// tooOld is for certain only: a version that cannot be read is tried, for the streams are checked after their creation.
+func tooOld(version string) bool {
+	var major, minor int
+	if _, err := fmt.Sscanf(version, "%d.%d", &major, &minor); err != nil {
+		return false
+	}
+	return major < oldestMajor || major == oldestMajor && minor < oldestMinor
+}
+
+// Close leaves the server, and stops it when this process runs it. Only the first call does something.
+func (q *Queue) Close() error {
+	var err error
+	q.close.Do(func() {
+		if q.nc != nil {
+			// A job that was handed back without an answer may still be in a buffer; it is not worth an error.
+			_ = q.nc.FlushTimeout(time.Second)
+			q.nc.Close()
+		}
+		if q.home != nil {
+			err = q.home.close()
+		}
+	})
+	return err
+}
+
+// Embedded tells whether this process runs the server. That can change while the queue is open: when the process that
+// ran the embedded server ends, another one that has its data directory open takes over.
+func (q *Queue) Embedded() bool { return q.home != nil && q.home.running() }
+
+// Where says in words for people where the queue is. It holds no secret.
+func (q *Queue) Where() string { return q.where }
+
+// fault turns what came back from the server into the error of an exported method. Trouble on the way comes out as
+// ErrUnreachable, the end of the caller's context as that, and an answer that says no as itself.
+func (q *Queue) fault(ctx context.Context, doing string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return fmt.Errorf("%s: %w", doing, context.Cause(ctx))
+	case unreachable(err):
+		return fmt.Errorf("%s: %w: %s: %w", doing, ErrUnreachable, q.where, err)
+	}
+	return fmt.Errorf("%s: %w", doing, err)
+}
+
+func unreachable(err error) bool {
+	for _, target := range []error{
+		ErrUnreachable,
+		context.DeadlineExceeded,
+		io.EOF,
+		nats.ErrTimeout,
+		nats.ErrNoResponders,
+		nats.ErrNoServers,
+		nats.ErrDisconnected,
+		nats.ErrConnectionClosed,
+		nats.ErrConnectionDraining,
+		nats.ErrConnectionReconnecting,
+		nats.ErrReconnectBufExceeded,
+		nats.ErrStaleConnection,
+		jetstream.ErrConnectionClosed,
+		jetstream.ErrNoStreamResponse,
+		jetstream.ErrNoHeartbeat,
+		errNobodyHome,
+	} {
+		if errors.Is(err, target) {
+			return true
+		}
+	}
+	if api := apiError(err); api != nil {
+		return api.Code == 503
+	}
+	_, ok := errors.AsType[net.Error](err)
+	return ok
+}
+
+// apiError gives what the server itself answered, or nil when err is none of its answers.
+func apiError(err error) *jetstream.APIError {
+	if e, ok := errors.AsType[jetstream.JetStreamError](err); ok {
+		return e.APIError()
+	}
+	return nil
+}
+
+// lostRace tells whether a write was refused because someone else wrote first. A cluster has a code of its own for it.
+func lostRace(err error) bool {
+	api := apiError(err)
+	return api != nil && (api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence ||
+		api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant)
+}
+
+// within bounds one request to the server.
+func within(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, opTimeout)
+}
+
+// pause waits for d, and tells whether ctx is still alive then.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// subject joins the namespace and tokens that are known to be valid.
+func (q *Queue) subject(tokens ...string) string {
+	return q.cfg.Namespace + "." + strings.Join(tokens, ".")
+}

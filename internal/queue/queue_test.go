@@ -1,0 +1,192 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"os"
+	"slices"
+	"testing"
+
+	"groupferry/internal/job"
+)
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(crashDirEnv); dir != "" {
+		crashChild(dir)
+	}
+	os.Exit(m.Run())
+}
+
+// open opens a queue on an embedded server that ends with the test.
+func open(t testing.TB, cfg Config) *Queue {
+	t.Helper()
+	if cfg.embedded() && cfg.DataDir == "" {
+		cfg.DataDir = t.TempDir()
+	}
+	q, err := Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := q.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+	return q
+}
+
+// jobsOf gives n jobs of an import, in the same order each time.
+func jobsOf(importID string, n int) iter.Seq[job.Job] {
+	return func(yield func(job.Job) bool) {
+		for i := range n {
+			if !yield(testJob(importID, i, 2)) {
+				return
+			}
+		}
+	}
+}
+
+func testJob(importID string, i, conversations int) job.Job {
+	j := job.Job{
+		Import:      importID,
+		FromAccount: fmt.Sprintf("user%d", i/3),
+		GroupName:   fmt.Sprintf("group%d", i%3),
+		Files:       []string{"in.csv"},
+	}
+	j.ID = job.ID(importID, j.FromAccount, j.GroupName)
+	for k := range conversations {
+		j.Conversations = append(j.Conversations, job.Conversation{
+			Type: job.OneToOne, ID: fmt.Sprintf("peer%d", k), Line: int64(i*conversations + k + 2),
+		})
+	}
+	return j
+}
+
+func begin(t testing.TB, q *Queue, id string) Import {
+	t.Helper()
+	i, _, err := q.Begin(t.Context(), Import{ID: id, Digest: "digest of " + id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
+// enqueued begins an import and enqueues n jobs.
+func enqueued(t testing.TB, q *Queue, id string, n int) {
+	t.Helper()
+	begin(t, q, id)
+	got, err := q.Enqueue(t.Context(), id, jobsOf(id, n), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := (EnqueueStats{Jobs: int64(n)}); got != want {
+		t.Fatalf("enqueue: got %+v, want %+v", got, want)
+	}
+}
+
+// onStream reads the ids of an import's jobs off the stream, in stream order, without consuming them.
+func onStream(t testing.TB, q *Queue, id string) []string {
+	t.Helper()
+	info, err := q.jobs.Info(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ids []string
+	for seq := info.State.FirstSeq; seq <= info.State.LastSeq; seq++ {
+		m, err := q.jobs.GetMsg(t.Context(), seq)
+		if err != nil {
+			continue // a hole, such as an older checkpoint
+		}
+		if m.Subject != q.jobsSubject(id) {
+			continue
+		}
+		j, err := job.Decode(m.Data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, j.ID)
+	}
+	return ids
+}
+
+func idsOf(jobs iter.Seq[job.Job]) []string {
+	var ids []string
+	for j := range jobs {
+		ids = append(ids, j.ID)
+	}
+	return ids
+}
+
+// drain fetches and acks until nothing comes any more, and returns the ids in the order of their coming.
+func drain(t testing.TB, q *Queue, id string, n int) []string {
+	t.Helper()
+	s := q.Source(id)
+	var ids []string
+	for len(ids) < n {
+		ds, err := s.Fetch(t.Context(), 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(ds) == 0 {
+			t.Fatalf("no more jobs after %d of %d", len(ids), n)
+		}
+		for _, d := range ds {
+			j, err := d.Job()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := d.Ack(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			ids = append(ids, j.ID)
+		}
+	}
+	return ids
+}
+
+func TestLifeOfAnImport(t *testing.T) {
+	q := open(t, Config{})
+	ctx := t.Context()
+	const n = 2500
+	enqueued(t, q, "May", n)
+
+	if got, want := onStream(t, q, "May"), idsOf(jobsOf("May", n)); !slices.Equal(got, want) {
+		t.Fatalf("got %d jobs on the stream, want %d in order", len(got), len(want))
+	}
+	rec, err := q.Import(ctx, "May")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rec.State != Enqueued || rec.Jobs != n || rec.Enqueued.IsZero() {
+		t.Errorf("got record %+v, want %d jobs enqueued", rec, n)
+	}
+	if p, h, err := q.Pending(ctx, "May"); p != n || h != 0 || err != nil {
+		t.Errorf("got pending %d, in hand %d, %v; want %d, 0, nil", p, h, err, n)
+	}
+	if err := q.Complete(ctx, "May"); !errors.Is(err, ErrUnfinished) {
+		t.Errorf("complete with jobs left: got %v, want %v", err, ErrUnfinished)
+	}
+	if got, want := drain(t, q, "May", n), idsOf(jobsOf("May", n)); !slices.Equal(got, want) {
+		t.Errorf("got %d jobs delivered, want %d in order", len(got), len(want))
+	}
+	for range 2 {
+		if err := q.Complete(ctx, "May"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if p, h, err := q.Pending(ctx, "May"); p != 0 || h != 0 || err != nil {
+		t.Errorf("complete: got pending %d, in hand %d, %v; want 0, 0, nil", p, h, err)
+	}
+	got, err := q.Enqueue(ctx, "May", func(func(job.Job) bool) { t.Error("a complete import was read again") }, nil)
+	if want := (EnqueueStats{Skipped: n}); got != want || err != nil {
+		t.Errorf("enqueue again: got %+v, %v; want %+v", got, err, want)
+	}
+	rec, err = q.Import(ctx, "May")
+	if err != nil || rec.State != Complete || rec.Completed.IsZero() {
+		t.Errorf("got record %+v, %v; want it complete", rec, err)
+	}
+}
+
+var _ = context.Background

@@ -1,0 +1,293 @@
+package queue
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"groupferry/internal/job"
+)
+
+var (
+	// ErrNoResult is wrapped by the error of a [Queue.Result] for a job that has none.
+	ErrNoResult = errors.New("no result yet")
+
+	// ErrResultExists is wrapped by the error of a [Queue.PutResult] that came second.
+	ErrResultExists = errors.New("the job has another result by now")
+)
+
+const (
+	// tallyHeader carries what Tally counts: outcome, conversations done, conversations failed, calls, and the sequence
+	// of the result that this one replaced, or 0.
+	tallyHeader = "Groupferry-Result"
+
+	// resultsAhead bounds the results that wait in memory while they are read: at about 250 KB for the largest, 8 MB.
+	resultsAhead = 32
+
+	// headersAhead is the same for headers alone.
+	headersAhead = 1000
+
+	// scanPatience is how long the server may be silent while results are read.
+	scanPatience = 2 * opTimeout
+)
+
+// Result reads the result of a job, and the sequence to give to [Queue.PutResult] to replace it. The error wraps
+// [ErrNoResult] when there is none.
+func (q *Queue) Result(ctx context.Context, importID, jobID string) (job.Result, uint64, error) {
+	m, err := q.rawResult(ctx, importID, jobID)
+	if err != nil {
+		return job.Result{}, 0, err
+	}
+	r, err := job.DecodeResult(m.Data)
+	if err != nil {
+		return job.Result{}, 0, err
+	}
+	return r, m.Sequence, nil
+}
+
+func (q *Queue) rawResult(ctx context.Context, importID, jobID string) (*jetstream.RawStreamMsg, error) {
+	doing := "read result of job " + jobID
+	c, cancel := within(ctx)
+	defer cancel()
+	m, err := q.results.GetLastMsgForSubject(c, q.resultSubject(importID, jobID))
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return nil, fmt.Errorf("%s: %w", doing, ErrNoResult)
+	}
+	return m, q.fault(ctx, doing, err)
+}
+
+// PutResult writes a result, if the job's newest one has the given sequence: 0 when it must have none, else what
+// [Queue.Result] said. The error wraps [ErrResultExists] when it does not. After an error that wraps [ErrUnreachable]
+// it is open whether the result was written; putting the same again tells, for a result that is there already,
+// byte for byte, is taken for written.
+func (q *Queue) PutResult(ctx context.Context, r job.Result, seq uint64) error {
+	if !job.ValidImportID(r.Import) || r.Job == "" || strings.ContainsAny(r.Job, ".*> \t\r\n") {
+		return fmt.Errorf("put result: import %q, job %q cannot be a subject", r.Import, r.Job)
+	}
+	doing := "put result of job " + r.Job
+	m := &nats.Msg{
+		Subject: q.resultSubject(r.Import, r.Job),
+		Data:    r.AppendJSON(nil),
+		Header:  nats.Header{tallyHeader: {tallyLine(&r, seq)}},
+	}
+	if room := q.nc.MaxPayload() - headerRoom; int64(len(m.Data)) > room {
+		return fmt.Errorf("%s: it has %d bytes and the server takes %d: raise its max_payload", doing, len(m.Data), room)
+	}
+	c, cancel := within(ctx)
+	defer cancel()
+	_, err := q.js.PublishMsg(c, m, jetstream.WithExpectLastSequencePerSubject(seq))
+	if !lostRace(err) {
+		return q.fault(ctx, doing, err)
+	}
+	stored, readErr := q.rawResult(ctx, r.Import, r.Job)
+	if readErr == nil && bytes.Equal(stored.Data, m.Data) {
+		return nil // an earlier try arrived though its answer did not
+	}
+	return fmt.Errorf("%s: %w", doing, ErrResultExists)
+}
+
+// Results reads the results of an import in the order in which they were written, those that were there when it began.
+// It keeps few of them in memory. After an error, which is the last thing it yields, the rest is missing.
+func (q *Queue) Results(ctx context.Context, importID string) iter.Seq2[job.Result, error] {
+	return func(yield func(job.Result, error) bool) {
+		stopped := errors.New("stopped by the caller")
+		_, err := q.scan(ctx, importID, 0, false, func(m jetstream.Msg, _ *jetstream.MsgMetadata) error {
+			r, err := job.DecodeResult(m.Data())
+			if err != nil {
+				return err
+			}
+			if !yield(r, nil) {
+				return stopped
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, stopped) {
+			yield(job.Result{}, err)
+		}
+	}
+}
+
+// A Tally counts the results of an import.
+type Tally struct {
+	Jobs          struct{ Done, Partial, Failed int64 }
+	Conversations struct{ Done, Failed int64 }
+	Calls         int64     // that the results took
+	LastResult    time.Time // by the server's clock; zero when there is none
+}
+
+// Total is the number of jobs that have a result.
+func (t *Tally) Total() int64 { return t.Jobs.Done + t.Jobs.Partial + t.Jobs.Failed }
+
+// tallyCache holds what was counted so far, so that counting again costs what is new.
+type tallyCache struct {
+	mu sync.Mutex
+	m  map[string]counted
+}
+
+type counted struct {
+	Tally
+	upTo uint64 // sequence
+}
+
+// errReplaced says that a result took the place of one that was counted.
+var errReplaced = errors.New("a counted result was replaced")
+
+// Tally counts the results of an import, without reading more than their headers, and from the second time on no more
+// than the new ones.
+func (q *Queue) Tally(ctx context.Context, importID string) (Tally, error) {
+	q.tallies.mu.Lock()
+	c := q.tallies.m[importID]
+	q.tallies.mu.Unlock()
+	next, err := q.count(ctx, importID, c)
+	if errors.Is(err, errReplaced) {
+		next, err = q.count(ctx, importID, counted{})
+	}
+	if err != nil {
+		return Tally{}, err
+	}
+	q.tallies.mu.Lock()
+	defer q.tallies.mu.Unlock()
+	if q.tallies.m == nil {
+		q.tallies.m = make(map[string]counted)
+	}
+	if next.upTo >= q.tallies.m[importID].upTo {
+		q.tallies.m[importID] = next
+	}
+	return next.Tally, nil
+}
+
+// count goes on from c. It cannot take a replaced result back out of the sum, so when it meets a replacement and c is
+// not the start it stops with errReplaced.
+func (q *Queue) count(ctx context.Context, importID string, c counted) (counted, error) {
+	again := c.upTo > 0
+	upTo, err := q.scan(ctx, importID, c.upTo, true, func(m jetstream.Msg, meta *jetstream.MsgMetadata) error {
+		replaced, err := c.add(m.Headers().Get(tallyHeader))
+		if err != nil {
+			return fmt.Errorf("result %d: %w", meta.Sequence.Stream, err)
+		}
+		if again && replaced {
+			return errReplaced
+		}
+		if meta.Timestamp.After(c.LastResult) {
+			c.LastResult = meta.Timestamp
+		}
+		return nil
+	})
+	c.upTo = upTo
+	return c, err
+}
+
+func tallyLine(r *job.Result, replaced uint64) string {
+	failed := r.FailedConversations()
+	return fmt.Sprintf("%s %d %d %d %d", r.Outcome, len(r.Conversations)-failed, failed, r.Calls, replaced)
+}
+
+// add reads a line of tallyLine. More fields than this version knows may follow.
+func (t *Tally) add(line string) (replaced bool, err error) {
+	f := strings.Fields(line)
+	if len(f) < 5 {
+		return false, fmt.Errorf("header %s %q cannot be read", tallyHeader, line)
+	}
+	var n [4]int64
+	for i := range n {
+		if n[i], err = strconv.ParseInt(f[i+1], 10, 64); err != nil {
+			return false, fmt.Errorf("header %s %q cannot be read", tallyHeader, line)
+		}
+	}
+	switch job.Outcome(f[0]) {
+	case job.Done:
+		t.Jobs.Done++
+	case job.Partial:
+		t.Jobs.Partial++
+	case job.Failed:
+		t.Jobs.Failed++
+	default:
+		return false, fmt.Errorf("header %s %q cannot be read", tallyHeader, line)
+	}
+	t.Conversations.Done += n[0]
+	t.Conversations.Failed += n[1]
+	t.Calls += n[2]
+	return n[3] != 0, nil
+}
+
+// scan gives the results of an import after a sequence, as many as there are when it begins, and returns the sequence
+// up to which it saw everything. It stops at the first error that each returns, and returns that. A result that is
+// replaced while it runs is left out rather than seen twice.
+func (q *Queue) scan(
+	ctx context.Context, importID string, after uint64, headersOnly bool,
+	each func(jetstream.Msg, *jetstream.MsgMetadata) error,
+) (upTo uint64, err error) {
+	doing := "read results of import " + importID
+	if !job.ValidImportID(importID) {
+		return 0, fmt.Errorf("%s: %w", doing, ErrNoImport)
+	}
+	c, cancel := within(ctx)
+	defer cancel()
+	info, err := q.results.Info(c)
+	if err != nil {
+		return 0, q.fault(ctx, doing, err)
+	}
+	last := info.State.LastSeq
+	if last <= after {
+		return after, nil
+	}
+	ahead := resultsAhead
+	if headersOnly {
+		ahead = headersAhead
+	}
+	consumer, err := q.results.OrderedConsumer(c, jetstream.OrderedConsumerConfig{
+		FilterSubjects:    []string{q.resultSubject(importID, "*")},
+		DeliverPolicy:     jetstream.DeliverByStartSequencePolicy,
+		OptStartSeq:       after + 1,
+		HeadersOnly:       headersOnly,
+		InactiveThreshold: time.Minute,
+	})
+	if err != nil {
+		return 0, q.fault(ctx, doing, err)
+	}
+	created := consumer.CachedInfo()
+	defer func() {
+		// It would go by itself in a minute; a status that is watched makes one every other second.
+		c, cancel := within(context.WithoutCancel(ctx))
+		defer cancel()
+		_ = q.results.DeleteConsumer(c, consumer.CachedInfo().Name)
+	}()
+	if created.NumPending == 0 {
+		return last, nil
+	}
+	messages, err := consumer.Messages(jetstream.PullMaxMessages(ahead))
+	if err != nil {
+		return 0, q.fault(ctx, doing, err)
+	}
+	defer messages.Stop()
+	for {
+		c, cancel := context.WithTimeout(ctx, scanPatience)
+		m, err := messages.Next(jetstream.NextContext(c))
+		cancel()
+		if err != nil {
+			return 0, q.fault(ctx, doing, err)
+		}
+		meta, err := m.Metadata()
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", doing, err)
+		}
+		if meta.Sequence.Stream > last {
+			return last, nil
+		}
+		if err := each(m, meta); err != nil {
+			return 0, fmt.Errorf("%s: %w", doing, err)
+		}
+		if meta.NumPending == 0 || meta.Sequence.Stream == last {
+			return last, nil
+		}
+	}
+}
