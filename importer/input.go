@@ -139,7 +139,7 @@ func (in *intake) readSource(ctx context.Context, s source) error {
 	index := len(in.files)
 	in.files = append(in.files, s.name)
 	head, err := content.Peek(sniffBytes)
-	if err != nil && err != io.EOF {
+	if err != nil && err != io.EOF && len(head) == 0 { // else it comes again, behind what could be read
 		return in.damage(ctx, s, packed, 0, err)
 	}
 	if e := foreign(head); e != nil {
@@ -272,18 +272,24 @@ func sniff(name string, head []byte) Format {
 	return FormatCSV
 }
 
-// A meter counts the bytes of an input as stored, and stops when the context ends.
+// A meter counts the bytes of an input as stored, and stops when the context ends. Its errors stay: the peeks before
+// an input is read must not take away the end of one that comes from a terminal.
 type meter struct {
 	ctx context.Context
 	in  *intake
 	src io.Reader
+	err error
 }
 
 func (m *meter) Read(p []byte) (int, error) {
-	if err := m.ctx.Err(); err != nil {
-		return 0, err
+	if m.err == nil {
+		m.err = m.ctx.Err()
+	}
+	if m.err != nil {
+		return 0, m.err
 	}
 	n, err := m.src.Read(p)
+	m.err = err
 	m.in.progress.Bytes += int64(n)
 	m.in.tell(false)
 	return n, err

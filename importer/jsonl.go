@@ -32,7 +32,7 @@ func readJSONL(src io.Reader, cols *columns, file int, out sink) (line int64, er
 		if err != nil && err != io.EOF {
 			return n, err
 		}
-		if len(bytes.TrimSpace(b)) > 0 {
+		if b = bytes.TrimRight(b, " \t\r\n"); len(b) > 0 {
 			d.line(n, b)
 		}
 		if err == io.EOF {

@@ -188,3 +188,8 @@ func shuffled(seed uint64, groups, each, perUser int) (input []byte, want map[[2
 	w.Flush()
 	return b.Bytes(), want
 }
+
+func sorted(texts []string) []string {
+	slices.Sort(texts)
+	return texts
+}
