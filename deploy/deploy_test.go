@@ -384,6 +384,8 @@ func TestPlacesAgree(t *testing.T) {
 		{"compose.yaml", "\n  prometheus:\n"},
 		{"compose.yaml", "stop_grace_period: 60s"},
 		{"systemd/groupferry-worker.service", "TimeoutStopSec=60\n"},
+		{"Dockerfile", "-X main.buildVersion="},
+		{"../cmd/groupferry/flags.go", "\nvar buildVersion string\n"},
 	}
 	for _, test := range tests {
 		if !strings.Contains(read(t, test.file), test.holds) {

@@ -49,7 +49,7 @@ type BuildInfo struct {
 func words() []string {
 	return []string{
 		"ok", "partial",
-		"timeout", "refused", "reset", "cut-off", "undecodable", "network",
+		"timeout", "refused", "reset", "cut-off", "undecodable", "network", "cancelled",
 		"http-404", "http-408", "http-429", "http-500", "http-502", "http-503", "http-504",
 	}
 }
@@ -125,7 +125,7 @@ func New(cfg Config) *Metrics {
 		commands: newSet(cfg.Commands...),
 		codes:    newSet(slices.Concat(words(), cfg.Codes)...),
 		outcomes: set{},
-		reasons:  newSet("retry", "stop", "halt"),
+		reasons:  newSet("retry", "stop", "halt", "known"),
 
 		rows: counters("rows_total",
 			"Rows read, by what became of them: accepted, duplicate or rejected.", "outcome"),
@@ -138,7 +138,7 @@ func New(cfg Config) *Metrics {
 		conversations: counters("conversations_total",
 			"Conversations of the jobs that got their result: done (in the group) or failed.", "outcome"),
 		jobsPutBack: counters("jobs_put_back_total",
-			"Jobs given back to the stream without a result: to retry later, at a stop, at a halt.", "reason"),
+			"Jobs that left this process without a new result: to retry later, at a stop, at a halt, or known before.", "reason"),
 		calls: counters("calls_total",
 			"Calls that ended, by code: ok, partial, the API's error code, or a word where it gave none.",
 			"command", "code"),
@@ -227,7 +227,7 @@ func (m *Metrics) JobsEnqueued(n int) { m.jobsEnqueued.Add(float64(n)) }
 
 // CallDone counts a call that took d. The word is "ok", "partial" (OK, but some conversations were refused), the
 // API's error code in decimal, or what happened where the API gave no code: "http-502", "timeout", "refused", "reset",
-// "cut-off", "undecodable", "network".
+// "cut-off", "undecodable", "network", "cancelled".
 func (m *Metrics) CallDone(command, word string, d time.Duration) {
 	command = m.commands.fold(command)
 	m.callDuration.WithLabelValues(command).Observe(d.Seconds())
@@ -254,8 +254,9 @@ func (m *Metrics) JobDone(outcome string, conversationsDone, conversationsFailed
 	m.watched.set(func(w *watched) { w.lastResult = time.Now() })
 }
 
-// JobPutBack counts a job in hand that goes back to the stream without a result. The reason is "retry" (a failure that
-// may pass), "stop" (this process leaves) or "halt".
+// JobPutBack counts a job that is no longer in hand and got no result here. The reason is "retry" (it goes back to the
+// stream after a failure that may pass), "stop" (after this process was told to leave), "halt", or "known" (it had its
+// result from an earlier attempt).
 func (m *Metrics) JobPutBack(reason string) {
 	m.jobsInHand.Dec()
 	m.jobsPutBack.WithLabelValues(m.reasons.fold(reason)).Inc()

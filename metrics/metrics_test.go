@@ -218,6 +218,8 @@ func TestStartAtZero(t *testing.T) {
 		`conversations_total{outcome="failed"}`,
 		`jobs_put_back_total{reason="retry"}`,
 		`jobs_put_back_total{reason="halt"}`,
+		`jobs_put_back_total{reason="known"}`,
+		`calls_total{code="cancelled",command="create"}`,
 		`calls_total{code="ok",command="create"}`,
 		`calls_total{code="60007",command="update"}`,
 		`calls_total{code="http-502",command="update"}`,
