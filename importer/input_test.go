@@ -275,7 +275,7 @@ func TestInputsRefused(t *testing.T) {
 		{[]string{"dir"}, "dir: is a directory; name the files in it, for example dir/*.csv", nil},
 		{[]string{"a.csv", "-"}, "-: there is no standard input here", nil},
 		{[]string{"a.csv", "dir/*"}, "dir/b.csv: is empty; a CSV file begins with a header", nil},
-		{[]string{"x.csv.gz"}, "x.csv.gz: the gzip data is cut off; fetch or make the file again", io.ErrUnexpectedEOF},
+		{[]string{"x.csv.gz"}, "x.csv.gz: line 1: the gzip data is cut off; fetch or make the file again", io.ErrUnexpectedEOF},
 		{nil, "nothing to read: no input was named", nil},
 	} {
 		_, err := Read(context.Background(), tc.inputs, Config{})
