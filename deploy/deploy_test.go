@@ -1,6 +1,6 @@
-// Package deploy holds no code, only what runs groupferry elsewhere: an image and a compose file, rules for Prometheus, a
-// dashboard for Grafana, units for systemd, manifests for Kubernetes. Its tests keep all of that true to the metrics
-// that are really served, and run what the tools of those worlds have to say about it where they are installed.
+// Package deploy holds no code, only what runs groupferry elsewhere: an image and a compose file, rules for Prometheus,
+// a dashboard for Grafana, units for systemd, manifests for Kubernetes. Its tests keep all of that true to the metrics
+// that are really served, and ask the tools of those worlds about it where they are installed.
 package deploy
 
 import (
@@ -38,12 +38,12 @@ func served() map[string]bool {
 	return names
 }
 
-// files returns the paths of all files here that end in one of the suffixes.
+// files returns the paths of all files here that have one of the suffixes.
 func files(t *testing.T, suffixes ...string) []string {
 	t.Helper()
 	var found []string
 	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
-		if err == nil && !d.IsDir() && slices.ContainsFunc(suffixes, func(s string) bool { return strings.HasSuffix(path, s) }) {
+		if err == nil && !d.IsDir() && slices.Contains(suffixes, filepath.Ext(path)) {
 			found = append(found, path)
 		}
 		return err
