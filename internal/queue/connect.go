@@ -1,8 +1,10 @@
 package queue
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/url"
 	"strings"
 	"time"
@@ -46,7 +48,11 @@ func (q *Queue) connectOptions() []nats.Option {
 			q.log.Info("connection to NATS is back", "server", q.where)
 		}),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-			q.log.Debug("NATS reports an error", "server", q.where, "error", err)
+			level := slog.LevelDebug
+			if errors.Is(err, nats.ErrPermissionViolation) {
+				level = slog.LevelWarn // the request in question only ever times out: this is what says why
+			}
+			q.log.Log(context.Background(), level, "NATS reports an error", "server", q.where, "error", err)
 		}),
 	}
 }

@@ -52,6 +52,14 @@ type home struct {
 	closed bool
 }
 
+func newHome(dir string, log *slog.Logger) *home {
+	return &home{
+		dir:  dir,
+		log:  log,
+		lock: flock.New(filepath.Join(dir, lockFile), flock.SetPermissions(0o600)),
+	}
+}
+
 // connectHome connects to the embedded server, which it starts if need be.
 func (q *Queue) connectHome(ctx context.Context) error {
 	dir := q.cfg.DataDir
@@ -64,11 +72,7 @@ func (q *Queue) connectHome(ctx context.Context) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("data directory: %w", err)
 	}
-	h := &home{
-		dir:  dir,
-		log:  q.log,
-		lock: flock.New(filepath.Join(dir, lockFile), flock.SetPermissions(0o600)),
-	}
+	h := newHome(dir, q.log)
 	q.home = h
 	opts := append(q.connectOptions(),
 		nats.SetCustomDialer(h),
@@ -121,6 +125,10 @@ func (h *home) Dial(_, _ string) (net.Conn, error) {
 		return h.join()
 	}
 	if err := h.start(); err != nil {
+		if h.token != "" && (h.broken == nil || h.broken.Error() != err.Error()) {
+			// Open is long over, so nobody is there to be told, and this comes again with every attempt.
+			h.log.Error("embedded server cannot be taken over", "dir", h.dir, "error", err)
+		}
 		h.broken = err
 		return nil, errors.Join(err, h.lock.Unlock())
 	}

@@ -50,8 +50,8 @@ const (
 // Config says which server to use, and under which name. The zero value is an embedded server in ./groupferry-data.
 type Config struct {
 	// URL names an existing server, or several of one cluster, separated by commas. It wins over Context. When both
-	// are empty the server is an embedded one.
-	URL string
+	// are empty the server is an embedded one. It may hold a password.
+	URL string `json:"-"`
 
 	// Creds is a file with the credentials for an existing server.
 	Creds string
@@ -103,6 +103,18 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	return c, nil
 }
+
+// Format keeps what the URL may hold out of logs and errors, whatever the verb.
+func (c Config) Format(f fmt.State, _ rune) {
+	server := "embedded server in " + c.DataDir
+	if !c.embedded() {
+		server = "existing server"
+	}
+	fmt.Fprintf(f, "queue.Config{%s, namespace %q}", server, c.Namespace)
+}
+
+// Format does the same for the queue, which has the Config and the embedded server's token inside.
+func (q *Queue) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "queue at %s", q.where) }
 
 func (c Config) embedded() bool { return c.URL == "" && c.Context == "" }
 

@@ -102,7 +102,7 @@ func (q *Queue) Source(imports ...string) *Source {
 	return &Source{q: q, only: slices.Clone(imports)}
 }
 
-// Fetch gives up to limit jobs. It waits for the first one, and comes back without any and without an error when none
+// Fetch gives up to limit jobs, and one at least if limit is less. It waits for the first one, and comes back without any and without an error when none
 // came for about two seconds, so that the caller can look whether all is done. It takes turns: an import with a
 // million jobs waiting does not keep one with three from being done.
 //
@@ -110,6 +110,7 @@ func (q *Queue) Source(imports ...string) *Source {
 // back within a quarter of a second, and jobs that came in that time are handed back. Trouble with the connection is an
 // error that wraps [ErrUnreachable], after a while in which it may have mended itself.
 func (s *Source) Fetch(ctx context.Context, limit int) ([]*Delivery, error) {
+	limit = max(limit, 1)
 	for end := time.Now().Add(fetchWait); ; {
 		got, err := s.fetch(ctx, limit)
 		if ctx.Err() != nil {
