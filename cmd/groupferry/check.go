@@ -1,0 +1,141 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"groupferry/importer"
+	"groupferry/internal/chat"
+	"groupferry/internal/governor"
+)
+
+func (p *program) checkCommand() *cobra.Command {
+	var in inputFlags
+	var out outputFlag
+	rate, chunk := governor.DefaultRate, chat.MaxItemsPerCall
+	cmd := &cobra.Command{
+		Use:   "check FILE...",
+		Short: "Read and check the input, and do nothing else",
+		Long: `check reads and checks the input as import and run do, and says what they would
+make of it: rows, rejects, groups, calls, and the time that the calls take. It
+needs no queue and no API, and sends nothing. With --rejects it writes the
+rejected rows to a file.
+
+A FILE is CSV or JSONL, also compressed with gzip or zstd; - is standard input.`,
+		Example: `  groupferry check samples/messy.csv
+  groupferry check --output json export/*.jsonl.gz`,
+		Args: files,
+		RunE: func(_ *cobra.Command, args []string) error {
+			if err := out.check(); err != nil {
+				return err
+			}
+			if rate < 1 {
+				return usagef("--rate %d: at least 1", rate)
+			}
+			plan, err := p.read(args, &in, chunk)
+			if err != nil {
+				return err
+			}
+			rejects := ""
+			if in.rejects != "" {
+				if rejects, err = p.keepRejects(plan, &in); err != nil {
+					return err
+				}
+			}
+			if err := writeCheck(p.stdout, plan, args, rate, out.format); err != nil {
+				return err
+			}
+			if err := p.withinBudget(plan, &in, rejects); err != nil {
+				return err
+			}
+			if plan.Summary.Rejected > 0 {
+				return errIncomplete
+			}
+			return nil
+		},
+	}
+	in.add(cmd)
+	out.add(cmd, "text", "json")
+	cmd.Flags().IntVar(&rate, "rate", rate, "calls a second, for the time needed")
+	cmd.Flags().IntVar(&chunk, "chunk-size", chunk, "conversations in a call, at most 100")
+	p.consoleFlags(cmd)
+	return cmd
+}
+
+// writeCheck writes what a plan comes to.
+func writeCheck(w io.Writer, plan *importer.Plan, inputs []string, rate int, format string) error {
+	s := plan.Summary
+	seconds := math.Ceil(float64(s.Calls) / float64(rate))
+	if format == "json" {
+		type reject struct {
+			Code   string `json:"code"`
+			Reason string `json:"reason"`
+			Count  int64  `json:"count"`
+			First  string `json:"first_file"`
+			AtLine int64  `json:"first_line"`
+		}
+		grouped := []reject{}
+		for _, g := range groupRejects(plan.Rejects) {
+			grouped = append(grouped, reject{g.first.Code, g.first.Reason, g.count, g.first.File, g.first.Line})
+		}
+		return writeJSON(w, map[string]any{
+			"import": plan.ImportID, "files": s.Files, "bytes": s.Bytes, "rows": s.Rows, "accepted": s.Accepted,
+			"duplicates": s.Duplicates, "rejected": s.Rejected, "users": s.Users, "groups": s.Jobs, "jobs": s.Jobs,
+			"conversations": s.Conversations, "calls": s.Calls, "rate": rate, "seconds": seconds,
+			"rejects": grouped, "warnings": len(plan.Warnings),
+		})
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "import %s (%s)\n", plan.ImportID, strings.Join(fileNames(inputs), ", "))
+	fmt.Fprintf(&b, "  rows           %-9s accepted %s · duplicates %s · rejected %s\n", count(s.Rows), count(s.Accepted), count(s.Duplicates), count(s.Rejected))
+	fmt.Fprintf(&b, "  groups         %-9s of %s users\n", count(s.Jobs), count(s.Users))
+	fmt.Fprintf(&b, "  conversations  %s\n", count(s.Conversations))
+	fmt.Fprintf(&b, "  calls          %-9s at %d a second: %s\n", count(s.Calls), rate, span(time.Duration(seconds)*time.Second))
+	for _, g := range groupRejects(plan.Rejects) {
+		fmt.Fprintf(&b, "  rejects        %-9s %s: %s; first at %s:%d\n", count(g.count), g.first.Code, g.first.Reason, g.first.File, g.first.Line)
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+type rejectGroup struct {
+	first importer.Reject
+	count int64
+}
+
+// groupRejects gathers rejects with the same code and reason, the most frequent first.
+func groupRejects(rejects []importer.Reject) []rejectGroup {
+	type key struct{ code, reason string }
+	groups := map[key]*rejectGroup{}
+	for _, r := range rejects {
+		k := key{r.Code, r.Reason}
+		if groups[k] == nil {
+			groups[k] = &rejectGroup{first: r}
+		}
+		groups[k].count++
+	}
+	all := make([]rejectGroup, 0, len(groups))
+	for g := range maps.Values(groups) {
+		all = append(all, *g)
+	}
+	slices.SortFunc(all, func(a, b rejectGroup) int {
+		if a.count != b.count {
+			return int(b.count - a.count)
+		}
+		if c := strings.Compare(a.first.File, b.first.File); c != 0 {
+			return c
+		}
+		if a.first.Line != b.first.Line {
+			return int(a.first.Line - b.first.Line)
+		}
+		return strings.Compare(a.first.Reason, b.first.Reason)
+	})
+	return all
+}

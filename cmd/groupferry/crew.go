@@ -1,0 +1,305 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"groupferry/internal/chat"
+	"groupferry/internal/governor"
+	"groupferry/internal/queue"
+	"groupferry/metrics"
+	"groupferry/worker"
+)
+
+// queueEvery is how old the queue's counts in the metrics can be.
+const queueEvery = 5 * time.Second
+
+// A crew is everything that works on jobs in this process: the API's client, the pace, the worker, and those who
+// watch them.
+type crew struct {
+	p        *program
+	q        *queue.Queue
+	api      *chat.Client
+	governor *governor.Governor
+	metrics  *metrics.Metrics
+	counters *counters
+	cfg      worker.Config
+	goOn     string       // the command that goes on after a halt
+	total    atomic.Int64 // jobs that the progress line counts to; 0 when nobody knows
+
+	queueFault atomic.Pointer[error] // why the queue could not be asked, for readiness
+}
+
+func (p *program) muster(q *queue.Queue, api *chat.Client, a *apiFlags, m *metrics.Metrics) *crew {
+	c := &crew{p: p, q: q, api: api, metrics: m, counters: &counters{}}
+	log := p.console.log
+	c.governor = governor.New(governor.Config{
+		Rate:    a.rate,
+		OnHalt:  c.halted,
+		OnGrant: m.Granted,
+		OnSlower: func(command string, rate float64) {
+			log.Warn("throttled by the API; going slower", "command", command, "calls_per_second", int(rate))
+		},
+		OnOutage: func(on bool) {
+			if on {
+				log.Warn("the API is out of reach; looking for it with one call at a time, no job is lost")
+			} else {
+				log.Info("the API answers again")
+			}
+		},
+	})
+	m.WatchPace(paceOf(c.governor))
+	m.SetUserSigExpiry(api.SigExpiry())
+	c.cfg = worker.Config{
+		Concurrency: a.concurrency, ChunkSize: a.chunk, MaxAttempts: a.attempts,
+		Name: processName(), Observer: observer{c.counters, m}, Log: log,
+	}
+	return c
+}
+
+// A standingHalt is one that another process said, or an earlier run.
+type standingHalt struct{ queue.Halt }
+
+func (h *standingHalt) Error() string {
+	s := h.Reason
+	if h.State == "paused" {
+		s = "paused"
+		if h.Reason != "" {
+			s += ": " + h.Reason
+		}
+	}
+	return fmt.Sprintf("%s (since %s, by %s)", s, h.Since.Local().Format(time.DateTime), h.By)
+}
+
+// haltOf writes down why everything stopped.
+func (c *crew) haltOf(cause error) queue.Halt {
+	h := queue.Halt{State: "halted", Reason: cause.Error(), Command: c.goOn, By: processName()}
+	var e *chat.Error
+	if errors.As(cause, &e) {
+		h.Code, h.Mend = e.Word(), e.Mend()
+	}
+	return h
+}
+
+// halted makes a halt of this process everybody's, and keeps it over restarts.
+func (c *crew) halted(cause error) {
+	var standing *standingHalt
+	if errors.As(cause, &standing) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.p.hard), 10*time.Second)
+	defer cancel()
+	if err := c.q.SetHalt(ctx, c.haltOf(cause)); err != nil {
+		c.p.console.log.Error("the halt could not be kept", "err", err)
+	}
+}
+
+// check makes one call that proves the credentials, so that a wrong key is told before any job is taken.
+func (c *crew) check(ctx context.Context) error {
+	permit, err := c.governor.Acquire(ctx, string(chat.GetContactGroup), "")
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	err = c.api.Check(ctx)
+	permit.Done(governor.Answered)
+	word, took := "ok", time.Since(start)
+	var e *chat.Error
+	if errors.As(err, &e) {
+		word = e.Word()
+	}
+	c.cfg.Observer.CallDone(string(chat.GetContactGroup), word, took)
+	if e == nil || ctx.Err() != nil {
+		return err
+	}
+	if e.Code == 0 && e.Status != 404 {
+		return &unreachableError{err}
+	}
+	switch e.Class() {
+	case chat.Halt, chat.Refresh:
+		return &governor.HaltedError{Cause: err}
+	}
+	return nil // busy, or something about this account: the signature was accepted
+}
+
+// work works on the jobs of the source until stopped or finished, and keeps everybody informed meanwhile.
+func (c *crew) work(source *queue.Source, listener net.Listener) error {
+	p := c.p
+	// Those who watch go on until the work has ended, also after the first signal.
+	watching, stopWatching := context.WithCancel(p.hard)
+	var watchers sync.WaitGroup
+	defer watchers.Wait()
+	defer stopWatching()
+
+	watchers.Go(func() {
+		err := c.q.WatchHalt(watching, func(h *queue.Halt) {
+			if h == nil {
+				c.governor.Resume()
+			} else {
+				c.governor.Halt(&standingHalt{*h})
+			}
+		})
+		if err != nil {
+			p.console.log.Error("halts of other processes are not heard", "err", err)
+		}
+	})
+	watchers.Go(func() { c.showProgress(watching) })
+	if listener != nil {
+		c.metrics.WatchQueue(c.watchQueue(watching, &watchers))
+		watchers.Go(func() {
+			if err := metrics.Serve(watching, listener, c.metrics.Handler(c.ready)); err != nil {
+				p.console.log.Error("metrics are not served", "err", err)
+			}
+		})
+	}
+	err := worker.New(c.cfg, jobSource{source}, resultStore{c.q}, c.api, c.governor).Run(p.hard, p.soft.Done())
+	p.console.end()
+	return err
+}
+
+// ready tells a load balancer, or a person, why no work is being done.
+func (c *crew) ready() error {
+	if cause := c.governor.Halted(); cause != nil {
+		return &governor.HaltedError{Cause: cause}
+	}
+	if err := c.queueFault.Load(); err != nil && *err != nil {
+		return *err
+	}
+	return nil
+}
+
+// watchQueue asks the queue for its counts now and then; a scrape gets the last ones.
+func (c *crew) watchQueue(ctx context.Context, running *sync.WaitGroup) func() (metrics.Queue, bool) {
+	var last atomic.Pointer[metrics.Queue]
+	running.Go(func() {
+		tick := time.NewTicker(queueEvery)
+		defer tick.Stop()
+		for {
+			n, err := queueCounts(ctx, c.q)
+			c.queueFault.Store(&err)
+			if err != nil {
+				last.Store(nil)
+			} else {
+				last.Store(&n)
+			}
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return func() (metrics.Queue, bool) {
+		if n := last.Load(); n != nil {
+			return *n, true
+		}
+		return metrics.Queue{}, false
+	}
+}
+
+func queueCounts(ctx context.Context, q *queue.Queue) (metrics.Queue, error) {
+	var n metrics.Queue
+	all, err := q.Imports(ctx)
+	for _, i := range all {
+		if i.State == queue.Complete {
+			continue
+		}
+		pending, inHand, perr := q.Pending(ctx, i.ID)
+		if perr != nil {
+			return n, perr
+		}
+		n.Pending += pending
+		n.InHand += inHand
+	}
+	return n, err
+}
+
+// showProgress draws the progress line until ctx ends.
+func (c *crew) showProgress(ctx context.Context) {
+	tick := time.NewTicker(redraw)
+	defer tick.Stop()
+	var speed speedometer
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		n := c.counters
+		calls := speed.note(time.Now(), n.calls.Load())
+		c.p.console.progress(func() string {
+			finished := n.done.Load() + n.partial.Load() + n.failed.Load()
+			s := fmt.Sprintf("%s jobs done", count(finished))
+			if total := c.total.Load(); total > 0 {
+				s = fmt.Sprintf("%s of %s jobs done", count(finished), count(total))
+			}
+			s += fmt.Sprintf(", %.0f calls/s", calls)
+			if bad := n.partial.Load() + n.failed.Load(); bad > 0 {
+				s += fmt.Sprintf(", %s failed or partial", count(bad))
+			}
+			if n := n.throttled.Load(); n > 0 {
+				s += fmt.Sprintf(", %s throttled", count(n))
+			}
+			if state := c.governor.Snapshot().State; state != governor.Running {
+				s += ", " + string(state)
+			} else if left := c.total.Load() - finished; left > 0 && calls > 0 && finished > 0 {
+				perJob := float64(n.calls.Load()) / float64(finished)
+				s += ", " + span(time.Duration(float64(left)*perJob/calls*float64(time.Second))) + " left"
+			}
+			return s
+		})
+	}
+}
+
+// A speedometer tells the speed over the last ten seconds.
+type speedometer struct {
+	at    []time.Time
+	count []int64
+}
+
+func (s *speedometer) note(now time.Time, n int64) float64 {
+	for len(s.at) > 1 && now.Sub(s.at[0]) > 10*time.Second {
+		s.at, s.count = s.at[1:], s.count[1:]
+	}
+	s.at, s.count = append(s.at, now), append(s.count, n)
+	if d := now.Sub(s.at[0]).Seconds(); d > 0 {
+		return float64(n-s.count[0]) / d
+	}
+	return 0
+}
+
+// completeAll closes the books of the imports whose jobs all have a result.
+func (p *program) completeAll(ctx context.Context, q *queue.Queue) {
+	all, err := q.Imports(ctx)
+	if err != nil {
+		return
+	}
+	for _, i := range all {
+		if i.State != queue.Enqueued {
+			continue
+		}
+		switch err := q.Complete(ctx, i.ID); {
+		case err == nil:
+			p.console.log.Info("import is complete", "import", i.ID)
+		case !errors.Is(err, queue.ErrUnfinished) && ctx.Err() == nil:
+			p.console.log.Debug("complete", "import", i.ID, "err", err)
+		}
+	}
+}
+
+// listen opens the address for metrics and status; "" and "off" mean none.
+func listen(address string) (net.Listener, error) {
+	if address == "" || address == "off" {
+		return nil, nil
+	}
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, hint(usagef("--listen: %w", err), "choose another address, or --listen off")
+	}
+	return l, nil
+}

@@ -1,0 +1,340 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"groupferry/importer"
+	"groupferry/internal/chat"
+	"groupferry/internal/chatsim"
+	"groupferry/internal/governor"
+	"groupferry/internal/queue"
+)
+
+// envPrefix and a flag's name in capitals make the name of its environment variable.
+const envPrefix = "GROUPFERRY_"
+
+// Secrets have no flag: the arguments of a process are for all to see.
+const (
+	envSecretKey = envPrefix + "SECRET_KEY"
+	envUserSig   = envPrefix + "USERSIG"
+)
+
+// envName returns the environment variable of a flag.
+func envName(flag string) string {
+	name := strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+	if strings.HasPrefix(name, "NATS_") {
+		return name
+	}
+	return envPrefix + name
+}
+
+// fromEnvironment sets the flags that were not given, and then the console, which every verb has.
+func (p *program) fromEnvironment(cmd *cobra.Command) error {
+	var err error
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if err != nil || f.Changed || f.Name == "help" || f.Name == "version" {
+			return
+		}
+		if value, ok := p.getenv(envName(f.Name)); ok && value != "" {
+			if e := cmd.Flags().Set(f.Name, value); e != nil {
+				err = usagef("%s: %w", envName(f.Name), e)
+			}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	return p.setConsole(cmd)
+}
+
+// consoleFlags are the flags that every verb has.
+func (p *program) consoleFlags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.String("log-format", "text", "log lines as `text` or json")
+	f.String("log-level", "info", "least `level` of a log line: debug, info, warn or error")
+	f.BoolP("quiet", "q", false, "no progress; only warnings, errors and the report")
+}
+
+func (p *program) setConsole(cmd *cobra.Command) error {
+	f := cmd.Flags()
+	if f.Lookup("log-format") == nil {
+		return nil // the root
+	}
+	format, _ := f.GetString("log-format")
+	if format != "text" && format != "json" {
+		return usagef("--log-format %q: text or json", format)
+	}
+	p.console.setLog(format)
+	level, _ := f.GetString("log-level")
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return usagef("--log-level %q: debug, info, warn or error", level)
+	}
+	p.console.quiet, _ = f.GetBool("quiet")
+	if p.console.quiet {
+		l = max(l, slog.LevelWarn)
+	}
+	p.console.level.Set(l)
+	return nil
+}
+
+// queueFlags say where the queue is.
+type queueFlags struct {
+	url, creds, context, dataDir, namespace string
+	replicas                                int
+}
+
+func (q *queueFlags) add(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&q.url, "nats-url", "", "NATS server `URL`; without it an embedded server is used")
+	f.StringVar(&q.creds, "nats-creds", "", "credentials `file` for that server")
+	f.StringVar(&q.context, "nats-context", "", "`name` of a NATS context, instead of a URL")
+	f.StringVar(&q.dataDir, "data-dir", "groupferry-data", "`directory` of the embedded server")
+	f.StringVar(&q.namespace, "namespace", "groupferry", "prefix of all streams and buckets")
+	f.IntVar(&q.replicas, "replicas", 1, "copies of each stream, in a NATS cluster")
+}
+
+// args are the flags that lead another command to the same queue.
+func (q *queueFlags) args() string {
+	var s string
+	for _, f := range []struct{ name, value, usual string }{
+		{"nats-url", q.url, ""}, {"nats-creds", q.creds, ""}, {"nats-context", q.context, ""},
+		{"data-dir", q.dataDir, "groupferry-data"}, {"namespace", q.namespace, "groupferry"},
+	} {
+		if f.value != f.usual && (f.name != "data-dir" || q.embedded()) {
+			s += " --" + f.name + " " + quoted(f.value)
+		}
+	}
+	return s
+}
+
+func (q *queueFlags) embedded() bool { return q.url == "" && q.context == "" }
+
+func (p *program) open(q queueFlags, joinOnly bool) (*queue.Queue, error) {
+	opened, err := queue.Open(p.soft, queue.Config{
+		URL: q.url, Creds: q.creds, Context: q.context, DataDir: q.dataDir, Namespace: q.namespace,
+		Replicas: q.replicas, Name: "groupferry " + processName(), Log: p.console.log, JoinOnly: joinOnly,
+	})
+	if errors.Is(err, queue.ErrNoData) {
+		return nil, hint(err, "name the directory with --data-dir, or the server with --nats-url")
+	}
+	return opened, err
+}
+
+// apiFlags say which app to call, as whom, and how fast.
+type apiFlags struct {
+	region, url      string
+	app              uint64
+	admin            string
+	keyFile, sigFile string
+	rate, chunk      int
+	concurrency      int
+	attempts         int
+	timeout          time.Duration
+
+	simulator string // base URL of the simulator in this process; it goes before all others
+}
+
+func (a *apiFlags) add(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&a.region, "region", "", "`region` of the app: "+strings.Join(chat.Regions(), ", "))
+	f.StringVar(&a.url, "api-url", "", "base `URL` of the API, instead of a region")
+	f.Uint64Var(&a.app, "sdk-app-id", 0, "SDKAppID of the app")
+	f.StringVar(&a.admin, "admin", "administrator", "app admin `account` that makes the calls")
+	f.StringVar(&a.keyFile, "secret-key-file", "", "`file` with the secret key (or "+envSecretKey+")")
+	f.StringVar(&a.sigFile, "usersig-file", "", "`file` with a ready UserSig (or "+envUserSig+"), instead of a key")
+	f.IntVar(&a.rate, "rate", governor.DefaultRate, "calls a second for each command of the app")
+	f.IntVar(&a.chunk, "chunk-size", chat.MaxItemsPerCall, "conversations in a call, at most 100")
+	f.IntVar(&a.concurrency, "concurrency", 256, "jobs in hand at once")
+	f.IntVar(&a.attempts, "max-attempts", 8, "attempts of a job before its failure is final")
+	f.DurationVar(&a.timeout, "timeout", 10*time.Second, "of one call")
+}
+
+// client makes the API's client, and says in terms of flags what is missing.
+func (p *program) client(a *apiFlags) (*chat.Client, error) {
+	switch {
+	case a.rate < 1:
+		return nil, usagef("--rate %d: at least 1", a.rate)
+	case a.chunk < 1 || a.chunk > chat.MaxItemsPerCall:
+		return nil, usagef("--chunk-size %d: 1 to %d", a.chunk, chat.MaxItemsPerCall)
+	case a.concurrency < 1:
+		return nil, usagef("--concurrency %d: at least 1", a.concurrency)
+	case a.attempts < 1:
+		return nil, usagef("--max-attempts %d: at least 1", a.attempts)
+	case a.timeout <= 0:
+		return nil, usagef("--timeout %v: more than that", a.timeout)
+	}
+	cfg := chat.Config{Admin: a.admin, Timeout: a.timeout, MaxConns: a.concurrency}
+	if a.simulator != "" {
+		cfg.BaseURL, cfg.SDKAppID, cfg.SecretKey = a.simulator, chatsim.DemoSDKAppID, chatsim.DemoSecretKey
+		return chat.New(cfg)
+	}
+	switch {
+	case a.url != "" && a.region != "":
+		return nil, usagef("--api-url and --region: one of them")
+	case a.url != "":
+		cfg.BaseURL = a.url
+		if chat.InsecureURL(a.url) {
+			p.console.warn("%s is not encrypted: whoever listens can read the UserSig", "--api-url")
+		}
+	case a.region != "":
+		url, err := chat.RegionURL(a.region)
+		if err != nil {
+			return nil, usagef("--region: %w", err)
+		}
+		cfg.BaseURL = url
+	default:
+		return nil, usagef("where is the app? give its --region or --api-url (or --simulate with 'run')")
+	}
+	if a.app == 0 {
+		return nil, usagef("which app? give its --sdk-app-id")
+	}
+	cfg.SDKAppID = a.app
+	var err error
+	if cfg.SecretKey, err = p.secret(a.keyFile, "--secret-key-file", envSecretKey); err != nil {
+		return nil, err
+	}
+	if cfg.UserSig, err = p.secret(a.sigFile, "--usersig-file", envUserSig); err != nil {
+		return nil, err
+	}
+	if cfg.SecretKey == "" && cfg.UserSig == "" {
+		return nil, usagef("no credentials: give --secret-key-file, %s, --usersig-file or %s", envSecretKey, envUserSig)
+	}
+	c, err := chat.New(cfg)
+	if err != nil {
+		return nil, &usageError{err}
+	}
+	return c, nil
+}
+
+// secret reads a secret from its file, or else from the environment.
+func (p *program) secret(file, flag, env string) (chat.Secret, error) {
+	if file == "" {
+		s, _ := p.getenv(env)
+		return chat.Secret(strings.TrimSpace(s)), nil
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return "", usagef("%s: %w", flag, err)
+	}
+	s := strings.TrimSpace(string(b))
+	if s == "" {
+		return "", usagef("%s: %s is empty", flag, file)
+	}
+	return chat.Secret(s), nil
+}
+
+// inputFlags say how inputs are read and what becomes of bad rows.
+type inputFlags struct {
+	format, delimiter, importID string
+	columns                     map[string]string
+	maxRejects, rejects         string
+}
+
+func (i *inputFlags) add(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&i.format, "format", "auto", "of the input: `auto`, csv or jsonl")
+	f.StringVar(&i.delimiter, "delimiter", ",", "`character` between CSV fields; \\t for tab")
+	f.StringToStringVar(&i.columns, "columns", nil, "other column names, such as `from_account=owner,group_name=label`")
+	f.StringVar(&i.importID, "import-id", "", "`name` of the import; default: made from the content")
+	f.StringVar(&i.maxRejects, "max-rejects", "", "enqueue nothing if more rows than `N or N%` are rejected")
+	f.StringVar(&i.rejects, "rejects", "", "`file` for rejected rows (default IMPORT-rejects.csv, if there are any)")
+}
+
+func (i *inputFlags) config(p *program, chunk int) (importer.Config, error) {
+	cfg := importer.Config{
+		Format: importer.Format(i.format), Columns: i.columns, ImportID: i.importID, ChunkSize: chunk, Stdin: p.stdin,
+	}
+	switch d := i.delimiter; {
+	case d == `\t`:
+		cfg.Delimiter = '\t'
+	case utf8.RuneCountInString(d) == 1:
+		cfg.Delimiter, _ = utf8.DecodeRuneInString(d)
+	default:
+		return cfg, usagef("--delimiter %q: one character, or \\t", d)
+	}
+	if _, err := i.budget(0); err != nil {
+		return cfg, err
+	}
+	return cfg, nil
+}
+
+// budget returns how many of so many rows may be rejected; -1 means all of them.
+func (i *inputFlags) budget(rows int64) (int64, error) {
+	if i.maxRejects == "" {
+		return -1, nil
+	}
+	number, percent := strings.CutSuffix(i.maxRejects, "%")
+	n, err := strconv.ParseFloat(number, 64)
+	if err != nil || !(n >= 0) || percent && n > 100 || !percent && n != float64(int64(n)) {
+		return 0, usagef("--max-rejects %q: a number of rows, or a share such as 5%%", i.maxRejects)
+	}
+	if percent {
+		return int64(n / 100 * float64(rows)), nil
+	}
+	return int64(n), nil
+}
+
+// outputFlag is --output with the formats that a verb knows, the default first.
+type outputFlag struct {
+	format  string
+	formats []string
+}
+
+func (o *outputFlag) add(cmd *cobra.Command, formats ...string) {
+	o.formats = formats
+	cmd.Flags().StringVarP(&o.format, "output", "o", formats[0], "`format` of the output: "+strings.Join(formats, " or "))
+}
+
+func (o *outputFlag) check() error {
+	for _, f := range o.formats {
+		if o.format == f {
+			return nil
+		}
+	}
+	return usagef("--output %q: %s", o.format, strings.Join(o.formats, " or "))
+}
+
+// processName names this process in results, logs and the server's reports.
+func processName() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return fmt.Sprintf("%s-%d", host, os.Getpid())
+}
+
+// buildVersion is set by the linker in a release.
+var buildVersion string
+
+func version() string {
+	v, revision := buildVersion, ""
+	if info, ok := debug.ReadBuildInfo(); ok {
+		if v == "" {
+			v = info.Main.Version
+		}
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				revision = s.Value
+			}
+		}
+	}
+	if v == "" {
+		v = "(devel)"
+	}
+	if revision != "" {
+		v += " " + revision
+	}
+	return v
+}

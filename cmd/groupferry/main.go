@@ -1,0 +1,299 @@
+// Command groupferry imports conversation groups in bulk into Tencent Cloud Chat.
+//
+// This package is the only place that knows all the others: it reads flags and the environment, joins importer, queue,
+// worker, governor, API client and metrics, and says in words and exit codes what came of it. There is a file for
+// each verb.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"groupferry/importer"
+	"groupferry/internal/chat"
+	"groupferry/internal/governor"
+	"groupferry/internal/job"
+	"groupferry/internal/queue"
+)
+
+func main() {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	os.Exit(run(signals, os.Args[1:], os.LookupEnv, os.Stdin, os.Stdout, os.Stderr))
+}
+
+// The exit codes.
+const (
+	exitDone        = 0
+	exitFailed      = 1   // could not go on
+	exitUsage       = 2   // usage or configuration
+	exitIncomplete  = 3   // finished, but some rows were rejected or some jobs failed
+	exitHalted      = 4   // every job would fail the same way
+	exitBudget      = 5   // more rejects than --max-rejects: nothing was enqueued
+	exitUnreachable = 75  // NATS or the API is out of reach
+	exitInterrupted = 130 // by a signal
+)
+
+const exitCodes = `Exit codes:
+  0    all done
+  1    could not go on
+  2    usage or configuration
+  3    finished, but some rows were rejected or some jobs failed
+  4    halted: every job would fail the same way
+  5    more rejects than --max-rejects allows: nothing was enqueued
+  75   NATS or the API is out of reach
+  130  interrupted`
+
+// Errors that only say how it ended; what happened has been said already.
+var (
+	errIncomplete  = errors.New("incomplete")
+	errInterrupted = errors.New("interrupted")
+)
+
+// A usageError is a flag or a setting that cannot be used.
+type usageError struct{ err error }
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
+
+// An unreachableError is an API that does not answer before there is anything to wait for.
+type unreachableError struct{ err error }
+
+func (e *unreachableError) Error() string { return e.err.Error() }
+func (e *unreachableError) Unwrap() error { return e.err }
+
+// A budgetError is more rejects than wanted.
+type budgetError struct{ rejected, rows, allowed int64 }
+
+func (e *budgetError) Error() string {
+	return fmt.Sprintf("%d of %d rows were rejected, --max-rejects allows %d: nothing was enqueued", e.rejected, e.rows, e.allowed)
+}
+
+// A hinted error also says what to do next.
+type hinted struct {
+	error
+	hint string
+}
+
+func (e *hinted) Unwrap() error { return e.error }
+
+func hint(err error, format string, args ...any) error {
+	return &hinted{err, fmt.Sprintf(format, args...)}
+}
+
+// exitCode is the one place where an error becomes an exit code.
+func exitCode(err error) int {
+	var (
+		usage       *usageError
+		config      *importer.ConfigError
+		budget      *budgetError
+		unreachable *unreachableError
+	)
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.Is(err, errIncomplete):
+		return exitIncomplete
+	case errors.Is(err, errInterrupted), errors.Is(err, context.Canceled):
+		return exitInterrupted
+	case errors.As(err, &usage), errors.As(err, &config), errors.Is(err, queue.ErrTooOld), errors.Is(err, queue.ErrNoJetStream),
+		errors.Is(err, job.ErrVersion):
+		return exitUsage
+	case governor.IsHalted(err):
+		return exitHalted
+	case errors.As(err, &budget):
+		return exitBudget
+	case errors.Is(err, queue.ErrUnreachable), errors.As(err, &unreachable):
+		return exitUnreachable
+	}
+	return exitFailed
+}
+
+// hintFor says what to do about an error that does not say it itself.
+func hintFor(err error) string {
+	var h *hinted
+	var e *chat.Error
+	switch {
+	case errors.As(err, &h):
+		return h.hint
+	case errors.As(err, &e):
+		return e.Mend()
+	}
+	return ""
+}
+
+// An unfinishedError ends with the command that goes on.
+type unfinishedError struct {
+	error
+	command string
+	mend    bool // something has to be mended first
+}
+
+func (e *unfinishedError) Unwrap() error { return e.error }
+
+// A program is one run of the command: what it reads, where it writes, and how it is told to stop.
+type program struct {
+	args           []string
+	getenv         func(string) (string, bool)
+	stdin          io.Reader
+	stdout, stderr io.Writer
+
+	// The first signal ends soft: what reads stops, and workers take no more jobs. The second one ends hard as well,
+	// and everything is left as it is.
+	soft, hard context.Context
+
+	console *console
+}
+
+func run(signals <-chan os.Signal, args []string, getenv func(string) (string, bool), stdin io.Reader, stdout, stderr io.Writer) int {
+	hard, leave := context.WithCancel(context.Background())
+	defer leave()
+	soft, stop := context.WithCancel(hard)
+	defer stop()
+	p := &program{
+		args: args, getenv: getenv, stdin: stdin, stdout: stdout, stderr: stderr,
+		soft: soft, hard: hard, console: newConsole(stderr),
+	}
+	go func() {
+		for _, heard := range []func(){stop, leave} {
+			select {
+			case <-signals:
+				heard()
+			case <-hard.Done():
+				return
+			}
+		}
+	}()
+
+	root := p.root()
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	cmd, err := root.ExecuteContextC(soft)
+	p.console.end()
+	if err == nil {
+		return exitDone
+	}
+	p.explain(err, cmd)
+	return exitCode(err)
+}
+
+// explain says what happened, what to do about it, and which command goes on.
+func (p *program) explain(err error, cmd *cobra.Command) {
+	if !errors.Is(err, errIncomplete) && !errors.Is(err, errInterrupted) {
+		p.console.error(err)
+		if h := hintFor(err); h != "" {
+			p.console.hint(h)
+		} else if exitCode(err) == exitUsage {
+			p.console.hint(fmt.Sprintf("see '%s --help'", cmd.CommandPath()))
+		}
+	}
+	var u *unfinishedError
+	switch {
+	case !errors.As(err, &u):
+	case u.mend:
+		p.console.tell("to go on, once that is mended: " + u.command)
+	case errors.Is(err, errInterrupted):
+		p.console.tell("interrupted; to go on: " + u.command)
+	default:
+		p.console.tell("to go on: " + u.command)
+	}
+}
+
+func (p *program) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "groupferry",
+		Short: "Import conversation groups in bulk into Tencent Cloud Chat",
+		Long: `groupferry imports conversation groups in bulk into Tencent Cloud Chat.
+
+It reads CSV or JSONL rows (one conversation of one group each), makes one job of
+each group, and writes the groups with the REST API at no more than 200 calls a
+second. The jobs and their results are kept by a NATS server: an embedded one
+that needs no set-up, or yours. Whatever stops it, the same command goes on.
+
+Every flag can be set in the environment: GROUPFERRY_ and its name in capitals,
+such as GROUPFERRY_SDK_APP_ID. The flags --nats-* have NATS_URL, NATS_CREDS and
+NATS_CONTEXT. A flag wins over the environment. Data goes to standard output, the
+rest to standard error.
+
+` + exitCodes,
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return p.fromEnvironment(cmd) },
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
+	root.AddCommand(
+		p.runCommand(), p.checkCommand(), p.importCommand(), p.workCommand(),
+		p.statusCommand(), p.resultsCommand(), p.resumeCommand(), p.simulateCommand(),
+	)
+	root.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return usagef("unknown command %q", args[0])
+		}
+		return cmd.Help()
+	}
+	root.Args = cobra.ArbitraryArgs
+	root.Version = version()
+	return root
+}
+
+// files checks the arguments of a verb that reads inputs.
+func files(_ *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return usagef("no input: name one or more files, or - for standard input")
+	}
+	return nil
+}
+
+// imports checks the arguments of a verb that takes import IDs.
+func imports(least, most int) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		switch {
+		case len(args) < least:
+			return hint(usagef("which import?"), "'groupferry status' lists them")
+		case len(args) > most:
+			return usagef("one import at a time, not %d", len(args))
+		}
+		for _, id := range args {
+			if !job.ValidImportID(id) {
+				return usagef("%q cannot be an import ID", id)
+			}
+		}
+		return nil
+	}
+}
+
+// commandLine is how this program was called, ready to be pasted into a shell.
+func (p *program) commandLine() string {
+	words := []string{"groupferry"}
+	for _, a := range p.args {
+		words = append(words, quoted(a))
+	}
+	return strings.Join(words, " ")
+}
+
+// quoted quotes an argument for a POSIX shell if it needs that.
+func quoted(s string) string {
+	plain := s != ""
+	for _, r := range s {
+		if !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:=,@%+", r) {
+			plain = false
+		}
+	}
+	if plain {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}

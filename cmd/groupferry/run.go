@@ -1,0 +1,318 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"groupferry/importer"
+	"groupferry/internal/chatsim"
+	"groupferry/internal/governor"
+	"groupferry/internal/queue"
+)
+
+func (p *program) runCommand() *cobra.Command {
+	r := runner{program: p}
+	cmd := &cobra.Command{
+		Use:   "run FILE...",
+		Short: "Check the input, enqueue its jobs and work to the end",
+		Long: `run does the whole of it in one process: it reads and checks the input, puts one
+job for each group on the queue, makes the calls, and reports what came of every
+row. A FILE is CSV or JSONL, also compressed with gzip or zstd; - is standard
+input.
+
+Whatever stops it, the same command goes on: what is done is not done again. If
+it halted (every job would fail the same way), mend what it says first. The first
+interrupt lets the calls under way finish, the second leaves at once; neither
+loses anything.
+
+With --simulate it needs nothing else: the API is simulated in the same process,
+and nothing is kept unless --data-dir names a place for it.
+
+` + exitCodes,
+		Example: `  groupferry run --simulate samples/groups.csv
+  groupferry run --region singapore --sdk-app-id 1400000000 --secret-key-file key groups.csv`,
+		Args: files,
+		RunE: func(cmd *cobra.Command, args []string) error { return r.run(cmd, args) },
+	}
+	r.in.add(cmd)
+	r.api.add(cmd)
+	r.queue.add(cmd)
+	r.out.add(cmd, "text", "json")
+	cmd.Flags().BoolVar(&r.simulate, "simulate", false, "call a simulated API in this process")
+	cmd.Flags().StringVar(&r.listen, "listen", "", "`address` for metrics and status, such as 127.0.0.1:9477 (default off)")
+	p.consoleFlags(cmd)
+	return cmd
+}
+
+// A runner is one run of the verb run.
+type runner struct {
+	*program
+	in       inputFlags
+	api      apiFlags
+	queue    queueFlags
+	out      outputFlag
+	simulate bool
+	listen   string
+	sim      *chatsim.Sim
+}
+
+func (r *runner) run(cmd *cobra.Command, inputs []string) error {
+	if err := r.out.check(); err != nil {
+		return err
+	}
+	if r.simulate {
+		cleanUp, err := r.startSimulator(cmd)
+		if err != nil {
+			return err
+		}
+		defer cleanUp()
+	}
+	api, err := r.client(&r.api)
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	listener, err := listen(r.listen)
+	if err != nil {
+		return err
+	}
+	if listener != nil {
+		defer listener.Close()
+	}
+
+	plan, record, err := r.take(inputs, &r.in, r.api.chunk)
+	if err != nil {
+		return err
+	}
+	q, err := r.open(r.queue, false)
+	if err != nil {
+		return err
+	}
+	defer q.Close()
+	if err := r.keepApart(r.soft, q, r.simulate); err != nil {
+		return err
+	}
+	record.Simulated = r.simulate
+	stored, err := r.begin(r.soft, q, record)
+	if err != nil {
+		return err
+	}
+	m := newMetrics()
+	m.Rows(plan.Summary.Accepted, plan.Summary.Duplicates, plan.Summary.Rejected)
+	c := r.muster(q, api, &r.api, m)
+	c.goOn = r.commandLine()
+	started := time.Now()
+	if stored.State != queue.Complete {
+		if err := r.prepare(c, plan, stored); err != nil {
+			return r.unfinished(err)
+		}
+		if err := r.toTheEnd(c, plan, listener); err != nil {
+			// What was done until then is worth a report; that it is unfinished is what counts.
+			if rerr := r.report(c, plan.ImportID, time.Since(started)); rerr != nil && !errors.Is(rerr, errIncomplete) {
+				r.console.log.Warn("no report", "err", rerr)
+			}
+			return r.unfinished(err)
+		}
+	}
+	return r.report(c, plan.ImportID, time.Since(started))
+}
+
+// startSimulator gives the run an API of its own, and a place for its data that is gone afterwards unless one was
+// named: a later run against the real API must not take the simulation's results for its own.
+func (r *runner) startSimulator(cmd *cobra.Command) (cleanUp func(), err error) {
+	if r.api.url != "" || r.api.region != "" {
+		return nil, usagef("--simulate goes without --api-url and --region")
+	}
+	if !r.queue.embedded() {
+		return nil, hint(usagef("--simulate works on an embedded server, not on a shared one"),
+			"start 'groupferry simulate' and name it with --api-url")
+	}
+	r.sim = chatsim.New(chatsim.Config{Rate: r.api.rate})
+	url, err := r.sim.Start("127.0.0.1:0")
+	if err != nil {
+		return nil, fmt.Errorf("start the simulator: %w", err)
+	}
+	r.api.simulator = url
+	cleanUp = r.sim.Close
+	if _, set := r.getenv(envName("data-dir")); !set && !cmd.Flags().Changed("data-dir") {
+		dir, err := os.MkdirTemp("", "groupferry-simulate-*")
+		if err != nil {
+			r.sim.Close()
+			return nil, err
+		}
+		r.queue.dataDir = dir
+		cleanUp = func() {
+			r.sim.Close()
+			os.RemoveAll(dir)
+		}
+	}
+	return cleanUp, nil
+}
+
+// prepare proves the credentials, lifts a halt, and enqueues what is not enqueued yet.
+func (r *runner) prepare(c *crew, plan *importer.Plan, stored queue.Import) error {
+	standing, err := c.q.Halted(r.soft)
+	if err != nil {
+		return err
+	}
+	if standing != nil && standing.State != queue.Halted {
+		return &governor.HaltedError{Cause: &standingHalt{*standing}}
+	}
+	if err := c.check(r.soft); err != nil {
+		return err
+	}
+	if standing != nil {
+		if _, err := c.q.ClearHalt(r.soft); err != nil {
+			return err
+		}
+		r.console.say("lifting the halt of %s: %s", standing.Since.Local().Format(time.DateTime), standing.Reason)
+	}
+	if stored.State != queue.Enqueueing {
+		return nil
+	}
+	return r.enqueue(r.soft, c.q, plan, c.metrics)
+}
+
+// toTheEnd makes the calls of the import until none of its jobs is left.
+func (r *runner) toTheEnd(c *crew, plan *importer.Plan, listener net.Listener) error {
+	id := plan.ImportID
+	c.cfg.StopOnHalt = true
+	c.cfg.Finished = func(ctx context.Context) (bool, error) {
+		pending, inHand, err := c.q.Pending(ctx, id)
+		return err == nil && pending == 0 && inHand == 0, err
+	}
+	pending, inHand, err := c.q.Pending(r.soft, id)
+	if err != nil {
+		return err
+	}
+	c.total.Store(pending + inHand)
+	if err := c.work(c.q.Source(id), listener); err != nil {
+		return err
+	}
+	err = c.q.Complete(context.WithoutCancel(r.soft), id)
+	if errors.Is(err, queue.ErrUnfinished) && r.soft.Err() != nil {
+		return errInterrupted
+	}
+	return err
+}
+
+// unfinished adds the command that goes on, where there is one.
+func (r *runner) unfinished(err error) error {
+	switch code := exitCode(err); {
+	case r.soft.Err() != nil && code != exitHalted:
+		return &unfinishedError{errInterrupted, r.commandLine(), false}
+	case code == exitHalted, code == exitUnreachable:
+		return &unfinishedError{err, r.commandLine(), code == exitHalted}
+	}
+	return err
+}
+
+// report says what came of every row, and checks that it adds up.
+func (r *runner) report(c *crew, importID string, took time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.hard), 30*time.Second)
+	defer cancel()
+	s, err := statusOf(ctx, c.q, importID)
+	if err != nil {
+		return err
+	}
+	s.Command = r.resultsLine(importID)
+	n := c.counters
+	run := &runReport{
+		Seconds: took.Seconds(), Calls: n.calls.Load(), Throttled: n.throttled.Load(), Repeated: n.retries.Load(),
+	}
+	if r.sim != nil {
+		run.Simulator = simulatorSays(r.sim.Ledger(), n)
+	}
+	if r.out.format == "json" {
+		err = writeJSON(r.stdout, struct {
+			importStatus
+			Run *runReport `json:"run"`
+		}{s, run})
+	} else {
+		_, err = io.WriteString(r.stdout, s.text()+run.text())
+	}
+	if err != nil {
+		return err
+	}
+	if err := s.addsUp(); err != nil {
+		return err
+	}
+	if sim := run.Simulator; sim != nil && sim.Disagrees != "" && r.soft.Err() == nil {
+		return fmt.Errorf("the simulator's ledger and the report disagree: %s", sim.Disagrees)
+	}
+	if s.Rejected > 0 || s.Jobs.Partial > 0 || s.Jobs.Failed > 0 {
+		return errIncomplete
+	}
+	return nil
+}
+
+// resultsLine is the command that shows what failed, or all of it.
+func (r *runner) resultsLine(importID string) string {
+	if r.sim != nil && strings.Contains(r.queue.dataDir, "groupferry-simulate-") {
+		return "" // gone by then
+	}
+	return "groupferry results " + importID + r.queue.args()
+}
+
+// A runReport is what one run did, apart from what the import came to.
+type runReport struct {
+	Seconds   float64          `json:"seconds"`
+	Calls     int64            `json:"calls"`
+	Throttled int64            `json:"throttled"`
+	Repeated  int64            `json:"repeated"`
+	Simulator *simulatorReport `json:"simulator,omitempty"`
+}
+
+func (r *runReport) text() string {
+	took := time.Duration(r.Seconds * float64(time.Second))
+	s := fmt.Sprintf("  this run       %s calls in %s · throttled %s · repeated %s\n", count(r.Calls), span(took), count(r.Throttled), count(r.Repeated))
+	if sim := r.Simulator; sim != nil {
+		s += fmt.Sprintf("  simulator      %s calls, at most %s in any second · refused %s · bad requests %s · %s conversations in %s groups",
+			count(sim.Calls), count(sim.MaxPerSecond), count(sim.Refused), count(sim.BadRequests), count(sim.Conversations), count(sim.Groups))
+		if sim.Disagrees == "" {
+			s += ": agrees"
+		}
+		s += "\n"
+	}
+	return s
+}
+
+// A simulatorReport is what the other side saw.
+type simulatorReport struct {
+	Calls         int64  `json:"calls"`
+	MaxPerSecond  int    `json:"max_per_second"`
+	Refused       int    `json:"refused"`
+	BadRequests   int    `json:"bad_requests"`
+	Groups        int    `json:"groups"`
+	Conversations int    `json:"conversations"`
+	Disagrees     string `json:"disagrees,omitempty"`
+}
+
+// simulatorSays compares the simulator's ledger with what this process counted.
+func simulatorSays(l chatsim.Ledger, n *counters) *simulatorReport {
+	s := &simulatorReport{BadRequests: l.BadRequests, Groups: l.Groups, Conversations: l.Conversations}
+	for _, c := range l.Commands {
+		s.Calls += int64(c.Calls)
+		s.Refused += c.Refused
+		s.MaxPerSecond = max(s.MaxPerSecond, c.MaxPerSecond)
+	}
+	switch counted, groups := n.calls.Load(), n.done.Load()+n.partial.Load(); {
+	case s.Calls != counted:
+		s.Disagrees = fmt.Sprintf("%d calls arrived, %d were made", s.Calls, counted)
+	case int64(l.Conversations) != n.conversations.Load():
+		s.Disagrees = fmt.Sprintf("%d conversations are in groups, %d were reported done", l.Conversations, n.conversations.Load())
+	case int64(l.Groups) != groups:
+		s.Disagrees = fmt.Sprintf("there are %d groups, %d were reported", l.Groups, groups)
+	case l.BadRequests > 0:
+		s.Disagrees = fmt.Sprintf("%d calls broke a limit or a rule, such as %+v", l.BadRequests, l.BadSamples[0])
+	}
+	return s
+}

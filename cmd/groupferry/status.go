@@ -1,0 +1,281 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"groupferry/internal/queue"
+)
+
+// watchEvery is how often status --watch looks.
+const watchEvery = time.Second
+
+func (p *program) statusCommand() *cobra.Command {
+	var qf queueFlags
+	var out outputFlag
+	var watch bool
+	cmd := &cobra.Command{
+		Use:   "status [IMPORT]",
+		Short: "Show how far the imports are",
+		Long: `status shows the imports, newest first: rows, jobs, conversations, the rate over the
+last minute and the time left, and whether everything is halted and why. It can
+look at an embedded server while another groupferry works with it.`,
+		Args: imports(0, 1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			if err := out.check(); err != nil {
+				return err
+			}
+			q, err := p.open(qf, true)
+			if err != nil {
+				return err
+			}
+			defer q.Close()
+			for {
+				s, err := p.statusAll(p.soft, q, args)
+				if err != nil {
+					return err
+				}
+				text := s.text()
+				if watch && p.console.terminal && out.format == "text" {
+					text = "\x1b[H\x1b[2J" + text // home, clear
+				}
+				if out.format == "json" {
+					err = writeJSON(p.stdout, s)
+				} else {
+					_, err = io.WriteString(p.stdout, text)
+				}
+				if err != nil || !watch || s.settled() {
+					return err
+				}
+				select {
+				case <-time.After(watchEvery):
+				case <-p.soft.Done():
+					return nil
+				}
+			}
+		},
+	}
+	qf.add(cmd)
+	out.add(cmd, "text", "json")
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "look again every second until all is done")
+	p.consoleFlags(cmd)
+	return cmd
+}
+
+// An importStatus is how far an import is. Its JSON form is read by programs: fields are added, never changed.
+type importStatus struct {
+	Import        string             `json:"import"`
+	State         string             `json:"state"` // enqueueing, enqueued, complete
+	Simulated     bool               `json:"simulated,omitempty"`
+	Files         []string           `json:"files"`
+	Created       time.Time          `json:"created"`
+	Completed     *time.Time         `json:"completed,omitempty"`
+	Rows          int64              `json:"rows"`
+	Accepted      int64              `json:"accepted"`
+	Duplicates    int64              `json:"duplicates"`
+	Rejected      int64              `json:"rejected"`
+	RejectsFile   string             `json:"rejects_file,omitempty"`
+	Jobs          jobCounts          `json:"jobs"`
+	Conversations conversationCounts `json:"conversations"`
+	Calls         int64              `json:"calls"`        // that the results took
+	Rate          float64            `json:"rate"`         // jobs a second over the last minute
+	SecondsLeft   *float64           `json:"seconds_left"` // null when nobody knows
+	LastResult    *time.Time         `json:"last_result,omitempty"`
+
+	Command string `json:"-"` // that shows the results
+}
+
+type jobCounts struct {
+	Total   int64 `json:"total"`
+	Done    int64 `json:"done"`
+	Partial int64 `json:"partial"`
+	Failed  int64 `json:"failed"`
+	Pending int64 `json:"pending"` // without a result, those in hand included
+	InHand  int64 `json:"in_hand"`
+}
+
+type conversationCounts struct {
+	Total   int64 `json:"total"`
+	Done    int64 `json:"done"`
+	Failed  int64 `json:"failed"`
+	Pending int64 `json:"pending"`
+}
+
+// statusOf gathers what the queue knows about an import.
+func statusOf(ctx context.Context, q *queue.Queue, id string) (importStatus, error) {
+	i, err := q.Import(ctx, id)
+	if err != nil {
+		if errors.Is(err, queue.ErrNoImport) {
+			err = hint(err, "'groupferry status' lists the imports of %s", q.Where())
+		}
+		return importStatus{}, err
+	}
+	tally, err := q.Tally(ctx, id)
+	if err != nil {
+		return importStatus{}, err
+	}
+	_, inHand, err := q.Pending(ctx, id)
+	if err != nil {
+		return importStatus{}, err
+	}
+	s := importStatus{
+		Import: i.ID, State: string(i.State), Simulated: i.Simulated, Files: i.Files, Created: i.Created,
+		Rows: i.Rows, Accepted: i.Accepted, Duplicates: i.Duplicates, Rejected: i.Rejected, RejectsFile: i.RejectsFile,
+		Jobs: jobCounts{Total: i.Jobs, Done: tally.Jobs.Done, Partial: tally.Jobs.Partial, Failed: tally.Jobs.Failed,
+			Pending: i.Jobs - tally.Total(), InHand: inHand},
+		Conversations: conversationCounts{Total: i.Conversations, Done: tally.Conversations.Done, Failed: tally.Conversations.Failed,
+			Pending: i.Conversations - tally.Conversations.Done - tally.Conversations.Failed},
+		Calls: tally.Calls,
+	}
+	if s.Files == nil {
+		s.Files = []string{}
+	}
+	if !i.Completed.IsZero() {
+		s.Completed = &i.Completed
+	}
+	if !tally.LastResult.IsZero() {
+		s.LastResult = &tally.LastResult
+	}
+	if i.State == queue.Complete {
+		zero := 0.0
+		s.SecondsLeft = &zero
+		return s, nil
+	}
+	window := time.Minute
+	if age := time.Since(i.Created); age > 0 {
+		window = min(window, age)
+	}
+	recent, err := q.Recent(ctx, id, window)
+	if err != nil {
+		return s, err
+	}
+	if recent > 0 {
+		s.Rate = float64(recent) / window.Seconds()
+		left := float64(s.Jobs.Pending) / s.Rate
+		s.SecondsLeft = &left
+	}
+	return s, nil
+}
+
+// addsUp checks that no row and no conversation is unaccounted for.
+func (s *importStatus) addsUp() error {
+	c := s.Conversations
+	switch {
+	case s.Rows != s.Accepted+s.Duplicates+s.Rejected:
+		return fmt.Errorf("the counts do not add up: %d rows, %d accepted + %d duplicates + %d rejected",
+			s.Rows, s.Accepted, s.Duplicates, s.Rejected)
+	case s.Accepted != c.Total:
+		return fmt.Errorf("the counts do not add up: %d rows accepted, %d conversations", s.Accepted, c.Total)
+	case c.Pending < 0 || s.Jobs.Pending < 0 || (c.Pending == 0) != (s.Jobs.Pending == 0):
+		return fmt.Errorf("the counts do not add up: %d of %d jobs and %d of %d conversations have no result",
+			s.Jobs.Pending, s.Jobs.Total, c.Pending, c.Total)
+	case s.State == string(queue.Complete) && c.Pending != 0:
+		return fmt.Errorf("the counts do not add up: complete, but %d conversations have no result", c.Pending)
+	}
+	return nil
+}
+
+func (s *importStatus) text() string {
+	var b strings.Builder
+	state := s.State
+	if s.Simulated {
+		state += ", simulated"
+	}
+	fmt.Fprintf(&b, "import %s (%s): %s\n", s.Import, strings.Join(s.Files, ", "), state)
+	rejects := ""
+	if s.RejectsFile != "" {
+		rejects = ", kept in " + s.RejectsFile
+	}
+	fmt.Fprintf(&b, "  rows           %-9s accepted %s · duplicates %s · rejected %s%s\n",
+		count(s.Rows), count(s.Accepted), count(s.Duplicates), count(s.Rejected), rejects)
+	fmt.Fprintf(&b, "  jobs           %-9s done %s · partial %s · failed %s · pending %s\n",
+		count(s.Jobs.Total), count(s.Jobs.Done), count(s.Jobs.Partial), count(s.Jobs.Failed), count(s.Jobs.Pending))
+	fmt.Fprintf(&b, "  conversations  %-9s done %s · failed %s · pending %s\n",
+		count(s.Conversations.Total), count(s.Conversations.Done), count(s.Conversations.Failed), count(s.Conversations.Pending))
+	if s.Rate > 0 && s.SecondsLeft != nil {
+		fmt.Fprintf(&b, "  rate           %.1f jobs a second over the last minute, %s left\n",
+			s.Rate, span(time.Duration(*s.SecondsLeft*float64(time.Second))))
+	}
+	if s.Command != "" {
+		if s.Jobs.Partial+s.Jobs.Failed > 0 {
+			s.Command += " --failed"
+		}
+		fmt.Fprintf(&b, "  results        %s\n", s.Command)
+	}
+	return b.String()
+}
+
+// A statusReport is the answer of status.
+type statusReport struct {
+	Imports []importStatus `json:"imports"`
+	Halt    *queue.Halt    `json:"halt"` // null while work may go on
+}
+
+func (p *program) statusAll(ctx context.Context, q *queue.Queue, ids []string) (statusReport, error) {
+	r := statusReport{Imports: []importStatus{}}
+	var err error
+	if r.Halt, err = q.Halted(ctx); err != nil {
+		return r, err
+	}
+	if len(ids) == 0 {
+		all, err := q.Imports(ctx)
+		if err != nil {
+			return r, err
+		}
+		for _, i := range all {
+			ids = append(ids, i.ID)
+		}
+	}
+	for _, id := range ids {
+		s, err := statusOf(ctx, q, id)
+		if err != nil {
+			return r, err
+		}
+		r.Imports = append(r.Imports, s)
+	}
+	return r, nil
+}
+
+func (r *statusReport) text() string {
+	var b strings.Builder
+	if h := r.Halt; h != nil {
+		fmt.Fprintf(&b, "%s since %s by %s: %s\n", h.State, h.Since.Local().Format(time.DateTime), h.By, h.Reason)
+		if h.Mend != "" {
+			fmt.Fprintf(&b, "  to mend it: %s\n", h.Mend)
+		}
+		if h.Command != "" {
+			fmt.Fprintf(&b, "  then: %s\n", h.Command)
+		}
+	}
+	if len(r.Imports) == 0 {
+		b.WriteString("no imports\n")
+	}
+	for i := range r.Imports {
+		b.WriteString(r.Imports[i].text())
+	}
+	return b.String()
+}
+
+// settled tells whether nothing is going to change.
+func (r *statusReport) settled() bool {
+	for _, i := range r.Imports {
+		if i.State != string(queue.Complete) {
+			return false
+		}
+	}
+	return true
+}
+
+func writeJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}

@@ -1,0 +1,128 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"groupferry/internal/governor"
+	"groupferry/internal/queue"
+)
+
+// completeEvery is how often a worker looks whether an import has become complete.
+const completeEvery = 5 * time.Second
+
+func (p *program) workCommand() *cobra.Command {
+	var api apiFlags
+	var qf queueFlags
+	var drain bool
+	var address string
+	cmd := &cobra.Command{
+		Use:   "work",
+		Short: "Make the calls of the jobs on the queue",
+		Long: `work takes jobs from the queue, makes their calls and writes their results, until it
+is stopped; with --drain, until the queue is empty.
+
+When every job would fail the same way (a wrong key, an edition without groups) it
+halts: it keeps the jobs, makes no more calls, is not ready, and goes on after
+'groupferry resume', also over restarts. The first interrupt lets jobs in hand
+finish for up to 30 seconds, the second leaves at once; neither loses anything.
+
+` + exitCodes,
+		Example: `  groupferry work --nats-url nats://queue:4222 --region singapore --sdk-app-id 1400000000 --secret-key-file key
+  groupferry work --drain --region singapore --sdk-app-id 1400000000 --secret-key-file key`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			client, err := p.client(&api)
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			listener, err := listen(address)
+			if err != nil {
+				return err
+			}
+			if listener != nil {
+				defer listener.Close()
+				p.console.log.Info("serving metrics and status", "url", "http://"+listener.Addr().String())
+			}
+			q, err := p.open(qf, drain)
+			if err != nil {
+				return err
+			}
+			defer q.Close()
+			if err := p.keepApart(p.soft, q, false); err != nil {
+				return err
+			}
+			c := p.muster(q, client, &api, newMetrics())
+			c.goOn = "groupferry resume" + qf.args()
+			c.cfg.StopOnHalt = drain
+			if drain {
+				c.cfg.Finished = p.drained(q)
+			}
+
+			standing, err := q.Halted(p.soft)
+			switch {
+			case err != nil:
+				return err
+			case standing != nil:
+				c.governor.Halt(&standingHalt{*standing})
+				p.console.warn("%s: %s; to go on: %s", standing.State, standing.Reason, c.goOn)
+			default:
+				var unreachable *unreachableError
+				if err := c.check(p.soft); errors.As(err, &unreachable) && !drain {
+					p.console.log.Warn("the API does not answer yet", "err", err)
+				} else if err != nil && p.soft.Err() == nil {
+					return err
+				}
+			}
+			p.console.log.Info("working", "queue", q.Where(), "calls_per_second", api.rate)
+
+			closing, stop := context.WithCancel(p.soft)
+			closed := make(chan struct{})
+			go func() {
+				defer close(closed)
+				for sleepFor(closing, completeEvery) {
+					p.completeAll(closing, q)
+				}
+			}()
+			err = c.work(q.Source(), listener)
+			stop()
+			<-closed
+			p.completeAll(context.WithoutCancel(p.soft), q)
+			switch {
+			case governor.IsHalted(err):
+				return &unfinishedError{err, c.goOn + " && " + p.commandLine(), true}
+			case err == nil && drain && p.soft.Err() != nil:
+				return &unfinishedError{errInterrupted, p.commandLine(), false}
+			}
+			return err
+		},
+	}
+	api.add(cmd)
+	qf.add(cmd)
+	cmd.Flags().BoolVar(&drain, "drain", false, "end when the queue is empty")
+	cmd.Flags().StringVar(&address, "listen", "127.0.0.1:9477", "`address` for metrics and status; off for none")
+	p.consoleFlags(cmd)
+	return cmd
+}
+
+// drained tells whether no job is left on the queue.
+func (p *program) drained(q *queue.Queue) func(context.Context) (bool, error) {
+	return func(ctx context.Context) (bool, error) {
+		n, err := queueCounts(ctx, q)
+		return err == nil && n.Pending == 0 && n.InHand == 0, err
+	}
+}
+
+// sleepFor waits, and returns false when ctx ends first.
+func sleepFor(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
