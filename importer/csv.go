@@ -65,17 +65,17 @@ func readCSV(src io.Reader, comma rune, cols *columns, file int, out sink) (line
 	r := row{file: file, untyped: !slices.Contains(h.cols, colType)}
 	for {
 		v, err := rows.Read()
-		var bad *csv.ParseError
-		switch {
-		case err == nil:
-		case errors.As(err, &bad):
+		if err == io.EOF {
+			return split.read(), nil
+		}
+		if err != nil {
+			var bad *csv.ParseError
+			if !errors.As(err, &bad) {
+				return split.read(), err
+			}
 			// The splitter lets nothing through that ends here; if it did, the row must still be counted.
 			out.reject(&row{file: file, line: int64(bad.StartLine) + shift}, codeParse, bad.Err.Error())
 			continue
-		case err == io.EOF:
-			return split.read(), nil
-		default:
-			return split.read(), err
 		}
 		f := v.(*csvRow)
 		at, _ := parser.FieldPos(0)

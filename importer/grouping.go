@@ -16,8 +16,8 @@ import (
 type grouping struct {
 	users  []user
 	groups []group // in the order of their first row
-	rows   []member
-	ids    arena
+	rows   members
+	keys   arena
 
 	userNumbers  map[string]uint32
 	groupNumbers map[groupKey]uint32
@@ -33,7 +33,7 @@ type group struct {
 	rank uint32 // among the groups of its user, by first row
 	name string
 	rows uint32 // of it in rows
-	// members are its conversations in the order of their rows, as indexes of grouping.rows. Set by settle.
+	// members are its conversations in the order of their rows, as numbers in grouping.rows. Set by settle.
 	members []uint32
 }
 
@@ -42,13 +42,12 @@ type groupKey struct {
 	name string
 }
 
-// A member is a row that wants to be in a group.
+// A member is a row that wants to be in a group. What it wants there, its key, is the digit of the type and the id.
 type member struct {
 	line  int64
-	id    place
+	key   place
 	group uint32
 	file  uint32
-	kind  uint8
 }
 
 func newGrouping() *grouping {
@@ -74,7 +73,7 @@ func (g *grouping) add(r *row, kind int, id string) {
 		g.groupNumbers[key] = n
 	}
 	g.groups[n].rows++
-	g.rows = append(g.rows, member{line: r.line, id: g.ids.add(id), group: n, file: uint32(r.file), kind: uint8(kind)})
+	g.rows.add(member{line: r.line, key: g.keys.add(byte('0'+kind), id), group: n, file: uint32(r.file)})
 }
 
 // settle gives every group its members: without the rows that say the same again, which duplicate hears of, and
@@ -82,7 +81,7 @@ func (g *grouping) add(r *row, kind int, id string) {
 // duplicates are gone. Call it once, after the last add.
 func (g *grouping) settle(duplicate func(*member), excess func(m *member, code string)) {
 	g.userNumbers, g.groupNumbers = nil, nil
-	order := make([]uint32, len(g.rows))
+	order := make([]uint32, g.rows.n)
 	next := make([]uint32, len(g.groups))
 	at := uint32(0)
 	for i := range g.groups {
@@ -90,29 +89,25 @@ func (g *grouping) settle(duplicate func(*member), excess func(m *member, code s
 		g.groups[i].members = order[at : at : at+g.groups[i].rows]
 		at += g.groups[i].rows
 	}
-	for i := range g.rows {
-		n := g.rows[i].group
-		order[next[n]] = uint32(i)
+	for i := range g.rows.n {
+		n := g.rows.at(i).group
+		order[next[n]] = i
 		next[n]++
 	}
-	type conversation struct {
-		kind uint8
-		id   string
-	}
-	there := map[conversation]struct{}{}
+	there := map[string]struct{}{} // keys in the group at hand
 	for i := range g.groups {
 		gr := &g.groups[i]
 		all := gr.members[:gr.rows]
 		clear(there)
 		for _, n := range all {
-			m := &g.rows[n]
+			m := g.rows.at(n)
 			if len(all) > 1 {
-				c := conversation{m.kind, g.ids.text(m.id)}
-				if _, again := there[c]; again {
+				key := g.keys.text(m.key)
+				if _, again := there[key]; again {
 					duplicate(m)
 					continue
 				}
-				there[c] = struct{}{}
+				there[key] = struct{}{}
 			}
 			switch {
 			case gr.rank >= chat.MaxGroupsPerUser:
@@ -181,15 +176,11 @@ func (g *grouping) crowded(limit int) []crowd {
 	var crowds []crowd
 	for u, members := range rows {
 		slices.Sort(members)
-		type conversation struct {
-			kind uint8
-			id   string
-		}
-		there := map[conversation]struct{}{}
+		there := map[string]struct{}{}
 		c := crowd{user: g.users[u].id}
 		for _, n := range members {
-			m := &g.rows[n]
-			there[conversation{m.kind, g.ids.text(m.id)}] = struct{}{}
+			m := g.rows.at(n)
+			there[g.keys.text(m.key)] = struct{}{}
 			if len(there) == limit+1 && c.over == nil {
 				c.over = m
 			}
@@ -208,6 +199,33 @@ type crowd struct {
 	over          *member
 }
 
+// conversation tells what a member wants: the type and the id.
+func (g *grouping) conversation(m *member) (kind int, id string) {
+	key := g.keys.text(m.key)
+	return int(key[0] - '0'), key[1:]
+}
+
+// Members are held in pieces, so that growing copies nothing and leaves no garbage of half the size behind.
+type members struct {
+	pieces [][]member
+	n      uint32
+}
+
+// membersPiece is how many members a piece holds: 256 KiB.
+const membersPiece = 8192
+
+func (ms *members) add(m member) {
+	if ms.n%membersPiece == 0 {
+		ms.pieces = append(ms.pieces, make([]member, 0, membersPiece))
+	}
+	last := &ms.pieces[ms.n/membersPiece]
+	*last = append(*last, m)
+	ms.n++
+}
+
+// at gives the member of that number, counted from 0 in the order of add.
+func (ms *members) at(n uint32) *member { return &ms.pieces[n/membersPiece][n%membersPiece] }
+
 // An arena holds many short strings with no overhead for each of them. What it has given out stays where it is.
 type arena struct {
 	pieces []*strings.Builder
@@ -223,18 +241,19 @@ type place struct {
 // pieceSize is small beside the rows that fill it, and large beside what its last string may leave over.
 const pieceSize = 1 << 20
 
-// add copies s, which has at most 255 bytes, into the arena.
-func (a *arena) add(s string) place {
+// add copies first and rest, which have at most 255 bytes together, into the arena as one string.
+func (a *arena) add(first byte, rest string) place {
 	n := len(a.pieces) - 1
-	if n < 0 || a.pieces[n].Len()+len(s) > pieceSize {
+	if n < 0 || a.pieces[n].Len()+1+len(rest) > pieceSize {
 		b := new(strings.Builder)
 		b.Grow(pieceSize)
 		a.pieces = append(a.pieces, b)
 		n++
 	}
 	b := a.pieces[n]
-	p := place{piece: uint32(n), from: uint32(b.Len()), size: uint8(len(s))}
-	b.WriteString(s)
+	p := place{piece: uint32(n), from: uint32(b.Len()), size: uint8(1 + len(rest))}
+	b.WriteByte(first)
+	b.WriteString(rest)
 	return p
 }
 

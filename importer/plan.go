@@ -137,7 +137,7 @@ func (in *intake) warnAboutGroups(order []uint32) {
 		}
 	}
 	if spaced > 0 {
-		m := &g.rows[first]
+		m := g.rows.at(first)
 		in.warn(int(m.file), m.line, fmt.Sprintf("group names begin or end with white space and are taken as they "+
 			"stand: %d", spaced))
 	}
@@ -146,11 +146,12 @@ func (in *intake) warnAboutGroups(order []uint32) {
 // fields are those of a row that passed its check.
 func (g *grouping) fields(m *member) (f [numColumns]string) {
 	gr := &g.groups[m.group]
-	f[colFrom], f[colGroup], f[colType] = g.users[gr.user].id, gr.name, strconv.Itoa(int(m.kind))
-	if m.kind == job.GroupChat {
-		f[colChat] = g.ids.text(m.id)
+	kind, id := g.conversation(m)
+	f[colFrom], f[colGroup], f[colType] = g.users[gr.user].id, gr.name, strconv.Itoa(kind)
+	if kind == job.GroupChat {
+		f[colChat] = id
 	} else {
-		f[colUser] = g.ids.text(m.id)
+		f[colUser] = id
 	}
 	return f
 }
@@ -179,14 +180,13 @@ func (p *Plan) job(gr *group) job.Job {
 	}
 	last := -1
 	for i, n := range gr.members {
-		m := &p.groups.rows[n]
+		m := p.groups.rows.at(n)
 		if int(m.file) != last { // rows come in the order of the inputs, so a file never comes back
 			last = int(m.file)
 			j.Files = append(j.Files, p.files[last])
 		}
-		j.Conversations[i] = job.Conversation{
-			Type: int(m.kind), ID: p.groups.ids.text(m.id), File: len(j.Files) - 1, Line: m.line,
-		}
+		kind, id := p.groups.conversation(m)
+		j.Conversations[i] = job.Conversation{Type: kind, ID: id, File: len(j.Files) - 1, Line: m.line}
 	}
 	return j
 }
