@@ -119,6 +119,60 @@ func TestNoPulse(t *testing.T) {
 	})
 }
 
+// TestServerStandsStill lets the server stop reading now and then: what piles up on the way must not arrive as a pulse.
+func TestServerStandsStill(t *testing.T) {
+	for _, latency := range []time.Duration{0, 50 * time.Millisecond} {
+		synctest.Test(t, func(t *testing.T) {
+			g := New(Config{})
+			start := time.Now()
+			ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+			defer cancel()
+			var a arrivals
+			callers(ctx, t, g, 300, func(int) Outcome {
+				// Of every three seconds the last 0.7 pass without anything being read.
+				if phase := time.Since(start) % (3 * time.Second); phase > 2300*time.Millisecond {
+					time.Sleep(3*time.Second - phase)
+				}
+				a.note()
+				time.Sleep(latency)
+				return Answered
+			}).Wait()
+			if got := a.most(100 * time.Millisecond); got > 40 {
+				t.Errorf("latency %v: got %d calls in 100 ms, want at most 40", latency, got)
+			}
+			if got := a.most(time.Second); got > DefaultRate {
+				t.Errorf("latency %v: got %d calls in a second, want at most %d", latency, got, DefaultRate)
+			}
+			if got, want := len(a.at), 60*DefaultRate*6/10; got < want {
+				t.Errorf("latency %v: got %d calls in a minute, want at least %d", latency, got, want)
+			}
+		})
+	}
+}
+
+// TestHangingCallsHoldNobodyUp lets one call in ten hang for as long as a call may take.
+func TestHangingCallsHoldNobodyUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(Config{})
+		ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+		defer cancel()
+		var a arrivals
+		callers(ctx, t, g, 600, func(int) Outcome {
+			a.note()
+			if rand.IntN(10) == 0 {
+				time.Sleep(10 * time.Second)
+				return Lost
+			}
+			time.Sleep(5 * time.Millisecond)
+			return Answered
+		}).Wait()
+		// Of 200 permits each is taken 0.9 × 1.005 s + 0.1 × 11 s = 2 s a call.
+		if got, want := len(a.at), 60*95; got < want {
+			t.Errorf("got %d calls in a minute, want at least %d", got, want)
+		}
+	})
+}
+
 func TestCommandsHaveTheirOwn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := New(Config{Rate: 2})
@@ -306,7 +360,7 @@ func TestOneThrottledBurstSlowsOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := New(Config{})
 		var permits []*Permit
-		for i := range 20 {
+		for i := range ahead {
 			p, _ := g.Acquire(t.Context(), create, fmt.Sprint(i))
 			permits = append(permits, p)
 		}
