@@ -47,8 +47,8 @@ func readCSV(src io.Reader, comma rune, cols *columns, file int, out sink) (line
 		out.reject(&r, codeParse, reason)
 	}
 	split.doubt = func(first, last int64) {
-		out.warn(file, first, fmt.Sprintf("a quote makes one record of lines %d to %d, though some of them look like rows: "+
-			"is it closed where it should be?", first, last))
+		out.warn(file, first, fmt.Sprintf("a quote makes one record of lines %d to %d, "+
+			"though some of them look like rows: is it closed where it should be?", first, last))
 	}
 
 	// gocsv knows columns by one spelling only and fills nothing, without an error, where it does not find it. So it
@@ -140,7 +140,8 @@ func (s *splitter) header(cols *columns) (*header, error) {
 			continue
 		}
 		if there[col] {
-			return refuse("leave one of them out", "column %s is there twice: the header is %s", cols.names[col], excerpt(raw))
+			return refuse("leave one of them out", "column %s is there twice: the header is %s",
+				cols.names[col], excerpt(raw))
 		}
 		there[col] = true
 		h.first[col] = text
@@ -161,7 +162,8 @@ func (s *splitter) header(cols *columns) (*header, error) {
 	}
 	if len(missing) > 0 {
 		slices.Sort(missing)
-		return refuse(headerHint(raw, comma), "the header has no column %s: it is %s", strings.Join(missing, ", "), excerpt(raw))
+		return refuse(headerHint(raw, comma), "the header has no column %s: it is %s",
+			strings.Join(missing, ", "), excerpt(raw))
 	}
 	s.start += size
 	s.line += lines

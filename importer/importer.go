@@ -99,7 +99,7 @@ type Error struct {
 	Line    int64  // physical line from 1; 0 when the problem has no line
 	Problem string // what is wrong
 	Hint    string // what to do; may be ""
-	Err     error  // what made it so, for errors.Is; may be nil, and is not part of the text where Problem says it better
+	Err     error  // what made it so, for errors.Is; may be nil, and is not part of the text
 }
 
 func (e *Error) Error() string {
@@ -161,8 +161,8 @@ func settle(cfg Config) (options, error) {
 	if cfg.Delimiter == 0 {
 		o.Delimiter = ','
 	} else if !validDelimiter(cfg.Delimiter) {
-		return refuse("Delimiter", "delimiter %q: want one character that is no letter, digit, underscore, quote or line end",
-			cfg.Delimiter)
+		return refuse("Delimiter",
+			"delimiter %q: want one character that is no letter, digit, underscore, quote or line end", cfg.Delimiter)
 	}
 	if cfg.ImportID != "" && !job.ValidImportID(cfg.ImportID) {
 		return refuse("ImportID", "import id %q: want 1 to %d of A–Z, a–z, 0–9, - and _", cfg.ImportID, job.MaxImportID)

@@ -192,7 +192,7 @@ func (in *intake) damage(ctx context.Context, s source, packed string, line int6
 	}
 	e = &Error{File: s.name, Line: line, Problem: plainError(err), Err: err}
 	switch {
-	case packed == "zstd" && (errors.Is(err, zstd.ErrWindowSizeExceeded) || errors.Is(err, zstd.ErrDecoderSizeExceeded)):
+	case errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, zstd.ErrDecoderSizeExceeded):
 		e.Problem = fmt.Sprintf("zstd with a window over %d MiB", maxZstdWindow>>20)
 		e.Hint = "compress it again without --long or --ultra, or unpack it first"
 	case packed != "" && (errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF)):
@@ -237,7 +237,8 @@ func foreign(head []byte) *Error {
 		{"\xfd7zXZ\x00", "compressed with xz"},
 	} {
 		if bytes.HasPrefix(head, []byte(magic.bytes)) {
-			return &Error{Problem: "is " + magic.what, Hint: "export or unpack it first: CSV, JSONL, gzip and zstd can be read"}
+			return &Error{Problem: "is " + magic.what,
+				Hint: "export or unpack it first: CSV, JSONL, gzip and zstd can be read"}
 		}
 	}
 	utf16 := func(name string) *Error {

@@ -81,7 +81,8 @@ func (in *intake) plan() *Plan {
 		func(m *member, code string) {
 			reason := fmt.Sprintf("the group is full: %d conversations at most", chat.MaxConversationsPerGroup)
 			if code == codeTooManyGroups {
-				reason = fmt.Sprintf("the user has %d groups before this one, %d at most", g.groups[m.group].rank, chat.MaxGroupsPerUser)
+				reason = fmt.Sprintf("the user has %d groups before this one, %d at most",
+					g.groups[m.group].rank, chat.MaxGroupsPerUser)
 			}
 			in.addReject(int(m.file), m.line, code, reason, g.fields(m))
 		})
@@ -124,7 +125,8 @@ func (in *intake) warnAboutGroups(order []uint32) {
 	g := in.groups
 	for _, c := range g.crowded(chat.MaxConversationsPerGroup) {
 		in.warn(int(c.over.file), c.over.line, fmt.Sprintf("a user has %d distinct conversations over all groups: "+
-			"some documents of the API say %d at most, and it may refuse the rest with 51008", c.conversations, chat.MaxConversationsPerGroup))
+			"some documents of the API say %d at most, and it may refuse the rest with %s",
+			c.conversations, chat.MaxConversationsPerGroup, codeTooManyConversations))
 		in.warnings[len(in.warnings)-1].FromAccount = c.user
 	}
 	spaced, first := 0, uint32(0)
@@ -138,8 +140,8 @@ func (in *intake) warnAboutGroups(order []uint32) {
 	}
 	if spaced > 0 {
 		m := g.rows.at(first)
-		in.warn(int(m.file), m.line, fmt.Sprintf("group names begin or end with white space and are taken as they "+
-			"stand: %d", spaced))
+		in.warn(int(m.file), m.line,
+			fmt.Sprintf("group names begin or end with white space and are taken as they stand: %d", spaced))
 	}
 }
 

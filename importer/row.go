@@ -164,7 +164,8 @@ func (r *row) kind() (int, *fault) {
 	user, chat := r.field[colUser] != "", r.field[colChat] != ""
 	switch {
 	case user && chat:
-		return 0, &fault{codeBadParameter, "to_account and to_group_id are both filled and no type says which one counts"}
+		return 0, &fault{codeBadParameter,
+			"to_account and to_group_id are both filled and no type says which one counts"}
 	case user:
 		return job.OneToOne, nil
 	case chat:
@@ -204,7 +205,8 @@ func checkGroupName(name string) *fault {
 	case strings.ContainsFunc(name, unicode.IsControl):
 		return &fault{codeBadParameter, "group_name holds a control character"}
 	case len(name) > chat.MaxGroupNameBytes:
-		return &fault{codeGroupNameTooLong, fmt.Sprintf("group_name has %d bytes, %d at most", len(name), chat.MaxGroupNameBytes)}
+		return &fault{codeGroupNameTooLong,
+			fmt.Sprintf("group_name has %d bytes, %d at most", len(name), chat.MaxGroupNameBytes)}
 	}
 	return nil
 }
