@@ -21,8 +21,8 @@ const lookahead = maxRecord + 2
 // how a quote that is never closed costs its own row and not the file behind it. An empty line takes the place of what
 // was taken out, for the parser skips it and its line numbers stay true.
 //
-// Each byte is looked at no more than twice: a line with an odd number of quotes ends every look ahead that an
-// earlier line began, and only such a line begins one.
+// The work stays linear, whatever the input: a line with an odd number of quotes ends every look ahead that an earlier
+// line began, and only such a line begins one.
 type splitter struct {
 	src    io.Reader
 	comma  []byte
