@@ -207,15 +207,19 @@ func (h *home) start() error {
 	if err != nil {
 		return err
 	}
-	s.SetLoggerV2(serverLog{h.log}, false, false, false)
+	log := &serverLog{log: h.log}
+	s.SetLoggerV2(log, false, false, false)
 	s.Start()
 	stop := func(err error) error {
 		s.Shutdown()
 		s.WaitForShutdown()
 		return err
 	}
+	if err := log.death(); err != nil {
+		return stop(err)
+	}
 	if !s.ReadyForConnections(readyTimeout) || !s.JetStreamEnabled() {
-		return stop(errors.New("the server did not come up; the log says why"))
+		return stop(fmt.Errorf("the server is not ready after %s", readyTimeout))
 	}
 	b, err := json.Marshal(address{Version: 1, URL: s.ClientURL(), Token: token})
 	if err != nil {
@@ -279,16 +283,35 @@ func (h *home) close() error {
 }
 
 // A serverLog carries what the embedded server says to our log: warnings as what they are, all else as detail.
-type serverLog struct{ log *slog.Logger }
+type serverLog struct {
+	log *slog.Logger
 
-func (l serverLog) Noticef(format string, v ...any) { l.say(slog.LevelDebug, format, v) }
-func (l serverLog) Warnf(format string, v ...any)   { l.say(slog.LevelWarn, format, v) }
-func (l serverLog) Errorf(format string, v ...any)  { l.say(slog.LevelError, format, v) }
-func (l serverLog) Fatalf(format string, v ...any)  { l.say(slog.LevelError, format, v) }
-func (l serverLog) Debugf(format string, v ...any)  { l.say(slog.LevelDebug, format, v) }
-func (l serverLog) Tracef(format string, v ...any)  { l.say(slog.LevelDebug, format, v) }
+	mu   sync.Mutex
+	last error // words of a server that could not go on
+}
 
-func (l serverLog) say(level slog.Level, format string, v []any) {
+func (l *serverLog) Noticef(format string, v ...any) { l.say(slog.LevelDebug, format, v) }
+func (l *serverLog) Warnf(format string, v ...any)   { l.say(slog.LevelWarn, format, v) }
+func (l *serverLog) Errorf(format string, v ...any)  { l.say(slog.LevelError, format, v) }
+func (l *serverLog) Debugf(format string, v ...any)  { l.say(slog.LevelDebug, format, v) }
+func (l *serverLog) Tracef(format string, v ...any)  { l.say(slog.LevelDebug, format, v) }
+
+// Fatalf is the server's way to say why it does not start. It expects to be ended here, which is not ours to do.
+func (l *serverLog) Fatalf(format string, v ...any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.last == nil {
+		l.last = fmt.Errorf("nats-server: "+format, v...)
+	}
+}
+
+func (l *serverLog) death() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.last
+}
+
+func (l *serverLog) say(level slog.Level, format string, v []any) {
 	if l.log.Enabled(context.Background(), level) {
 		l.log.Log(context.Background(), level, "nats-server: "+fmt.Sprintf(format, v...))
 	}

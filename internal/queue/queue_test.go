@@ -155,7 +155,7 @@ func drain(t testing.TB, q *Queue, id string, n int) []string {
 func TestLifeOfAnImport(t *testing.T) {
 	q := open(t, Config{})
 	ctx := t.Context()
-	const n = 2500
+	const n = 1200
 	enqueued(t, q, "May", n)
 
 	if got, want := onStream(t, q, "May"), idsOf(jobsOf("May", n)); !slices.Equal(got, want) {

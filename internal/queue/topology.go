@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"groupferry/internal/job"
@@ -143,10 +144,14 @@ func (q *Queue) ensureBucket(ctx context.Context) (jetstream.KeyValue, error) {
 	return kv, checkSchema("bucket "+name, status.Metadata())
 }
 
-// topologyFault tells a server without JetStream from one that does not answer.
+// topologyFault tells a server without JetStream, where nobody listens to a request, from one that does not answer it.
 func (q *Queue) topologyFault(ctx context.Context, what string, err error) error {
-	if errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount) {
-		return fmt.Errorf("%w at %s", ErrNoJetStream, q.where)
+	for _, target := range []error{
+		nats.ErrNoResponders, jetstream.ErrJetStreamNotEnabled, jetstream.ErrJetStreamNotEnabledForAccount,
+	} {
+		if errors.Is(err, target) {
+			return fmt.Errorf("%w at %s", ErrNoJetStream, q.where)
+		}
 	}
 	return q.fault(ctx, what, err)
 }

@@ -26,11 +26,14 @@ const (
 	// fetchWait is how long a Fetch waits for a first job before it comes back without.
 	fetchWait = 2 * time.Second
 
-	// A pull that finds no job waits at the server: shortWait where others are to be asked as well, longWait where
-	// there is nobody else. longWait is also how late a Fetch can notice that its context ended, for a pull is never
-	// abandoned: the job that it may bring would be nobody's until ackWait is over.
-	shortWait = 5 * time.Millisecond
+	// A pull that finds no job waits at the server: longWait where nobody else is to be asked, shortWait otherwise, and
+	// then that import is left alone for longWait. longWait is also how late a Fetch can notice that its context ended,
+	// for a pull is never abandoned: the job that it may bring would be nobody's until ackWait is over.
+	shortWait = 10 * time.Millisecond
 	longWait  = 250 * time.Millisecond
+
+	// maxFetch bounds what one Fetch gives.
+	maxFetch = 1000
 
 	// listEvery is how soon a new import is noticed.
 	listEvery = time.Second
@@ -89,9 +92,11 @@ type Source struct {
 
 	imports []string // that have a consumer
 	listed  time.Time
-	turn    int // grows, so that another import is asked first each time
+	quiet   map[string]time.Time // until when an import that had no jobs is left alone
+	turn    int                  // grows, so that another import is asked first each time
 
 	sub   *nats.Subscription
+	msgs  chan *nats.Msg // what comes on sub
 	inbox string
 	pulls uint64 // each pull is answered on a subject of its own
 }
@@ -102,7 +107,7 @@ func (q *Queue) Source(imports ...string) *Source {
 	return &Source{q: q, only: slices.Clone(imports)}
 }
 
-// Fetch gives up to limit jobs, and one at least if limit is less. It waits for the first one, and comes back without any and without an error when none
+// Fetch gives up to limit jobs; a limit below 1 counts as 1, and one above 1,000 as that. It waits for the first one, and comes back without any and without an error when none
 // came for about two seconds, so that the caller can look whether all is done. It takes turns: an import with a
 // million jobs waiting does not keep one with three from being done.
 //
@@ -110,7 +115,7 @@ func (q *Queue) Source(imports ...string) *Source {
 // back within a quarter of a second, and jobs that came in that time are handed back. Trouble with the connection is an
 // error that wraps [ErrUnreachable], after a while in which it may have mended itself.
 func (s *Source) Fetch(ctx context.Context, limit int) ([]*Delivery, error) {
-	limit = max(limit, 1)
+	limit = min(max(limit, 1), maxFetch)
 	for end := time.Now().Add(fetchWait); ; {
 		got, err := s.fetch(ctx, limit)
 		if ctx.Err() != nil {
@@ -145,40 +150,44 @@ func (s *Source) fetch(ctx context.Context, limit int) ([]*Delivery, error) {
 		return nil, nil
 	}
 	s.turn = (s.turn + 1) % len(s.imports)
-	line := slices.Concat(s.imports[s.turn:], s.imports[:s.turn])
-	wait := shortWait
-	if len(line) == 1 {
-		wait = longWait
+	if len(s.imports) == 1 {
+		got, _, err := s.pull(s.imports, limit, longWait)
+		return got, err
 	}
+	now := time.Now()
+	line := slices.DeleteFunc(slices.Concat(s.imports[s.turn:], s.imports[:s.turn]), func(id string) bool {
+		return now.Before(s.quiet[id])
+	})
 	var got []*Delivery
 	for len(line) > 0 && len(got) < limit && ctx.Err() == nil {
 		asked := line[:min(len(line), limit-len(got))]
 		line = line[len(asked):]
-		more, full, err := s.pull(asked, limit-len(got), wait)
+		more, full, err := s.pull(asked, limit-len(got), shortWait)
 		got = append(got, more...)
 		if err != nil {
 			return got, err
 		}
 		line = append(line, full...)
-		wait = shortWait
 	}
-	if len(got) == 0 && len(s.imports) > 1 && ctx.Err() == nil {
-		var err error
-		got, _, err = s.pull(s.imports[s.turn:s.turn+1], limit, longWait)
-		return got, err
+	if len(got) > 0 || ctx.Err() != nil {
+		return got, nil
 	}
-	return got, nil
+	got, _, err := s.pull(s.imports[s.turn:s.turn+1], limit, longWait)
+	return got, err
 }
 
 // prepare makes sure that there is a connection, a subject to be answered on, and a fresh list of imports.
 func (s *Source) prepare(ctx context.Context) error {
 	if s.sub == nil {
 		inbox := s.q.nc.NewInbox()
-		sub, err := s.q.nc.SubscribeSync(inbox + ".*")
+		// A pull brings at most maxFetch jobs, and one last word from each consumer asked: the library drops what does
+		// not fit.
+		msgs := make(chan *nats.Msg, 2*maxFetch)
+		sub, err := s.q.nc.ChanSubscribe(inbox+".*", msgs)
 		if err != nil {
 			return err
 		}
-		s.sub, s.inbox = sub, inbox
+		s.sub, s.msgs, s.inbox = sub, msgs, inbox
 	}
 	if time.Since(s.listed) < listEvery {
 		return nil
@@ -187,7 +196,7 @@ func (s *Source) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.imports, s.listed = imports, time.Now()
+	s.imports, s.listed, s.quiet = imports, time.Now(), make(map[string]time.Time)
 	s.turn = min(s.turn, max(len(imports)-1, 0))
 	return nil
 }
@@ -238,15 +247,17 @@ func (s *Source) pull(imports []string, limit int, wait time.Duration) (got []*D
 		}
 	}
 	// The caller's context is no reason to stop listening: a job may be on its way.
-	ctx, cancel := context.WithTimeout(context.Background(), wait+opTimeout)
-	defer cancel()
+	deadline := time.NewTimer(wait + opTimeout)
+	defer deadline.Stop()
 	for len(left) > 0 {
-		m, err := s.sub.NextMsgWithContext(ctx)
-		if err != nil {
+		var m *nats.Msg
+		select {
+		case m = <-s.msgs:
+		case <-deadline.C:
 			// What comes yet would pass for the answer to the next pull.
 			_ = s.sub.Unsubscribe()
 			s.sub = nil
-			return got, full, err
+			return got, full, nats.ErrTimeout
 		}
 		status := m.Header.Get("Status")
 		if status == "" {
@@ -268,6 +279,7 @@ func (s *Source) pull(imports []string, limit int, wait time.Duration) (got []*D
 		delete(left, id)
 		switch status {
 		case "404", "408": // no more jobs for now
+			s.quiet[id] = time.Now().Add(longWait)
 		case "409", "503": // the consumer is gone, or cannot answer now; the list tells
 			s.listed = time.Time{}
 		default:

@@ -1,0 +1,261 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"groupferry/internal/job"
+)
+
+// fetch fetches once and fails the test if nothing comes.
+func fetch(t testing.TB, s *Source, limit int) []*Delivery {
+	t.Helper()
+	ds, err := s.Fetch(t.Context(), limit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(ds) == 0 {
+		t.Fatal("no job came")
+	}
+	if len(ds) > limit {
+		t.Fatalf("got %d jobs, want at most %d", len(ds), limit)
+	}
+	return ds
+}
+
+func TestSourceTakesTurns(t *testing.T) {
+	q := open(t, Config{})
+	for id, n := range map[string]int{"large": 1500, "small": 3, "tiny": 1} {
+		enqueued(t, q, id, n)
+	}
+	s := q.Source()
+	got := map[string]int{}
+	for got["small"] < 3 || got["tiny"] < 1 {
+		for _, d := range fetch(t, s, 30) {
+			got[d.Import()]++
+		}
+	}
+	// One fetch does it unless the machine is very busy; first come, first served would need fifty.
+	if got["large"] > 150 {
+		t.Errorf("got %d large ones before the small ones were through", got["large"])
+	}
+	for range 3 { // what the others leave is for the large one
+		for _, d := range fetch(t, s, 30) {
+			if d.Import() != "large" {
+				t.Errorf("got one more of %s", d.Import())
+			}
+		}
+	}
+}
+
+func TestSourceTakesTurnsOneByOne(t *testing.T) {
+	q := open(t, Config{})
+	for _, id := range []string{"a", "b", "c", "d"} {
+		enqueued(t, q, id, map[bool]int{true: 3, false: 100}[id == "d"])
+	}
+	s := q.Source("d", "a", "b") // c is none of ours
+	got := map[string]int{}
+	for range 9 {
+		got[fetch(t, s, 1)[0].Import()]++
+	}
+	if got["a"] != 3 || got["b"] != 3 || got["d"] != 3 {
+		t.Errorf("got %v, want 3 of each of a, b and d", got)
+	}
+}
+
+func TestSourceNoticesNewImports(t *testing.T) {
+	q := open(t, Config{})
+	s := q.Source()
+	if ds, err := s.Fetch(t.Context(), 1); len(ds) != 0 || err != nil {
+		t.Errorf("nothing there: got %d jobs, %v; want none, nil", len(ds), err)
+	}
+	enqueued(t, q, "a", 1)
+	if d := fetch(t, s, 1)[0]; d.Import() != "a" {
+		t.Errorf("got a job of %s, want one of a", d.Import())
+	}
+	enqueued(t, q, "b", 1)
+	if d := fetch(t, s, 1)[0]; d.Import() != "b" {
+		t.Errorf("got a job of %s, want one of b", d.Import())
+	}
+}
+
+func TestSourceForgetsCompleteImports(t *testing.T) {
+	q := open(t, Config{})
+	enqueued(t, q, "a", 1)
+	enqueued(t, q, "b", 2)
+	s := q.Source()
+	for _, d := range fetch(t, s, 10) {
+		if d.Import() == "a" {
+			if err := d.Ack(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		} else if err := d.Nak(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := q.Complete(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	// The list that the source has still names a.
+	for left := 2; left > 0; {
+		for _, d := range fetch(t, s, left) {
+			if d.Import() != "b" {
+				t.Fatalf("got a job of %s", d.Import())
+			}
+			left--
+		}
+	}
+}
+
+func TestDelivery(t *testing.T) {
+	q := open(t, Config{})
+	enqueued(t, q, "i", 2)
+	s := q.Source("i")
+	ds := fetch(t, s, 1)
+	d := ds[0]
+	if p, h, err := q.Pending(t.Context(), "i"); p != 1 || h != 1 || err != nil {
+		t.Errorf("got pending %d, in hand %d, %v; want 1, 1, nil", p, h, err)
+	}
+	want := testJob("i", 0, 2)
+	j, err := d.Job()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if j.ID != want.ID || string(d.Data()) != string(want.AppendJSON(nil)) || d.Import() != "i" {
+		t.Errorf("got job %s of import %s, want %s of i", j.ID, d.Import(), want.ID)
+	}
+	if d.Delivered() != 1 {
+		t.Errorf("got delivered %d times, want 1", d.Delivered())
+	}
+	if err := d.Working(t.Context()); err != nil {
+		t.Error(err)
+	}
+
+	const delay = 300 * time.Millisecond
+	start := time.Now()
+	if err := d.Nak(t.Context(), delay); err != nil {
+		t.Fatal(err)
+	}
+	other := fetch(t, s, 1)[0]
+	if other.Sequence() == d.Sequence() {
+		t.Fatal("the job that was put back came before the other one")
+	}
+	again := fetch(t, s, 1)[0]
+	if again.Sequence() != d.Sequence() || again.Delivered() != 2 {
+		t.Errorf("got job %d, delivered %d times; want %d, twice", again.Sequence(), again.Delivered(), d.Sequence())
+	}
+	if waited := time.Since(start); waited < delay {
+		t.Errorf("it came after %s, want not before %s", waited, delay)
+	}
+	for range 2 {
+		if err := again.Ack(t.Context()); err != nil {
+			t.Errorf("ack: %v", err)
+		}
+	}
+	if err := other.Ack(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := q.left(t.Context(), "i"); left != 0 || err != nil {
+		t.Errorf("got %d jobs left, %v; want 0", left, err)
+	}
+}
+
+func TestFetchEndsWithItsContext(t *testing.T) {
+	q := open(t, Config{})
+	enqueued(t, q, "i", 5)
+	s := q.Source("i")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if ds, err := s.Fetch(ctx, 5); len(ds) != 0 || !errors.Is(err, context.Canceled) {
+		t.Errorf("got %d jobs, %v; want none, %v", len(ds), err, context.Canceled)
+	}
+	// Jobs that came all the same are handed back, and there at once for the next one.
+	got, _, err := s.pull([]string{"i"}, 5, longWait)
+	if len(got) != 5 || err != nil {
+		t.Fatalf("got %d jobs, %v; want 5", len(got), err)
+	}
+	s.handBack(got)
+	for left := 5; left > 0; {
+		left -= len(fetch(t, q.Source(), left))
+	}
+}
+
+func TestFetchOverATakeOver(t *testing.T) {
+	dir := t.TempDir()
+	owner := open(t, Config{DataDir: dir})
+	guest := open(t, Config{DataDir: dir})
+	const n = 60
+	enqueued(t, owner, "i", n)
+	s := guest.Source()
+	seen := map[uint64]bool{}
+	for len(seen) < n {
+		ds, err := s.Fetch(t.Context(), 7)
+		if err != nil && !errors.Is(err, ErrUnreachable) {
+			t.Fatal(err)
+		}
+		for _, d := range ds {
+			// An ack that got lost with the connection is tried again, as a worker would.
+			for err := d.Ack(t.Context()); err != nil; err = d.Ack(t.Context()) {
+				if !errors.Is(err, ErrUnreachable) {
+					t.Fatal(err)
+				}
+			}
+			if seen[d.Sequence()] {
+				t.Errorf("job %d came again after its ack", d.Sequence())
+			}
+			seen[d.Sequence()] = true
+		}
+		if len(seen) > n/2 {
+			if err := owner.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if !guest.Embedded() {
+		t.Error("the guest does not run the server")
+	}
+}
+
+func TestFetchFromAClosedQueue(t *testing.T) {
+	q := open(t, Config{})
+	enqueued(t, q, "i", 1)
+	s := q.Source()
+	d := fetch(t, s, 1)[0]
+	if err := q.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Fetch(t.Context(), 1); !errors.Is(err, ErrUnreachable) {
+		t.Errorf("fetch: got %v, want %v", err, ErrUnreachable)
+	}
+	if err := d.Ack(t.Context()); !errors.Is(err, ErrUnreachable) {
+		t.Errorf("ack: got %v, want %v", err, ErrUnreachable)
+	}
+}
+
+func TestJobThatCannotBeRead(t *testing.T) {
+	q := open(t, Config{})
+	enqueued(t, q, "i", 0)
+	if _, err := q.js.Publish(t.Context(), q.jobsSubject("i"), []byte(`{"v":99}`)); err != nil {
+		t.Fatal(err)
+	}
+	d := fetch(t, q.Source("i"), 1)[0]
+	if _, err := d.Job(); !errors.Is(err, job.ErrVersion) {
+		t.Errorf("got %v, want %v", err, job.ErrVersion)
+	}
+	if d.Import() != "i" || string(d.Data()) != `{"v":99}` {
+		t.Errorf("got import %s, data %s", d.Import(), d.Data())
+	}
+}
+
+func TestPendingOfNoImport(t *testing.T) {
+	q := open(t, Config{})
+	if _, _, err := q.Pending(t.Context(), "none"); !errors.Is(err, ErrNoImport) {
+		t.Errorf("got %v, want %v", err, ErrNoImport)
+	}
+	begin(t, q, "begun")
+	if p, h, err := q.Pending(t.Context(), "begun"); p != 0 || h != 0 || err != nil {
+		t.Errorf("got %d, %d, %v; want 0, 0, nil", p, h, err)
+	}
+}
