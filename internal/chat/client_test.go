@@ -554,6 +554,20 @@ func TestItemInfoHoldsNoSecret(t *testing.T) {
 	}
 }
 
+// TestReadyUserSigOfAnyLookIsHidden has a signature that only its own text gives away.
+func TestReadyUserSigOfAnyLookIsHidden(t *testing.T) {
+	const ready = "a/signature+of*another-version"
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		echo := r.URL.Query().Get("usersig")
+		fmt.Fprintf(w, `{"ActionStatus":"FAIL","ErrorCode":70003,"ErrorInfo":"bad %s or %s"}`, echo, url.QueryEscape(echo))
+	}))
+	t.Cleanup(server.Close)
+	e := call(t, newClient(t, Config{BaseURL: server.URL, UserSig: ready}))
+	if e == nil || e.Info != "bad (secret) or (secret)" {
+		t.Errorf("got %v, want both hidden", e)
+	}
+}
+
 func TestTimeoutAndCancel(t *testing.T) {
 	release := make(chan struct{})
 	arrived := make(chan struct{}, 10)

@@ -64,21 +64,18 @@ const (
 // A window counts events in a sliding span of time. It holds the events of one span and no more.
 type window struct {
 	span  time.Duration
-	times []time.Time // ascending; those before head are over
-	head  int
+	times []time.Time // ascending
 	max   int // most events that any span has held
 }
 
 // count tells how many events lie in the span that ends with now, of which now is in and its beginning is not.
 func (w *window) count(now time.Time) int {
-	for w.head < len(w.times) && now.Sub(w.times[w.head]) >= w.span {
-		w.head++
+	over := 0
+	for over < len(w.times) && now.Sub(w.times[over]) >= w.span {
+		over++
 	}
-	if w.head > len(w.times)/2 { // moving costs less than the events that it takes out did
-		w.times = w.times[:copy(w.times, w.times[w.head:])]
-		w.head = 0
-	}
-	return len(w.times) - w.head
+	w.times = w.times[over:] // append lets go of what is before when it next needs room
+	return len(w.times)
 }
 
 // add takes an event that is not before any other and tells how many there were before it in the span.

@@ -271,6 +271,9 @@ func TestGroupIsFullAt1000(t *testing.T) {
 		FromAccount: "u", GroupName: "g", Add: users(1000, 2), Remove: users(0, 2),
 	})
 	expectWord(t, "two for two", err, "ok")
+	twice := append(users(1002, 1), users(1002, 1)...)
+	_, err = c.Update(context.Background(), chat.UpdateRequest{FromAccount: "u", GroupName: "g", Add: twice, Remove: users(2, 1)})
+	expectWord(t, "one, said twice, for one", err, "ok")
 	if n := len(sim.State()["u"]["g"]); n != 1000 {
 		t.Errorf("got %d, want 1000", n)
 	}
@@ -943,6 +946,22 @@ func TestValidate(t *testing.T) {
 	}
 	if err := (&Config{}).Validate(); err != nil {
 		t.Errorf("the zero value: got %v", err)
+	}
+}
+
+func TestAConfigIsNotShared(t *testing.T) {
+	given := Config{FailIDs: map[string]int{"a": 50001}, Admins: []string{"x"}, Faults: []Fault{{Kind: Lost}}}
+	sim := New(given)
+	given.FailIDs["b"], given.Admins[0], given.Faults[0].Kind = 50001, "y", Cut
+	err := sim.Configure(func(c *Config) {
+		c.FailIDs["c"], c.Admins[0], c.Faults[0].Kind = 50001, "z", Cut
+		c.Edition = "none" // so that nothing of it may count
+	})
+	if err == nil {
+		t.Error("got no error")
+	}
+	if s := sim.set; len(s.FailIDs) != 1 || s.Admins[0] != "x" || s.Faults[0].Kind != Lost {
+		t.Errorf("got %+v", s.Config)
 	}
 }
 
