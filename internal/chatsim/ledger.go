@@ -65,7 +65,7 @@ const (
 type window struct {
 	span  time.Duration
 	times []time.Time // ascending
-	max   int // most events that any span has held
+	max   int         // most events that any span has held
 }
 
 // count tells how many events lie in the span that ends with now, of which now is in and its beginning is not.

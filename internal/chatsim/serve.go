@@ -31,8 +31,9 @@ func (s *Sim) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Unlock()
 	defer s.handlers.Done()
 
-	if name, ok := strings.CutPrefix(r.URL.Path, chat.PathPrefix); ok && slices.Contains(chat.Commands(), chat.Command(name)) {
-		s.serveCall(w, r, chat.Command(name))
+	name, isCall := strings.CutPrefix(r.URL.Path, chat.PathPrefix)
+	if command := chat.Command(name); isCall && slices.Contains(chat.Commands(), command) {
+		s.serveCall(w, r, command)
 		return
 	}
 	switch r.Method + " " + r.URL.Path {
