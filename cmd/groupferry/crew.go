@@ -40,7 +40,7 @@ func (p *program) muster(q *queue.Queue, api *chat.Client, a *apiFlags, m *metri
 	log := p.console.log
 	c.governor = governor.New(governor.Config{
 		Rate:    a.rate,
-		OnHalt:  c.halted,
+		Gate:    &governor.Gate{OnHalt: c.halted},
 		OnGrant: m.Granted,
 		OnSlower: func(command string, rate float64) {
 			log.Warn("throttled by the API; going slower", "command", command, "calls_per_second", int(rate))

@@ -38,9 +38,9 @@ package governor
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -99,7 +99,7 @@ type State string
 
 const (
 	Running State = "running"
-	Halted  State = "halted" // see [Governor.Halt]
+	Halted  State = "halted" // see [Gate.Halt]
 	Outage  State = "outage" // probing
 )
 
@@ -110,31 +110,27 @@ var States = []State{Running, Halted, Outage}
 type Config struct {
 	Rate       int           // calls a second for each command; 0 means DefaultRate
 	Quarantine time.Duration // no permit is granted before this much time has passed; see [New]
-	OnHalt     func(error)   // called once for each halt with its cause, without any lock held; may be nil
+	Gate       *Gate         // who halts; nil means a gate of its own
 	OnGrant    func(command string, waited time.Duration)
 	OnSlower   func(command string, rate float64) // a throttled call lowered the rate
 	OnOutage   func(on bool)
 }
 
-// A HaltedError is what Acquire returns while nothing may be called.
-type HaltedError struct {
-	Cause error // what made it halt
-}
-
-func (e *HaltedError) Error() string { return fmt.Sprintf("halted: %v", e.Cause) }
-func (e *HaltedError) Unwrap() error { return e.Cause }
+// errClosed is what waiters of a governor get that hands out no more permits.
+var errClosed = errors.New("another governor leads")
 
 // A Governor hands out permits. All of its methods may be called at the same time.
 type Governor struct {
+	*Gate
 	cfg       Config
 	notBefore time.Time
 
-	mu      sync.Mutex
-	lanes   map[string]*lane
-	users   map[string]*user
-	timer   *time.Timer
-	halt    error         // nil while it runs
-	resumed chan struct{} // closed when halt goes back to nil
+	mu    sync.Mutex
+	lanes map[string]*lane
+	users map[string]*user
+	timer *time.Timer
+	until time.Time     // no grant from then on; zero for ever
+	over  chan struct{} // closed by Close
 
 	outage     bool
 	streak     int       // calls without an answer since the last one with one
@@ -174,19 +170,33 @@ type waiter struct {
 	user    *user
 	since   time.Time
 	grant   chan *Permit // one place
-	refused chan error   // one place
+	granted *grant       // what is in grant
 	gone    bool         // its caller left: skip it
 }
 
 // A Permit is the right to make one call now.
 type Permit struct {
-	governor *Governor
-	lane     *lane
-	user     *user
-	number   uint64 // counts the grants of the lane
-	granted  time.Time
-	probe    bool
-	ended    bool
+	granted time.Time
+	ended   atomic.Bool
+	end     func(Outcome) (excused bool)
+}
+
+// Done hands the permit back with what became of its call. Until then the call counts as under way; a second Done
+// does nothing. It tells whether a lost call is excused: during an outage it says nothing about the job it was for.
+func (p *Permit) Done(o Outcome) (excused bool) {
+	if p.ended.Swap(true) {
+		return false
+	}
+	return p.end(o)
+}
+
+// A grant is a permit that is out, as its governor sees it.
+type grant struct {
+	lane   *lane
+	user   *user
+	number uint64 // counts the grants of the lane
+	at     time.Time
+	probe  bool
 }
 
 // New returns a governor that grants from now on, or after the quarantine. A quarantine is needed where calls of an
@@ -200,7 +210,11 @@ func New(cfg Config) *Governor {
 		notBefore: time.Now().Add(cfg.Quarantine),
 		lanes:     map[string]*lane{},
 		users:     map[string]*user{},
-		resumed:   make(chan struct{}),
+		over:      make(chan struct{}),
+		Gate:      cfg.Gate,
+	}
+	if g.Gate == nil {
+		g.Gate = &Gate{}
 	}
 	g.timer = time.AfterFunc(math.MaxInt64, g.tick)
 	g.timer.Stop()
@@ -213,12 +227,9 @@ func (g *Governor) Acquire(ctx context.Context, command, userID string) (*Permit
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	w := &waiter{since: time.Now(), grant: make(chan *Permit, 1), refused: make(chan error, 1)}
+	w := &waiter{since: time.Now(), grant: make(chan *Permit, 1)}
+	closed := g.closed()
 	g.mu.Lock()
-	if g.halt != nil {
-		defer g.mu.Unlock()
-		return nil, &HaltedError{g.halt}
-	}
 	w.lane = g.lane(command)
 	w.lane.waiting++
 	w.user = g.users[userID]
@@ -233,50 +244,47 @@ func (g *Governor) Acquire(ctx context.Context, command, userID string) (*Permit
 	g.pump()
 	g.mu.Unlock()
 
+	var err error
 	select {
 	case p := <-w.grant:
 		if g.cfg.OnGrant != nil {
 			g.cfg.OnGrant(command, p.granted.Sub(w.since))
 		}
 		return p, nil
-	case err := <-w.refused:
-		return nil, err
+	case <-closed:
+		err = &HaltedError{g.Halted()}
+	case <-g.over:
+		err = errClosed
 	case <-ctx.Done():
+		err = ctx.Err()
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	select {
 	case p := <-w.grant: // granted in the meantime
-		p.end(Unsent, time.Now())
-		g.pump()
-	case <-w.refused:
+		p.ended.Store(true)
+		g.end(w.granted, Unsent, time.Now())
 	default:
 		w.leave()
 		g.forget(w.user)
-		g.pump()
 	}
-	return nil, ctx.Err()
+	g.pump()
+	return nil, err
 }
 
-// Done hands the permit back with what became of its call. Until then the call counts as under way; a second Done
-// does nothing. It tells whether a lost call is excused: during an outage it says nothing about the job it was for.
-func (p *Permit) Done(o Outcome) (excused bool) {
-	g := p.governor
+// done takes a permit back.
+func (g *Governor) done(t *grant, o Outcome) (excused bool) {
 	g.mu.Lock()
-	if p.ended {
-		g.mu.Unlock()
-		return false
-	}
 	now := time.Now()
-	before, rate := g.outage, p.lane.rate
-	p.end(o, now)
-	after, slower := g.outage, p.lane.rate < rate
-	rate = p.lane.rate
+	before, rate := g.outage, t.lane.rate
+	g.end(t, o, now)
+	after, slower := g.outage, t.lane.rate < rate
+	rate = t.lane.rate
 	g.pump()
 	g.mu.Unlock()
 
 	if slower && g.cfg.OnSlower != nil {
-		g.cfg.OnSlower(p.lane.command, rate)
+		g.cfg.OnSlower(t.lane.command, rate)
 	}
 	if before != after && g.cfg.OnOutage != nil {
 		g.cfg.OnOutage(after)
@@ -284,17 +292,16 @@ func (p *Permit) Done(o Outcome) (excused bool) {
 	return o == Lost && after
 }
 
-// end takes the permit back; the lock is held.
-func (p *Permit) end(o Outcome, now time.Time) {
-	g, l, u := p.governor, p.lane, p.user
-	p.ended = true
+// end takes a permit back; the lock is held.
+func (g *Governor) end(t *grant, o Outcome, now time.Time) {
+	l, u := t.lane, t.user
 	l.out--
 	if o != Unsent {
 		l.cooling = append(l.cooling, now.Add(cooldown))
 	}
-	l.answered = max(l.answered, p.number)
+	l.answered = max(l.answered, t.number)
 	if o == Answered {
-		l.usual += smoothing * (now.Sub(p.granted).Seconds() - l.usual)
+		l.usual += smoothing * (now.Sub(t.at).Seconds() - l.usual)
 	}
 	u.busy = false
 	if len(u.waiting) > 0 {
@@ -303,24 +310,24 @@ func (p *Permit) end(o Outcome, now time.Time) {
 	}
 	g.forget(u)
 
-	if p.probe {
+	if t.probe {
 		g.probing = false
 	}
 	switch o {
 	case Answered, Throttled:
 		g.streak, g.outage = 0, false
 	case Lost:
-		g.lost(p, now)
+		g.lost(t, now)
 	}
 	if o == Throttled {
-		l.throttle(p.granted, now)
+		l.throttle(t.at, now)
 	}
 }
 
 // lost notes a call without an answer.
-func (g *Governor) lost(p *Permit, now time.Time) {
+func (g *Governor) lost(t *grant, now time.Time) {
 	if g.outage {
-		if p.probe {
+		if t.probe {
 			g.probePause = min(2*g.probePause, probeMost)
 			g.probeAt = now.Add(g.probePause)
 		}
@@ -401,9 +408,6 @@ func (g *Governor) tick() {
 
 // pump grants all that may be granted now and sets the timer for the next time something may be; the lock is held.
 func (g *Governor) pump() {
-	if g.halt != nil {
-		return
-	}
 	now := time.Now()
 	var wake time.Time
 	for _, l := range g.lanes {
@@ -439,13 +443,18 @@ func (g *Governor) pumpLane(l *lane, now time.Time) time.Time {
 		if g.outage {
 			g.probing = true
 		}
-		w.grant <- &Permit{governor: g, lane: l, user: w.user, number: l.granted, granted: now, probe: g.outage}
+		t := &grant{lane: l, user: w.user, number: l.granted, at: now, probe: g.outage}
+		w.granted = t
+		w.grant <- &Permit{granted: now, end: func(o Outcome) bool { return g.done(t, o) }}
 	}
 	return time.Time{}
 }
 
 // mayGrant tells whether a permit of the lane can be granted now, and if not, when to ask again.
 func (g *Governor) mayGrant(l *lane, now time.Time) (time.Time, bool) {
+	if g.Halted() != nil || !g.until.IsZero() && !now.Before(g.until) {
+		return time.Time{}, false
+	}
 	if now.Before(g.notBefore) {
 		return g.notBefore, false
 	}
@@ -483,67 +492,44 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-// Halt refuses all permits from now on: every call would fail as this one did. Those who wait get a *[HaltedError];
-// calls under way end as they will. The first cause is kept.
-func (g *Governor) Halt(cause error) {
+// Until lets the governor grant only before t, until it is told a later time.
+func (g *Governor) Until(t time.Time) {
 	g.mu.Lock()
-	if g.halt != nil {
-		g.mu.Unlock()
-		return
+	defer g.mu.Unlock()
+	g.until = t
+	g.pump()
+}
+
+// SetRate changes the calls a second for each command. Throttled commands begin anew.
+func (g *Governor) SetRate(rate int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if rate <= 0 {
+		rate = DefaultRate
 	}
-	g.halt = cause
-	for _, u := range g.users {
-		for _, w := range u.waiting {
-			w.gone = true
-			w.lane.waiting--
-			w.refused <- &HaltedError{cause}
-		}
-		u.waiting = nil
-		g.forget(u)
-	}
+	g.cfg.Rate = rate
 	for _, l := range g.lanes {
-		l.ready = nil
+		l.limit, l.rate = float64(rate), float64(rate)
 	}
-	g.mu.Unlock()
-	if g.cfg.OnHalt != nil {
-		g.cfg.OnHalt(cause)
-	}
+	g.pump()
 }
 
-// Resume ends a halt.
-func (g *Governor) Resume() {
+// Close ends all granting. Those who wait get an error; permits that are out can still be handed back. Close can be
+// called once.
+func (g *Governor) Close() {
+	g.Until(time.Unix(0, 0))
+	close(g.over)
+}
+
+// Out counts the permits that are out.
+func (g *Governor) Out() int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.halt == nil {
-		return
+	n := 0
+	for _, l := range g.lanes {
+		n += l.out
 	}
-	g.halt = nil
-	close(g.resumed)
-	g.resumed = make(chan struct{})
-}
-
-// Halted returns the cause of the halt, nil while there is none.
-func (g *Governor) Halted() error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.halt
-}
-
-// AwaitResume returns nil as soon as the governor is not halted, or ctx's error when that ends first.
-func (g *Governor) AwaitResume(ctx context.Context) error {
-	for {
-		g.mu.Lock()
-		halted, resumed := g.halt != nil, g.resumed
-		g.mu.Unlock()
-		if !halted {
-			return nil
-		}
-		select {
-		case <-resumed:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+	return n
 }
 
 // A Snapshot is what the governor looks like at one moment.
@@ -567,7 +553,7 @@ func (g *Governor) Snapshot() Snapshot {
 	defer g.mu.Unlock()
 	s := Snapshot{State: Running, Lanes: make(map[string]LaneSnapshot, len(g.lanes))}
 	switch {
-	case g.halt != nil:
+	case g.Halted() != nil:
 		s.State = Halted
 	case g.outage:
 		s.State = Outage
@@ -578,10 +564,4 @@ func (g *Governor) Snapshot() Snapshot {
 		s.Lanes[l.command] = LaneSnapshot{l.limit, l.rate, l.out, l.waiting, l.throttled}
 	}
 	return s
-}
-
-// IsHalted tells whether err says that the governor is halted.
-func IsHalted(err error) bool {
-	var h *HaltedError
-	return errors.As(err, &h)
 }

@@ -376,7 +376,7 @@ func TestOneThrottledBurstSlowsOnce(t *testing.T) {
 func TestHalt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var told []error
-		g := New(Config{Rate: 1, OnHalt: func(err error) { told = append(told, err) }})
+		g := New(Config{Rate: 1, Gate: &Gate{OnHalt: func(err error) { told = append(told, err) }}})
 		held, _ := g.Acquire(t.Context(), create, "a")
 		errs := make(chan error, 3)
 		for _, u := range []string{"a", "b", "b"} {

@@ -1,0 +1,99 @@
+package governor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+)
+
+// A HaltedError is what Acquire returns while nothing may be called.
+type HaltedError struct {
+	Cause error // what made it halt
+}
+
+func (e *HaltedError) Error() string { return fmt.Sprintf("halted: %v", e.Cause) }
+func (e *HaltedError) Unwrap() error { return e.Cause }
+
+// IsHalted tells whether err says that everything is halted.
+func IsHalted(err error) bool {
+	var h *HaltedError
+	return errors.As(err, &h)
+}
+
+// A Gate is open or halted. A process has one, which outlives the governors that it has while it leads. The zero
+// value is open.
+type Gate struct {
+	OnHalt func(error) // called once for each halt with its cause, without any lock held; may be nil
+
+	mu     sync.Mutex
+	cause  error         // nil while it is open
+	halted chan struct{} // closed while it is halted
+	opened chan struct{} // closed while it is open
+}
+
+// Halt refuses all permits from now on: every call would fail as this one did. Those who wait get a *[HaltedError];
+// calls under way end as they will. The first cause is kept.
+func (g *Gate) Halt(cause error) {
+	g.mu.Lock()
+	g.make()
+	first := g.cause == nil
+	if first {
+		g.cause = cause
+		g.opened = make(chan struct{})
+		close(g.halted)
+	}
+	g.mu.Unlock()
+	if first && g.OnHalt != nil {
+		g.OnHalt(cause)
+	}
+}
+
+// Resume ends a halt.
+func (g *Gate) Resume() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.make()
+	if g.cause != nil {
+		g.cause = nil
+		g.halted = make(chan struct{})
+		close(g.opened)
+	}
+}
+
+// Halted returns the cause of the halt, nil while there is none.
+func (g *Gate) Halted() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.cause
+}
+
+// AwaitResume returns nil as soon as nothing is halted, or ctx's error when that ends first.
+func (g *Gate) AwaitResume(ctx context.Context) error {
+	g.mu.Lock()
+	g.make()
+	opened := g.opened
+	g.mu.Unlock()
+	select {
+	case <-opened:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// closed returns a channel that is closed while the gate is halted.
+func (g *Gate) closed() <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.make()
+	return g.halted
+}
+
+// make gives a zero gate its channels; the lock is held.
+func (g *Gate) make() {
+	if g.halted == nil {
+		g.halted, g.opened = make(chan struct{}), make(chan struct{})
+		close(g.opened)
+	}
+}
