@@ -141,8 +141,9 @@ func TestOldServer(t *testing.T) {
 		}
 	}()
 	_, err = Open(t.Context(), Config{URL: "nats://" + l.Addr().String()})
-	if !errors.Is(err, ErrTooOld) || !strings.Contains(err.Error(), "2.11.3") {
-		t.Errorf("got %v, want %v and the version", err, ErrTooOld)
+	const want = "nats-server 2.11.3 is too old: 2.12 or newer is needed"
+	if !errors.Is(err, ErrTooOld) || !strings.HasSuffix(err.Error(), want) {
+		t.Errorf("got %v, want %s", err, want)
 	}
 	l.Close()
 	<-done
@@ -287,4 +288,24 @@ func TestConsumerName(t *testing.T) {
 			t.Errorf("%s: got import %s, want none", name, id)
 		}
 	}
+}
+
+// FuzzConsumerName: every import ID has a name of its own, whatever the file system makes of capitals.
+func FuzzConsumerName(f *testing.F) {
+	f.Add("may", "May")
+	f.Add("a-b_9", "a-B_9")
+	f.Fuzz(func(t *testing.T, a, b string) {
+		if !job.ValidImportID(a) || !job.ValidImportID(b) {
+			if id, ok := importOf(a); ok && consumerName(id) != a {
+				t.Errorf("%q is read as the name of %q, which has another", a, id)
+			}
+			return
+		}
+		if got, ok := importOf(consumerName(a)); !ok || got != a {
+			t.Errorf("%q: got %q, %t back", a, got, ok)
+		}
+		if a != b && strings.EqualFold(consumerName(a), consumerName(b)) {
+			t.Errorf("%q and %q share a name", a, b)
+		}
+	})
 }

@@ -153,7 +153,7 @@ func (q *Queue) WatchHalt(ctx context.Context, changed func(*Halt)) error {
 			w = nil
 		}
 	}
-	defer func() { stop() }()
+	defer stop()
 	for {
 		var updates <-chan jetstream.KeyValueEntry
 		if w == nil {

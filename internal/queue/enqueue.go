@@ -80,7 +80,8 @@ func (c chain) String() string { return hex.EncodeToString(c[:]) }
 // Enqueue puts the jobs of an import on the queue, each exactly once, however often it is called, by however many
 // processes, and wherever an earlier call was cut off; then it sets the record to [Enqueued]. The sequence of jobs must
 // be the same each time: jobs that are there already are skipped, and the error wraps [ErrOrder] when they are not the
-// ones that were put there. An import that is enqueued as a whole is not read again.
+// ones that were put there, or not as many as the record announced. An import that is enqueued as a whole is not read
+// again.
 //
 // After each piece, progress, unless nil, hears how many jobs are on the queue. An Enqueue that ends early, by ctx or
 // by an error, leaves the record [Enqueueing] and what it put on the queue there; workers may have begun with it.
@@ -117,7 +118,7 @@ func (q *Queue) Enqueue(
 	return e.stats(), err
 }
 
-// checkpoint reads how far an import is enqueued, and the sequence to compare with; zero for both when it is not at all.
+// checkpoint reads how far an import is enqueued, and the sequence to compare with: zero when it is not at all.
 func (q *Queue) checkpoint(ctx context.Context, importID string) (checkpoint, uint64, error) {
 	c, cancel := within(ctx)
 	defer cancel()
@@ -261,6 +262,9 @@ func (e *enqueuer) commit(ctx context.Context, done bool) error {
 				return readErr
 			}
 			err = readErr
+		}
+		if done && e.seen < e.last.Jobs { // the other one's input goes on where ours ended
+			return fmt.Errorf("enqueue import %s: %w", e.id, ErrOrder)
 		}
 		if e.seq != before {
 			giveUp = time.Time{}

@@ -242,6 +242,34 @@ func TestEnqueueAfterAnother(t *testing.T) {
 	}
 }
 
+// TestEnqueueOfLessThanAnother ends its input where another importer went on: it must not take the rest back.
+func TestEnqueueOfLessThanAnother(t *testing.T) {
+	const n = 3000
+	for _, stop := range []int{2500, n} {
+		q := open(t, Config{})
+		begin(t, q, "i")
+		less := func(yield func(job.Job) bool) {
+			for j := range jobsOf("i", 1200) {
+				if !yield(j) {
+					return
+				}
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			if _, err := q.Enqueue(ctx, "i", cutOff("i", n, stop, cancel), nil); err != nil && stop == n {
+				t.Error(err)
+			}
+		}
+		if _, err := q.Enqueue(t.Context(), "i", less, nil); !errors.Is(err, ErrOrder) {
+			t.Errorf("other stopped at %d: got %v, want %v", stop, err, ErrOrder)
+		}
+		if _, err := q.Enqueue(t.Context(), "i", jobsOf("i", n), nil); err != nil {
+			t.Error(err)
+		}
+		checkStream(t, q, "i", n)
+	}
+}
+
 // padded makes jobs larger without making them others.
 func padded(jobs iter.Seq[job.Job], size int) iter.Seq[job.Job] {
 	return func(yield func(job.Job) bool) {

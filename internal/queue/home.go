@@ -186,7 +186,7 @@ func (h *home) join() (net.Conn, error) {
 // start runs the server. The caller holds the lock of the directory.
 func (h *home) start() error {
 	file := filepath.Join(h.dir, serverFile)
-	if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := removeFile(file); err != nil {
 		return err
 	}
 	token, err := newToken()
@@ -263,6 +263,13 @@ func writeFile(name string, b []byte) (err error) {
 	return os.Rename(f.Name(), name)
 }
 
+func removeFile(name string) error {
+	if err := os.Remove(name); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 // close stops the server if this process runs it. The file goes first, so that nobody joins a server that leaves, and
 // the lock last, so that nobody starts one beside it.
 func (h *home) close() error {
@@ -274,7 +281,7 @@ func (h *home) close() error {
 	h.closed = true
 	var err error
 	if h.server != nil {
-		err = os.Remove(filepath.Join(h.dir, serverFile))
+		err = removeFile(filepath.Join(h.dir, serverFile))
 		h.server.Shutdown()
 		h.server.WaitForShutdown()
 		h.server = nil

@@ -182,7 +182,7 @@ func Open(ctx context.Context, cfg Config) (*Queue, error) {
 func (q *Queue) prepare(ctx context.Context) error {
 	v := q.nc.ConnectedServerVersion()
 	if tooOld(v) {
-		return fmt.Errorf("nats-server %s at %s is %w", v, q.where, ErrTooOld)
+		return fmt.Errorf("%s: nats-server %s is %w", q.where, v, ErrTooOld)
 	}
 	return q.ensureTopology(ctx)
 }
