@@ -107,9 +107,10 @@ func (q *Queue) Source(imports ...string) *Source {
 	return &Source{q: q, only: slices.Clone(imports)}
 }
 
-// Fetch gives up to limit jobs; a limit below 1 counts as 1, and one above 1,000 as that. It waits for the first one, and comes back without any and without an error when none
-// came for about two seconds, so that the caller can look whether all is done. It takes turns: an import with a
-// million jobs waiting does not keep one with three from being done.
+// Fetch gives up to limit jobs; a limit below 1 counts as 1, and one above 1,000 as that. It waits for the first one,
+// and comes back without any and without an error when none came for about two seconds, so that the caller can look
+// whether all is done. It takes turns: an import with a million jobs waiting does not keep one with three from being
+// done.
 //
 // Nothing is fetched ahead: what Fetch returns is all that this process has in hand. When ctx ends, its error comes
 // back within a quarter of a second, and jobs that came in that time are handed back. Trouble with the connection is an
