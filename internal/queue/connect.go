@@ -40,6 +40,7 @@ func (q *Queue) connectOptions() []nats.Option {
 		// A credentials file can be replaced while the process runs; giving up would need a restart to notice.
 		nats.IgnoreAuthErrorAbort(),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			q.nextLine()
 			if err != nil {
 				q.log.Warn("connection to NATS lost", "server", q.where, "error", err)
 			}

@@ -65,7 +65,7 @@ func (q *Queue) Halted(ctx context.Context) (*Halt, error) {
 }
 
 func (q *Queue) halt(ctx context.Context) (*Halt, uint64, error) {
-	c, cancel := within(ctx)
+	c, cancel := q.within(ctx)
 	defer cancel()
 	e, err := q.control.Get(c, haltKey)
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
@@ -108,7 +108,7 @@ func (q *Queue) swapHalt(ctx context.Context, b []byte, wanted func(now *Halt) b
 		if err != nil || !wanted(now) {
 			return now, err
 		}
-		c, cancel := within(ctx)
+		c, cancel := q.within(ctx)
 		if revision == 0 {
 			_, err = q.control.Create(c, haltKey, b)
 		} else {
@@ -147,6 +147,7 @@ func (q *Queue) WatchHalt(ctx context.Context, changed func(*Halt)) error {
 	poll := time.NewTicker(haltPoll)
 	defer poll.Stop()
 	var w jetstream.KeyWatcher
+	var line context.Context // the connection that w came with, and goes with
 	stop := func() {
 		if w != nil {
 			_ = w.Stop()
@@ -158,6 +159,7 @@ func (q *Queue) WatchHalt(ctx context.Context, changed func(*Halt)) error {
 		var updates <-chan jetstream.KeyValueEntry
 		if w == nil {
 			// Without one the poll goes on, and tries again.
+			line = q.line.Load().ctx
 			w, _ = q.control.Watch(ctx, haltKey)
 		}
 		if w != nil {
@@ -166,12 +168,13 @@ func (q *Queue) WatchHalt(ctx context.Context, changed func(*Halt)) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-line.Done():
+			stop()
+			pause(ctx, reconnectWait)
 		case e, ok := <-updates:
 			if !ok {
 				w = nil
-				if !pause(ctx, reconnectWait) {
-					return nil
-				}
+				pause(ctx, reconnectWait)
 				continue
 			}
 			if e == nil {

@@ -192,6 +192,7 @@ func TestWatchHalt(t *testing.T) {
 	if err := owner.Close(); err != nil {
 		t.Fatal(err)
 	}
+	takenOver(t, guest)
 	if err := guest.SetHalt(ctx, Halt{State: Halted, Reason: "two"}); err != nil {
 		t.Fatal(err)
 	}

@@ -120,7 +120,7 @@ func (q *Queue) Enqueue(
 
 // checkpoint reads how far an import is enqueued, and the sequence to compare with: zero when it is not at all.
 func (q *Queue) checkpoint(ctx context.Context, importID string) (checkpoint, uint64, error) {
-	c, cancel := within(ctx)
+	c, cancel := q.within(ctx)
 	defer cancel()
 	m, err := q.jobs.GetLastMsgForSubject(c, q.checkpointSubject(importID))
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
@@ -284,7 +284,7 @@ func (e *enqueuer) commit(ctx context.Context, done bool) error {
 }
 
 func (e *enqueuer) publish(ctx context.Context, done bool) error {
-	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
+	ctx, cancel := e.q.withinTime(ctx, commitTimeout)
 	defer cancel()
 	next := checkpoint{
 		Version: checkpointVersion, Jobs: e.seen, Digest: e.chain.String(), Done: done, Writer: e.writer,

@@ -222,7 +222,8 @@ func TestTokenIsInNoLog(t *testing.T) {
 	if err := owner.Close(); err != nil {
 		t.Fatal(err)
 	}
-	begin(t, guest, "i") // after it took over
+	takenOver(t, guest)
+	begin(t, guest, "i")
 	second := readAddress(t, dir).Token
 	if first == second {
 		t.Error("the token was used twice")
@@ -235,6 +236,33 @@ func TestTokenIsInNoLog(t *testing.T) {
 		if strings.Contains(text, token) {
 			t.Error("the token is in the log")
 		}
+	}
+}
+
+// TestRequestOnALineThatBreaks has a request on its way when the connection goes: it ends then, not when its time is up.
+func TestRequestOnALineThatBreaks(t *testing.T) {
+	q := open(t, Config{})
+	c, cancel := q.within(t.Context())
+	defer cancel()
+	q.nextLine()
+	<-c.Done()
+	if err := q.fault(t.Context(), "ask", c.Err()); !errors.Is(err, ErrUnreachable) || errors.Is(err, c.Err()) {
+		t.Errorf("got %v, want %v and not %v", err, ErrUnreachable, c.Err())
+	}
+	if deadline, ok := c.Deadline(); !ok || time.Now().After(deadline) {
+		t.Error("it ended by its deadline")
+	}
+	begin(t, q, "i") // what is asked from now on is not concerned
+}
+
+// takenOver waits until a guest runs the server. What it asks before it noticed that the owner left can fail.
+func takenOver(t *testing.T, guest *Queue) {
+	t.Helper()
+	for !guest.Embedded() {
+		if t.Context().Err() != nil {
+			t.Fatal("the guest does not take over")
+		}
+		time.Sleep(5 * time.Millisecond)
 	}
 }
 

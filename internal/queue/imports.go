@@ -108,7 +108,7 @@ func (q *Queue) Begin(ctx context.Context, i Import) (stored Import, existed boo
 	if err != nil {
 		return Import{}, false, err
 	}
-	c, cancel := within(ctx)
+	c, cancel := q.within(ctx)
 	defer cancel()
 	_, err = q.control.Create(c, importKey(i.ID), b)
 	if err == nil {
@@ -137,7 +137,7 @@ func (q *Queue) importRecord(ctx context.Context, id string) (Import, uint64, er
 	if !job.ValidImportID(id) {
 		return Import{}, 0, fmt.Errorf("%w: %q", ErrNoImport, id)
 	}
-	c, cancel := within(ctx)
+	c, cancel := q.within(ctx)
 	defer cancel()
 	e, err := q.control.Get(c, importKey(id))
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
@@ -152,7 +152,7 @@ func (q *Queue) importRecord(ctx context.Context, id string) (Import, uint64, er
 
 // Imports reads the records of all imports, newest first.
 func (q *Queue) Imports(ctx context.Context) ([]Import, error) {
-	c, cancel := within(ctx)
+	c, cancel := q.within(ctx)
 	defer cancel()
 	w, err := q.control.Watch(c, importKey("*"), jetstream.IgnoreDeletes())
 	if err != nil {
@@ -200,7 +200,7 @@ func (q *Queue) Update(ctx context.Context, id string, change func(*Import)) (Im
 		if err != nil {
 			return Import{}, err
 		}
-		c, cancel := within(ctx)
+		c, cancel := q.within(ctx)
 		_, err = q.control.Update(c, importKey(id), b, revision)
 		cancel()
 		if err == nil {
@@ -245,7 +245,7 @@ func (q *Queue) Complete(ctx context.Context, id string) error {
 
 // left counts the jobs of an import on the stream, those in hand included.
 func (q *Queue) left(ctx context.Context, id string) (uint64, error) {
-	c, cancel := within(ctx)
+	c, cancel := q.within(ctx)
 	defer cancel()
 	subject := q.jobsSubject(id)
 	info, err := q.jobs.Info(c, jetstream.WithSubjectFilter(subject))

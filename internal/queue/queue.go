@@ -9,6 +9,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -148,6 +149,7 @@ type Queue struct {
 	results jetstream.Stream
 	control jetstream.KeyValue
 
+	line    atomic.Pointer[line]
 	tallies tallyCache
 	close   sync.Once
 }
@@ -164,6 +166,7 @@ func Open(ctx context.Context, cfg Config) (*Queue, error) {
 		return nil, err
 	}
 	q := &Queue{cfg: cfg, log: cfg.Log}
+	q.nextLine()
 	if cfg.embedded() {
 		err = q.connectHome(ctx)
 	} else {
@@ -205,6 +208,7 @@ func (q *Queue) Close() error {
 			_ = q.nc.FlushTimeout(time.Second)
 			q.nc.Close()
 		}
+		q.line.Load().cut()
 		if q.home != nil {
 			err = q.home.close()
 		}
@@ -227,16 +231,20 @@ func (q *Queue) fault(ctx context.Context, doing string, err error) error {
 		return nil
 	case ctx.Err() != nil:
 		return fmt.Errorf("%s: %w", doing, context.Cause(ctx))
+	case errors.Is(err, context.Canceled): // not by the caller: see within
+		return fmt.Errorf("%s: %w: %s: %w", doing, ErrUnreachable, q.where, nats.ErrDisconnected)
 	case unreachable(err):
 		return fmt.Errorf("%s: %w: %s: %w", doing, ErrUnreachable, q.where, err)
 	}
 	return fmt.Errorf("%s: %w", doing, err)
 }
 
+// unreachable tells trouble on the way. A context that ended is that too, for callers ask about their own one first.
 func unreachable(err error) bool {
 	for _, target := range []error{
 		ErrUnreachable,
 		context.DeadlineExceeded,
+		context.Canceled,
 		io.EOF,
 		nats.ErrTimeout,
 		nats.ErrNoResponders,
@@ -278,9 +286,33 @@ func lostRace(err error) bool {
 		api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant)
 }
 
-// within bounds one request to the server.
-func within(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(ctx, opTimeout)
+// within bounds one request to the server: by opTimeout, and by the life of the connection that it is sent on. The
+// library would wait in vain for an answer to what was sent on a connection that broke.
+func (q *Queue) within(ctx context.Context) (context.Context, context.CancelFunc) {
+	return q.withinTime(ctx, opTimeout)
+}
+
+func (q *Queue) withinTime(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	c, cancel := context.WithTimeout(ctx, d)
+	stop := context.AfterFunc(q.line.Load().ctx, cancel)
+	return c, func() {
+		stop()
+		cancel()
+	}
+}
+
+// A line is one connection of the several that a Queue may have in its life, one after the other.
+type line struct {
+	ctx context.Context // ends with it
+	cut context.CancelFunc
+}
+
+// nextLine ends the present line, if there is one. What is asked from now on waits for the next connection.
+func (q *Queue) nextLine() {
+	ctx, cut := context.WithCancel(context.Background())
+	if old := q.line.Swap(&line{ctx, cut}); old != nil {
+		old.cut()
+	}
 }
 
 // pause waits for d, and tells whether ctx is still alive then.

@@ -16,7 +16,7 @@ func (q *Queue) Recent(ctx context.Context, importID string, window time.Duratio
 	if !job.ValidImportID(importID) {
 		return 0, ErrNoImport
 	}
-	c, cancel := within(ctx)
+	c, cancel := q.within(ctx)
 	defer cancel()
 	since := time.Now().Add(-window)
 	consumer, err := q.results.CreateConsumer(c, jetstream.ConsumerConfig{

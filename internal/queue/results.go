@@ -56,7 +56,7 @@ func (q *Queue) Result(ctx context.Context, importID, jobID string) (job.Result,
 
 func (q *Queue) rawResult(ctx context.Context, importID, jobID string) (*jetstream.RawStreamMsg, error) {
 	doing := "read result of job " + jobID
-	c, cancel := within(ctx)
+	c, cancel := q.within(ctx)
 	defer cancel()
 	m, err := q.results.GetLastMsgForSubject(c, q.resultSubject(importID, jobID))
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
@@ -82,7 +82,7 @@ func (q *Queue) PutResult(ctx context.Context, r job.Result, seq uint64) error {
 	if room := q.nc.MaxPayload() - headerRoom; int64(len(m.Data)) > room {
 		return fmt.Errorf("%s: it has %d bytes and the server takes %d: raise its max_payload", doing, len(m.Data), room)
 	}
-	c, cancel := within(ctx)
+	c, cancel := q.within(ctx)
 	defer cancel()
 	_, err := q.js.PublishMsg(c, m, jetstream.WithExpectLastSequencePerSubject(seq))
 	if !lostRace(err) {
@@ -230,7 +230,7 @@ func (q *Queue) scan(
 	if !job.ValidImportID(importID) {
 		return 0, fmt.Errorf("%s: %w", doing, ErrNoImport)
 	}
-	c, cancel := within(ctx)
+	c, cancel := q.within(ctx)
 	defer cancel()
 	info, err := q.results.Info(c)
 	if err != nil {
@@ -257,7 +257,7 @@ func (q *Queue) scan(
 	created := consumer.CachedInfo()
 	defer func() {
 		// It would go by itself in a minute; a status that is watched makes one every other second.
-		c, cancel := within(context.WithoutCancel(ctx))
+		c, cancel := q.within(context.WithoutCancel(ctx))
 		defer cancel()
 		_ = q.results.DeleteConsumer(c, consumer.CachedInfo().Name)
 	}()

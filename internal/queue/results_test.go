@@ -200,6 +200,18 @@ func TestTallyLeavesNoConsumer(t *testing.T) {
 	}
 }
 
+func TestRecent(t *testing.T) {
+	q := open(t, Config{})
+	for i := range 3 {
+		put(t, q, testResult("i", i, 1, 0), 0)
+	}
+	for id, want := range map[string]int64{"i": 3, "other": 0} {
+		if got, err := q.Recent(t.Context(), id, time.Hour); got != want || err != nil {
+			t.Errorf("%s: got %d, %v; want %d", id, got, err, want)
+		}
+	}
+}
+
 func TestTallyLine(t *testing.T) {
 	for _, line := range []string{
 		"", "done", "done 1 2 3", "done 1 2 x 0", "well 1 2 3 0", "done 1 2 3 99999999999999999999",

@@ -83,7 +83,7 @@ func (q *Queue) ensureTopology(ctx context.Context) error {
 }
 
 func (q *Queue) ensureStream(ctx context.Context, want jetstream.StreamConfig) (jetstream.Stream, error) {
-	c, cancel := within(ctx)
+	c, cancel := q.within(ctx)
 	defer cancel()
 	s, err := q.js.Stream(c, want.Name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
@@ -110,7 +110,7 @@ func (q *Queue) ensureStream(ctx context.Context, want jetstream.StreamConfig) (
 }
 
 func (q *Queue) ensureBucket(ctx context.Context) (jetstream.KeyValue, error) {
-	c, cancel := within(ctx)
+	c, cancel := q.within(ctx)
 	defer cancel()
 	name := q.controlBucket()
 	kv, err := q.js.KeyValue(c, name)

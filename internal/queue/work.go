@@ -40,7 +40,7 @@ const (
 )
 
 func (q *Queue) createConsumer(ctx context.Context, importID string) error {
-	c, cancel := within(ctx)
+	c, cancel := q.within(ctx)
 	defer cancel()
 	_, err := q.jobs.CreateConsumer(c, jetstream.ConsumerConfig{
 		Durable:       consumerName(importID),
@@ -58,7 +58,7 @@ func (q *Queue) createConsumer(ctx context.Context, importID string) error {
 }
 
 func (q *Queue) deleteConsumer(ctx context.Context, importID string) error {
-	c, cancel := within(ctx)
+	c, cancel := q.within(ctx)
 	defer cancel()
 	err := q.jobs.DeleteConsumer(c, consumerName(importID))
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
@@ -71,7 +71,7 @@ func (q *Queue) deleteConsumer(ctx context.Context, importID string) error {
 // back and not due yet. Both are 0 when nothing of it is on the queue, as before it is enqueued and after it is
 // complete. The error wraps [ErrNoImport] when it was never begun.
 func (q *Queue) Pending(ctx context.Context, importID string) (pending, inHand int64, err error) {
-	c, cancel := within(ctx)
+	c, cancel := q.within(ctx)
 	defer cancel()
 	consumer, err := q.jobs.Consumer(c, consumerName(importID))
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
@@ -204,7 +204,7 @@ func (s *Source) prepare(ctx context.Context) error {
 
 // list names the imports that can have jobs: those with a consumer.
 func (s *Source) list(ctx context.Context) ([]string, error) {
-	c, cancel := within(ctx)
+	c, cancel := s.q.within(ctx)
 	defer cancel()
 	var imports []string
 	names := s.q.jobs.ConsumerNames(c)
@@ -248,17 +248,17 @@ func (s *Source) pull(imports []string, limit int, wait time.Duration) (got []*D
 		}
 	}
 	// The caller's context is no reason to stop listening: a job may be on its way.
-	deadline := time.NewTimer(wait + opTimeout)
-	defer deadline.Stop()
+	c, cancel := s.q.withinTime(context.Background(), wait+opTimeout)
+	defer cancel()
 	for len(left) > 0 {
 		var m *nats.Msg
 		select {
 		case m = <-s.msgs:
-		case <-deadline.C:
+		case <-c.Done():
 			// What comes yet would pass for the answer to the next pull.
 			_ = s.sub.Unsubscribe()
 			s.sub = nil
-			return got, full, nats.ErrTimeout
+			return got, full, c.Err()
 		}
 		status := m.Header.Get("Status")
 		if status == "" {
@@ -377,7 +377,7 @@ func (d *Delivery) Nak(ctx context.Context, delay time.Duration) error {
 func (d *Delivery) Working(ctx context.Context) error { return d.say(ctx, "keep", working) }
 
 func (d *Delivery) say(ctx context.Context, doing, what string) error {
-	c, cancel := within(ctx)
+	c, cancel := d.q.within(ctx)
 	defer cancel()
 	_, err := d.q.nc.RequestWithContext(c, d.reply, []byte(what))
 	if err == nil {
