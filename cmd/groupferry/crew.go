@@ -99,11 +99,45 @@ func (c *crew) halted(cause error) {
 	}
 }
 
-// check makes one call that proves the credentials, so that a wrong key is told before any job is taken.
+// A failure of the call that proves the credentials may pass, as that of any other call. It is made again after 0.2,
+// 0.4, 0.8 s and so on, but not for long: somebody is waiting to be told that the API is out of reach.
+const (
+	checkTries    = 6
+	checkBackoff  = 200 * time.Millisecond
+	checkPatience = 15 * time.Second // for calls that end in a timeout: no new one after that
+)
+
+// check proves the credentials, so that a wrong key is told before any job is taken.
 func (c *crew) check(ctx context.Context) error {
+	end, renewed := time.Now().Add(checkPatience), false
+	for try := 1; ; try++ {
+		e, err := c.checkOnce(ctx)
+		if e == nil || ctx.Err() != nil {
+			return err
+		}
+		switch class := e.Class(); {
+		case class == chat.Refresh && !renewed:
+			renewed = true
+			if rerr := c.api.Renew(); rerr != nil {
+				return &governor.HaltedError{Cause: err}
+			}
+			continue
+		case class == chat.Halt, class == chat.Refresh:
+			return &governor.HaltedError{Cause: err}
+		case e.Code != 0:
+			return nil // busy, or something about this account: the signature was accepted
+		}
+		if try >= checkTries || time.Now().After(end) || !sleepFor(ctx, checkBackoff<<(try-1)) {
+			return &unreachableError{err}
+		}
+	}
+}
+
+// checkOnce makes the call. The first error is the second one as the API's, if it is one.
+func (c *crew) checkOnce(ctx context.Context) (*chat.Error, error) {
 	permit, err := c.governor.Acquire(ctx, string(chat.GetContactGroup), "")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	start := time.Now()
 	err = c.api.Check(ctx)
@@ -114,17 +148,7 @@ func (c *crew) check(ctx context.Context) error {
 		word = e.Word()
 	}
 	c.cfg.Observer.CallDone(string(chat.GetContactGroup), word, took)
-	if e == nil || ctx.Err() != nil {
-		return err
-	}
-	if e.Code == 0 && e.Status != 404 {
-		return &unreachableError{err}
-	}
-	switch e.Class() {
-	case chat.Halt, chat.Refresh:
-		return &governor.HaltedError{Cause: err}
-	}
-	return nil // busy, or something about this account: the signature was accepted
+	return e, err
 }
 
 // work works on the jobs of the source until stopped or finished, and keeps everybody informed meanwhile.
