@@ -1,0 +1,180 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"slices"
+	"testing"
+	"time"
+
+	"groupferry/internal/chatsim"
+)
+
+// A process is the program as one of its own.
+type process struct {
+	t              testing.TB
+	cmd            *exec.Cmd
+	stdout, stderr buffer
+	done           chan struct{}
+	err            error // once done is closed
+}
+
+// spawn starts the program as a process with the shell's environment.
+func (s *shell) spawn(args ...string) *process {
+	s.t.Helper()
+	p := &process{t: s.t, cmd: exec.Command("groupferry", args...), done: make(chan struct{})}
+	p.cmd.Env = os.Environ()
+	for _, name := range slices.Sorted(maps.Keys(s.env)) {
+		p.cmd.Env = append(p.cmd.Env, name+"="+s.env[name])
+	}
+	p.cmd.Stdout, p.cmd.Stderr = &p.stdout, &p.stderr
+	if err := p.cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	go func() {
+		defer close(p.done)
+		p.err = p.cmd.Wait()
+	}()
+	s.t.Cleanup(func() {
+		p.cmd.Process.Kill()
+		<-p.done
+	})
+	return p
+}
+
+// wait waits for the end and returns the exit code; -1 when it was killed.
+func (p *process) wait() int {
+	p.t.Helper()
+	select {
+	case <-p.done:
+	case <-time.After(2 * patience):
+		p.t.Fatalf("%q does not end; so far:\n%s\n%s", p.cmd.Args, &p.stdout, &p.stderr)
+	}
+	if leak := leakIn(p.stdout.String() + p.stderr.String()); leak != "" {
+		p.t.Errorf("%q: printed a secret: %s", p.cmd.Args, leak)
+	}
+	var exit *exec.ExitError
+	if p.err != nil && !errors.As(p.err, &exit) {
+		p.t.Fatal(p.err)
+	}
+	return p.cmd.ProcessState.ExitCode()
+}
+
+// killWhen kills the process when so is true, and tells whether it had ended by itself.
+func (p *process) killWhen(so func() bool) (ended bool) {
+	p.t.Helper()
+	await(p.t, "a moment to kill", func() bool {
+		select {
+		case <-p.done:
+			ended = true
+		default:
+		}
+		return ended || so()
+	})
+	if !ended {
+		p.cmd.Process.Kill()
+	}
+	return p.wait() >= 0
+}
+
+// Killed again and again at random moments, and called again each time: at the end every conversation is in its group,
+// has one result, and nothing is left on the queue. Create replaces here, so that a job that was cut short is told from
+// one that was done.
+func TestKilledRun(t *testing.T) {
+	t.Parallel()
+	sizes := []int{1000, 450, 201}
+	for i := range 1500 {
+		sizes = append(sizes, 1+i%3)
+	}
+	rows := makeRows(21, sizes...)
+	sim, url := startSim(t, chatsim.Config{Existing: chatsim.Replace, Latency: time.Millisecond})
+	s := newShell(t, url)
+	// What is in hand at a kill is not given to anybody else for a minute, and the last run has to wait for that.
+	const hands = 8
+	args := []string{"run", "--import-id", "killed", "--concurrency", "8", "--output", "json", writeRows(t, rows)}
+	rng := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
+
+	kills := 0
+	for range 3 { // while it reads, starts its server, enqueues
+		after := time.Now().Add(time.Duration(rng.IntN(400)) * time.Millisecond)
+		if p := s.spawn(args...); p.killWhen(func() bool { return time.Now().After(after) }) {
+			t.Fatalf("ended early:\n%s\n%s", &p.stdout, &p.stderr)
+		}
+		kills++
+	}
+	for range 8 { // while it makes calls
+		before, more := created(sim), 1+rng.IntN(150)
+		if p := s.spawn(args...); p.killWhen(func() bool { return created(sim) >= before+more }) {
+			t.Fatalf("ended after %d kills:\n%s\n%s", kills, &p.stdout, &p.stderr)
+		}
+		kills++
+	}
+	p := s.spawn(args...)
+	if code := p.wait(); code != exitDone {
+		t.Fatalf("after %d kills: got exit code %d, want 0\n%s\n%s", kills, code, &p.stdout, &p.stderr)
+	}
+
+	checkState(t, sim, stateOf(rows))
+	var r importStatus
+	if err := json.Unmarshal([]byte(p.stdout.String()), &r); err != nil {
+		t.Fatal(err)
+	}
+	if want := (jobCounts{Total: int64(len(sizes)), Done: int64(len(sizes))}); r.Jobs != want {
+		t.Errorf("jobs: got %+v, want %+v", r.Jobs, want)
+	}
+	if got := s.onQueue("killed"); got != 0 {
+		t.Errorf("jobs on the queue: got %d, want 0", got)
+	}
+	if got := len(s.results("killed")); got != len(rows) {
+		t.Errorf("results: got %d conversations, want %d", got, len(rows))
+	}
+	// A job is done again only if it was in hand at a kill.
+	if got, most := created(sim), len(sizes)+kills*hands; got < len(sizes) || got > most {
+		t.Errorf("create calls: got %d, want %d to %d", got, len(sizes), most)
+	}
+	t.Logf("%d kills, %d create calls for %d jobs", kills, created(sim), len(sizes))
+}
+
+// Killed while it enqueues, and called again: each job is on the stream once.
+func TestKilledImport(t *testing.T) {
+	t.Parallel()
+	sizes := make([]int, 10000)
+	for i := range sizes {
+		sizes[i] = 1
+	}
+	file := writeRows(t, makeRows(22, sizes...))
+	s := newShell(t, "")
+	rng := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
+	kills, amid := 0, 0
+	var ids []string
+	for n := 0; kills < 8 || amid == 0; n++ {
+		if n == 10 {
+			t.Fatalf("%d kills in 10 imports, %d of them amid the jobs", kills, amid)
+		}
+		id := fmt.Sprintf("killed-%d", n)
+		ids = append(ids, id)
+		for ended := false; !ended; {
+			p := s.spawn("import", "--import-id", id, file)
+			after := time.Now().Add(time.Duration(rng.IntN(500)) * time.Millisecond)
+			if ended = p.killWhen(func() bool { return time.Now().After(after) }); !ended {
+				kills++
+				if n := s.onQueue(id); 0 < n && n < int64(len(sizes)) {
+					amid++
+				}
+			} else if code := p.wait(); code != exitDone {
+				t.Fatalf("import %s: got exit code %d, want 0\n%s", id, code, &p.stderr)
+			}
+		}
+	}
+	for _, id := range ids {
+		if got := s.onQueue(id); got != int64(len(sizes)) {
+			t.Errorf("jobs of import %s on the queue: got %d, want %d", id, got, len(sizes))
+		}
+	}
+	t.Logf("%d kills in %d imports, %d of them amid the jobs", kills, len(ids), amid)
+}
