@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"strconv"
 	"strings"
@@ -25,6 +27,8 @@ const (
 	defaultSigLifetime = 24 * time.Hour   // the lifetime in the vendor's samples of server code
 	defaultTimeout     = 10 * time.Second // well above the 3 s after which the API itself gives up
 	defaultMaxConns    = 256              // above what 200 calls a second need at a call time of 1 s
+
+	dialTimeout = 5 * time.Second // half of a call's, so that one failed attempt to connect is told as what it is
 
 	// idleTimeout is how long a connection is kept without a call: less than the 60 s or more that servers and
 	// load balancers allow, so that a call seldom meets a connection that the other side is just closing.
@@ -47,6 +51,10 @@ type Config struct {
 
 	Timeout  time.Duration // of one call, connecting included; default 10 s
 	MaxConns int           // connections kept open between calls; default 256
+
+	// OnTrip hears the round trip of each call that got an answer: from when the call had its connection to the first
+	// byte of the answer. It may be nil, and must not block.
+	OnTrip func(time.Duration) `json:"-"`
 }
 
 // A Client makes calls for one app. It is safe for use by many goroutines at once. It speaks HTTP/1.1 with a pool of
@@ -57,6 +65,7 @@ type Client struct {
 	admin    string
 	lifetime time.Duration
 	timeout  time.Duration
+	onTrip   func(time.Duration)
 	http     *http.Transport
 
 	// key is behind a pointer so that no %v of a Client can reach it; nil when a ready UserSig was given.
@@ -118,8 +127,10 @@ func New(c Config) (*Client, error) {
 		admin:    c.Admin,
 		lifetime: c.SigLifetime,
 		timeout:  c.Timeout,
+		onTrip:   c.OnTrip,
 		http: &http.Transport{
 			Proxy:               http.ProxyFromEnvironment,
+			DialContext:         dial,
 			MaxIdleConns:        c.MaxConns,
 			MaxIdleConnsPerHost: c.MaxConns,
 			IdleConnTimeout:     idleTimeout,
@@ -137,6 +148,17 @@ func New(c Config) (*Client, error) {
 	expiry, _ := UserSigExpiry(c.UserSig.Reveal())
 	client.sig.Store(client.newSignature(c.UserSig, expiry, time.Time{}))
 	return client, nil
+}
+
+// dial makes connections that drop what they have not sent when they are closed. A call that was given up, or whose
+// process died, then no longer sits in a buffer of this machine, to arrive at the API when its permit is long back.
+func dial(ctx context.Context, network, address string) (net.Conn, error) {
+	d := net.Dialer{Timeout: dialTimeout}
+	conn, err := d.DialContext(ctx, network, address)
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0) // where that cannot be had, the cooldown of the permits is what remains
+	}
+	return conn, err
 }
 
 // parseBaseURL quotes nothing of a URL in its errors: people paste whole sample URLs, with a signature in them.
@@ -285,7 +307,7 @@ func (c *Client) roundTrip(ctx context.Context, command Command, body []byte) ([
 		Body:          io.NopCloser(bytes.NewReader(body)),
 		GetBody:       func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil },
 		ContentLength: int64(len(body)),
-	}).WithContext(limited)
+	}).WithContext(c.traced(limited))
 
 	// The transport by itself follows no redirect. It sends a POST again only where not one byte of it had gone out
 	// on a connection that turned out to be closed.
@@ -309,6 +331,23 @@ func (c *Client) roundTrip(ctx context.Context, command Command, body []byte) ([
 		return nil, 0, fmt.Errorf("%w: more than %d bytes", errUndecodable, maxAnswer)
 	}
 	return b.Bytes(), http.StatusOK, nil
+}
+
+// traced makes the round trip of the call known to onTrip: from when it had its connection, made and shaken hands on,
+// to the first byte of the answer.
+func (c *Client) traced(ctx context.Context) context.Context {
+	if c.onTrip == nil {
+		return ctx
+	}
+	var start time.Time
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: func(httptrace.GotConnInfo) { start = time.Now() },
+		GotFirstResponseByte: func() {
+			if !start.IsZero() {
+				c.onTrip(time.Since(start))
+			}
+		},
+	})
 }
 
 // ended tells why a call ended that failed with cause: the end of its context or the timeout goes before what the

@@ -756,3 +756,40 @@ func FuzzAnswer(f *testing.F) {
 		}
 	})
 }
+
+// TestOnTrip checks that a round trip is the way there and back, without what it takes to connect.
+func TestOnTrip(t *testing.T) {
+	const answerAfter = 30 * time.Millisecond
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		time.Sleep(answerAfter)
+		io.WriteString(w, `{"ActionStatus":"OK","ErrorCode":0,"GroupItem":[],"ContactItem":[],"CompleteFlag":1}`)
+	}))
+	defer server.Close()
+	var mu sync.Mutex
+	var trips []time.Duration
+	c, err := New(Config{BaseURL: server.URL, SDKAppID: 1, SecretKey: "k", OnTrip: func(d time.Duration) {
+		mu.Lock()
+		defer mu.Unlock()
+		trips = append(trips, d)
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for range 3 {
+		start := time.Now()
+		if _, err := c.Get(t.Context(), "u", 0); err != nil {
+			t.Fatal(err)
+		}
+		whole := time.Since(start)
+		mu.Lock()
+		if d := trips[len(trips)-1]; d < answerAfter || d > whole {
+			t.Errorf("got a round trip of %v, want %v to %v, the whole call", d, answerAfter, whole)
+		}
+		mu.Unlock()
+	}
+	if len(trips) != 3 {
+		t.Errorf("heard of %d round trips, want 3", len(trips))
+	}
+}

@@ -39,6 +39,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -92,6 +93,8 @@ const (
 	Answered                 // the API answered, whatever it said
 	Throttled                // the API answered: slower
 	Lost                     // no answer: refused, reset, timed out, or from something in between
+
+	vanished Outcome = -1 // nobody said: the permit is free when its call must have ended, and a second later
 )
 
 // State says in one word what the governor does.
@@ -101,10 +104,9 @@ const (
 	Running State = "running"
 	Halted  State = "halted" // see [Gate.Halt]
 	Outage  State = "outage" // probing
-)
 
-// States lists all states.
-var States = []State{Running, Halted, Outage}
+	Leaderless State = "leaderless" // of a member that knows no leader
+)
 
 // Config says how fast. The zero value is ready to use.
 type Config struct {
@@ -112,6 +114,7 @@ type Config struct {
 	Quarantine time.Duration // no permit is granted before this much time has passed; see [New]
 	Gate       *Gate         // who halts; nil means a gate of its own
 	OnGrant    func(command string, waited time.Duration)
+	RoundTrip  func() time.Duration               // see [MemberConfig]; may be nil
 	OnSlower   func(command string, rate float64) // a throttled call lowered the rate
 	OnOutage   func(on bool)
 }
@@ -178,16 +181,22 @@ type waiter struct {
 type Permit struct {
 	granted time.Time
 	ended   atomic.Bool
-	end     func(Outcome) (excused bool)
+	end     func(o Outcome, roundTrip time.Duration) (excused bool)
 }
 
 // Done hands the permit back with what became of its call. Until then the call counts as under way; a second Done
 // does nothing. It tells whether a lost call is excused: during an outage it says nothing about the job it was for.
 func (p *Permit) Done(o Outcome) (excused bool) {
+	return p.doneAfter(o, -1)
+}
+
+// doneAfter is Done for a call of a process that has seen round trips as short as the given one; negative for this
+// process.
+func (p *Permit) doneAfter(o Outcome, roundTrip time.Duration) (excused bool) {
 	if p.ended.Swap(true) {
 		return false
 	}
-	return p.end(o)
+	return p.end(o, roundTrip)
 }
 
 // A grant is a permit that is out, as its governor sees it.
@@ -263,7 +272,7 @@ func (g *Governor) Acquire(ctx context.Context, command, userID string) (*Permit
 	select {
 	case p := <-w.grant: // granted in the meantime
 		p.ended.Store(true)
-		g.end(w.granted, Unsent, time.Now())
+		g.end(w.granted, Unsent, 0, time.Now())
 	default:
 		w.leave()
 		g.forget(w.user)
@@ -273,11 +282,17 @@ func (g *Governor) Acquire(ctx context.Context, command, userID string) (*Permit
 }
 
 // done takes a permit back.
-func (g *Governor) done(t *grant, o Outcome) (excused bool) {
+func (g *Governor) done(t *grant, o Outcome, roundTrip time.Duration) (excused bool) {
+	if roundTrip < 0 {
+		roundTrip = 0
+		if g.cfg.RoundTrip != nil {
+			roundTrip = g.cfg.RoundTrip()
+		}
+	}
 	g.mu.Lock()
 	now := time.Now()
 	before, rate := g.outage, t.lane.rate
-	g.end(t, o, now)
+	g.end(t, o, roundTrip, now)
 	after, slower := g.outage, t.lane.rate < rate
 	rate = t.lane.rate
 	g.pump()
@@ -293,11 +308,19 @@ func (g *Governor) done(t *grant, o Outcome) (excused bool) {
 }
 
 // end takes a permit back; the lock is held.
-func (g *Governor) end(t *grant, o Outcome, now time.Time) {
+func (g *Governor) end(t *grant, o Outcome, roundTrip time.Duration, now time.Time) {
 	l, u := t.lane, t.user
 	l.out--
 	if o != Unsent {
-		l.cooling = append(l.cooling, now.Add(cooldown))
+		free := now.Add(cooldown)
+		if o == Answered || o == Throttled {
+			free = free.Add(-credit(roundTrip))
+		}
+		i := len(l.cooling)
+		for i > 0 && l.cooling[i-1].After(free) {
+			i--
+		}
+		l.cooling = slices.Insert(l.cooling, i, free)
 	}
 	l.answered = max(l.answered, t.number)
 	if o == Answered {
@@ -322,6 +345,12 @@ func (g *Governor) end(t *grant, o Outcome, now time.Time) {
 	if o == Throttled {
 		l.throttle(t.at, now)
 	}
+}
+
+// credit is how much earlier than a second after its call a permit may come back: see the package comment. The margin
+// is for a path that gets shorter than it ever was.
+func credit(roundTrip time.Duration) time.Duration {
+	return max(0, roundTrip-max(roundTrip/20, time.Millisecond))
 }
 
 // lost notes a call without an answer.
@@ -445,7 +474,7 @@ func (g *Governor) pumpLane(l *lane, now time.Time) time.Time {
 		}
 		t := &grant{lane: l, user: w.user, number: l.granted, at: now, probe: g.outage}
 		w.granted = t
-		w.grant <- &Permit{granted: now, end: func(o Outcome) bool { return g.done(t, o) }}
+		w.grant <- &Permit{granted: now, end: func(o Outcome, trip time.Duration) bool { return g.done(t, o, trip) }}
 	}
 	return time.Time{}
 }
@@ -532,10 +561,28 @@ func (g *Governor) Out() int {
 	return n
 }
 
-// A Snapshot is what the governor looks like at one moment.
+// waiting counts the calls that wait.
+func (g *Governor) waiting() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	n := 0
+	for _, l := range g.lanes {
+		n += l.waiting
+	}
+	return n
+}
+
+// A Snapshot is what a governor, or a member, looks like at one moment.
 type Snapshot struct {
 	State State
-	Lanes map[string]LaneSnapshot // by command
+	Lanes map[string]LaneSnapshot // by command; of a governor, or a member that leads
+
+	// Of members.
+	Leading       bool
+	Waiting, Out  int           // calls of this member that wait, or are under way, where another one leads
+	LeaderChanges int64         // so far, as this member saw them
+	Refused       int64         // permits that came too late to be used
+	Standstill    time.Duration // how long calls of this member have waited while none was permitted
 }
 
 // A LaneSnapshot is what the permits of one command look like.
