@@ -1,0 +1,253 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// newProgram gives a program that is not run.
+func newProgram(t testing.TB, env map[string]string) *program {
+	return &program{
+		getenv: func(name string) (string, bool) {
+			v, ok := env[name]
+			return v, ok
+		},
+		stdin: strings.NewReader(""), stdout: io.Discard, stderr: io.Discard,
+		soft: t.Context(), hard: t.Context(), console: newConsole(io.Discard),
+	}
+}
+
+// verbs names all verbs; "" is the root.
+func verbs(t testing.TB) []string {
+	names := []string{""}
+	for _, c := range newProgram(t, nil).root().Commands() {
+		if !c.Hidden && c.Name() != "help" {
+			names = append(names, c.Name())
+		}
+	}
+	return names
+}
+
+// find gives the command of a verb, as new.
+func find(t testing.TB, p *program, verb string) *cobra.Command {
+	t.Helper()
+	root := p.root()
+	if verb == "" {
+		return root
+	}
+	for _, c := range root.Commands() {
+		if c.Name() == verb {
+			return c
+		}
+	}
+	t.Fatalf("verb %q: got none", verb)
+	return nil
+}
+
+func helpText(t testing.TB, verb string) string {
+	t.Helper()
+	args := []string{"--help"}
+	if verb != "" {
+		args = []string{verb, "--help"}
+	}
+	var stdout, stderr bytes.Buffer
+	code := run(nil, args, func(string) (string, bool) { return "", false }, strings.NewReader(""), &stdout, &stderr)
+	if code != exitDone || stderr.Len() > 0 {
+		t.Fatalf("groupferry %q: got exit code %d and %q on standard error, want 0 and nothing", args, code, &stderr)
+	}
+	return stdout.String()
+}
+
+func helpFile(verb string) string {
+	if verb == "" {
+		verb = "root"
+	}
+	return filepath.Join("testdata", "help", verb+".txt")
+}
+
+func TestHelp(t *testing.T) {
+	known := map[string]bool{}
+	for _, verb := range verbs(t) {
+		file := helpFile(verb)
+		known[file] = true
+		got := helpText(t, verb)
+		if *update {
+			if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		want, err := os.ReadFile(file)
+		if err != nil {
+			t.Errorf("%v; go test -run TestHelp -update writes it", err)
+		} else if got != string(want) {
+			t.Errorf("groupferry %s --help: got\n%s\nwant (go test -run TestHelp -update writes it anew)\n%s", verb, got, want)
+		}
+	}
+	files, err := filepath.Glob(filepath.Join("testdata", "help", "*.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		if !known[file] {
+			t.Errorf("%s: there is no such verb", file)
+		}
+	}
+}
+
+// samplesFor gives two values of a flag that differ from each other and from its default, as text, and as the flag
+// shows them.
+func samplesFor(t testing.TB, f *pflag.Flag) (values, shown [2]string) {
+	t.Helper()
+	switch f.Name {
+	case "log-format":
+		return [2]string{"json", "text"}, [2]string{"json", "text"}
+	case "log-level":
+		return [2]string{"debug", "error"}, [2]string{"debug", "error"}
+	}
+	switch kind := f.Value.Type(); kind {
+	case "string":
+		values = [2]string{"one", "two"}
+	case "int", "uint64":
+		values = [2]string{"41", "42"}
+	case "duration":
+		values = [2]string{"1m30s", "2h0m0s"}
+	case "bool":
+		values = [2]string{"true", "false"}
+	case "stringArray":
+		return [2]string{"50004:10%", "lost"}, [2]string{"[50004:10%]", "[lost]"}
+	case "stringToString":
+		return [2]string{"a=b", "c=d"}, [2]string{"[a=b]", "[c=d]"}
+	default:
+		t.Fatalf("--%s: a flag of type %s; how is it given?", f.Name, kind)
+	}
+	return values, values
+}
+
+// Every flag of every verb comes from the environment too, and the flag wins.
+func TestEnvironment(t *testing.T) {
+	for _, verb := range verbs(t)[1:] {
+		var flags []string
+		cmd := find(t, newProgram(t, nil), verb)
+		cmd.Flags().VisitAll(func(f *pflag.Flag) { flags = append(flags, f.Name) })
+		if len(flags) < 3 {
+			t.Errorf("%s: got flags %q, want more", verb, flags)
+		}
+		for _, name := range flags {
+			t.Run(verb+" "+name, func(t *testing.T) {
+				env := "GROUPFERRY_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+				if strings.HasPrefix(name, "nats-") {
+					env = strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+				}
+				values, shown := samplesFor(t, cmd.Flags().Lookup(name))
+				p := newProgram(t, map[string]string{env: values[0]})
+
+				c := find(t, p, verb)
+				if err := p.fromEnvironment(c); err != nil {
+					t.Fatal(err)
+				}
+				if got := c.Flags().Lookup(name).Value.String(); got != shown[0] {
+					t.Errorf("%s=%s: got %q, want %q", env, values[0], got, shown[0])
+				}
+
+				c = find(t, p, verb)
+				if err := c.ParseFlags([]string{"--" + name + "=" + values[1]}); err != nil {
+					t.Fatal(err)
+				}
+				if err := p.fromEnvironment(c); err != nil {
+					t.Fatal(err)
+				}
+				if got := c.Flags().Lookup(name).Value.String(); got != shown[1] {
+					t.Errorf("--%s=%s with %s=%s: got %q, want the flag's %q", name, values[1], env, values[0], got, shown[1])
+				}
+			})
+		}
+	}
+}
+
+// What the environment says wrongly is told by the variable's name; an empty variable is as good as none.
+func TestEnvironmentErrors(t *testing.T) {
+	tests := []struct{ env, value, want string }{
+		{"GROUPFERRY_RATE", "fast", "GROUPFERRY_RATE"},
+		{"GROUPFERRY_TIMEOUT", "10", "GROUPFERRY_TIMEOUT"},
+		{"GROUPFERRY_SDK_APP_ID", "-1", "GROUPFERRY_SDK_APP_ID"},
+		{"GROUPFERRY_QUIET", "perhaps", "GROUPFERRY_QUIET"},
+		{"GROUPFERRY_LOG_LEVEL", "loud", "--log-level"},
+		{"GROUPFERRY_RATE", "", ""},
+		{"GROUPFERRY_HELP", "true", ""},
+	}
+	for _, test := range tests {
+		p := newProgram(t, map[string]string{test.env: test.value})
+		err := p.fromEnvironment(find(t, p, "run"))
+		switch {
+		case test.want == "" && err != nil:
+			t.Errorf("%s=%q: got %v, want no error", test.env, test.value, err)
+		case test.want != "" && (exitCode(err) != exitUsage || !strings.Contains(err.Error(), test.want)):
+			t.Errorf("%s=%q: got %v with exit code %d, want 2 and an error that names %s", test.env, test.value, err, exitCode(err), test.want)
+		}
+	}
+}
+
+// Secrets come from a file or the environment: no flag takes one, where every process of the machine could read it.
+func TestNoFlagTakesASecret(t *testing.T) {
+	for _, verb := range verbs(t) {
+		find(t, newProgram(t, nil), verb).Flags().VisitAll(func(f *pflag.Flag) {
+			if slices.Contains([]string{"secret-key", "usersig", "key", "token", "password"}, f.Name) {
+				t.Errorf("%s: got flag --%s", verb, f.Name)
+			}
+		})
+	}
+}
+
+// parses tells what is wrong with a command line after the word groupferry: a verb or a flag that there is not.
+func parses(t testing.TB, args []string) error {
+	t.Helper()
+	p := newProgram(t, nil)
+	root := p.root()
+	cmd, rest, err := root.Find(args)
+	switch {
+	case err != nil:
+		return err
+	case cmd == root && len(rest) > 0 && !strings.HasPrefix(rest[0], "-"):
+		return fmt.Errorf("unknown verb %q", rest[0])
+	}
+	cmd.InitDefaultHelpFlag()
+	cmd.InitDefaultVersionFlag()
+	if err := cmd.ParseFlags(rest); err != nil {
+		return err
+	}
+	if slices.Contains([]string{"run", "check", "import"}, cmd.Name()) {
+		return cmd.Args(cmd, cmd.Flags().Args())
+	}
+	return nil
+}
+
+// The examples of the help texts are command lines that there are.
+func TestExamples(t *testing.T) {
+	for _, verb := range verbs(t) {
+		c := find(t, newProgram(t, nil), verb)
+		for line := range strings.Lines(c.Example) {
+			command, found := strings.CutPrefix(strings.TrimSpace(line), "groupferry ")
+			if !found {
+				t.Errorf("%s: example %q does not call groupferry", verb, line)
+				continue
+			}
+			args, err := shellWords(command)
+			if err == nil {
+				err = parses(t, args)
+			}
+			if err != nil {
+				t.Errorf("%s: example %q: %v", verb, line, err)
+			}
+		}
+	}
+}
