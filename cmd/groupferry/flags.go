@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"regexp"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -105,19 +106,29 @@ func (q *queueFlags) add(cmd *cobra.Command) {
 	f.IntVar(&q.replicas, "replicas", 1, "copies of each stream, in a NATS cluster")
 }
 
-// args are the flags that lead another command to the same queue.
-func (q *queueFlags) args() string {
+// args are the flags that lead another command to the same queue. A URL with a login in it that came from the
+// environment is left there.
+func (q *queueFlags) args(getenv func(string) (string, bool)) string {
 	var s string
 	for _, f := range []struct{ name, value, usual string }{
 		{"nats-url", q.url, ""}, {"nats-creds", q.creds, ""}, {"nats-context", q.context, ""},
 		{"data-dir", q.dataDir, "groupferry-data"}, {"namespace", q.namespace, "groupferry"},
 	} {
+		if env, _ := getenv(envName(f.name)); f.value == env && hideLogin(env) != env {
+			continue
+		}
 		if f.value != f.usual && (f.name != "data-dir" || q.embedded()) {
-			s += " --" + f.name + " " + quoted(f.value)
+			s += " --" + f.name + " " + quoted(hideLogin(f.value))
 		}
 	}
 	return s
 }
+
+// login is the user, the password or the token in a URL.
+var login = regexp.MustCompile(`://[^/@\s]+@`)
+
+// hideLogin makes a text fit to be printed in which there may be URLs with a login.
+func hideLogin(s string) string { return login.ReplaceAllString(s, "://***@") }
 
 func (q *queueFlags) embedded() bool { return q.url == "" && q.context == "" }
 

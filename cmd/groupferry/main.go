@@ -275,11 +275,12 @@ func imports(least, most int) cobra.PositionalArgs {
 	}
 }
 
-// commandLine is how this program was called, ready to be pasted into a shell.
+// commandLine is how this program was called, ready to be pasted into a shell; but for a login in a URL, which is to be
+// filled in again.
 func (p *program) commandLine() string {
 	words := []string{"groupferry"}
 	for _, a := range p.args {
-		words = append(words, quoted(a))
+		words = append(words, quoted(hideLogin(a)))
 	}
 	return strings.Join(words, " ")
 }

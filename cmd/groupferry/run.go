@@ -259,7 +259,7 @@ func (r *runner) resultsLine(importID string) string {
 	if r.sim != nil && strings.Contains(r.queue.dataDir, "groupferry-simulate-") {
 		return "" // gone by then
 	}
-	return "groupferry results " + importID + r.queue.args()
+	return "groupferry results " + importID + r.queue.args(r.getenv)
 }
 
 // A runReport is what one run did, apart from what the import came to.

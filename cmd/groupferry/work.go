@@ -57,7 +57,7 @@ finish for up to 30 seconds, the second leaves at once; neither loses anything.
 				return err
 			}
 			c := p.muster(q, client, &api, newMetrics())
-			c.goOn = "groupferry resume" + qf.args()
+			c.goOn = "groupferry resume" + qf.args(p.getenv)
 			c.cfg.StopOnHalt = drain
 			if drain {
 				c.cfg.Finished = p.drained(q)
