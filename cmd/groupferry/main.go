@@ -257,6 +257,14 @@ func files(_ *cobra.Command, args []string) error {
 	return nil
 }
 
+// noArgs checks the arguments of a verb that takes none.
+func noArgs(_ *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usagef("%q: this verb takes no arguments", args[0])
+	}
+	return nil
+}
+
 // imports checks the arguments of a verb that takes import IDs.
 func imports(least, most int) cobra.PositionalArgs {
 	return func(_ *cobra.Command, args []string) error {

@@ -13,7 +13,7 @@ func (p *program) resumeCommand() *cobra.Command {
 		Short: "Let the workers go on after a halt",
 		Long: `resume ends a halt, once what made it is mended: workers that wait go on at once, and
 those that are started make calls again. 'groupferry status' says why it halted.`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			q, err := p.open(qf, true)
 			if err != nil {

@@ -35,7 +35,7 @@ item-51007 (a code for single conversations). 50004:10% strikes one call in ten,
   POST /reset    forget the groups and the ledger`,
 		Example: `  groupferry simulate
   groupferry simulate --latency 50ms --jitter 10ms --fault 50004:10% --fault lost:5%`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			cfg.Existing = chatsim.Existing(existing)
 			if admin != "" {

@@ -33,7 +33,7 @@ finish for up to 30 seconds, the second leaves at once; neither loses anything.
 ` + exitCodes,
 		Example: `  groupferry work --nats-url nats://queue:4222 --region singapore --sdk-app-id 1400000000 --secret-key-file key
   groupferry work --drain --region singapore --sdk-app-id 1400000000 --secret-key-file key`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			client, err := p.client(&api)
 			if err != nil {
