@@ -470,12 +470,18 @@ func leakIn(text string, more ...string) string {
 	return sigLook.FindString(text)
 }
 
+// secretsDir is where the scripts keep their own secrets, which leakBelow leaves out.
+const secretsDir = ".secrets"
+
 // leakBelow looks for secrets in all files under dir and in their names.
 func leakBelow(dir string, more ...string) string {
 	leak := ""
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return nil // gone, or never there
+		}
+		if d.IsDir() && d.Name() == secretsDir {
+			return fs.SkipDir
 		}
 		text := path
 		if d.Type().IsRegular() {
