@@ -287,8 +287,13 @@ func (m *Metrics) SetUserSigExpiry(t time.Time) { m.watched.set(func(w *watched)
 
 // Pace is what the governor knows about the whole fleet.
 type Pace struct {
-	State    string // one of [States]
-	Commands map[string]Lane
+	State    string          // one of [States]
+	Commands map[string]Lane // of the process that leads; the others know none
+
+	Leading       bool          // this process grants the permits of all
+	LeaderChanges int64         // that this process saw
+	Refused       int64         // permits that came too late to be used
+	Standstill    time.Duration // how long calls of this process have waited while none was permitted
 }
 
 // A Lane is the pace of one command.
@@ -307,7 +312,7 @@ type Queue struct {
 
 // States returns the values of Pace.State: calls go out; a person said wait; every job would fail the same way; the API
 // is out of reach.
-func States() []string { return []string{"running", "paused", "halted", "outage"} }
+func States() []string { return []string{"running", "paused", "halted", "outage", "leaderless"} }
 
 const prefix = "groupferry_"
 
@@ -323,6 +328,7 @@ type watched struct {
 	lastResult time.Time
 
 	state, limit, effective, out, waiting *prometheus.Desc
+	leading, changes, refused, standstill *prometheus.Desc
 	pending, inHand                       *prometheus.Desc
 	userSigExpiry, lastResultTime         *prometheus.Desc
 }
@@ -343,6 +349,14 @@ func newWatched(commands []string) *watched {
 			"Permits that are out now.", "command"),
 		waiting: desc("permits_waiting",
 			"Calls that wait for a permit now.", "command"),
+		leading: desc("leading",
+			"1 if this process grants the permits of the fleet, else 0."),
+		changes: desc("leader_changes_total",
+			"Changes of the leader that this process saw."),
+		refused: desc("permits_refused_total",
+			"Permits that came too late to be used."),
+		standstill: desc("standstill_seconds_total",
+			"Time in which calls waited and none was permitted for over a second, halts apart."),
 		pending: desc("queue_pending_jobs",
 			"Jobs on the stream that no worker has yet."),
 		inHand: desc("queue_in_hand_jobs",
@@ -387,6 +401,17 @@ func (w *watched) Collect(ch chan<- prometheus.Metric) {
 			}
 			gauge(w.state, is, s)
 		}
+		counter := func(d *prometheus.Desc, v float64) {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v)
+		}
+		leading := 0.0
+		if p.Leading {
+			leading = 1
+		}
+		gauge(w.leading, leading)
+		counter(w.changes, float64(p.LeaderChanges))
+		counter(w.refused, float64(p.Refused))
+		counter(w.standstill, p.Standstill.Seconds())
 		for _, command := range w.commands {
 			lane, ok := p.Commands[command]
 			if !ok {

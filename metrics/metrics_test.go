@@ -100,11 +100,12 @@ func TestValues(t *testing.T) {
 				return Pace{State: "halted", Commands: map[string]Lane{
 					"create":  {Limit: 200, Effective: 150.5, Out: 3, Waiting: 9},
 					"unknown": {Limit: 1},
-				}}
+				}, Leading: true, LeaderChanges: 3, Refused: 2, Standstill: 1500 * time.Millisecond}
 			})
 		}, map[string]float64{
 			`state{state="running"}`: 0, `state{state="paused"}`: 0,
-			`state{state="halted"}`: 1, `state{state="outage"}`: 0,
+			`state{state="halted"}`: 1, `state{state="outage"}`: 0, `state{state="leaderless"}`: 0,
+			`leading`: 1, `leader_changes_total`: 3, `permits_refused_total`: 2, `standstill_seconds_total`: 1.5,
 			`rate_limit_calls_per_second{command="create"}`:     200,
 			`rate_effective_calls_per_second{command="create"}`: 150.5,
 			`permits_out{command="create"}`:                     3,

@@ -92,6 +92,9 @@ func (q *Queue) Enqueue(
 	if err != nil {
 		return EnqueueStats{}, err
 	}
+	if rec.State == Cancelled {
+		return EnqueueStats{}, fmt.Errorf("enqueue import %s: %w", importID, ErrCancelled)
+	}
 	e := &enqueuer{q: q, id: importID, writer: nuid.Next(), progress: progress, announced: rec.Jobs}
 	if e.last, e.seq, err = q.checkpoint(ctx, importID); err != nil {
 		return EnqueueStats{}, err
@@ -114,6 +117,11 @@ func (q *Queue) Enqueue(
 	if err == nil && rec.State == Complete {
 		// Another process enqueued and finished it while this one looked: the consumer made above is one too many.
 		err = q.deleteConsumer(ctx, importID)
+	}
+	if err == nil && rec.State == Cancelled { // meanwhile: what came after that is dropped as well
+		if err = q.drop(ctx, importID); err == nil {
+			err = fmt.Errorf("enqueue import %s: %w", importID, ErrCancelled)
+		}
 	}
 	return e.stats(), err
 }

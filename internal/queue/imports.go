@@ -35,7 +35,11 @@ const (
 	Enqueueing ImportState = "enqueueing" // some of its jobs may not be on the queue yet
 	Enqueued   ImportState = "enqueued"   // all of its jobs were put on the queue
 	Complete   ImportState = "complete"   // all of its jobs have a result
+	Cancelled  ImportState = "cancelled"  // somebody had those of its jobs dropped that nobody had in hand
 )
+
+// Over tells whether nothing more is going to happen to the import.
+func (s ImportState) Over() bool { return s == Complete || s == Cancelled }
 
 // importVersion is the version of an import record that this package writes, and the newest that it reads.
 const importVersion = 1
@@ -46,6 +50,7 @@ type Import struct {
 	Digest    string      `json:"digest"` // of the content and of the options that change jobs
 	State     ImportState `json:"state"`
 	Simulated bool        `json:"simulated,omitempty"` // its calls go to the simulator
+	Paused    bool        `json:"paused,omitempty"`    // by a person: no worker takes a job of it
 
 	Created   time.Time `json:"created,omitzero"`
 	Enqueued  time.Time `json:"enqueued,omitzero"`

@@ -23,8 +23,9 @@ const (
 	// counts until it is due, so this is mostly room for those.
 	maxInHand = 20_000
 
-	// fetchWait is how long a Fetch waits for a first job before it comes back without.
-	fetchWait = 2 * time.Second
+	// fetchWait is how long a Fetch waits for a first job before it comes back without: short, for whoever works to
+	// the end looks then whether all is done.
+	fetchWait = 250 * time.Millisecond
 
 	// A pull that finds no job waits at the server: longWait where nobody else is to be asked, shortWait otherwise, and
 	// then that import is left alone for longWait. longWait is also how late a Fetch can notice that its context ended,
@@ -108,7 +109,7 @@ func (q *Queue) Source(imports ...string) *Source {
 }
 
 // Fetch gives up to limit jobs; a limit below 1 counts as 1, and one above 1,000 as that. It waits for the first one,
-// and comes back without any and without an error when none came for about two seconds, so that the caller can look
+// and comes back without any and without an error when none came for a quarter of a second or two, so that the caller can look
 // whether all is done. It takes turns: an import with a million jobs waiting does not keep one with three from being
 // done.
 //
