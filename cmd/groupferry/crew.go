@@ -2,12 +2,16 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode"
 
 	"groupferry/internal/chat"
 	"groupferry/internal/governor"
@@ -19,29 +23,44 @@ import (
 // queueEvery is how old the queue's counts in the metrics can be.
 const queueEvery = 5 * time.Second
 
+// heedEvery is how often a crew looks whether somebody said something.
+const heedEvery = time.Second
+
 // A crew is everything that works on jobs in this process: the API's client, the pace, the worker, and those who
 // watch them.
 type crew struct {
 	p        *program
 	q        *queue.Queue
 	api      *chat.Client
-	governor *governor.Governor
+	pace     *governor.Member
 	metrics  *metrics.Metrics
 	counters *counters
 	cfg      worker.Config
+	importID string       // that a run is about; "" for all
+	paused   atomic.Bool  // that import is, by a person
+	rate     int          // that this process was started with
 	goOn     string       // the command that goes on after a halt
 	total    atomic.Int64 // jobs that the progress line counts to; 0 when nobody knows
 
 	queueFault atomic.Pointer[error] // why the queue could not be asked, for readiness
 }
 
-func (p *program) muster(q *queue.Queue, api *chat.Client, a *apiFlags, m *metrics.Metrics) *crew {
-	c := &crew{p: p, q: q, api: api, metrics: m, counters: &counters{}}
+// muster joins the fleet that works on the queue. Somebody has to disband the crew.
+func (p *program) muster(q *queue.Queue, api *apiClient, a *apiFlags, m *metrics.Metrics) (*crew, error) {
+	c := &crew{p: p, q: q, api: api.Client, metrics: m, counters: &counters{}, rate: a.rate}
 	log := p.console.log
-	c.governor = governor.New(governor.Config{
-		Rate:    a.rate,
-		Gate:    &governor.Gate{OnHalt: c.halted},
-		OnGrant: m.Granted,
+	link, err := q.Link(p.soft)
+	if err != nil {
+		return nil, err
+	}
+	c.pace, err = governor.Join(link, governor.MemberConfig{
+		Name:        memberName(),
+		Rate:        a.rate,
+		CallTimeout: a.timeout,
+		Home:        q.Embedded,
+		Gate:        &governor.Gate{OnHalt: c.halted},
+		RoundTrip:   api.trips.Shortest,
+		OnGrant:     m.Granted,
 		OnSlower: func(command string, rate float64) {
 			log.Warn("throttled by the API; going slower", "command", command, "calls_per_second", int(rate))
 		},
@@ -52,14 +71,39 @@ func (p *program) muster(q *queue.Queue, api *chat.Client, a *apiFlags, m *metri
 				log.Info("the API answers again")
 			}
 		},
+		OnLead: func(leading bool, wait time.Duration) {
+			if leading && wait > 0 {
+				log.Info("calls of an earlier process may still be on their way; waiting for them", "wait", wait.Round(time.Millisecond))
+			}
+			log.Debug("leading", "leading", leading)
+		},
+		OnError: func(err error) { log.Debug("lease", "err", err) },
 	})
-	m.WatchPace(paceOf(c.governor))
+	if err != nil {
+		return nil, err
+	}
+	m.WatchPace(paceOf(c.pace))
 	m.SetUserSigExpiry(api.SigExpiry())
 	c.cfg = worker.Config{
 		Concurrency: a.concurrency, ChunkSize: a.chunk, MaxAttempts: a.attempts,
 		Name: processName(), Observer: observer{c.counters, m}, Log: log,
 	}
-	return c
+	return c, nil
+}
+
+// disband leaves the fleet; the lead is handed over.
+func (c *crew) disband() { c.pace.Leave() }
+
+// memberName is processName with a part that no earlier process had.
+func memberName() string {
+	b := make([]byte, 8)
+	rand.Read(b)
+	return strings.Map(func(r rune) rune {
+		if r == '.' || r == '*' || r == '>' || unicode.IsSpace(r) {
+			return '_' // of a subject
+		}
+		return r
+	}, processName()) + "-" + hex.EncodeToString(b)
 }
 
 // A standingHalt is one that another process said, or an earlier run.
@@ -135,7 +179,7 @@ func (c *crew) check(ctx context.Context) error {
 
 // checkOnce makes the call. The first error is the second one as the API's, if it is one.
 func (c *crew) checkOnce(ctx context.Context) (*chat.Error, error) {
-	permit, err := c.governor.Acquire(ctx, string(chat.GetContactGroup), "")
+	permit, err := c.pace.Acquire(ctx, string(chat.GetContactGroup), "")
 	if err != nil {
 		return nil, err
 	}
@@ -163,9 +207,9 @@ func (c *crew) work(source *queue.Source, listener net.Listener) error {
 	watchers.Go(func() {
 		err := c.q.WatchHalt(watching, func(h *queue.Halt) {
 			if h == nil {
-				c.governor.Resume()
+				c.pace.Resume()
 			} else {
-				c.governor.Halt(&standingHalt{*h})
+				c.pace.Halt(&standingHalt{*h})
 			}
 		})
 		if err != nil {
@@ -173,6 +217,7 @@ func (c *crew) work(source *queue.Source, listener net.Listener) error {
 		}
 	})
 	watchers.Go(func() { c.showProgress(watching) })
+	watchers.Go(func() { c.heed(watching) })
 	if listener != nil {
 		c.metrics.WatchQueue(c.watchQueue(watching, &watchers))
 		watchers.Go(func() {
@@ -181,14 +226,37 @@ func (c *crew) work(source *queue.Source, listener net.Listener) error {
 			}
 		})
 	}
-	err := worker.New(c.cfg, jobSource{source}, resultStore{c.q}, c.api, c.governor).Run(p.hard, p.soft.Done())
+	err := worker.New(c.cfg, jobSource{source}, resultStore{c.q}, c.api, c.pace).Run(p.hard, p.soft.Done())
 	p.console.end()
 	return err
 }
 
+// heed follows what somebody says while the crew works: the rate, and whether the import of a run is paused.
+func (c *crew) heed(ctx context.Context) {
+	now := 0
+	for {
+		if c.importID != "" {
+			if i, err := c.q.Import(ctx, c.importID); err == nil && c.paused.Swap(i.Paused) != i.Paused && i.Paused {
+				c.p.console.log.Warn("the import is paused; to go on: groupferry resume " + c.importID)
+			}
+		}
+		if rate, err := c.q.Rate(ctx); err == nil && rate != now {
+			now = rate
+			if rate == 0 {
+				rate = c.rate
+			}
+			c.pace.SetRate(rate)
+			c.p.console.log.Info("the rate was changed", "calls_per_second", rate)
+		}
+		if !sleepFor(ctx, heedEvery) {
+			return
+		}
+	}
+}
+
 // ready tells a load balancer, or a person, why no work is being done.
 func (c *crew) ready() error {
-	if cause := c.governor.Halted(); cause != nil {
+	if cause := c.pace.Halted(); cause != nil {
 		return &governor.HaltedError{Cause: cause}
 	}
 	if err := c.queueFault.Load(); err != nil && *err != nil {
@@ -230,7 +298,7 @@ func queueCounts(ctx context.Context, q *queue.Queue) (metrics.Queue, error) {
 	var n metrics.Queue
 	all, err := q.Imports(ctx)
 	for _, i := range all {
-		if i.State == queue.Complete {
+		if i.State.Over() {
 			continue
 		}
 		pending, inHand, perr := q.Pending(ctx, i.ID)
@@ -269,8 +337,10 @@ func (c *crew) showProgress(ctx context.Context) {
 			if n := n.throttled.Load(); n > 0 {
 				s += fmt.Sprintf(", %s throttled", count(n))
 			}
-			if state := c.governor.Snapshot().State; state != governor.Running {
+			if state := c.pace.Snapshot().State; state != governor.Running {
 				s += ", " + string(state)
+			} else if c.paused.Load() {
+				s += ", paused"
 			} else if left := c.total.Load() - finished; left > 0 && calls > 0 && finished > 0 {
 				perJob := float64(n.calls.Load()) / float64(finished)
 				s += ", " + span(time.Duration(float64(left)*perJob/calls*float64(time.Second))) + " left"

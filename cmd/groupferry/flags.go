@@ -172,8 +172,14 @@ func (a *apiFlags) add(cmd *cobra.Command) {
 	f.DurationVar(&a.timeout, "timeout", 10*time.Second, "of one call")
 }
 
+// An apiClient is the API's client, and the round trips that it saw.
+type apiClient struct {
+	*chat.Client
+	trips *governor.Trips
+}
+
 // client makes the API's client, and says in terms of flags what is missing.
-func (p *program) client(a *apiFlags) (*chat.Client, error) {
+func (p *program) client(a *apiFlags) (*apiClient, error) {
 	switch {
 	case a.rate < 1:
 		return nil, usagef("--rate %d: at least 1", a.rate)
@@ -186,10 +192,17 @@ func (p *program) client(a *apiFlags) (*chat.Client, error) {
 	case a.timeout <= 0:
 		return nil, usagef("--timeout %v: more than that", a.timeout)
 	}
-	cfg := chat.Config{Admin: a.admin, Timeout: a.timeout, MaxConns: a.concurrency}
+	trips := &governor.Trips{}
+	made := func(c *chat.Client, err error) (*apiClient, error) {
+		if err != nil {
+			return nil, &usageError{err}
+		}
+		return &apiClient{c, trips}, nil
+	}
+	cfg := chat.Config{Admin: a.admin, Timeout: a.timeout, MaxConns: a.concurrency, OnTrip: trips.Note}
 	if a.simulator != "" {
 		cfg.BaseURL, cfg.SDKAppID, cfg.SecretKey = a.simulator, chatsim.DemoSDKAppID, chatsim.DemoSecretKey
-		return chat.New(cfg)
+		return made(chat.New(cfg))
 	}
 	switch {
 	case a.url != "" && a.region != "":
@@ -222,11 +235,7 @@ func (p *program) client(a *apiFlags) (*chat.Client, error) {
 	if cfg.SecretKey == "" && cfg.UserSig == "" {
 		return nil, usagef("no credentials: give --secret-key-file, %s, --usersig-file or %s", envSecretKey, envUserSig)
 	}
-	c, err := chat.New(cfg)
-	if err != nil {
-		return nil, &usageError{err}
-	}
-	return c, nil
+	return made(chat.New(cfg))
 }
 
 // secret reads a secret from its file, or else from the environment.

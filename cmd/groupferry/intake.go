@@ -151,6 +151,8 @@ func (p *program) begin(ctx context.Context, q *queue.Queue, i queue.Import) (qu
 	at := stored.Created.Local().Format(time.DateTime)
 	switch {
 	case !existed:
+	case stored.State == queue.Cancelled:
+		p.console.say("import %s was begun at %s and cancelled: nothing to do; another --import-id imports it again", i.ID, at)
 	case stored.State == queue.Complete:
 		p.console.say("import %s was begun at %s and is complete: nothing to do", i.ID, at)
 	default:

@@ -101,11 +101,18 @@ func (o observer) JobPutBack(reason string) {
 	o.Metrics.JobPutBack(reason)
 }
 
-// paceOf shows the governor to the metrics.
-func paceOf(g *governor.Governor) func() metrics.Pace {
+// paceOf shows the fleet to the metrics.
+func paceOf(m *governor.Member) func() metrics.Pace {
 	return func() metrics.Pace {
-		s := g.Snapshot()
-		p := metrics.Pace{State: string(s.State), Commands: map[string]metrics.Lane{}}
+		s := m.Snapshot()
+		p := metrics.Pace{
+			State: string(s.State), Commands: map[string]metrics.Lane{}, Leading: s.Leading,
+			LeaderChanges: s.LeaderChanges, Refused: s.Refused, Standstill: s.Standstill,
+		}
+		var standing *standingHalt
+		if errors.As(m.Halted(), &standing) {
+			p.State = standing.State // a person's pause looks like a halt to the governor
+		}
 		for command, l := range s.Lanes {
 			p.Commands[command] = metrics.Lane{Limit: l.Limit, Effective: l.Effective, Out: l.Out, Waiting: l.Waiting}
 		}

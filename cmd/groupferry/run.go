@@ -107,10 +107,14 @@ func (r *runner) run(cmd *cobra.Command, inputs []string) error {
 	}
 	m := newMetrics()
 	m.Rows(plan.Summary.Accepted, plan.Summary.Duplicates, plan.Summary.Rejected)
-	c := r.muster(q, api, &r.api, m)
-	c.goOn = r.commandLine()
+	c, err := r.muster(q, api, &r.api, m)
+	if err != nil {
+		return err
+	}
+	defer c.disband()
+	c.goOn, c.importID = r.commandLine(), plan.ImportID
 	started := time.Now()
-	if stored.State != queue.Complete {
+	if !stored.State.Over() {
 		if err := r.prepare(c, plan, stored); err != nil {
 			return r.unfinished(err)
 		}
@@ -248,7 +252,7 @@ func (r *runner) report(c *crew, importID string, took time.Duration) error {
 	if sim := run.Simulator; sim != nil && sim.Disagrees != "" && r.soft.Err() == nil {
 		return fmt.Errorf("the simulator's ledger and the report disagree: %s", sim.Disagrees)
 	}
-	if s.Rejected > 0 || s.Jobs.Partial > 0 || s.Jobs.Failed > 0 {
+	if s.Rejected > 0 || s.Jobs.Partial > 0 || s.Jobs.Failed > 0 || s.Jobs.Dropped > 0 {
 		return errIncomplete
 	}
 	return nil

@@ -72,7 +72,8 @@ look at an embedded server while another groupferry works with it.`,
 // An importStatus is how far an import is. Its JSON form is read by programs: fields are added, never changed.
 type importStatus struct {
 	Import        string             `json:"import"`
-	State         string             `json:"state"` // enqueueing, enqueued, complete
+	State         string             `json:"state"` // enqueueing, enqueued, complete, cancelled
+	Paused        bool               `json:"paused"`
 	Simulated     bool               `json:"simulated,omitempty"`
 	Files         []string           `json:"files"`
 	Created       time.Time          `json:"created"`
@@ -99,6 +100,7 @@ type jobCounts struct {
 	Failed  int64 `json:"failed"`
 	Pending int64 `json:"pending"` // without a result, those in hand included
 	InHand  int64 `json:"in_hand"`
+	Dropped int64 `json:"dropped"` // by cancel
 }
 
 type conversationCounts struct {
@@ -106,6 +108,7 @@ type conversationCounts struct {
 	Done    int64 `json:"done"`
 	Failed  int64 `json:"failed"`
 	Pending int64 `json:"pending"`
+	Dropped int64 `json:"dropped"`
 }
 
 // statusOf gathers what the queue knows about an import.
@@ -126,7 +129,7 @@ func statusOf(ctx context.Context, q *queue.Queue, id string) (importStatus, err
 		return importStatus{}, err
 	}
 	s := importStatus{
-		Import: i.ID, State: string(i.State), Simulated: i.Simulated, Files: i.Files, Created: i.Created,
+		Import: i.ID, State: string(i.State), Paused: i.Paused, Simulated: i.Simulated, Files: i.Files, Created: i.Created,
 		Rows: i.Rows, Accepted: i.Accepted, Duplicates: i.Duplicates, Rejected: i.Rejected, RejectsFile: i.RejectsFile,
 		Jobs: jobCounts{Total: i.Jobs, Done: tally.Jobs.Done, Partial: tally.Jobs.Partial, Failed: tally.Jobs.Failed,
 			Pending: i.Jobs - tally.Total(), InHand: inHand},
@@ -143,7 +146,11 @@ func statusOf(ctx context.Context, q *queue.Queue, id string) (importStatus, err
 	if !tally.LastResult.IsZero() {
 		s.LastResult = &tally.LastResult
 	}
-	if i.State == queue.Complete {
+	if i.State == queue.Cancelled {
+		s.Jobs.Pending, s.Jobs.Dropped = 0, s.Jobs.Pending
+		s.Conversations.Pending, s.Conversations.Dropped = 0, s.Conversations.Pending
+	}
+	if i.State.Over() {
 		zero := 0.0
 		s.SecondsLeft = &zero
 		return s, nil
@@ -185,8 +192,17 @@ func (s *importStatus) addsUp() error {
 func (s *importStatus) text() string {
 	var b strings.Builder
 	state := s.State
+	if s.Paused {
+		state += ", paused"
+	}
 	if s.Simulated {
 		state += ", simulated"
+	}
+	dropped := func(n int64) string {
+		if n == 0 {
+			return ""
+		}
+		return " · dropped " + count(n)
 	}
 	fmt.Fprintf(&b, "import %s (%s): %s\n", s.Import, strings.Join(s.Files, ", "), state)
 	rejects := ""
@@ -195,10 +211,11 @@ func (s *importStatus) text() string {
 	}
 	fmt.Fprintf(&b, "  rows           %-9s accepted %s · duplicates %s · rejected %s%s\n",
 		count(s.Rows), count(s.Accepted), count(s.Duplicates), count(s.Rejected), rejects)
-	fmt.Fprintf(&b, "  jobs           %-9s done %s · partial %s · failed %s · pending %s\n",
-		count(s.Jobs.Total), count(s.Jobs.Done), count(s.Jobs.Partial), count(s.Jobs.Failed), count(s.Jobs.Pending))
-	fmt.Fprintf(&b, "  conversations  %-9s done %s · failed %s · pending %s\n",
-		count(s.Conversations.Total), count(s.Conversations.Done), count(s.Conversations.Failed), count(s.Conversations.Pending))
+	fmt.Fprintf(&b, "  jobs           %-9s done %s · partial %s · failed %s · pending %s%s\n",
+		count(s.Jobs.Total), count(s.Jobs.Done), count(s.Jobs.Partial), count(s.Jobs.Failed), count(s.Jobs.Pending), dropped(s.Jobs.Dropped))
+	fmt.Fprintf(&b, "  conversations  %-9s done %s · failed %s · pending %s%s\n",
+		count(s.Conversations.Total), count(s.Conversations.Done), count(s.Conversations.Failed), count(s.Conversations.Pending),
+		dropped(s.Conversations.Dropped))
 	if s.Rate > 0 && s.SecondsLeft != nil {
 		fmt.Fprintf(&b, "  rate           %.1f jobs a second over the last minute, %s left\n",
 			s.Rate, span(time.Duration(*s.SecondsLeft*float64(time.Second))))
@@ -266,7 +283,7 @@ func (r *statusReport) text() string {
 // settled tells whether nothing is going to change.
 func (r *statusReport) settled() bool {
 	for _, i := range r.Imports {
-		if i.State != string(queue.Complete) {
+		if !queue.ImportState(i.State).Over() {
 			return false
 		}
 	}

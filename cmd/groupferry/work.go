@@ -56,7 +56,11 @@ finish for up to 30 seconds, the second leaves at once; neither loses anything.
 			if err := p.keepApart(p.soft, q, false); err != nil {
 				return err
 			}
-			c := p.muster(q, client, &api, newMetrics())
+			c, err := p.muster(q, client, &api, newMetrics())
+			if err != nil {
+				return err
+			}
+			defer c.disband()
 			c.goOn = "groupferry resume" + qf.args(p.getenv)
 			c.cfg.StopOnHalt = drain
 			if drain {
@@ -68,7 +72,7 @@ finish for up to 30 seconds, the second leaves at once; neither loses anything.
 			case err != nil:
 				return err
 			case standing != nil:
-				c.governor.Halt(&standingHalt{*standing})
+				c.pace.Halt(&standingHalt{*standing})
 				p.console.warn("%s: %s; to go on: %s", standing.State, standing.Reason, c.goOn)
 			default:
 				var unreachable *unreachableError

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"groupferry/internal/queue"
+)
+
+// steering makes a verb that changes what workers do, while they run or before they do.
+func (p *program) steering(cmd *cobra.Command, steer func(context.Context, *queue.Queue, []string) error) *cobra.Command {
+	var qf queueFlags
+	cmd.RunE = func(_ *cobra.Command, args []string) error {
+		q, err := p.open(qf, true)
+		if err != nil {
+			return err
+		}
+		defer q.Close()
+		err = steer(p.soft, q, args)
+		if errors.Is(err, queue.ErrNoImport) {
+			return hint(err, "'groupferry status%s' lists the imports", qf.args(p.getenv))
+		}
+		return err
+	}
+	qf.add(cmd)
+	p.consoleFlags(cmd)
+	return cmd
+}
+
+func (p *program) pauseCommand() *cobra.Command {
+	return p.steering(&cobra.Command{
+		Use:   "pause [IMPORT]",
+		Short: "Make no more calls until resumed",
+		Long: `pause stops the calls of all workers, those that join later included, until
+'groupferry resume'. With an IMPORT it is that import alone, and the others go on.
+Calls under way end, and nothing is lost.`,
+		Args: imports(0, 1),
+	}, func(ctx context.Context, q *queue.Queue, args []string) error {
+		if len(args) == 1 {
+			if err := q.PauseImport(ctx, args[0]); err != nil {
+				return err
+			}
+			p.console.say("import %s is paused; to go on: groupferry resume %s", args[0], args[0])
+			return nil
+		}
+		err := q.SetHalt(ctx, queue.Halt{
+			State: queue.Paused, Reason: "by hand", Command: "groupferry resume", By: processName(),
+		})
+		if err != nil {
+			return err
+		}
+		p.console.say("paused; to go on: groupferry resume")
+		return nil
+	})
+}
+
+func (p *program) resumeCommand() *cobra.Command {
+	return p.steering(&cobra.Command{
+		Use:   "resume [IMPORT]",
+		Short: "Go on after a pause or a halt",
+		Long: `resume ends a pause, or a halt once what made it is mended: workers that wait go on
+at once, and those that are started make calls again. 'groupferry status' says why
+they stand still. With an IMPORT it ends the pause of that import.`,
+		Args: imports(0, 1),
+	}, func(ctx context.Context, q *queue.Queue, args []string) error {
+		if len(args) == 1 {
+			if err := q.ResumeImport(ctx, args[0]); err != nil {
+				return err
+			}
+			p.console.say("import %s goes on", args[0])
+			return nil
+		}
+		was, err := q.ClearHalt(ctx)
+		switch {
+		case err != nil:
+			return err
+		case was == nil:
+			p.console.say("nothing was halted or paused")
+		default:
+			p.console.say("resumed; it was %s since %s: %s", was.State, was.Since.Local().Format(time.DateTime), was.Reason)
+		}
+		return nil
+	})
+}
+
+func (p *program) cancelCommand() *cobra.Command {
+	return p.steering(&cobra.Command{
+		Use:   "cancel IMPORT",
+		Short: "Drop the jobs of an import that are not begun",
+		Long: `cancel drops the jobs of an import that no worker has in hand. What is in hand ends,
+and the results so far are kept; 'groupferry status' counts what was dropped.
+The groups that were written stay. To import the same content again, give it
+another --import-id.`,
+		Args: imports(1, 1),
+	}, func(ctx context.Context, q *queue.Queue, args []string) error {
+		if err := q.Cancel(ctx, args[0]); err != nil {
+			return err
+		}
+		s, err := statusOf(ctx, q, args[0])
+		if err != nil {
+			return err
+		}
+		p.console.say("import %s is cancelled: %s of %s jobs had a result", args[0], count(s.Jobs.Total-s.Jobs.Pending-s.Jobs.Dropped), count(s.Jobs.Total))
+		return nil
+	})
+}
+
+func (p *program) rateCommand() *cobra.Command {
+	return p.steering(&cobra.Command{
+		Use:   "rate [CALLS]",
+		Short: "Show or change the calls a second while workers run",
+		Long: `rate sets the calls a second for each command, for all workers, from the next second
+on and for those that join later; it goes before their --rate. Without CALLS it
+shows what is set, and 0 leaves it to the workers again.`,
+		Example: "  groupferry rate 160",
+		Args:    cobra.MaximumNArgs(1),
+	}, func(ctx context.Context, q *queue.Queue, args []string) error {
+		if len(args) == 0 {
+			rate, err := q.Rate(ctx)
+			if err == nil {
+				_, err = fmt.Fprintln(p.stdout, rate)
+			}
+			return err
+		}
+		n, err := strconv.Atoi(args[0])
+		if err != nil || n < 0 {
+			return usagef("rate %q: a number of calls a second", args[0])
+		}
+		if err := q.SetRate(ctx, n); err != nil {
+			return err
+		}
+		if n == 0 {
+			p.console.say("the rate is what the workers were started with")
+		} else {
+			p.console.say("at most %d calls a second for each command", n)
+		}
+		return nil
+	})
+}
