@@ -163,15 +163,14 @@ func (p *program) begin(ctx context.Context, q *queue.Queue, i queue.Import) (qu
 
 // enqueue puts the jobs on the queue that are not there yet.
 func (p *program) enqueue(ctx context.Context, q *queue.Queue, plan *importer.Plan, m *metrics.Metrics) error {
-	total, before := plan.Summary.Jobs, int64(-1)
+	total := plan.Summary.Jobs
 	stats, err := q.Enqueue(ctx, plan.ImportID, plan.Jobs(), func(done int64) {
-		if m != nil && before >= 0 {
-			m.JobsEnqueued(int(done - before))
-		}
-		before = done
 		p.console.progress(func() string { return fmt.Sprintf("enqueued %s of %s jobs", count(done), count(total)) })
 	})
 	p.console.end()
+	if m != nil {
+		m.JobsEnqueued(int(stats.Jobs)) // not those of an earlier run
+	}
 	if errors.Is(err, queue.ErrOrder) {
 		return hint(err, "give the input another --import-id to import it as a whole")
 	}
