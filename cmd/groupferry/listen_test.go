@@ -1,0 +1,133 @@
+package main
+
+import (
+	"bufio"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"groupferry/internal/chatsim"
+)
+
+// freeAddress gives an address that nobody listens at.
+func freeAddress(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// scrape gives the samples of a page of metrics by their name with labels; none while nobody answers.
+func scrape(t testing.TB, url string) map[string]float64 {
+	t.Helper()
+	response, err := http.Get(url)
+	if err != nil {
+		return nil
+	}
+	defer response.Body.Close()
+	b, err := io.ReadAll(response.Body)
+	if err != nil {
+		return nil
+	}
+	if leak := leakIn(string(b)); leak != "" {
+		t.Errorf("the metrics show a secret: %s", leak)
+	}
+	samples := map[string]float64{}
+	for lines := bufio.NewScanner(strings.NewReader(string(b))); lines.Scan(); {
+		name, value, _ := strings.Cut(lines.Text(), " ")
+		if n, err := strconv.ParseFloat(value, 64); err == nil {
+			samples[name] = n
+		}
+	}
+	return samples
+}
+
+// A run that listens shows how far it is, in the numbers of its report.
+func TestListen(t *testing.T) {
+	t.Parallel()
+	sizes := make([]int, 30)
+	for i := range sizes {
+		sizes[i] = 1 + i%7
+	}
+	rows := makeRows(15, sizes...)
+	accepted := len(rows)
+	rows = append(rows, rows[0], rows[1], row{"nobody", "", rows[0].item})
+	// With one job in hand the calls come one by one, and the one after the first 21 gets no answer: the numbers stand
+	// still then. The first of all proves the credentials.
+	const done = 20
+	sim, url := startSim(t, chatsim.Config{
+		FailIDs: map[string]int{"friend-4": 50001},
+		Faults:  []chatsim.Fault{{Kind: chatsim.Hang, After: 1 + done}},
+	})
+	s := newShell(t, url)
+	base := "http://" + freeAddress(t)
+	c := s.start("run", "--output", "json", "--concurrency", "1", "--timeout", "10m", "--listen", strings.TrimPrefix(base, "http://"),
+		"--rejects", filepath.Join(t.TempDir(), "rejects.csv"), writeRows(t, rows))
+	var samples map[string]float64
+	sum := func(name string) (n float64) {
+		for key, value := range samples {
+			if strings.HasPrefix(key, name+"{") {
+				n += value
+			}
+		}
+		return n
+	}
+	await(t, "the call that gets no answer", func() bool {
+		samples = scrape(t, base+"/metrics")
+		return sum("groupferry_jobs_total") == done && created(sim) == 1+done && samples["groupferry_jobs_in_hand"] == 1
+	})
+	for path, want := range map[string]int{"/livez": 200, "/readyz": 200, "/": 200, "/nothing": 404} {
+		response, err := http.Get(base + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response.Body.Close()
+		if response.StatusCode != want {
+			t.Errorf("%s: got status %d, want %d", path, response.StatusCode, want)
+		}
+	}
+	c.signals <- os.Interrupt
+	c.signals <- os.Interrupt
+	r := c.wait(exitInterrupted).report()
+
+	if r.Accepted != int64(accepted) || r.Duplicates != 2 || r.Rejected != 1 || r.Jobs.Partial == 0 || r.Jobs.Done == 0 {
+		t.Errorf("report: got %+v, want %d rows accepted, 2 duplicates, 1 rejected, some jobs done and some partial", r, accepted)
+	}
+	for name, want := range map[string]int64{
+		`groupferry_rows_total{outcome="accepted"}`:              r.Accepted,
+		`groupferry_rows_total{outcome="duplicate"}`:             r.Duplicates,
+		`groupferry_rows_total{outcome="rejected"}`:              r.Rejected,
+		`groupferry_jobs_enqueued_total`:                         r.Jobs.Total,
+		`groupferry_jobs_total{outcome="done"}`:                  r.Jobs.Done,
+		`groupferry_jobs_total{outcome="partial"}`:               r.Jobs.Partial,
+		`groupferry_jobs_total{outcome="failed"}`:                r.Jobs.Failed,
+		`groupferry_conversations_total{outcome="done"}`:         r.Conversations.Done,
+		`groupferry_conversations_total{outcome="failed"}`:       r.Conversations.Failed,
+		`groupferry_job_attempts_total`:                          done,
+		`groupferry_state{state="running"}`:                      1,
+		`groupferry_state{state="halted"}`:                       0,
+		`groupferry_permits_out{command="create_contact_group"}`: 1,
+	} {
+		if got, there := samples[name]; got != float64(want) || !there {
+			t.Errorf("%s: got %v, want %d", name, got, want)
+		}
+	}
+	if got := sum("groupferry_calls_total"); got != float64(r.Run.Calls) || r.Run.Calls != 1+done {
+		t.Errorf("calls: got %v in the metrics and %d in the report, want %d", got, r.Run.Calls, 1+done)
+	}
+	if got, want := samples["groupferry_usersig_expiry_timestamp_seconds"], float64(time.Now().Unix()); got <= want {
+		t.Errorf("end of the UserSig: got %v, want it after %v", got, want)
+	}
+	if _, err := http.Get(base + "/livez"); err == nil {
+		t.Error("after the end: got an answer, want none")
+	}
+}
