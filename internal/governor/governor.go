@@ -1,24 +1,54 @@
-// Package governor paces the calls: it hands out permits, one for each call, and decides when none may be made.
+// Package governor paces the calls of a whole fleet: it hands out permits, one for each call, and decides when none may
+// be made.
 //
-//	Acquire(command, user) ──► waiting: first come first served, one call of a user at a time
-//	                              │
-//	                              ▼   granted when a permit of the command is free, the pace allows it,
-//	                            permit    and nothing is halted
-//	                              │
-//	    Done(outcome) ◄── call ◄──┘
-//	        │
-//	        └─► cooling: the permit is free again one second after its call has ended
+//	 one of the members leads, elected by a lease
+//	┌───────────────────────────────────────────────────────────────────┐
+//	│ Governor     waiting: first come first served, one call of a user │◄── wants of the other members
+//	│                 │                                                 │
+//	│                 ▼     granted when a permit of the command is     │
+//	│               permit  free, the pace allows it, nothing is halted │──► grants
+//	│                 │                                                 │
+//	│  Done(outcome) ◄┘ call                                            │◄── outcomes
+//	│      │                                                            │
+//	│      └─► cooling: free again one second after the call has ended  │
+//	└───────────────────────────────────────────────────────────────────┘
+//
+// A [Governor] does that for one process. [Member] is a process of a fleet: it asks whoever leads, and leads when
+// nobody does. The package uses the standard library only; a [Link] carries its lease and its messages.
 //
 // # Never over the limit
 //
 // Every command has as many permits as calls are allowed in a second. A call reaches the server after its permit was
-// granted and before [Permit.Done] is called for it, and the permit stays taken for a second after that. So all calls
-// that arrive within any one second hold different permits at the end of that second, and there are no more calls
-// than permits. Neither the delay of the network nor the server's clock is in that argument: time is measured here
-// alone, and only how much of it has passed.
+// granted and before its end is known, and the permit stays taken for a second after that. So all calls that arrive
+// within any one second hold different permits at the end of that second, and there are no more calls than permits.
+// Neither the delay of the network nor the clock of any other machine is in that argument: each process measures only
+// how much time has passed.
 //
-// What it takes for granted: a caller calls Done only once the call can no longer reach the server, and no other
-// program calls the API for the same app.
+// In a fleet the leader may not hear of a call's end. A member gives its leader signs of life, and a grant answers the
+// last one. Its call begins within [validity] of that sign, or the permit goes back unused; it is over after the
+// timeout of that member's calls. So a permit of which nothing is heard is free after validity + timeout + 1 s.
+//
+// There are never two leaders that grant. A leader grants until [reign] after it sent the last renewal of its lease
+// that succeeded. A member that takes the lease from it first waits until everything that may have been granted is
+// over: reign + validity + the longest timeout + 1 s after it first saw the last renewal. It waits no more than a second
+// after a lease that was handed over with all permits back, and not at all after one that is long past. Where the leader
+// alone used the permits and ran the embedded server that this process runs now, it is dead, its connections have
+// dropped what they held, and what is on the wire gets [wire].
+//
+// What this takes for granted: a caller says Done only when its call cannot reach the server any more (the client drops
+// what is unsent with a connection that it gives up); clocks run at the same speed, and do not stand still while the
+// machine works; the server of the lease does not lose what it has acknowledged. Outside of it are a process that
+// freezes between looking at the validity of its permit and writing the call, and other programs that call the API for
+// the same app.
+//
+// # Close to the limit
+//
+// A permit is taken for the length of its call and a second, so the rate is limit / (1 s + call time). But of two calls
+// with one permit the first was at the server at the latest half a round trip before its end, and the second is there at
+// the earliest half a round trip after its grant: the second can be shorter by the shortest round trip there is. The
+// shortest that was seen of many, less a margin of a twentieth and a millisecond at least, is taken for that; see
+// [Trips] and TestRoundTripCredit. A path that suddenly is shorter than it ever was by more than the margin can let a
+// second have as many calls too many as the difference makes, until the first answer on it is in.
 //
 // # A steady stream
 //
@@ -30,9 +60,9 @@
 //
 // # Slower, or not at all
 //
-// A throttled call lowers the rate of its command for everybody, and time without one raises it again. A halt refuses
-// all permits until somebody resumes. When calls fail one after another without reaching the API (an outage), one
-// probe at a time goes out until one gets through.
+// A throttled call lowers the rate of its command for everybody to what the API has just taken, and time without one
+// raises it again. A halt refuses all permits until somebody resumes. When calls fail one after another without
+// reaching the API (an outage), one probe at a time goes out until one gets through.
 package governor
 
 import (
@@ -68,10 +98,18 @@ const (
 	// smoothing is the weight of one call in the usual length of a call.
 	smoothing = 1.0 / 16
 
-	// slowdown is what a throttled call leaves of the rate, and recovery the share of the full rate that comes back
-	// with each second without one. At 200/s a rate that fell to half is whole again after 50 s.
-	slowdown = 0.8
-	recovery = 0.01
+	// A throttled call lowers the rate to slowdown times what the API has taken in the last second, and by a step at
+	// least: the limit that it enforces cannot be lower than what it took.
+	slowdown = 0.97
+	step     = 0.95
+
+	// After that the rate stays for hold. Then it rises, each second by firstGain of the full rate, twice as much
+	// after each doubling without a throttled call, up to mostGain. So it finds the limit again with a refused call now
+	// and then, and a limit that is gone is noticed: from half of the full rate it takes 21 s to the whole.
+	hold      = 2 * time.Second
+	firstGain = 0.005
+	mostGain  = 0.05
+	doubling  = 5 * time.Second
 
 	// An outage is outageStreak calls in a row without an answer, or outageFew of them over outageTime: with few
 	// calls under way a long streak would take too long to gather.
@@ -146,10 +184,11 @@ type Governor struct {
 // A lane holds the permits of one command.
 type lane struct {
 	command   string
-	limit     float64 // calls a second, as configured
-	rate      float64 // calls a second now: less than limit after a throttled call
-	rateAt    time.Time
-	slowed    time.Time   // when the rate was last lowered
+	limit     float64     // calls a second, as configured
+	rate      float64     // calls a second now: less than limit after a throttled call
+	floor     float64     // what it was lowered to
+	slowed    time.Time   // when that was
+	taken     []time.Time // when calls of the last second were answered, throttled ones apart
 	out       int         // permits whose call has not ended
 	granted   uint64      // counts the grants
 	answered  uint64      // number of the latest grant whose call has ended
@@ -324,6 +363,8 @@ func (g *Governor) end(t *grant, o Outcome, roundTrip time.Duration, now time.Ti
 	}
 	l.answered = max(l.answered, t.number)
 	if o == Answered {
+		l.forgetTaken(now)
+		l.taken = append(l.taken, now)
 		l.usual += smoothing * (now.Sub(t.at).Seconds() - l.usual)
 	}
 	u.busy = false
@@ -347,8 +388,7 @@ func (g *Governor) end(t *grant, o Outcome, roundTrip time.Duration, now time.Ti
 	}
 }
 
-// credit is how much earlier than a second after its call a permit may come back: see the package comment. The margin
-// is for a path that gets shorter than it ever was.
+// credit is how much earlier than a second after its call a permit may come back; see the package comment.
 func credit(roundTrip time.Duration) time.Duration {
 	return max(0, roundTrip-max(roundTrip/20, time.Millisecond))
 }
@@ -380,17 +420,37 @@ func (l *lane) throttle(granted, now time.Time) {
 		return
 	}
 	l.recover(now)
-	l.rate = max(1, l.rate*slowdown)
-	l.slowed = now
+	l.forgetTaken(now)
+	l.rate = max(1, min(l.rate*step, float64(len(l.taken))*slowdown))
+	l.floor, l.slowed = l.rate, now
 }
 
 // recover gives back what time has healed.
 func (l *lane) recover(now time.Time) {
 	if l.rate < l.limit {
-		healed := now.Sub(l.rateAt).Seconds() * recovery * l.limit
-		l.rate = min(l.limit, l.rate+healed)
+		l.rate = min(l.limit, l.floor+l.limit*gain(now.Sub(l.slowed)))
 	}
-	l.rateAt = now
+}
+
+// gain is the share of the full rate that comes back within d after it was lowered.
+func gain(d time.Duration) float64 {
+	var sum float64
+	for d, each := d-hold, firstGain; d > 0; d, each = d-doubling, min(2*each, mostGain) {
+		sum += min(d, doubling).Seconds() * each
+		if each == mostGain {
+			return sum + max(0, d-doubling).Seconds()*each
+		}
+	}
+	return sum
+}
+
+// forgetTaken forgets calls that were answered more than a second ago.
+func (l *lane) forgetTaken(now time.Time) {
+	old := 0
+	for old < len(l.taken) && now.Sub(l.taken[old]) >= cooldown {
+		old++
+	}
+	l.taken = l.taken[old:]
 }
 
 // lane returns the lane of a command; the lock is held.
@@ -398,7 +458,7 @@ func (g *Governor) lane(command string) *lane {
 	l := g.lanes[command]
 	if l == nil {
 		rate := float64(g.cfg.Rate)
-		l = &lane{command: command, limit: rate, rate: rate, rateAt: time.Now()}
+		l = &lane{command: command, limit: rate, rate: rate}
 		g.lanes[command] = l
 	}
 	return l
@@ -465,8 +525,8 @@ func (g *Governor) pumpLane(l *lane, now time.Time) time.Time {
 		l.waiting--
 		l.out++
 		l.granted++
-		step := time.Duration(float64(time.Second) / (l.rate * spacing))
-		l.next = later(l.next, now.Add(-(burst-1)*step)).Add(step)
+		space := time.Duration(float64(time.Second) / (l.rate * spacing))
+		l.next = later(l.next, now.Add(-(burst-1)*space)).Add(space)
 		w.user.busy = true
 		w.user.waiting = w.user.waiting[1:]
 		if g.outage {
@@ -538,7 +598,7 @@ func (g *Governor) SetRate(rate int) {
 	}
 	g.cfg.Rate = rate
 	for _, l := range g.lanes {
-		l.limit, l.rate = float64(rate), float64(rate)
+		l.limit, l.rate, l.slowed = float64(rate), float64(rate), time.Time{}
 	}
 	g.pump()
 }
