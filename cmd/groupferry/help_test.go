@@ -88,9 +88,9 @@ func TestHelp(t *testing.T) {
 		}
 		want, err := os.ReadFile(file)
 		if err != nil {
-			t.Errorf("%v; go test -run TestHelp -update writes it", err)
+			t.Errorf("%v; go test ./cmd/groupferry -run TestHelp -update writes it", err)
 		} else if got != string(want) {
-			t.Errorf("groupferry %s --help: got\n%s\nwant (go test -run TestHelp -update writes it anew)\n%s", verb, got, want)
+			t.Errorf("groupferry %s --help: got\n%s\nwant (go test ./cmd/groupferry -run TestHelp -update writes it anew)\n%s", verb, got, want)
 		}
 	}
 	files, err := filepath.Glob(filepath.Join("testdata", "help", "*.txt"))
