@@ -44,10 +44,9 @@
 // # Close to the limit
 //
 // A permit is taken for the length of its call and a second, so the rate is limit / (1 s + call time). But of two calls
-// with one permit the first was at the server at the latest half a round trip before its end, and the second is there at
-// the earliest half a round trip after its grant: the second can be shorter by the shortest round trip there is. The
-// shortest that was seen of many, less a margin of a twentieth and a millisecond at least, is taken for that; see
-// [Trips] and TestRoundTripCredit. A path that suddenly is shorter than it ever was by more than the margin can let a
+// with one permit the first was at the server before its answer began the way back, and the second is there only after
+// the way there: the second can be shorter by the shortest round trip there is. The shortest that was seen of many, less
+// a margin of a twentieth and a millisecond at least, is taken for that; see [Trips] and TestRoundTripCredit. A path that suddenly is shorter than it ever was by more than the margin can let a
 // second have as many calls too many as the difference makes, until the first answer on it is in.
 //
 // # A steady stream
@@ -148,10 +147,9 @@ const (
 
 // Config says how fast. The zero value is ready to use.
 type Config struct {
-	Rate       int           // calls a second for each command; 0 means DefaultRate
-	Quarantine time.Duration // no permit is granted before this much time has passed; see [New]
-	Gate       *Gate         // who halts; nil means a gate of its own
-	OnGrant    func(command string, waited time.Duration)
+	Rate       int                                // calls a second for each command; 0 means DefaultRate
+	Quarantine time.Duration                      // no permit is granted before this much time has passed; see [New]
+	Gate       *Gate                              // who halts; nil means a gate of its own
 	RoundTrip  func() time.Duration               // see [MemberConfig]; may be nil
 	OnSlower   func(command string, rate float64) // a throttled call lowered the rate
 	OnOutage   func(on bool)
@@ -210,7 +208,6 @@ type user struct {
 type waiter struct {
 	lane    *lane
 	user    *user
-	since   time.Time
 	grant   chan *Permit // one place
 	granted *grant       // what is in grant
 	gone    bool         // its caller left: skip it
@@ -275,7 +272,7 @@ func (g *Governor) Acquire(ctx context.Context, command, userID string) (*Permit
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	w := &waiter{since: time.Now(), grant: make(chan *Permit, 1)}
+	w := &waiter{grant: make(chan *Permit, 1)}
 	closed := g.closed()
 	g.mu.Lock()
 	w.lane = g.lane(command)
@@ -295,9 +292,6 @@ func (g *Governor) Acquire(ctx context.Context, command, userID string) (*Permit
 	var err error
 	select {
 	case p := <-w.grant:
-		if g.cfg.OnGrant != nil {
-			g.cfg.OnGrant(command, p.granted.Sub(w.since))
-		}
 		return p, nil
 	case <-closed:
 		err = &HaltedError{g.Halted()}
