@@ -39,9 +39,10 @@ type Calls struct {
 	Faulted int `json:"faulted"` // struck by a fault
 	Failed  int `json:"failed"`  // answered with another code or status
 
-	MaxPerSecond int `json:"max_per_second"` // arrivals in any second, at most
-	MaxPer100ms  int `json:"max_per_100ms"`  // arrivals in any tenth of one, at most
-	OverLimit    int `json:"over_limit"`     // arrivals with the limit or more in the second before them
+	MaxPerSecond int     `json:"max_per_second"` // arrivals in any second, at most
+	MaxPer100ms  int     `json:"max_per_100ms"`  // arrivals in any tenth of one, at most
+	OverLimit    int     `json:"over_limit"`     // arrivals with the limit or more in the second before them
+	Seconds      float64 `json:"seconds"`        // from the first arrival to the last
 }
 
 // A BadRequest is a call that a correct client does not make.
@@ -89,8 +90,9 @@ func (w *window) add(now time.Time) int {
 // tally is what is kept about a command.
 type tally struct {
 	Calls
-	second, tenth window // of arrivals
-	taken         window // of the calls that were not throttled
+	first, last   time.Time // arrival
+	second, tenth window    // of arrivals
+	taken         window    // of the calls that were not throttled
 }
 
 // book is the ledger while it is being written.
@@ -116,7 +118,10 @@ func newBook() book {
 // does not count towards the limit.
 func (b *book) arrive(command chat.Command, now time.Time, rate, appRate int) int {
 	t := b.commands[command]
-	t.Calls.Calls++
+	if t.Calls.Calls++; t.Calls.Calls == 1 {
+		t.first = now
+	}
+	t.last = now
 	limit := rate
 	if limit < 0 {
 		limit = chat.MaxRate
@@ -167,6 +172,7 @@ func (s *Sim) Ledger() Ledger {
 	for c, t := range s.book.commands {
 		calls := t.Calls
 		calls.MaxPerSecond, calls.MaxPer100ms = t.second.max, t.tenth.max
+		calls.Seconds = t.last.Sub(t.first).Seconds()
 		l.Commands[c] = calls
 	}
 	for u := range maps.Values(s.users) {

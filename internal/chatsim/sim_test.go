@@ -147,7 +147,7 @@ func TestCallsChangeGroups(t *testing.T) {
 		},
 	}
 	for command, calls := range l.Commands { // how fast the calls came is not for this test
-		calls.MaxPerSecond, calls.MaxPer100ms = 0, 0
+		calls.MaxPerSecond, calls.MaxPer100ms, calls.Seconds = 0, 0, 0
 		l.Commands[command] = calls
 	}
 	if !reflect.DeepEqual(l, wantLedger) {
@@ -717,6 +717,25 @@ func TestBookThrottles(t *testing.T) {
 		}
 		if got := b.commands[c].OverLimit; got != tt.overLimit {
 			t.Errorf("%s: over the limit: got %d, want %d", tt.name, got, tt.overLimit)
+		}
+	}
+}
+
+func TestSecondsFromFirstToLast(t *testing.T) {
+	s := New(Config{})
+	const ms = time.Millisecond
+	for _, a := range []struct {
+		at      time.Duration
+		command chat.Command
+	}{{0, chat.GetContactGroup}, {100 * ms, chat.CreateContactGroup}, {200 * ms, chat.CreateContactGroup},
+		{350 * ms, chat.CreateContactGroup}, {900 * ms, chat.GetContactGroup}} {
+		s.book.arrive(a.command, at(a.at), -1, 0)
+	}
+	for command, want := range map[chat.Command]float64{
+		chat.CreateContactGroup: 0.25, chat.GetContactGroup: 0.9, chat.UpdateContactGroup: 0,
+	} {
+		if got := s.Ledger().Commands[command].Seconds; got != want {
+			t.Errorf("%s: got %v s, want %v", command, got, want)
 		}
 	}
 }
