@@ -91,7 +91,7 @@ type Observer interface {
 
 // Config says how to work. The zero value is ready to use.
 type Config struct {
-	Concurrency int           // jobs in hand at once; 0 means 256: with 50 ms a call, 200 calls a second need 10
+	Concurrency int           // jobs in hand at once; 0 means 128: enough for 200 calls a second of half a second each
 	ChunkSize   int           // conversations in a call, at most and by default chat.MaxItemsPerCall
 	MaxAttempts int           // attempts of a job before its failure is final; 0 means 8
 	Grace       time.Duration // how long jobs in hand may go on after a stop; 0 means 30 s
@@ -147,7 +147,7 @@ const forgetAfter = time.Hour
 // New returns a worker. Nothing happens before Run.
 func New(cfg Config, jobs Jobs, results Results, api API, pace Pace) *Worker {
 	if cfg.Concurrency <= 0 {
-		cfg.Concurrency = 256
+		cfg.Concurrency = 128
 	}
 	if cfg.ChunkSize <= 0 || cfg.ChunkSize > chat.MaxItemsPerCall {
 		cfg.ChunkSize = chat.MaxItemsPerCall

@@ -78,6 +78,11 @@ func (p *program) muster(q *queue.Queue, api *apiClient, a *apiFlags, m *metrics
 			log.Debug("leading", "leading", leading)
 		},
 		OnError: func(err error) { log.Debug("lease", "err", err) },
+		OnInherit: func() {
+			if err := q.Reclaim(p.hard); err != nil {
+				log.Warn("jobs of a process that was killed come back later", "err", err)
+			}
+		},
 	})
 	if err != nil {
 		return nil, err

@@ -402,7 +402,8 @@ func TestFirstLeaderStartsAtOnce(t *testing.T) {
 		}
 		return s, time.Since(start)
 	}
-	atHome := MemberConfig{Home: func() bool { return true }}
+	inherited := 0
+	atHome := MemberConfig{Home: func() bool { return true }, OnInherit: func() { inherited++ }}
 	for _, tc := range []struct {
 		name        string
 		first, then MemberConfig
@@ -437,6 +438,9 @@ func TestFirstLeaderStartsAtOnce(t *testing.T) {
 				time.Sleep(time.Minute) // what was killed gives up
 			})
 		})
+	}
+	if inherited != 1 {
+		t.Errorf("inherited %d times, want once: after the one that was killed with its server", inherited)
 	}
 }
 

@@ -47,6 +47,10 @@ type MemberConfig struct {
 	OnOutage func(on bool)
 	OnLead   func(leading bool, wait time.Duration) // with how long the first permit has to wait
 	OnError  func(error)                            // of the lease; the member goes on trying
+
+	// OnInherit is told, before the first permit, that the process which led before is known to be dead, and that no
+	// other was at work: what it had in hand is nobody's.
+	OnInherit func()
 }
 
 // A Member is one process of a fleet. Of all members one leads: its [Governor] grants the permits of all.
@@ -393,6 +397,9 @@ func (m *Member) lead(ctx context.Context, before sighting, grantFrom time.Time)
 			m.fault(err)
 		}
 		return false
+	}
+	if m.cfg.OnInherit != nil && before.dead(m.cfg.Home()) {
+		m.cfg.OnInherit()
 	}
 	wait := max(0, time.Until(grantFrom))
 	t := &term{

@@ -386,3 +386,37 @@ func (d *Delivery) say(ctx context.Context, doing, what string) error {
 	}
 	return d.q.fault(ctx, fmt.Sprintf("%s job %d of import %s", doing, d.sequence, d.importID), err)
 }
+
+// Reclaim makes the jobs available that are in hand, of all imports: for whoever knows that those who had them are dead,
+// and does not want to wait for their ack wait to end. Jobs that were put back for later become due as well.
+func (q *Queue) Reclaim(ctx context.Context) error {
+	all, err := q.Imports(ctx)
+	if err != nil {
+		return err
+	}
+	for _, i := range all {
+		if i.State.Over() {
+			continue
+		}
+		_, inHand, err := q.Pending(ctx, i.ID)
+		if err != nil {
+			return err
+		}
+		if inHand == 0 {
+			continue
+		}
+		// What was acknowledged is off the stream, so a new consumer gives what is left, each once.
+		if err := q.deleteConsumer(ctx, i.ID); err != nil {
+			return err
+		}
+		if err := q.createConsumer(ctx, i.ID); err != nil {
+			return err
+		}
+		if i.Paused {
+			if err := q.PauseImport(ctx, i.ID); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
