@@ -160,9 +160,10 @@ func TestKilledImport(t *testing.T) {
 		}
 		id := fmt.Sprintf("killed-%d", n)
 		ids = append(ids, id)
-		for ended := false; !ended; {
+		// Later and later, so that each import ends however slow the machine is.
+		for window, ended := 100, false; !ended; window += window / 2 {
 			p := s.spawn("import", "--import-id", id, file)
-			after := time.Now().Add(time.Duration(rng.IntN(500)) * time.Millisecond)
+			after := time.Now().Add(time.Duration(rng.IntN(window)) * time.Millisecond)
 			if ended = p.killWhen(func() bool { return time.Now().After(after) }); !ended {
 				kills++
 				if n := s.onQueue(id); 0 < n && n < int64(len(sizes)) {
