@@ -47,7 +47,7 @@ const patience = time.Minute
 // TestMain lets this binary be groupferry itself when it is called by that name, so that a test can kill it.
 func TestMain(m *testing.M) {
 	// The tests wait more than they work, so more of them than there are processors can run at once.
-	if err := flag.Set("test.parallel", "6"); err != nil {
+	if err := flag.Set("test.parallel", "12"); err != nil {
 		panic(err)
 	}
 	testscript.Main(m, map[string]func(){"groupferry": reenter})

@@ -239,13 +239,15 @@ func faultySizes() []int {
 func TestFaults(t *testing.T) {
 	readings := []chatsim.Existing{chatsim.Append, chatsim.Replace, chatsim.Refuse}
 	tests := [][]string{
-		{"50004:33%"}, {"50005:33%"}, {"60008:33%"}, {"60007:33%"}, {"http-502:33%"}, {"http-429:33%"}, {"reset:33%"}, {"lost:33%"},
+		{"50004:33%"}, {"50005:33%"}, {"60008:33%"}, {"http-502:33%"}, {"http-429:33%"}, {"reset:33%"}, {"lost:33%"},
 		{"cut:33%"}, {"garbage:33%"}, {"hang:33%"},
+		// A rate that is throttled without need goes down for as long as that lasts.
+		{"60007:33%+20", "60011:33%+20"},
 		// Conversations are sent three times at most, and a signature is made anew once: more than these can strike
 		// one job too often to pass.
 		{"item-51007:1+2"}, {"item-50004:1+2"}, {"70001:1+1"},
 		{"50004:6%", "http-502:6%", "reset:6%", "lost:6%", "cut:6%", "garbage:6%"},
-		{"lost:15%", "hang:2%", "60007:4%", "50005:15%"},
+		{"lost:15%", "hang:2%", "60007:15%+30", "50005:15%"},
 		{"60008:5%", "cut:15%", "reset:15%", "item-51007:1+2"},
 	}
 	for i, faults := range tests {
@@ -395,54 +397,6 @@ func TestPace(t *testing.T) {
 	if n := c.report().Run.Throttled; n != 0 {
 		t.Errorf("throttled: got %d, want 0", n)
 	}
-}
-
-func TestInterrupt(t *testing.T) {
-	t.Parallel()
-	var sizes []int
-	for i := range 200 {
-		sizes = append(sizes, 1+i%2)
-	}
-	rows := makeRows(6, sizes...)
-	sim, url := startSim(t, chatsim.Config{Latency: time.Millisecond})
-	s := newShell(t, url)
-	file := filepath.Join(filepath.Dir(writeRows(t, rows)), "it's input.csv")
-	if err := os.Rename(filepath.Join(filepath.Dir(file), "input.csv"), file); err != nil {
-		t.Fatal(err)
-	}
-	c := s.start("run", "--rate", "200", "--concurrency", "4", file)
-	await(t, "20 calls", func() bool { return created(sim) >= 20 })
-	c.signals <- os.Interrupt
-	c.wait(exitInterrupted)
-	if n := len(rowsOf(sim.State())); n >= len(rows) {
-		t.Fatalf("conversations at the interrupt: got all %d", n)
-	}
-	if text := c.stdout.String(); !strings.Contains(text, "pending") {
-		t.Errorf("no report of what was done:\n%s", text)
-	}
-	s.run(exitDone, c.goOn("interrupted; to go on")...)
-	checkState(t, sim, stateOf(rows))
-	if got := sim.Ledger().Readded; got != 0 {
-		t.Errorf("conversations sent twice: got %d, want 0: the first interrupt lets calls finish", got)
-	}
-}
-
-// The second interrupt leaves at once, also where calls get no answer, and loses nothing.
-func TestSecondInterrupt(t *testing.T) {
-	t.Parallel()
-	rows := makeRows(9, 3, 4, 5)
-	sim, url := startSim(t, chatsim.Config{Faults: []chatsim.Fault{{Kind: chatsim.Hang, After: 1}}})
-	s := newShell(t, url)
-	c := s.start("run", "--timeout", "10m", writeRows(t, rows))
-	await(t, "a call", func() bool { return created(sim) > 0 })
-	c.signals <- os.Interrupt
-	c.signals <- os.Interrupt
-	c.wait(exitInterrupted)
-	if err := sim.Configure(func(c *chatsim.Config) { c.Faults = nil }); err != nil {
-		t.Fatal(err)
-	}
-	s.run(exitDone, c.goOn("interrupted; to go on")...)
-	checkState(t, sim, stateOf(rows))
 }
 
 func TestAPIOutOfReach(t *testing.T) {

@@ -482,6 +482,22 @@ func TestFleetSurvives(t *testing.T) {
 			f.hub.down = false
 			f.hub.mu.Unlock()
 		}, time.Second + askAgain + 2*time.Second},
+		{"the hub does not answer for a while, the leader last", func(f *fleet, lead *sailor) {
+			lead.line.freeze()
+			time.Sleep(renewEvery) // until all have seen its last renewal
+			f.mu.Lock()
+			others := slices.DeleteFunc(slices.Clone(f.members), func(s *sailor) bool { return s == lead })
+			f.mu.Unlock()
+			for _, s := range others {
+				s.line.freeze()
+			}
+			time.Sleep(patience)
+			for _, s := range others {
+				s.line.thaw()
+			}
+			time.Sleep(renewEvery / 2)
+			lead.line.thaw()
+		}, patience + askAgain + 2*time.Second},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

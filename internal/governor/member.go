@@ -337,6 +337,7 @@ func (m *Member) elect(ctx context.Context) {
 	var known sighting
 	inSight := false // known has been in sight, unchanged, since known.seen
 	for {
+		asked := time.Now()
 		s, err := m.look(ctx)
 		switch {
 		case ctx.Err() != nil:
@@ -347,6 +348,9 @@ func (m *Member) elect(ctx context.Context) {
 		default:
 			if !inSight || s.revision != known.revision {
 				known, inSight = s, true
+			} else {
+				// While an answer is overdue nothing is in sight, and the leader may not be heard for the same reason.
+				known.seen = known.seen.Add(max(0, time.Since(asked)-renewEvery))
 			}
 			m.follow(known.lease)
 			take, grant := known.takeAt(m.cfg.Home())

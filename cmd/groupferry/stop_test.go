@@ -8,7 +8,9 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -158,9 +160,10 @@ func TestKilledImport(t *testing.T) {
 		}
 		id := fmt.Sprintf("killed-%d", n)
 		ids = append(ids, id)
-		for ended := false; !ended; {
+		// Later and later, so that each import ends however slow the machine is.
+		for window, ended := 100, false; !ended; window += window / 2 {
 			p := s.spawn("import", "--import-id", id, file)
-			after := time.Now().Add(time.Duration(rng.IntN(500)) * time.Millisecond)
+			after := time.Now().Add(time.Duration(rng.IntN(window)) * time.Millisecond)
 			if ended = p.killWhen(func() bool { return time.Now().After(after) }); !ended {
 				kills++
 				if n := s.onQueue(id); 0 < n && n < int64(len(sizes)) {
@@ -177,4 +180,52 @@ func TestKilledImport(t *testing.T) {
 		}
 	}
 	t.Logf("%d kills in %d imports, %d of them amid the jobs", kills, len(ids), amid)
+}
+
+func TestInterrupt(t *testing.T) {
+	t.Parallel()
+	var sizes []int
+	for i := range 200 {
+		sizes = append(sizes, 1+i%2)
+	}
+	rows := makeRows(6, sizes...)
+	sim, url := startSim(t, chatsim.Config{Latency: time.Millisecond})
+	s := newShell(t, url)
+	file := filepath.Join(filepath.Dir(writeRows(t, rows)), "it's input.csv")
+	if err := os.Rename(filepath.Join(filepath.Dir(file), "input.csv"), file); err != nil {
+		t.Fatal(err)
+	}
+	c := s.start("run", "--rate", "200", "--concurrency", "4", file)
+	await(t, "20 calls", func() bool { return created(sim) >= 20 })
+	c.signals <- os.Interrupt
+	c.wait(exitInterrupted)
+	if n := len(rowsOf(sim.State())); n >= len(rows) {
+		t.Fatalf("conversations at the interrupt: got all %d", n)
+	}
+	if text := c.stdout.String(); !strings.Contains(text, "pending") {
+		t.Errorf("no report of what was done:\n%s", text)
+	}
+	s.run(exitDone, c.goOn("interrupted; to go on")...)
+	checkState(t, sim, stateOf(rows))
+	if got := sim.Ledger().Readded; got != 0 {
+		t.Errorf("conversations sent twice: got %d, want 0: the first interrupt lets calls finish", got)
+	}
+}
+
+// The second interrupt leaves at once, also where calls get no answer, and loses nothing.
+func TestSecondInterrupt(t *testing.T) {
+	t.Parallel()
+	rows := makeRows(9, 3, 4, 5)
+	sim, url := startSim(t, chatsim.Config{Faults: []chatsim.Fault{{Kind: chatsim.Hang, After: 1}}})
+	s := newShell(t, url)
+	c := s.start("run", "--timeout", "10m", writeRows(t, rows))
+	await(t, "a call", func() bool { return created(sim) > 0 })
+	c.signals <- os.Interrupt
+	c.signals <- os.Interrupt
+	c.wait(exitInterrupted)
+	if err := sim.Configure(func(c *chatsim.Config) { c.Faults = nil }); err != nil {
+		t.Fatal(err)
+	}
+	s.run(exitDone, c.goOn("interrupted; to go on")...)
+	checkState(t, sim, stateOf(rows))
 }
