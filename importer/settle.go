@@ -137,7 +137,7 @@ func (s *settler) settle(ctx context.Context, part *tape, bits int) ([]*run, err
 				return err
 			}
 		}
-		fits = s.used() <= s.budget || bits+splitBits > 64
+		fits = s.used() <= s.budget || len(s.users) == 1 || bits+splitBits > 64
 		return nil
 	})
 	if err != nil {
@@ -404,7 +404,8 @@ type table struct {
 	n     int
 }
 
-func (t *table) bytes() int { return 8 * len(t.slots) }
+// bytes is what its numbers take when it is half full. What an earlier partition made it grow to does not count.
+func (t *table) bytes() int { return 16 * t.n }
 
 func (t *table) reset() {
 	if t.n > 0 {
