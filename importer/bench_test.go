@@ -54,12 +54,12 @@ func BenchmarkRead(b *testing.B) {
 	})
 	b.Run("plan", func(b *testing.B) {
 		var p *Plan
-		before := heap()
+		before := heapBytes()
 		perRow(b, func() {
 			p = nil
 			p = benchPlan(b, input)
 		})
-		b.ReportMetric(float64(heap()-before)/(groups*each), "held-B/row")
+		b.ReportMetric(float64(heapBytes()-before)/(groups*each), "held-B/row")
 		runtime.KeepAlive(p)
 	})
 	b.Run("jobs", func(b *testing.B) {
@@ -98,7 +98,7 @@ func cpu(b *testing.B) int64 {
 	return u.Utime.Nano() + u.Stime.Nano()
 }
 
-func heap() int64 {
+func heapBytes() int64 {
 	runtime.GC()
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -27,61 +28,119 @@ type csvRow struct {
 // otherName stands in the header that gocsv gets for every column that is not ours.
 const otherName = "x"
 
-// readCSV reads one CSV input, without its byte order mark, to its end and hands its rows to out. The error is that
-// of src, or an [*Error] without a file for a header that cannot be used; line is where reading stopped.
-func readCSV(src io.Reader, comma rune, cols *columns, file int, out sink) (line int64, err error) {
-	split := newSplitter(src, comma)
-	h, err := split.header(cols)
-	if err != nil {
-		return split.read(), err
+// A csvInput cuts a CSV input into blocks of sound records.
+type csvInput struct {
+	split *splitter
+	head  *header
+	comma rune
+}
+
+// newCSV reads the header of an input, without its byte order mark. The error is that of src, or an [*Error] without a
+// file for a header that cannot be used.
+func newCSV(src io.Reader, comma rune, cols *columns) (*csvInput, error) {
+	c := &csvInput{split: newSplitter(src, comma), comma: comma}
+	var err error
+	if c.head, err = c.split.header(cols); err != nil {
+		return c, err
 	}
-	for i, name := range h.texts {
-		if h.cols[i] == colOther {
-			out.ignore(file, strings.TrimSpace(name))
+	c.split.fields = len(c.head.cols)
+	return c, nil
+}
+
+// others are the names of columns that are not ours.
+func (c *csvInput) others() []string {
+	var names []string
+	for i, name := range c.head.texts {
+		if c.head.cols[i] == colOther {
+			names = append(names, strings.TrimSpace(name))
 		}
 	}
-	split.fields = len(h.cols)
-	split.bad = func(line int64, raw []byte, cut bool, reason string) {
-		r := h.salvage(raw, cut, split.comma)
-		r.file, r.line = file, line
-		out.reject(&r, codeParse, reason)
+	return names
+}
+
+func (c *csvInput) at() int64 { return c.split.read() }
+
+func (c *csvInput) next(b *block) error {
+	s := c.split
+	b.line = s.line
+	s.bad = b.takeOut
+	s.doubt = func(first, last int64) { b.doubt = append(b.doubt, [2]int64{first, last}) }
+	for !b.full() {
+		if err := s.judge(); err != nil {
+			return err
+		}
+		b.data = append(b.data, s.ready...)
 	}
-	split.doubt = func(first, last int64) {
-		out.warn(file, first, fmt.Sprintf("a quote makes one record of lines %d to %d, "+
-			"though some of them look like rows: is it closed where it should be?", first, last))
+	return nil
+}
+
+func (c *csvInput) parser() parser {
+	return &csvParser{
+		csvInput: c,
+		ours:     c.head.ours(c.comma),
+		untyped:  !slices.Contains(c.head.cols, colType),
+		buf:      bufio.NewReaderSize(nil, maxRecord),
 	}
+}
+
+// A csvParser has gocsv make rows of blocks.
+type csvParser struct {
+	*csvInput
+	ours    string
+	untyped bool
+	buf     *bufio.Reader
+}
+
+func (c *csvParser) parse(b *block, out sink) {
+	for _, lines := range b.doubt {
+		out.warn(b.file, lines[0], fmt.Sprintf("a quote makes one record of lines %d to %d, "+
+			"though some of them look like rows: is it closed where it should be?", lines[0], lines[1]))
+	}
+	bad := b.bad
+	takenOut := func(before int64) {
+		for len(bad) > 0 && bad[0].line < before {
+			r := c.head.salvage(b.raw[bad[0].from:bad[0].to], bad[0].cut, c.split.comma)
+			r.file, r.line = b.file, bad[0].line
+			out.reject(&r, codeParse, bad[0].reason)
+			bad = bad[1:]
+		}
+	}
+	defer takenOut(math.MaxInt64)
 
 	// gocsv knows columns by one spelling only and fills nothing, without an error, where it does not find it. So it
-	// gets a header of our making in place of the one in the input; shift makes up for the lines of that.
-	parser := csv.NewReader(bufio.NewReaderSize(io.MultiReader(strings.NewReader(h.ours(comma)), split), maxRecord))
-	parser.Comma = comma
-	parser.FieldsPerRecord = len(h.cols)
+	// gets a header of our making before each block; shift makes up for the line of that.
+	c.buf.Reset(io.MultiReader(strings.NewReader(c.ours), bytes.NewReader(b.data)))
+	parser := csv.NewReader(c.buf)
+	parser.Comma = c.comma
+	parser.FieldsPerRecord = len(c.head.cols)
 	parser.ReuseRecord = true
-	shift := split.line - 2
+	shift := b.line - 2
 	rows, err := gocsv.NewUnmarshaller(parser, &csvRow{})
 	if err != nil {
-		return split.read(), err
+		panic(fmt.Sprintf("importer: gocsv refuses our own header %q: %v", c.ours, err))
 	}
-	r := row{file: file, untyped: !slices.Contains(h.cols, colType)}
+	r := row{file: b.file, untyped: c.untyped}
 	for {
 		v, err := rows.Read()
 		if err == io.EOF {
-			return split.read(), nil
+			return
 		}
 		if err != nil {
-			var bad *csv.ParseError
-			if !errors.As(err, &bad) {
-				return split.read(), err
-			}
 			// The splitter lets nothing through that ends here; if it did, the row must still be counted.
-			out.reject(&row{file: file, line: int64(bad.StartLine) + shift}, codeParse, bad.Err.Error())
+			at := int64(2)
+			var syntax *csv.ParseError
+			if errors.As(err, &syntax) {
+				at = int64(syntax.StartLine)
+			}
+			out.reject(&row{file: b.file, line: at + shift}, codeParse, err.Error())
 			continue
 		}
 		f := v.(*csvRow)
 		at, _ := parser.FieldPos(0)
 		r.line = int64(at) + shift
+		takenOut(r.line)
 		r.field = [numColumns]string{f.FromAccount, f.GroupName, f.Type, f.ToAccount, f.ToGroupID}
-		if h.again(&r) {
+		if c.head.again(&r) {
 			out.reject(&r, codeParse, "the header stands here again")
 			continue
 		}

@@ -165,8 +165,8 @@ func TestMultilineFields(t *testing.T) {
 		"\"one\ntwo\r\n\r\nthree\",u1,,g,x1\n\nplain,u1,,g,x2\n", Config{})
 	wantLines(t, "jobs", jobTexts(p), "u1/g: 1:x1@-:5 1:x2@-:10")
 	wantLines(t, "notices", p.Notices, `-: columns ignored: "note", "group\nname"`)
-	if len(p.Rejects)+len(p.Warnings) != 0 {
-		t.Errorf("got %v and %v, want neither rejects nor warnings", p.Rejects, p.Warnings)
+	if len(rejectsOf(t, p))+len(p.Warnings) != 0 {
+		t.Errorf("got %v and %v, want neither rejects nor warnings", rejectsOf(t, p), p.Warnings)
 	}
 }
 
@@ -251,7 +251,7 @@ func TestTypeByID(t *testing.T) {
 		"6 50002 group_name is empty",
 		"7 parse 5 fields where the header has 4")
 	// A row that only needs its name gets the type, or it could not be mended without adding it.
-	if got := p.Rejects[2].Type; got != "1" {
+	if got := rejectsOf(t, p)[2].Type; got != "1" {
 		t.Errorf("got type %q in the reject, want 1", got)
 	}
 }
@@ -275,10 +275,10 @@ func TestSalvage(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			p := readString(t, csvHeader+tc.row, Config{})
-			if len(p.Rejects) != 1 {
-				t.Fatalf("got %d rejects, want 1", len(p.Rejects))
+			if len(rejectsOf(t, p)) != 1 {
+				t.Fatalf("got %d rejects, want 1", len(rejectsOf(t, p)))
 			}
-			r := p.Rejects[0]
+			r := rejectsOf(t, p)[0]
 			got := [numColumns]string{r.FromAccount, r.GroupName, r.Type, r.ToAccount, r.ToGroupID}
 			if got != tc.want {
 				t.Errorf("got %q, want %q", got, tc.want)

@@ -2,12 +2,12 @@
 // [Read] reads and checks the whole input and gives back a [Plan], and only a caller that is content with the
 // summary, the rejects and the warnings of the plan goes on and ranges over its jobs.
 //
-//	files, globs, -                 rows                      groups                    jobs
+//	files, globs, -                rows                     partitions              runs                  jobs
 //
-//	a.csv.gz ─┐            ┌─ splitter ─ gocsv ─┐                 ┌ (u1, Family) ─┐
-//	b.jsonl   ├─ content ──┤                    ├─ check ─ ok ─►──┼ (u2, Work)    ├─ Plan.Jobs ──► job, job, job
-//	-        ─┘  unpacked, └─ lines ─── JSON ───┘    │            └ (u1, 家族)    ─┘
-//	             hashed, no BOM                      └─ no ─► reject, with file, line, code and reason
+//	a.csv.gz ─┐            ┌─ gocsv ─┐                       ┌─────────┐     ┌ rank 0 │ rank 1 │ … ┐
+//	b.jsonl   ├─ blocks ─►─┤         ├─ check ─ ok ─► hash ─►│ 0 … 255 ├─ ► ─┤ rank 0 │ rank 1 │ … ├─► Plan.Jobs
+//	-        ─┘  of whole  └─ JSON ──┘    │          of user └─────────┘     └ rank 0 │ rank 1 │ … ┘   (all of rank 0,
+//	             records                  └─ no ─► reject, with file, line, code and reason              then rank 1, …)
 //
 // # Input
 //
@@ -20,12 +20,27 @@
 //
 // # Rows
 //
-// Every row ends up in exactly one of three heaps: accepted, duplicate (the same conversation stood in the group
-// before) or rejected. What is wrong with a row never costs another row, and is never an error of [Read]: an error
+// Every row ends up in exactly one of three heaps: accepted, duplicate (an earlier row put the same conversation into
+// the group) or rejected. What is wrong with a row never costs another row, and is never an error of [Read]: an error
 // means that nothing can be said about an input at all.
 //
 // Nothing is trimmed or mended on the way. An id that begins or ends with a space is rejected, a group name is taken
 // as it stands.
+//
+// # Size
+//
+// An input may have any size, its rows any order, and one user any share of them: memory stays the same. Rows that
+// pass their check are put aside in 256 partitions by a hash of the user, in memory as long as they are few, else in
+// one file on disk. When the input has ended, each partition is read again, in the order of the input, and its
+// accepted rows become a run: the jobs of its users, first all first groups, then all second ones, each of these ranks
+// in the order of the hash. A partition that accepts more than memory was given for is split by more bits of the hash.
+// That is always enough, and needs no sorting by merges, because a row over a limit leaves nothing in memory: of one
+// user there are 20 groups of 1,000 conversations at most, however many rows ask for more.
+//
+// The jobs of the whole input go out by (rank of the group among those of its user, hash of the user, user). This is as
+// far apart as the groups of a user can stand, which matters because calls for one user may not overlap, and it costs
+// nothing: going through the ranks, and for each through the partitions, reads every run in at most 20 pieces. The
+// order depends on the rows alone. Memory, partitions and cores change how it is come by and nothing else.
 package importer
 
 import (
@@ -70,13 +85,26 @@ type Config struct {
 	// summary and changes nothing else.
 	ChunkSize int
 
+	// SpoolDir is where rows are put aside when they are more than fit into a little memory, in one file that is
+	// removed by [Plan.Close]; "" means the system's directory for such files. It takes about as much room as the
+	// inputs have content.
+	SpoolDir string
+
 	// Stdin is what the input "-" reads. It may be nil when no input has that name.
 	Stdin io.Reader
 
 	// Progress, if not nil, hears from the goroutine that called Read how far it is, at most ten times a second and
 	// once at the end.
 	Progress func(Progress)
+
+	// What follows changes no job, whatever its value: tests make sure of that.
+	workers  int // that parse and sort; 0 means one for each core
+	memory   int // bytes for the rows that are sorted at a time; 0 means 48 MiB
+	resident int // bytes of what is put aside that stay in memory; 0 means residentBytes, -1 none
 }
+
+// sortBytes holds two partitions, one for each of two cores, of an input with 100 million rows.
+const sortBytes = 48 << 20
 
 // Progress is how far a [Read] has come.
 type Progress struct {
@@ -127,17 +155,40 @@ func Read(ctx context.Context, inputs []string, cfg Config) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	in := newIntake(o)
+	spool, err := newSpool(o.SpoolDir, o.resident)
+	if err != nil {
+		return nil, err
+	}
+	in := newIntake(o, spool)
+	p, err := in.readAll(ctx, inputs)
+	if err != nil {
+		spool.close() // the error at hand says more
+		return nil, err
+	}
+	return p, nil
+}
+
+func (in *intake) readAll(ctx context.Context, inputs []string) (*Plan, error) {
 	sources, err := in.expand(inputs)
 	if err != nil {
 		return nil, err
+	}
+	var need int64
+	for _, s := range sources {
+		need += s.spooled()
+	}
+	if need > residentBytes {
+		if err := in.spool.require(need); err != nil {
+			return nil, err
+		}
 	}
 	for _, s := range sources {
 		if err := in.readSource(ctx, s); err != nil {
 			return nil, err
 		}
 	}
-	return in.plan(), nil
+	in.blocks = nil
+	return in.plan(ctx)
 }
 
 // options are a Config with its defaults in place.
@@ -172,6 +223,12 @@ func settle(cfg Config) (options, error) {
 		o.ChunkSize = chat.MaxItemsPerCall
 	case cfg.ChunkSize < 0 || cfg.ChunkSize > chat.MaxItemsPerCall:
 		return refuse("ChunkSize", "chunk size %d: want 1 to %d", cfg.ChunkSize, chat.MaxItemsPerCall)
+	}
+	if o.memory == 0 {
+		o.memory = sortBytes
+	}
+	if o.resident == 0 {
+		o.resident = residentBytes
 	}
 	c, problem := newColumns(cfg.Columns)
 	if problem != "" {

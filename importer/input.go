@@ -33,6 +33,18 @@ type source struct {
 	size int64  // bytes as stored, -1 when unknown
 }
 
+// spooled guesses, on the low side, how many bytes are put aside for it: of CSV, its rows in about as many bytes and
+// its jobs in half of that.
+func (s source) spooled() int64 {
+	switch {
+	case s.size < 0:
+		return 0
+	case strings.HasSuffix(s.name, ".gz"), strings.HasSuffix(s.name, ".zst"):
+		return 3 * s.size // text packs to a third at the very least
+	}
+	return s.size
+}
+
 const stdin = "-"
 
 // expand turns what the caller named into sources. All of them are looked at before the first is read, so that a
@@ -142,7 +154,7 @@ func (in *intake) readSource(ctx context.Context, s source) error {
 	if err != nil && err != io.EOF && len(head) == 0 { // else it comes again, behind what could be read
 		return in.damage(ctx, s, packed, 0, err)
 	}
-	if e := foreign(head); e != nil {
+	if e := refused(head); e != nil {
 		return in.damage(ctx, s, packed, 0, e)
 	}
 	if bytes.HasPrefix(head, bom) {
@@ -164,14 +176,21 @@ func (in *intake) readSource(ctx context.Context, s source) error {
 		in.notices = append(in.notices, s.name+" is empty")
 	}
 
-	var line int64
+	var r reader
 	if format == FormatCSV {
-		line, err = readCSV(content, in.Delimiter, in.columns, index, in)
+		c, err := newCSV(content, in.Delimiter, in.columns)
+		if err != nil {
+			return in.damage(ctx, s, packed, c.at(), err)
+		}
+		for _, name := range c.others() {
+			in.ignore(index, name)
+		}
+		r = c
 	} else {
-		line, err = readJSONL(content, in.columns, index, in)
+		r = newJSONL(content, in.columns)
 	}
-	if err != nil {
-		return in.damage(ctx, s, packed, line, err)
+	if err := in.pump(ctx, r, index); err != nil {
+		return in.damage(ctx, s, packed, r.at(), err)
 	}
 	in.summary.Files++
 	in.summary.Bytes += counted.n
@@ -186,6 +205,9 @@ func (in *intake) damage(ctx context.Context, s source, packed string, line int6
 	}
 	var e *Error
 	if errors.As(err, &e) {
+		if e.File != "" {
+			return err // not about the input, but about the place where rows are put aside
+		}
 		e.File = s.name
 		e.Hint = strings.ReplaceAll(e.Hint, "FILE", s.name)
 		return e
@@ -229,8 +251,8 @@ func unpack(r *bufio.Reader) (content io.ReadCloser, packed string, err error) {
 
 var bom = []byte("\xef\xbb\xbf")
 
-// foreign refuses, by its first bytes, what would otherwise come out as nothing but rejects.
-func foreign(head []byte) *Error {
+// refused tells, by the first bytes, what would otherwise come out as nothing but rejects.
+func refused(head []byte) *Error {
 	for _, magic := range []struct{ bytes, what string }{
 		{"PK\x03\x04", "a spreadsheet or a zip archive"},
 		{"BZh", "compressed with bzip2"},
@@ -291,8 +313,7 @@ func (m *meter) Read(p []byte) (int, error) {
 	}
 	n, err := m.src.Read(p)
 	m.err = err
-	m.in.progress.Bytes += int64(n)
-	m.in.tell(false)
+	m.in.read.Add(int64(n))
 	return n, err
 }
 
@@ -323,6 +344,6 @@ func (in *intake) tell(last bool) {
 		return
 	}
 	in.told = now
-	in.progress.Rows = in.summary.Rows
+	in.progress.Rows, in.progress.Bytes = in.summary.Rows, in.read.Load()
 	in.Progress(in.progress)
 }

@@ -257,7 +257,7 @@ func TestInputs(t *testing.T) {
 		"e.jsonl is empty",
 		`b.csv and 2 more: columns ignored: "note"`)
 	wantLines(t, "rejects", rejectTexts(p), "4 50002 from_account is empty")
-	if s := p.Summary; s.Files != 7+1 || s.Duplicates != 1 || p.Rejects[0].File != "c.csv.gz" {
+	if s := p.Summary; s.Files != 7+1 || s.Duplicates != 1 || rejectsOf(t, p)[0].File != "c.csv.gz" {
 		t.Errorf("got %+v, want 8 files, 1 duplicate and the reject in c.csv.gz", s)
 	}
 }

@@ -7,23 +7,29 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
+
+	"groupferry/internal/job"
 )
 
-// An intake gathers what the readers find in all inputs. It is their sink.
+// An intake gathers what the parsers find in all inputs.
 type intake struct {
 	options
+	spool    *spool
 	files    []string // names, in the order of reading
 	digest   hash.Hash
-	groups   *grouping
+	parts    [partitions]tape // accepted rows by hash of the user
+	rejects  tape
 	summary  Summary
-	rejects  []Reject
-	warnings []Warning
+	findings findings
 	notices  []string
 	ignored  []ignored
+	blocks   []*block // to be used again
 	progress Progress
-	told     time.Time // when Config.Progress was last called
+	read     atomic.Int64 // bytes, before decompression
+	told     time.Time    // when Config.Progress was last called
 }
 
 // ignored are the names in one input that are none of our columns.
@@ -33,26 +39,82 @@ type ignored struct {
 	more  bool
 }
 
-func newIntake(o options) *intake {
-	in := &intake{options: o, digest: sha256.New(), groups: newGrouping()}
+func newIntake(o options, s *spool) *intake {
+	in := &intake{options: o, spool: s, digest: sha256.New(), rejects: tape{spool: s}}
+	for i := range in.parts {
+		in.parts[i].spool = s
+	}
 	in.summary.RejectCodes = map[string]int64{}
 	// Should the same rows ever come to other jobs, the number changes, and old imports are not mistaken for new ones.
 	io.WriteString(in.digest, "groupferry import 1\n")
 	return in
 }
 
-func (in *intake) row(r *row) {
-	kind, id, f := r.check()
-	if f != nil {
-		in.reject(r, f.code, f.reason)
-		return
+// collect takes what became of a block. Blocks come in the order of the input.
+func (in *intake) collect(o *outcome) error {
+	for b := o.rows; len(b) > 0; {
+		part, n := b[0], int(b[1])
+		if err := in.parts[part].add(b[2 : 2+n]); err != nil {
+			return err
+		}
+		b = b[2+n:]
 	}
-	in.summary.Rows++
-	in.groups.add(r, kind, id)
+	from := 0
+	for _, to := range o.rejectEnds {
+		if err := in.rejects.add(o.rejects[from:to]); err != nil {
+			return err
+		}
+		from = to
+	}
+	in.summary.Rows += o.total
+	in.summary.Rejected += int64(len(o.rejectEnds))
+	for code, n := range o.codes {
+		in.summary.RejectCodes[code] += n
+	}
+	in.findings.add(&o.findings)
+	for _, name := range o.ignored {
+		in.ignore(o.file, name)
+	}
+	return nil
 }
 
-func (in *intake) reject(r *row, code, reason string) {
-	in.summary.Rows++
+// An outcome is what became of the rows of a block. It is the sink of the parser that has the block in hand.
+type outcome struct {
+	in         *options
+	file       int
+	rows       []byte // the partition, the size, and the stored row of each accepted one
+	rejects    []byte // stored
+	rejectEnds []int  // where each of them ends
+	total      int64
+	codes      map[string]int64 // of the rejects
+	findings   findings
+	ignored    []string
+}
+
+func (o *outcome) reset() {
+	o.rows, o.rejects, o.rejectEnds, o.total = o.rows[:0], o.rejects[:0], o.rejectEnds[:0], 0
+	o.findings, o.ignored = findings{}, nil
+	clear(o.codes)
+}
+
+func (o *outcome) row(r *row) {
+	kind, id, f := r.check()
+	if f != nil {
+		o.reject(r, f.code, f.reason)
+		return
+	}
+	o.total++
+	if kind := looksForeign(id, kind == job.OneToOne); kind != native {
+		o.findings.foreign[kind].found(r.file, r.line)
+	}
+	head := len(o.rows)
+	o.rows = append(o.rows, byte(spread(r.field[colFrom])>>(64-partitionBits)), 0)
+	o.rows = appendStored(o.rows, r, kind, id)
+	o.rows[head+1] = byte(len(o.rows) - head - 2)
+}
+
+func (o *outcome) reject(r *row, code, reason string) {
+	o.total++
 	for i, f := range r.field {
 		r.field[i] = cutText(f)
 	}
@@ -69,24 +131,21 @@ func (in *intake) reject(r *row, code, reason string) {
 	if _, _, f := (&row{field: fields}).check(); f == nil {
 		fields[colType] = ""
 	}
-	in.addReject(r.file, r.line, code, reason, fields)
+	o.rejects = appendReject(o.rejects, r.file, r.line, code, reason, &fields)
+	o.rejectEnds = append(o.rejectEnds, len(o.rejects))
+	if o.codes == nil {
+		o.codes = map[string]int64{}
+	}
+	o.codes[code]++
 }
 
-// addReject adds a reject of which the row has been counted.
-func (in *intake) addReject(file int, line int64, code, reason string, fields [numColumns]string) {
-	in.summary.Rejected++
-	in.summary.RejectCodes[code]++
-	// The fields are parts of longer strings, which must not stay in memory for them.
-	in.rejects = append(in.rejects, Reject{
-		File: in.files[file], Line: line, Code: code, Reason: reason,
-		FromAccount: strings.Clone(fields[colFrom]), GroupName: strings.Clone(fields[colGroup]),
-		Type: strings.Clone(fields[colType]), ToAccount: strings.Clone(fields[colUser]),
-		ToGroupID: strings.Clone(fields[colChat]), file: file,
-	})
+func (o *outcome) warn(file int, line int64, text string) {
+	o.findings.warn(Warning{Text: text, Line: line, file: file})
 }
 
-func (in *intake) warn(file int, line int64, text string) {
-	in.warnings = append(in.warnings, Warning{Text: text, File: in.files[file], Line: line, file: file})
+func (o *outcome) ignore(file int, name string) {
+	o.file = file
+	o.ignored = append(o.ignored, cutText(name))
 }
 
 // maxIgnored is how many ignored names of one input are told.

@@ -15,28 +15,57 @@ import (
 // groups of usual ids.
 const maxLine = 1 << 20
 
-// readJSONL reads one JSONL input to its end and hands its rows to out. The error is that of src; line is where
-// reading stopped.
-func readJSONL(src io.Reader, cols *columns, file int, out sink) (line int64, err error) {
-	d := newLineDecoder(cols, file, out)
-	lines := bufio.NewReaderSize(src, maxLine)
-	for n := int64(1); ; n++ {
-		b, err := lines.ReadSlice('\n')
+// A jsonlInput cuts a JSONL input into blocks of whole lines.
+type jsonlInput struct {
+	cols  *columns
+	lines *bufio.Reader
+	line  int64 // the next one
+}
+
+func newJSONL(src io.Reader, cols *columns) *jsonlInput {
+	return &jsonlInput{cols: cols, lines: bufio.NewReaderSize(src, maxLine), line: 1}
+}
+
+func (j *jsonlInput) at() int64 { return j.line }
+
+func (j *jsonlInput) next(b *block) error {
+	b.line = j.line
+	for !b.full() {
+		line, err := j.lines.ReadSlice('\n')
 		if err == bufio.ErrBufferFull {
 			for err == bufio.ErrBufferFull {
-				_, err = lines.ReadSlice('\n')
+				_, err = j.lines.ReadSlice('\n')
 			}
-			out.reject(&row{file: file, line: n}, codeParse, fmt.Sprintf("the line is over %d KiB", maxLine>>10))
-			b = nil
+			b.takeOut(j.line, nil, true, fmt.Sprintf("the line is over %d KiB", maxLine>>10))
+			line = emptyLine
 		}
 		if err != nil && err != io.EOF {
-			return n, err
+			return err
 		}
-		if b = bytes.TrimRight(b, " \t\r\n"); len(b) > 0 {
-			d.line(n, b)
+		b.data = append(b.data, line...)
+		if err != nil {
+			return err
 		}
-		if err == io.EOF {
-			return n, nil
+		j.line++
+	}
+	return nil
+}
+
+func (j *jsonlInput) parser() parser { return newLineDecoder(j.cols) }
+
+func (d *lineDecoder) parse(b *block, out sink) {
+	d.out, d.file = out, b.file
+	bad := b.bad
+	rest := b.data
+	for n := b.line; len(rest) > 0; n++ {
+		size := lineSize(rest)
+		line := bytes.TrimRight(rest[:size], " \t\r\n")
+		rest = rest[size:]
+		if len(bad) > 0 && bad[0].line == n {
+			out.reject(&row{file: b.file, line: n}, codeParse, bad[0].reason)
+			bad = bad[1:]
+		} else if len(line) > 0 {
+			d.line(n, line)
 		}
 	}
 }
@@ -56,9 +85,8 @@ type lineDecoder struct {
 	seen   uint // columns met at the top
 }
 
-func newLineDecoder(cols *columns, file int, out sink) *lineDecoder {
+func newLineDecoder(cols *columns) *lineDecoder {
 	d := &lineDecoder{
-		out: out, file: file,
 		top:   &keys{cols: cols, known: map[string]column{}},
 		inner: &keys{known: map[string]column{}},
 	}

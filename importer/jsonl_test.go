@@ -157,7 +157,7 @@ func TestJSONLBodies(t *testing.T) {
 			p := readString(t, tc.line, Config{})
 			wantLines(t, "jobs", jobTexts(p), tc.jobs...)
 			wantLines(t, "rejects", rejectTexts(p), tc.rejects...)
-			for _, r := range p.Rejects {
+			for r := range p.Rejects() {
 				if strings.Contains(tc.line, `"From_Account":"u"`) && r.FromAccount != "u" {
 					t.Errorf("got user %q in the reject, want u", r.FromAccount)
 				}

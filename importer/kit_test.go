@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/csv"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -24,8 +25,61 @@ func readString(t testing.TB, s string, cfg Config) *Plan {
 	if err != nil {
 		t.Fatalf("read: %v", err)
 	}
+	closeAtEnd(t, p)
 	checkSums(t, p)
 	return p
+}
+
+func closeAtEnd(t testing.TB, p *Plan) {
+	t.Cleanup(func() {
+		if err := p.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+}
+
+func rejectsOf(t testing.TB, p *Plan) []Reject {
+	t.Helper()
+	all := slices.Collect(p.Rejects())
+	if err := p.Err(); err != nil {
+		t.Fatalf("rejects: %v", err)
+	}
+	return all
+}
+
+// readAll takes the rows of an input block by block, in this goroutine.
+func readAll(r reader, file int, out sink) error {
+	p := r.parser()
+	for b := new(block); ; {
+		b.reset(file)
+		err := r.next(b)
+		p.parse(b, out)
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// readCSV reads a CSV input, by blocks of a block's usual size; line is where it stopped.
+func readCSV(src io.Reader, comma rune, cols *columns, file int, out sink) (line int64, err error) {
+	c, err := newCSV(src, comma, cols)
+	if err != nil {
+		return c.at(), err
+	}
+	for _, name := range c.others() {
+		out.ignore(file, name)
+	}
+	err = readAll(c, file, out)
+	return c.at(), err
+}
+
+func readJSONL(src io.Reader, cols *columns, file int, out sink) (line int64, err error) {
+	j := newJSONL(src, cols)
+	err = readAll(j, file, out)
+	return j.at(), err
 }
 
 // readError reads s as standard input and gives the error, which there must be.
@@ -46,17 +100,18 @@ func checkSums(t testing.TB, p *Plan) {
 	if got := s.Accepted + s.Duplicates + s.Rejected; got != s.Rows {
 		t.Errorf("got %d rows accounted for, want %d", got, s.Rows)
 	}
-	if int64(len(p.Rejects)) != s.Rejected {
-		t.Errorf("got %d rejects, want %d", len(p.Rejects), s.Rejected)
+	rejects := rejectsOf(t, p)
+	if int64(len(rejects)) != s.Rejected {
+		t.Errorf("got %d rejects, want %d", len(rejects), s.Rejected)
 	}
 	codes := map[string]int64{}
-	for i, r := range p.Rejects {
+	for i, r := range rejects {
 		codes[r.Code]++
 		if r.Line < 1 || r.Reason == "" || r.File == "" {
 			t.Errorf("reject %d: got %+v, want file, line and reason", i, r)
 		}
-		if i > 0 && r.file == p.Rejects[i-1].file && r.Line < p.Rejects[i-1].Line {
-			t.Errorf("reject %d: got line %d after %d", i, r.Line, p.Rejects[i-1].Line)
+		if i > 0 && r.file == rejects[i-1].file && r.Line < rejects[i-1].Line {
+			t.Errorf("reject %d: got line %d after %d", i, r.Line, rejects[i-1].Line)
 		}
 	}
 	if !maps.Equal(codes, s.RejectCodes) {
@@ -120,7 +175,7 @@ func jobTexts(p *Plan) []string {
 // rejectTexts writes each reject on a line: line code reason.
 func rejectTexts(p *Plan) []string {
 	var texts []string
-	for _, r := range p.Rejects {
+	for r := range p.Rejects() {
 		texts = append(texts, fmt.Sprintf("%d %s %s", r.Line, r.Code, r.Reason))
 	}
 	return texts

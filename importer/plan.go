@@ -2,31 +2,40 @@ package importer
 
 import (
 	"cmp"
+	"context"
+	"encoding/binary"
 	"encoding/csv"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
+	"runtime"
 	"slices"
 	"strconv"
-	"strings"
+	"sync"
+	"sync/atomic"
 
 	"groupferry/internal/chat"
 	"groupferry/internal/job"
 )
 
-// A Plan is what a whole input comes to: the jobs that it asks for, and what became of every row.
+// A Plan is what a whole input comes to: the jobs that it asks for, and what became of every row. Jobs and rejects may
+// be more than memory holds, so they are read from where they were put aside, and the plan has to be closed.
 type Plan struct {
 	ImportID string    // Config.ImportID, or the first 16 digits of Digest
 	Digest   string    // SHA-256 of the content and of the options that change jobs, in 64 hexadecimal digits
 	Summary  Summary   //
-	Rejects  []Reject  // by input, then by line
-	Warnings []Warning // about rows that are accepted all the same; by input, then by line
+	Warnings []Warning // about rows that are accepted all the same; by input, then by line; see Summary.Warnings
 	Notices  []string  // what else a person should hear once, such as columns that were ignored
 
-	files  []string
-	groups *grouping
-	order  []uint32 // of the jobs, as indexes of groups
+	files   []string
+	spool   *spool
+	runs    []*run // in the order of the hashes
+	rejects tape   // by input, then by line
+
+	mu    sync.Mutex
+	fault error // see Err
 }
 
 // A Summary counts. Rows is always Accepted + Duplicates + Rejected, and Accepted is always Conversations: what was
@@ -43,6 +52,8 @@ type Summary struct {
 	Conversations int64
 	Calls         int64            // that the jobs take when each goes well at once
 	RejectCodes   map[string]int64 // rejected rows by code; never nil
+	Warnings      int64            // given; Plan.Warnings has the first 1,000 of each kind
+	Spooled       int64            // bytes on disk, beside what was held in memory
 }
 
 // A Reject is a row that was refused, with its fields as they stood in the input, so that it can be mended. A field
@@ -72,125 +83,213 @@ type Warning struct {
 }
 
 // plan settles everything after the last input.
-func (in *intake) plan() *Plan {
+func (in *intake) plan(ctx context.Context) (*Plan, error) {
 	digest := hex.EncodeToString(in.digest.Sum(nil))
-	s := &in.summary
-	g := in.groups
-	g.settle(
-		func(*member) { s.Duplicates++ },
-		func(m *member, code string) {
-			reason := fmt.Sprintf("the group is full: %d conversations at most", chat.MaxConversationsPerGroup)
-			if code == codeTooManyGroups {
-				reason = fmt.Sprintf("the user has %d groups before this one, %d at most",
-					g.groups[m.group].rank, chat.MaxGroupsPerUser)
-			}
-			in.addReject(int(m.file), m.line, code, reason, g.fields(m))
-		})
 	p := &Plan{
 		ImportID: cmp.Or(in.ImportID, digest[:16]),
 		Digest:   digest,
 		files:    in.files,
-		groups:   g,
-		order:    g.jobs(),
+		spool:    in.spool,
+		rejects:  in.rejects,
 	}
-	users := make([]bool, len(g.users))
-	for _, n := range p.order {
-		gr := &g.groups[n]
-		s.Jobs++
-		s.Conversations += int64(len(gr.members))
-		s.Calls += int64((len(gr.members) + in.ChunkSize - 1) / in.ChunkSize)
-		if !users[gr.user] {
-			users[gr.user] = true
-			s.Users++
+	runs, err := in.settle(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var sum counts
+	for _, r := range runs {
+		sum.add(&r.counts)
+		in.findings.add(&r.findings)
+		r.findings = findings{}
+	}
+	p.runs = runs
+	s := &in.summary
+	s.Duplicates, s.Users, s.Jobs, s.Calls = sum.duplicates, sum.users, sum.jobs, sum.calls
+	s.Conversations, s.Accepted = sum.conversations, sum.conversations
+	s.Rejected += sum.tooMany + sum.tooManyGroups
+	for code, n := range map[string]int64{codeTooManyConversations: sum.tooMany, codeTooManyGroups: sum.tooManyGroups} {
+		if n > 0 {
+			s.RejectCodes[code] += n
 		}
 	}
-	s.Accepted = s.Conversations
-	in.warnAboutGroups(p.order)
-
-	slices.SortStableFunc(in.rejects, func(a, b Reject) int {
-		return cmp.Or(cmp.Compare(a.file, b.file), cmp.Compare(a.Line, b.Line))
-	})
-	slices.SortStableFunc(in.warnings, func(a, b Warning) int {
-		return cmp.Or(cmp.Compare(a.file, b.file), cmp.Compare(a.Line, b.Line))
-	})
-	p.Rejects, p.Warnings = in.rejects, in.warnings
+	p.Warnings, s.Warnings = in.warnings()
 	p.Notices = append(in.notices, in.ignoredNotices()...)
+	s.Spooled = in.spool.size.Load()
 	p.Summary = *s
 	in.tell(true)
-	return p
+	return p, nil
 }
 
-// warnAboutGroups looks for what can only be seen once all rows are there.
-func (in *intake) warnAboutGroups(order []uint32) {
-	g := in.groups
-	for _, c := range g.crowded(chat.MaxConversationsPerGroup) {
-		in.warn(int(c.over.file), c.over.line, fmt.Sprintf("a user has %d distinct conversations over all groups: "+
-			"some documents of the API say %d at most, and it may refuse the rest with %s",
-			c.conversations, chat.MaxConversationsPerGroup, codeTooManyConversations))
-		in.warnings[len(in.warnings)-1].FromAccount = c.user
-	}
-	spaced, first := 0, uint32(0)
-	for _, n := range order {
-		if gr := &g.groups[n]; strings.TrimSpace(gr.name) != gr.name {
-			if spaced == 0 || gr.members[0] < first {
-				first = gr.members[0]
+// settle makes the runs of all partitions, side by side.
+func (in *intake) settle(ctx context.Context) ([]*run, error) {
+	workers := cmp.Or(in.workers, runtime.GOMAXPROCS(0))
+	var (
+		made  [partitions][]*run
+		next  atomic.Int32
+		wait  sync.WaitGroup
+		fault = make([]error, workers)
+	)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for w := range workers {
+		wait.Go(func() {
+			s := newSettler(in.spool, in.memory/workers, in.ChunkSize)
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= partitions {
+					return
+				}
+				if made[i], fault[w] = s.settle(ctx, &in.parts[i], partitionBits); fault[w] != nil {
+					cancel()
+					return
+				}
+				in.parts[i] = tape{}
 			}
-			spaced++
+		})
+	}
+	wait.Wait()
+	// When one fails the others are cancelled: what counts is why the first one failed.
+	var cancelled error
+	for _, err := range fault {
+		switch {
+		case errors.Is(err, context.Canceled):
+			cancelled = err
+		case err != nil:
+			return nil, err
 		}
 	}
-	if spaced > 0 {
-		m := g.rows.at(first)
-		in.warn(int(m.file), m.line,
-			fmt.Sprintf("group names begin or end with white space and are taken as they stand: %d", spaced))
+	return slices.Concat(made[:]...), cancelled
+}
+
+// warnings puts findings into words.
+func (in *intake) warnings() (first []Warning, all int64) {
+	f := &in.findings
+	say := func(at finding, text string) {
+		if at.n > 0 {
+			f.warn(Warning{Text: fmt.Sprintf("%s: %d", text, at.n), Line: at.line, file: at.file})
+		}
+	}
+	f.trim()
+	say(f.spaced, "group names begin or end with white space and are taken as they stand")
+	say(f.alike, "groups have a name that differs from another one of the same user in case and spaces only")
+	for kind, at := range f.foreign {
+		say(at, foreignTexts[kind])
+	}
+	slices.SortStableFunc(f.warnings, func(a, b Warning) int {
+		return cmp.Or(cmp.Compare(a.file, b.file), cmp.Compare(a.Line, b.Line))
+	})
+	for i := range f.warnings {
+		f.warnings[i].File = in.files[f.warnings[i].file]
+	}
+	return f.warnings, f.warned
+}
+
+// Close removes what was put aside. Neither jobs nor rejects can be read after it.
+func (p *Plan) Close() error { return p.spool.close() }
+
+// Err tells why a range over Jobs or Rejects ended early, if one did that by itself: what was put aside could not be
+// read. It says nothing of a range that is still under way.
+func (p *Plan) Err() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.fault
+}
+
+func (p *Plan) fail(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.fault == nil {
+		p.fault = err
 	}
 }
 
-// fields are those of a row that passed its check.
-func (g *grouping) fields(m *member) (f [numColumns]string) {
-	gr := &g.groups[m.group]
-	kind, id := g.conversation(m)
-	f[colFrom], f[colGroup], f[colType] = g.users[gr.user].id, gr.name, strconv.Itoa(kind)
-	if kind == job.GroupChat {
-		f[colChat] = id
-	} else {
-		f[colUser] = id
-	}
-	return f
-}
+// jobsAhead is how many pieces of jobs, each of 32 KiB or one job, are made ready while those before are in use.
+const jobsAhead = 2
 
 // Jobs goes through the jobs, in an order that depends on the data alone: all first groups of users, then all second
 // ones, and so on, each round by a hash of the user. Calls for one user may not overlap, and this keeps them apart. The
-// conversations of a job stand in the order of the input. Jobs may be ranged over any number of times, also at once.
+// conversations of a job stand in the order of the input. Jobs may be ranged over any number of times, also at once; ask
+// Err afterwards.
 func (p *Plan) Jobs() iter.Seq[job.Job] {
 	return func(yield func(job.Job) bool) {
-		for _, n := range p.order {
-			if !yield(p.job(&p.groups.groups[n])) {
-				return
+		ready, stop := make(chan []job.Job, jobsAhead), make(chan struct{})
+		var wait sync.WaitGroup
+		wait.Go(func() {
+			defer close(ready)
+			if err := p.prepare(ready, stop); err != nil {
+				p.fail(err)
+			}
+		})
+		defer wait.Wait()
+		defer close(stop)
+		for jobs := range ready {
+			for i := range jobs {
+				if !yield(jobs[i]) {
+					return
+				}
 			}
 		}
 	}
 }
 
-func (p *Plan) job(gr *group) job.Job {
-	from := p.groups.users[gr.user].id
-	j := job.Job{
-		Import:        p.ImportID,
-		ID:            job.ID(p.ImportID, from, gr.name),
-		FromAccount:   from,
-		GroupName:     gr.name,
-		Conversations: make([]job.Conversation, len(gr.members)),
-	}
-	last := -1
-	for i, n := range gr.members {
-		m := p.groups.rows.at(n)
-		if int(m.file) != last { // rows come in the order of the inputs, so a file never comes back
-			last = int(m.file)
-			j.Files = append(j.Files, p.files[last])
+// prepare reads the jobs. Each partition has its jobs of one rank in one piece, so that going through the whole input
+// rank by rank takes no sorting, only that many reads.
+func (p *Plan) prepare(ready chan<- []job.Job, stop <-chan struct{}) error {
+	var buf []byte
+	for rank := range chat.MaxGroupsPerUser {
+		for _, r := range p.runs {
+			for _, e := range r.jobs.extents[r.ranks[rank]:r.ranks[rank+1]] {
+				b, err := p.spool.get(e, buf)
+				if err != nil {
+					return err
+				}
+				if e.at >= 0 {
+					buf = b
+				}
+				select {
+				case ready <- p.decodeJobs(b):
+				case <-stop:
+					return nil
+				}
+			}
 		}
-		kind, id := p.groups.conversation(m)
-		j.Conversations[i] = job.Conversation{Type: kind, ID: id, File: len(j.Files) - 1, Line: m.line}
 	}
-	return j
+	return nil
+}
+
+// decodeJobs reads the jobs of one extent.
+func (p *Plan) decodeJobs(b []byte) []job.Job {
+	var jobs []job.Job
+	text := string(b) // what the jobs point into
+	cut := func(part []byte, from int) string {
+		at := len(text) - len(b) + from
+		return text[at : at+len(part)]
+	}
+	for len(b) > 0 {
+		from := keyUser(b)
+		name := b[2+len(from) : 2+len(from)+int(b[1+len(from)])]
+		j := job.Job{Import: p.ImportID, FromAccount: cut(from, 1), GroupName: cut(name, 2+len(from))}
+		j.ID = job.ID(p.ImportID, j.FromAccount, j.GroupName)
+		b = b[2+len(from)+len(name):]
+		n, size := binary.Uvarint(b)
+		b = b[size:]
+		j.Conversations = make([]job.Conversation, n)
+		last := -1
+		for i := range j.Conversations {
+			member, conv, rest := cutMember(b)
+			file, line := place(member, conv)
+			if file != last { // rows come in the order of the inputs, so a file never comes back
+				last = file
+				j.Files = append(j.Files, p.files[file])
+			}
+			j.Conversations[i] = job.Conversation{
+				Type: int(member[1] - '0'), ID: cut(member[2:conv], 2), File: len(j.Files) - 1, Line: line,
+			}
+			b = rest
+		}
+		jobs = append(jobs, j)
+	}
+	return jobs
 }
 
 // WriteRejects writes the rejects as CSV: our five columns, which can be mended and imported as they are, and code,
@@ -199,13 +298,12 @@ func (p *Plan) WriteRejects(w io.Writer) error {
 	out := csv.NewWriter(w)
 	// An error stays with the writer until it is asked for at the end.
 	_ = out.Write(append(columnNames[:], extraColumns...))
-	for i := range p.Rejects {
-		r := &p.Rejects[i]
+	for r := range p.Rejects() {
 		_ = out.Write([]string{r.FromAccount, r.GroupName, r.Type, r.ToAccount, r.ToGroupID,
 			r.Code, r.Reason, r.File, strconv.FormatInt(r.Line, 10)})
 	}
 	out.Flush()
-	if err := out.Error(); err != nil {
+	if err := cmp.Or(p.Err(), out.Error()); err != nil {
 		return fmt.Errorf("write rejects: %w", err)
 	}
 	return nil

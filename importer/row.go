@@ -185,10 +185,8 @@ func checkID(name, id string, limit int) *fault {
 	case len(id) > limit:
 		return bad("has %d bytes, %d at most", len(id), limit)
 	}
-	for i := range len(id) {
-		if id[i] < ' ' || id[i] > '~' {
-			return bad("holds a character that is not printable ASCII")
-		}
+	if !plain(id) {
+		return bad("holds a character that is not printable ASCII")
 	}
 	if id[0] == ' ' || id[len(id)-1] == ' ' {
 		return bad("begins or ends with a space")
@@ -197,6 +195,9 @@ func checkID(name, id string, limit int) *fault {
 }
 
 func checkGroupName(name string) *fault {
+	if n := len(name); 0 < n && n <= chat.MaxGroupNameBytes && plain(name) && name[0] != ' ' {
+		return nil
+	}
 	switch {
 	case strings.TrimSpace(name) == "":
 		return &fault{codeBadParameter, "group_name is empty"}
@@ -209,6 +210,16 @@ func checkGroupName(name string) *fault {
 			fmt.Sprintf("group_name has %d bytes, %d at most", len(name), chat.MaxGroupNameBytes)}
 	}
 	return nil
+}
+
+// plain tells whether s is printable ASCII, as ids are and most names.
+func plain(s string) bool {
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] > '~' {
+			return false
+		}
+	}
+	return true
 }
 
 // A sink takes what a reader finds in one input. The row is the reader's and changes after the call.

@@ -29,6 +29,7 @@ type splitter struct {
 	fields int // in every record; 0 takes any number
 
 	// bad hears of what was taken out. raw is the line without its end, or the first maxRecord bytes of it.
+	// It may not keep raw.
 	bad func(line int64, raw []byte, cut bool, reason string)
 	// doubt hears of a record that its quotes stretch over several lines of which some could be records themselves.
 	doubt func(first, last int64)
@@ -42,18 +43,6 @@ type splitter struct {
 
 func newSplitter(src io.Reader, comma rune) *splitter {
 	return &splitter{src: src, comma: []byte(string(comma)), buf: make([]byte, 8*maxRecord), line: 1}
-}
-
-// Read hands out sound records, as many as fit in p; one may be cut anywhere.
-func (s *splitter) Read(p []byte) (int, error) {
-	for len(s.ready) == 0 {
-		if err := s.judge(); err != nil {
-			return 0, err
-		}
-	}
-	n := copy(p, s.ready)
-	s.ready = s.ready[n:]
-	return n, nil
 }
 
 // judge makes the next run of sound records ready, or takes one line out. Its error is that of the source.

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"iter"
 	"maps"
 	"math"
 	"slices"
@@ -43,6 +44,7 @@ A FILE is CSV or JSONL, also compressed with gzip or zstd; - is standard input.`
 			if err != nil {
 				return err
 			}
+			defer plan.Close()
 			rejects := ""
 			if in.rejects != "" {
 				if rejects, err = p.keepRejects(plan, &in); err != nil {
@@ -72,6 +74,10 @@ A FILE is CSV or JSONL, also compressed with gzip or zstd; - is standard input.`
 // writeCheck writes what a plan comes to.
 func writeCheck(w io.Writer, plan *importer.Plan, inputs []string, rate int, format string) error {
 	s := plan.Summary
+	groups := groupRejects(plan.Rejects())
+	if err := plan.Err(); err != nil {
+		return err
+	}
 	seconds := math.Ceil(float64(s.Calls) / float64(rate))
 	if format == "json" {
 		type reject struct {
@@ -82,7 +88,7 @@ func writeCheck(w io.Writer, plan *importer.Plan, inputs []string, rate int, for
 			AtLine int64  `json:"first_line"`
 		}
 		grouped := []reject{}
-		for _, g := range groupRejects(plan.Rejects) {
+		for _, g := range groups {
 			grouped = append(grouped, reject{g.first.Code, g.first.Reason, g.count, g.first.File, g.first.Line})
 		}
 		return writeJSON(w, map[string]any{
@@ -98,7 +104,7 @@ func writeCheck(w io.Writer, plan *importer.Plan, inputs []string, rate int, for
 	fmt.Fprintf(&b, "  groups         %-9s of %s users\n", count(s.Jobs), count(s.Users))
 	fmt.Fprintf(&b, "  conversations  %s\n", count(s.Conversations))
 	fmt.Fprintf(&b, "  calls          %-9s at %d a second: %s\n", count(s.Calls), rate, span(time.Duration(seconds)*time.Second))
-	for _, g := range groupRejects(plan.Rejects) {
+	for _, g := range groups {
 		fmt.Fprintf(&b, "  rejects        %-9s %s: %s; first at %s:%d\n", count(g.count), g.first.Code, g.first.Reason, g.first.File, g.first.Line)
 	}
 	_, err := io.WriteString(w, b.String())
@@ -110,12 +116,20 @@ type rejectGroup struct {
 	count int64
 }
 
-// groupRejects gathers rejects with the same code and reason, the most frequent first.
-func groupRejects(rejects []importer.Reject) []rejectGroup {
+// maxRejectGroups bounds what groupRejects holds: some reasons have a line number in them.
+const maxRejectGroups = 1000
+
+// groupRejects gathers rejects with the same code and reason, the most frequent first. Where there are very many
+// reasons, the last ones to appear go by their codes.
+func groupRejects(rejects iter.Seq[importer.Reject]) []rejectGroup {
 	type key struct{ code, reason string }
 	groups := map[key]*rejectGroup{}
-	for _, r := range rejects {
+	for r := range rejects {
 		k := key{r.Code, r.Reason}
+		if groups[k] == nil && len(groups) >= maxRejectGroups {
+			r.Reason = "for other reasons"
+			k.reason = r.Reason
+		}
 		if groups[k] == nil {
 			groups[k] = &rejectGroup{first: r}
 		}

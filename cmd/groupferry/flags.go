@@ -260,6 +260,7 @@ type inputFlags struct {
 	format, delimiter, importID string
 	columns                     map[string]string
 	maxRejects, rejects         string
+	spoolDir                    string
 }
 
 func (i *inputFlags) add(cmd *cobra.Command) {
@@ -270,11 +271,13 @@ func (i *inputFlags) add(cmd *cobra.Command) {
 	f.StringVar(&i.importID, "import-id", "", "`name` of the import; default: made from the content")
 	f.StringVar(&i.maxRejects, "max-rejects", "", "enqueue nothing if more rows than `N or N%` are rejected")
 	f.StringVar(&i.rejects, "rejects", "", "`file` for rejected rows (default IMPORT-rejects.csv, if there are any)")
+	f.StringVar(&i.spoolDir, "spool-dir", "", "`directory` in which large input is sorted (default: that for temporary files)")
 }
 
 func (i *inputFlags) config(p *program, chunk int) (importer.Config, error) {
 	cfg := importer.Config{
 		Format: importer.Format(i.format), Columns: i.columns, ImportID: i.importID, ChunkSize: chunk, Stdin: p.stdin,
+		SpoolDir: i.spoolDir,
 	}
 	switch d := i.delimiter; {
 	case d == `\t`:

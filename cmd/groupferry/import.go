@@ -36,6 +36,7 @@ and imported as it is.
 			if err != nil {
 				return err
 			}
+			defer plan.Close()
 			q, err := p.open(qf, false)
 			if err != nil {
 				return err

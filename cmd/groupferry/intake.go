@@ -17,7 +17,7 @@ import (
 // shownRejects is how many rejects are shown one by one; the file has them all.
 const shownRejects = 50
 
-// read reads the whole input, and says what is wrong with it.
+// read reads the whole input, and says what is wrong with it. The plan has to be closed.
 func (p *program) read(inputs []string, in *inputFlags, chunk int) (*importer.Plan, error) {
 	cfg, err := in.config(p, chunk)
 	if err != nil {
@@ -43,24 +43,30 @@ func (p *program) read(inputs []string, in *inputFlags, chunk int) (*importer.Pl
 	}
 	for i, w := range plan.Warnings {
 		if i == shownRejects {
-			p.console.warn("and %s more like these", count(len(plan.Warnings)-i))
+			p.console.warn("and %s more", count(plan.Summary.Warnings-int64(i)))
 			break
 		}
 		p.console.warn("%s:%d: %s", w.File, w.Line, w.Text)
 	}
-	for i, r := range plan.Rejects {
-		if i == shownRejects {
-			p.console.say("… and %s more", count(len(plan.Rejects)-i))
+	shown := 0
+	for r := range plan.Rejects() {
+		if shown == shownRejects {
+			p.console.say("… and %s more", count(plan.Summary.Rejected-shownRejects))
 			break
 		}
 		p.console.say("rejected: %s:%d: %s: %s", r.File, r.Line, r.Code, r.Reason)
+		shown++
+	}
+	if err := plan.Err(); err != nil {
+		plan.Close()
+		return nil, err
 	}
 	return plan, nil
 }
 
 // keepRejects writes the file of rejects, if there are any, and returns its name.
 func (p *program) keepRejects(plan *importer.Plan, in *inputFlags) (string, error) {
-	if len(plan.Rejects) == 0 {
+	if plan.Summary.Rejected == 0 {
 		return "", nil
 	}
 	name := in.rejects
@@ -102,12 +108,18 @@ func (p *program) withinBudget(plan *importer.Plan, in *inputFlags, rejectsFile 
 	return hint(err, "mend the rows in %s, or allow more", rejectsFile)
 }
 
-// take reads the input and keeps to the budget: what import and run have in common before they need a queue.
-func (p *program) take(inputs []string, in *inputFlags, chunk int) (*importer.Plan, queue.Import, error) {
+// take reads the input and keeps to the budget: what import and run have in common before they need a queue. The plan
+// has to be closed.
+func (p *program) take(inputs []string, in *inputFlags, chunk int) (_ *importer.Plan, _ queue.Import, err error) {
 	plan, err := p.read(inputs, in, chunk)
 	if err != nil {
 		return nil, queue.Import{}, err
 	}
+	defer func() {
+		if err != nil {
+			plan.Close()
+		}
+	}()
 	rejects, err := p.keepRejects(plan, in)
 	if err != nil {
 		return nil, queue.Import{}, err
@@ -168,6 +180,9 @@ func (p *program) enqueue(ctx context.Context, q *queue.Queue, plan *importer.Pl
 		p.console.progress(func() string { return fmt.Sprintf("enqueued %s of %s jobs", count(done), count(total)) })
 	})
 	p.console.end()
+	if perr := plan.Err(); perr != nil {
+		err = perr // the queue only knows that there were fewer jobs than announced
+	}
 	if m != nil {
 		m.JobsEnqueued(int(stats.Jobs)) // not those of an earlier run
 	}

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/signal"
@@ -50,7 +51,9 @@ func TestMain(m *testing.M) {
 	if err := flag.Set("test.parallel", "12"); err != nil {
 		panic(err)
 	}
-	testscript.Main(m, map[string]func(){"groupferry": reenter})
+	commands := map[string]func(){"groupferry": reenter}
+	maps.Copy(commands, scaleCommands)
+	testscript.Main(m, commands)
 }
 
 // reenter is main, but for the transcript.

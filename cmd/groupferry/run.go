@@ -91,6 +91,7 @@ func (r *runner) run(cmd *cobra.Command, inputs []string) error {
 	if err != nil {
 		return err
 	}
+	defer plan.Close()
 	q, err := r.open(r.queue, false)
 	if err != nil {
 		return err

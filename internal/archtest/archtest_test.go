@@ -47,7 +47,7 @@ var house = map[string]room{
 			"internal/job", "internal/queue", "internal/chat", "internal/governor", "internal/chatsim",
 		},
 		modules:     []string{"github.com/spf13/cobra", "github.com/spf13/pflag", "golang.org/x/term"},
-		testModules: []string{"github.com/rogpeppe/go-internal"},
+		testModules: []string{"github.com/rogpeppe/go-internal", "github.com/gocarina/gocsv"}, // to measure against
 	},
 	"importer": {
 		own: []string{"internal/job", "internal/chat"},

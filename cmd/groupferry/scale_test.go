@@ -1,0 +1,306 @@
+//go:build unix
+
+package main
+
+import (
+	"bufio"
+	"compress/gzip"
+	"context"
+	"encoding/csv"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/bits"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"github.com/gocarina/gocsv"
+
+	"groupferry/internal/job"
+	"groupferry/internal/queue"
+)
+
+var (
+	scale      = flag.Float64("scale", 0, "rows of the inputs that TestScale measures, such as 2e6; 0 leaves it out")
+	scaleKinds = flag.String("scale.kinds", "shuffled,sorted,half,jsonl,gzip", "inputs that it measures")
+)
+
+// Data as people have it: 20 conversations in a group and 10 groups of a user, and where half of all rows are of one
+// user, as many groups as a user can have and a new conversation in each row.
+const (
+	scalePerGroup = 20
+	scalePerUser  = 10
+)
+
+// TestScale measures whole processes on generated rows, and what their parts take by themselves:
+//
+//	go test ./cmd/groupferry -run TestScale -v -timeout 2h -scale 2e6
+//
+// CPU seconds count, for they mean something on a machine with other work; rss is the peak of the process, the embedded
+// server included, and disk that of the directory for sorting. Each row of what it prints is one process:
+//
+//	parse    gocsv alone, row by row: the least that an import with it can take
+//	publish  the same number of jobs of the same size put on an embedded queue, without an input
+//	check    reading, checking, grouping
+//	import   all of it
+func TestScale(t *testing.T) {
+	if *scale == 0 {
+		t.Skip("-scale 2e6 measures 2 million rows")
+	}
+	rows := int(*scale)
+	out := tabwriter.NewWriter(t.Output(), 0, 0, 2, ' ', 0)
+	defer out.Flush()
+	fmt.Fprintln(out, "rows\tinput\tprocess\tCPU s\tµs a row\twall s\trss MiB\tdisk MiB\tinput MiB\tratio\t")
+	for _, kind := range strings.Split(*scaleKinds, ",") {
+		dir := t.TempDir()
+		name, mib := writeScale(t, filepath.Join(dir, kind), kind, rows)
+		measure := func(process string, args ...string) float64 {
+			spool, data := filepath.Join(dir, "spool"), filepath.Join(dir, "data")
+			if err := os.Mkdir(spool, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			r := measured(t, spool, data, dir, process, args)
+			if left := diskBytes(spool); left > 0 {
+				t.Errorf("%s %s: %d bytes are left in %s", kind, process, left, spool)
+			}
+			for _, d := range []string{spool, data} {
+				if err := os.RemoveAll(d); err != nil {
+					t.Fatal(err)
+				}
+			}
+			fmt.Fprintf(out, "%d\t%s\t%s\t%.2f\t%.2f\t%.1f\t%d\t%d\t%d\t", rows, kind, process, r.cpu,
+				r.cpu*1e6/float64(rows), r.wall, r.rss>>20, r.disk>>20, mib)
+			return r.cpu
+		}
+		var parse float64
+		if kind == "shuffled" || kind == "sorted" || kind == "half" {
+			parse = measure("parse", name)
+			fmt.Fprintln(out, "\t")
+		}
+		check := measure("check", "check", "--quiet", name)
+		if parse > 0 {
+			fmt.Fprintf(out, "%.2f × parse\t\n", check/parse)
+		} else {
+			fmt.Fprintln(out, "\t")
+		}
+		publish := measure("publish", strconv.Itoa(rows/scalePerGroup))
+		fmt.Fprintln(out, "\t")
+		full := measure("import", "import", "--quiet", name)
+		if parse > 0 {
+			fmt.Fprintf(out, "%.2f × (parse + publish)\t\n", full/(parse+publish))
+		} else {
+			fmt.Fprintln(out, "\t")
+		}
+		out.Flush()
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+type spent struct {
+	cpu, wall float64 // seconds
+	rss, disk int64   // bytes, at their peaks
+}
+
+// measured runs one process: groupferry, or the one that scaleCommands has by its name.
+func measured(t *testing.T, spool, data, dir, process string, args []string) spent {
+	t.Helper()
+	command := "groupferry"
+	if scaleCommands[process] != nil {
+		command = process
+	}
+	cmd := exec.Command(command, args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "GROUPFERRY_SPOOL_DIR="+spool, "GROUPFERRY_DATA_DIR="+data)
+	var said strings.Builder
+	cmd.Stdout, cmd.Stderr = &said, &said
+	done := make(chan struct{})
+	var watching sync.WaitGroup
+	var u spent
+	watching.Go(func() {
+		tick := time.NewTicker(100 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+				u.disk = max(u.disk, diskBytes(spool))
+			}
+		}
+	})
+	start := time.Now()
+	err := cmd.Run()
+	u.wall = time.Since(start).Seconds()
+	close(done)
+	watching.Wait()
+	var exit *exec.ExitError
+	if err != nil && !(errors.As(err, &exit) && exit.ExitCode() == exitIncomplete) {
+		t.Fatalf("%s %v: %v\n%s", command, args, err, said.String())
+	}
+	r := cmd.ProcessState.SysUsage().(*syscall.Rusage)
+	u.cpu = (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds()
+	u.rss = int64(r.Maxrss)
+	if runtime.GOOS != "darwin" {
+		u.rss <<= 10
+	}
+	return u
+}
+
+func diskBytes(dir string) (n int64) {
+	_ = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+		if err == nil && e.Type().IsRegular() {
+			if info, err := e.Info(); err == nil {
+				n += info.Size()
+			}
+		}
+		return nil // what vanishes in between does not count
+	})
+	return n
+}
+
+// scaleCommands are the processes that TestScale compares with.
+var scaleCommands = map[string]func(){"parse": scaleParse, "publish": scalePublish}
+
+// scaleParse is the loop over gocsv.
+func scaleParse() {
+	f, err := os.Open(os.Args[1])
+	if err != nil {
+		panic(err)
+	}
+	r := csv.NewReader(bufio.NewReaderSize(f, 128<<10))
+	r.ReuseRecord = true
+	rows, err := gocsv.NewUnmarshaller(r, &struct {
+		From  string `csv:"from_account"`
+		Group string `csv:"group_name"`
+		Type  string `csv:"type"`
+		User  string `csv:"to_account"`
+		Chat  string `csv:"to_group_id"`
+	}{})
+	for err == nil {
+		_, err = rows.Read()
+	}
+	if err != io.EOF {
+		panic(err)
+	}
+}
+
+// scalePublish puts jobs on a queue that differ in little but their ids.
+func scalePublish() {
+	n, err := strconv.Atoi(os.Args[1])
+	if err != nil {
+		panic(err)
+	}
+	ctx := context.Background()
+	q, err := queue.Open(ctx, queue.Config{DataDir: os.Getenv("GROUPFERRY_DATA_DIR")})
+	if err != nil {
+		panic(err)
+	}
+	defer q.Close()
+	j := job.Job{Import: "scale", FromAccount: "user123456", GroupName: "Family 12", Files: []string{"shuffled.csv"}}
+	for i := range scalePerGroup {
+		j.Conversations = append(j.Conversations,
+			job.Conversation{Type: job.OneToOne, ID: fmt.Sprintf("peer%d", 1000000+i), Line: int64(5000000 + i)})
+	}
+	if _, _, err := q.Begin(ctx, queue.Import{ID: j.Import, Digest: j.Import, Jobs: int64(n)}); err != nil {
+		panic(err)
+	}
+	_, err = q.Enqueue(ctx, j.Import, func(yield func(job.Job) bool) {
+		for i := range n {
+			j.ID = strconv.Itoa(i)
+			if !yield(j) {
+				return
+			}
+		}
+	}, nil)
+	if err != nil {
+		panic(err)
+	}
+}
+
+// writeScale writes an input of so many rows and returns its name and size in MiB.
+func writeScale(t *testing.T, name, kind string, rows int) (string, int64) {
+	t.Helper()
+	name += map[string]string{"jsonl": ".jsonl", "gzip": ".csv.gz"}[kind]
+	if filepath.Ext(name) == "" {
+		name += ".csv"
+	}
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var dst io.Writer = f
+	var z *gzip.Writer
+	if kind == "gzip" {
+		z, _ = gzip.NewWriterLevel(f, gzip.BestSpeed) // a level that exists
+		dst = z
+	}
+	w := bufio.NewWriterSize(dst, 1<<20)
+	if kind != "jsonl" {
+		w.WriteString("from_account,group_name,type,to_account,to_group_id\n")
+	}
+	names := []string{"Family", "家族", "Work", "Друзья", "Book club", "Neighbours", "أصدقاء", "Team", "Travel", "\"Old, old\""}
+	for i := range rows {
+		n := i
+		if kind != "sorted" {
+			n = permute(i, rows)
+		}
+		user, group, id := n/scalePerGroup/scalePerUser, n/scalePerGroup%scalePerUser, n
+		whale := kind == "half" && n%2 == 0
+		switch {
+		case kind == "jsonl" && n%7 == 0:
+			fmt.Fprintf(w, `{"from_account":"user%d","group_name":%q,"type":2,"to_group_id":"@TGS#%d"}`+"\n", user, names[group], id)
+		case kind == "jsonl":
+			fmt.Fprintf(w, `{"from_account":"user%d","group_name":%q,"type":1,"to_account":"peer%d"}`+"\n", user, names[group], id)
+		case whale:
+			fmt.Fprintf(w, "whale,group%d,1,peer%d,\n", n/2%20, id)
+		case n%7 == 0:
+			fmt.Fprintf(w, "user%d,%s,2,,@TGS#%d\n", user, strings.ReplaceAll(names[group], `"Old, old"`, `"Old, ""old"""`), id)
+		default:
+			fmt.Fprintf(w, "user%d,%s,1,peer%d,\n", user, strings.ReplaceAll(names[group], `"Old, old"`, `"Old, ""old"""`), id)
+		}
+	}
+	if err := w.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if z != nil {
+		if err := z.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return name, info.Size() >> 20
+}
+
+// permute gives each number below n another one below n, in no order, without holding any: a few steps that can each be
+// undone scramble the numbers of so many bits, and one that is too large is scrambled again.
+func permute(i, n int) int {
+	width := bits.Len(uint(n - 1))
+	mask := uint64(1)<<width - 1
+	x := uint64(i)
+	for {
+		for range 3 {
+			x = x * 0x9e3779b97f4a7c15 & mask
+			x ^= x >> (width/2 + 1)
+		}
+		if x < uint64(n) {
+			return int(x)
+		}
+	}
+}

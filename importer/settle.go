@@ -1,0 +1,455 @@
+package importer
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"hash/maphash"
+	"slices"
+	"strings"
+	"unicode"
+
+	"groupferry/internal/chat"
+)
+
+const (
+	// partitionBits of a user's hash choose the partition.
+	partitionBits = 8
+	partitions    = 1 << partitionBits
+
+	// splitBits more choose the part of a partition that turned out to be too large.
+	splitBits = 4
+)
+
+// spread hashes a user with 64-bit FNV-1a. Ids that differ in their last digits only have hashes that stand close
+// together in FNV, hence the finalizer of MurmurHash3 behind it.
+func spread[T string | []byte](id T) uint64 {
+	h := uint64(14695981039346656037)
+	for i := range len(id) {
+		h = (h ^ uint64(id[i])) * 1099511628211
+	}
+	h ^= h >> 33
+	h *= 0xff51afd7ed558ccd
+	h ^= h >> 33
+	h *= 0xc4ceb9fe1a85ec53
+	h ^= h >> 33
+	return h
+}
+
+// A run is what a partition comes to: the jobs of some users, those whose hashes lie next to each other, and the rows
+// of theirs that went over a limit.
+type run struct {
+	jobs  tape
+	ranks [chat.MaxGroupsPerUser + 1]int32 // the jobs of rank r are in the extents ranks[r] to ranks[r+1]
+
+	excess tape // of rejects, in the order of the input
+
+	counts   counts
+	findings findings
+}
+
+type counts struct {
+	duplicates, users, jobs, conversations, calls, tooMany, tooManyGroups int64
+}
+
+func (c *counts) add(d *counts) {
+	c.duplicates += d.duplicates
+	c.users += d.users
+	c.jobs += d.jobs
+	c.conversations += d.conversations
+	c.calls += d.calls
+	c.tooMany += d.tooMany
+	c.tooManyGroups += d.tooManyGroups
+}
+
+// A settler makes jobs out of the rows of one partition after the other. The rows of a partition come in the order of
+// the input, and that is why it needs no more memory than what is accepted takes: when a row comes it is known whether
+// it is one of the first 20 groups, one of the first 1,000 conversations or there already, and a row that is not
+// accepted leaves nothing behind. One user who has half of all rows is no special case: 20,000 of them can be accepted.
+//
+// A partition in which more is accepted than memory was given for is split by more bits of the hash.
+type settler struct {
+	spool     *spool
+	budget    int // bytes that the rows of a partition may take
+	chunkSize int // conversations in a call
+
+	seed   maphash.Seed
+	keys   []byte // of the groups, one behind the other
+	convs  []byte // the accepted members, one behind the other
+	users  []user
+	groups []group
+	rows   []accepted
+
+	userTable, groupTable, rowTable table
+
+	run  *run
+	buf  []byte
+	seen map[string]struct{} // conversations, or group names, of the user at hand
+}
+
+type user struct {
+	hash   uint64
+	key    uint32 // where in keys a key of the user begins
+	groups [chat.MaxGroupsPerUser]uint32
+	n      uint32 // groups so far
+	rows   uint32 // accepted
+}
+
+type group struct {
+	key         uint32 // where in keys
+	size        uint16 // of the key
+	rank        uint16 // among the groups of its user, by first row
+	user        uint32
+	rows        uint32
+	first, last uint32 // accepted rows
+}
+
+// An accepted row. Those of a group are a chain in the order of the input.
+type accepted struct {
+	member uint32 // where in convs
+	conv   uint16 // length of the conversation there
+	group  uint32
+	next   uint32
+}
+
+const bytesPerUser, bytesPerGroup, bytesPerRow = 104, 28, 16
+
+func newSettler(s *spool, budget, chunkSize int) *settler {
+	return &settler{
+		spool: s, budget: budget, chunkSize: chunkSize, seed: maphash.MakeSeed(), seen: map[string]struct{}{},
+	}
+}
+
+// settle makes the runs of a partition, in the order of the hashes. bits of the hash are the same for all of its users.
+func (s *settler) settle(ctx context.Context, part *tape, bits int) ([]*run, error) {
+	s.reset()
+	fits := true
+	err := part.pieces(func(b []byte) error {
+		if err := ctx.Err(); err != nil || !fits {
+			return err
+		}
+		for len(b) > 0 {
+			var r stored
+			r, b = cutStored(b)
+			if err := s.add(r); err != nil {
+				return err
+			}
+		}
+		fits = s.used() <= s.budget || len(s.users) == 1 || bits+splitBits > 64
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if !fits {
+		return s.split(ctx, part, bits)
+	}
+	if len(s.users) == 0 {
+		return nil, nil
+	}
+	if err := s.finish(); err != nil {
+		return nil, err
+	}
+	return []*run{s.run}, nil
+}
+
+// split makes the runs of a partition that does not fit as a whole.
+func (s *settler) split(ctx context.Context, part *tape, bits int) ([]*run, error) {
+	s.reset()
+	parts := make([]tape, 1<<splitBits)
+	for i := range parts {
+		parts[i].spool = s.spool
+	}
+	err := part.pieces(func(b []byte) error {
+		for len(b) > 0 {
+			r, rest := cutStored(b)
+			at := spread(keyUser(r.key)) << bits >> (64 - splitBits)
+			if err := parts[at].add(b[:len(b)-len(rest)]); err != nil {
+				return err
+			}
+			b = rest
+		}
+		return ctx.Err()
+	})
+	if err != nil {
+		return nil, err
+	}
+	var runs []*run
+	for i := range parts {
+		more, err := s.settle(ctx, &parts[i], bits+splitBits)
+		if err != nil {
+			return nil, err
+		}
+		runs = append(runs, more...)
+		parts[i] = tape{}
+	}
+	return runs, nil
+}
+
+func (s *settler) reset() {
+	s.keys, s.convs = s.keys[:0], s.convs[:0]
+	s.users, s.groups, s.rows = s.users[:0], s.groups[:0], s.rows[:0]
+	s.userTable.reset()
+	s.groupTable.reset()
+	s.rowTable.reset()
+	s.run = &run{jobs: tape{spool: s.spool}, excess: tape{spool: s.spool}}
+}
+
+func (s *settler) used() int {
+	return len(s.keys) + len(s.convs) + bytesPerUser*len(s.users) + bytesPerGroup*len(s.groups) +
+		bytesPerRow*len(s.rows) + s.userTable.bytes() + s.groupTable.bytes() + s.rowTable.bytes()
+}
+
+func (s *settler) keyOf(g *group) []byte { return s.keys[g.key : g.key+uint32(g.size)] }
+
+func (s *settler) userOf(u *user) []byte { return keyUser(s.keys[u.key:]) }
+
+func (s *settler) memberOf(a *accepted) []byte {
+	m, _, _ := cutMember(s.convs[a.member:])
+	return m
+}
+
+// add takes the next row of the partition.
+func (s *settler) add(r stored) error {
+	n, full := s.group(r.key)
+	if full {
+		s.run.counts.tooManyGroups++
+		return s.reject(excessGroup, r)
+	}
+	g := &s.groups[n]
+	conv := r.member[:r.conv]
+	hash := maphash.Bytes(s.seed, conv) ^ uint64(n)*0x9e3779b97f4a7c15
+	slot := s.rowTable.find(hash, func(i uint32) bool {
+		a := &s.rows[i]
+		return a.group == n && bytes.Equal(s.convs[a.member:a.member+uint32(a.conv)], conv)
+	})
+	if _, again := s.rowTable.at(slot); again {
+		s.run.counts.duplicates++
+		return nil
+	}
+	if g.rows == chat.MaxConversationsPerGroup {
+		s.run.counts.tooMany++
+		return s.reject(excessConversation, r)
+	}
+	i := uint32(len(s.rows))
+	s.rowTable.set(slot, hash, i)
+	s.rows = append(s.rows, accepted{member: uint32(len(s.convs)), conv: uint16(r.conv), group: n})
+	s.convs = append(s.convs, r.member...)
+	if g.rows == 0 {
+		g.first = i
+	} else {
+		s.rows[g.last].next = i
+	}
+	g.last = i
+	g.rows++
+	s.users[g.user].rows++
+	return nil
+}
+
+// group finds the group of a row, or makes it; full is set where its user has as many as there may be.
+func (s *settler) group(key []byte) (n uint32, full bool) {
+	hash := maphash.Bytes(s.seed, key)
+	slot := s.groupTable.find(hash, func(i uint32) bool { return bytes.Equal(s.keyOf(&s.groups[i]), key) })
+	if n, there := s.groupTable.at(slot); there {
+		return n, false
+	}
+	from := keyUser(key)
+	userHash := maphash.Bytes(s.seed, from) // spread is no match for someone who wants ids to collide
+	userSlot := s.userTable.find(userHash, func(i uint32) bool { return bytes.Equal(s.userOf(&s.users[i]), from) })
+	u, there := s.userTable.at(userSlot)
+	if !there {
+		u = uint32(len(s.users))
+		s.userTable.set(userSlot, userHash, u)
+		s.users = append(s.users, user{hash: spread(from), key: uint32(len(s.keys))})
+	}
+	at := &s.users[u]
+	if at.n == chat.MaxGroupsPerUser {
+		return 0, true
+	}
+	n = uint32(len(s.groups))
+	s.groupTable.set(slot, hash, n)
+	s.groups = append(s.groups,
+		group{key: uint32(len(s.keys)), size: uint16(len(key)), rank: uint16(at.n), user: u})
+	s.keys = append(s.keys, key...)
+	at.groups[at.n] = n
+	at.n++
+	return n, false
+}
+
+// reject keeps a row that is over a limit.
+func (s *settler) reject(kind byte, r stored) error {
+	s.buf = append(append(append(s.buf[:0], kind), r.key...), r.member...)
+	return s.run.excess.add(s.buf)
+}
+
+// finish writes the jobs, in the order (rank, hash of the user, user): see Plan.Jobs.
+func (s *settler) finish() error {
+	order := make([]uint32, len(s.groups))
+	for i := range order {
+		order[i] = uint32(i)
+	}
+	slices.SortFunc(order, func(a, b uint32) int {
+		x, y := &s.groups[a], &s.groups[b]
+		u, v := &s.users[x.user], &s.users[y.user]
+		if c := cmp.Or(cmp.Compare(x.rank, y.rank), cmp.Compare(u.hash, v.hash)); c != 0 {
+			return c
+		}
+		return bytes.Compare(s.userOf(u), s.userOf(v))
+	})
+	r := s.run
+	rank := 0
+	for _, n := range order {
+		g := &s.groups[n]
+		for ; rank < int(g.rank); rank++ {
+			if err := r.jobs.flush(); err != nil {
+				return err
+			}
+			r.ranks[rank+1] = int32(len(r.jobs.extents))
+		}
+		s.buf = append(s.buf[:0], s.keyOf(g)...)
+		s.buf = binary.AppendUvarint(s.buf, uint64(g.rows))
+		for i, left := g.first, g.rows; left > 0; i, left = s.rows[i].next, left-1 {
+			s.buf = append(s.buf, s.memberOf(&s.rows[i])...)
+		}
+		if err := r.jobs.add(s.buf); err != nil {
+			return err
+		}
+		r.counts.jobs++
+		r.counts.conversations += int64(g.rows)
+		r.counts.calls += int64((int(g.rows) + s.chunkSize - 1) / s.chunkSize)
+		if name := keyName(s.keyOf(g)); len(bytes.TrimSpace(name)) != len(name) {
+			a := &s.rows[g.first]
+			file, line := place(s.memberOf(a), int(a.conv))
+			r.findings.spaced.found(file, line)
+		}
+	}
+	if err := r.jobs.flush(); err != nil {
+		return err
+	}
+	for ; rank < chat.MaxGroupsPerUser; rank++ {
+		r.ranks[rank+1] = int32(len(r.jobs.extents))
+	}
+	r.jobs.buf = nil
+	r.counts.users = int64(len(s.users))
+	for i := range s.users {
+		u := &s.users[i]
+		if u.rows > chat.MaxConversationsPerGroup {
+			s.crowded(u)
+		}
+		if u.n > 1 {
+			s.alike(u)
+		}
+	}
+	return nil
+}
+
+// crowded finds out whether a user has more distinct conversations over all groups than some documents allow, and
+// which row went over.
+func (s *settler) crowded(u *user) {
+	rows := make([]uint32, 0, u.rows)
+	for _, n := range u.groups[:u.n] {
+		g := &s.groups[n]
+		for i, left := g.first, g.rows; left > 0; i, left = s.rows[i].next, left-1 {
+			rows = append(rows, i)
+		}
+	}
+	slices.Sort(rows)
+	clear(s.seen)
+	over := -1
+	for _, i := range rows {
+		a := &s.rows[i]
+		s.seen[string(s.convs[a.member:a.member+uint32(a.conv)])] = struct{}{}
+		if over < 0 && len(s.seen) > chat.MaxConversationsPerGroup {
+			over = int(i)
+		}
+	}
+	if over < 0 {
+		return
+	}
+	a := &s.rows[over]
+	file, line := place(s.memberOf(a), int(a.conv))
+	s.run.findings.warn(Warning{
+		Text: fmt.Sprintf("a user has %d distinct conversations over all groups: "+
+			"some documents of the API say %d at most, and it may refuse the rest with %s",
+			len(s.seen), chat.MaxConversationsPerGroup, codeTooManyConversations),
+		Line: line, FromAccount: string(s.userOf(u)), file: file,
+	})
+}
+
+// alike looks for groups of a user whose names differ in nothing but case and spaces.
+func (s *settler) alike(u *user) {
+	clear(s.seen)
+	for _, n := range u.groups[:u.n] {
+		g := &s.groups[n]
+		name := strings.Map(func(c rune) rune {
+			if unicode.IsSpace(c) {
+				return -1
+			}
+			return unicode.ToLower(c)
+		}, string(keyName(s.keyOf(g))))
+		if _, again := s.seen[name]; again {
+			a := &s.rows[g.first]
+			file, line := place(s.memberOf(a), int(a.conv))
+			s.run.findings.alike.found(file, line)
+		}
+		s.seen[name] = struct{}{}
+	}
+}
+
+// A table finds numbers by hash, with open addressing. Each slot has the upper half of a hash and a number plus one.
+type table struct {
+	slots []uint64
+	n     int
+}
+
+// bytes is what its numbers take when it is half full. What an earlier partition made it grow to does not count.
+func (t *table) bytes() int { return 16 * t.n }
+
+func (t *table) reset() {
+	if t.n > 0 {
+		clear(t.slots)
+		t.n = 0
+	}
+}
+
+// find gives the slot of the number that has this hash and is the one, or the empty slot in which it belongs.
+func (t *table) find(hash uint64, is func(uint32) bool) int {
+	if 8*(t.n+1) > 7*len(t.slots) {
+		t.grow()
+	}
+	mask := uint64(len(t.slots) - 1)
+	for at := hash >> 32 & mask; ; at = (at + 1) & mask {
+		slot := t.slots[at]
+		if slot == 0 || slot>>32 == hash>>32 && is(uint32(slot)-1) {
+			return int(at)
+		}
+	}
+}
+
+func (t *table) at(slot int) (n uint32, there bool) {
+	return uint32(t.slots[slot]) - 1, t.slots[slot] != 0
+}
+
+// set fills a slot that find gave and that was empty; no other find may have come in between.
+func (t *table) set(slot int, hash uint64, n uint32) {
+	t.slots[slot] = hash>>32<<32 | uint64(n+1)
+	t.n++
+}
+
+func (t *table) grow() {
+	old := t.slots
+	t.slots = make([]uint64, max(64, 2*len(old)))
+	mask := uint64(len(t.slots) - 1)
+	for _, slot := range old {
+		if slot == 0 {
+			continue
+		}
+		at := slot >> 32 & mask
+		for t.slots[at] != 0 {
+			at = (at + 1) & mask
+		}
+		t.slots[at] = slot
+	}
+}
