@@ -422,6 +422,9 @@ func (w *Worker) settle(ctx context.Context, d Delivery, a *attempt, sequence ui
 		failed := r.FailedConversations()
 		done := len(r.Conversations) - failed - a.doneBefore()
 		w.cfg.Observer.JobDone(string(r.Outcome), done, failed, time.Since(start), a.made)
+	} else if sequence != 0 {
+		w.putBack(ctx, d, "known", 0) // another result came in between: whether it is of this round the next look tells
+		return nil
 	} else {
 		w.cfg.Observer.JobPutBack("known")
 	}

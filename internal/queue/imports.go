@@ -28,7 +28,10 @@ func (e *ConflictError) Error() string {
 		"or leave it out to have one made from the content", e.ID)
 }
 
-// ImportState says how far an import got. It only ever goes forward.
+// ImportState says how far an import got. It goes forward, but for a retry, which makes a complete one work again:
+//
+//	enqueueing ► enqueued ► complete ► retrying ► enqueued ► complete …     (any) ► forgetting ► gone
+//	         └────────┴───► cancelled
 type ImportState string
 
 const (
@@ -36,10 +39,12 @@ const (
 	Enqueued   ImportState = "enqueued"   // all of its jobs were put on the queue
 	Complete   ImportState = "complete"   // all of its jobs have a result
 	Cancelled  ImportState = "cancelled"  // somebody had those of its jobs dropped that nobody had in hand
+	Retrying   ImportState = "retrying"   // some of the jobs of a retry may not be on the queue yet
+	Forgetting ImportState = "forgetting" // its results, and then its record, are being removed
 )
 
 // Over tells whether nothing more is going to happen to the import.
-func (s ImportState) Over() bool { return s == Complete || s == Cancelled }
+func (s ImportState) Over() bool { return s == Complete || s == Cancelled || s == Forgetting }
 
 // importVersion is the version of an import record that this package writes, and the newest that it reads.
 const importVersion = 1
@@ -63,6 +68,13 @@ type Import struct {
 	Conversations int64 `json:"conversations"`
 	Calls         int64 `json:"calls"` // needed if all goes well
 	Jobs          int64 `json:"jobs"`  // 0 until Enqueue has counted them, if Begin was not told
+
+	Round      int      `json:"round,omitempty"`       // how often it was retried
+	Retried    int64    `json:"retried,omitempty"`     // jobs of the last retry
+	RetryCodes []string `json:"retry_codes,omitempty"` // which failures it is about; all when empty
+
+	// InHand is how many jobs some worker had when somebody cancelled: results that may still come.
+	InHand int64 `json:"in_hand,omitempty"`
 
 	Files       []string `json:"files,omitempty"`
 	RejectsFile string   `json:"rejects_file,omitempty"`
@@ -123,6 +135,11 @@ func (q *Queue) Begin(ctx context.Context, i Import) (stored Import, existed boo
 		return Import{}, false, q.fault(ctx, "begin import "+i.ID, err)
 	}
 	stored, err = q.Import(ctx, i.ID)
+	if err == nil && stored.State == Forgetting { // and was cut off at it
+		if err = q.Forget(ctx, i.ID); err == nil {
+			return q.Begin(ctx, i)
+		}
+	}
 	if err != nil {
 		return Import{}, false, err
 	}
@@ -195,7 +212,7 @@ func (q *Queue) Update(ctx context.Context, id string, change func(*Import)) (Im
 			return Import{}, err
 		}
 		was := i
-		was.Files = slices.Clone(i.Files)
+		was.Files, was.RetryCodes = slices.Clone(i.Files), slices.Clone(i.RetryCodes)
 		change(&i)
 		i.ID = id
 		if reflect.DeepEqual(i, was) {
@@ -224,10 +241,13 @@ func (q *Queue) Complete(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if i.State == Enqueueing {
+	switch i.State {
+	case Enqueueing:
 		return fmt.Errorf("complete import %s: %w: it is still being enqueued", id, ErrUnfinished)
-	}
-	if i.State == Enqueued {
+	case Retrying:
+		return fmt.Errorf("complete import %s: %w: a retry was begun and not ended, 'groupferry retry %s' goes on",
+			id, ErrUnfinished, id)
+	case Enqueued:
 		// The stream itself is asked, not the consumer: it alone knows what is there right after a crash.
 		left, err := q.left(ctx, id)
 		if err != nil {
@@ -236,14 +256,18 @@ func (q *Queue) Complete(ctx context.Context, id string) error {
 		if left > 0 {
 			return fmt.Errorf("complete import %s: %w: %d jobs left", id, ErrUnfinished, left)
 		}
-		_, err = q.Update(ctx, id, func(i *Import) {
-			if i.State == Enqueued {
+		round := i.Round
+		i, err = q.Update(ctx, id, func(i *Import) {
+			if i.State == Enqueued && i.Round == round {
 				i.State, i.Completed = Complete, time.Now().UTC()
 			}
 		})
 		if err != nil {
 			return err
 		}
+	}
+	if !i.State.Over() { // somebody retries it
+		return nil
 	}
 	return q.deleteConsumer(ctx, id)
 }

@@ -216,16 +216,27 @@ func TestTallyLine(t *testing.T) {
 	for _, line := range []string{
 		"", "done", "done 1 2 3", "done 1 2 x 0", "well 1 2 3 0", "done 1 2 3 99999999999999999999",
 	} {
-		if _, err := new(Tally).add(line); err == nil {
+		if err := new(Tally).add(line, 0); err == nil {
 			t.Errorf("%q: got no error", line)
 		}
 	}
-	r := testResult("i", 0, 3, 1)
-	var got Tally
-	if replaced, err := got.add(tallyLine(&r, 7) + " more"); !replaced || err != nil {
-		t.Errorf("got replaced %t, %v; want true, nil", replaced, err)
-	}
-	if s := fmt.Sprint(got.Jobs, got.Conversations, got.Calls); s != "{0 1 0} {2 1} 2" {
-		t.Errorf("got %s, want {0 1 0} {2 1} 2", s)
+	r, before := testResult("i", 0, 3, 1), testResult("i", 0, 3, 3)
+	line := tallyLine(&r, 7, tallyLine(&before, 0, ""))
+	for _, tc := range []struct {
+		counted uint64
+		line    string
+		want    string
+		err     error
+	}{
+		{0, line, "{0 1 0} {2 1} 2", nil}, // the one before was gone when the count began
+		{6, line + " more", "{0 1 0} {2 1} 2", nil},
+		{7, line, "{0 1 -1} {2 -2} 0", nil},
+		{7, tallyLine(&r, 7, ""), "{0 1 0} {2 1} 2", errReplaced},
+	} {
+		var got Tally
+		err := got.add(tc.line, tc.counted)
+		if s := fmt.Sprint(got.Jobs, got.Conversations, got.Calls); s != tc.want || !errors.Is(err, tc.err) {
+			t.Errorf("%q after %d: got %s, %v; want %s, %v", tc.line, tc.counted, s, err, tc.want, tc.err)
+		}
 	}
 }

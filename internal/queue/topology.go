@@ -33,6 +33,12 @@ func (q *Queue) controlBucket() string { return q.cfg.Namespace + "-control" }
 
 func (q *Queue) jobsSubject(importID string) string       { return q.subject("jobs", importID) }
 func (q *Queue) checkpointSubject(importID string) string { return q.subject("checkpoint", importID) }
+
+// retryPointSubject is beside the checkpoint; no import ID has a = in it.
+func (q *Queue) retryPointSubject(importID string) string {
+	return q.subject("checkpoint", importID+"=retry")
+}
+
 func (q *Queue) resultSubject(importID, jobID string) string {
 	return q.subject("results", importID, jobID)
 }

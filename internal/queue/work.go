@@ -71,19 +71,41 @@ func (q *Queue) deleteConsumer(ctx context.Context, importID string) error {
 // Pending counts the jobs of an import that wait, and those that are in hand: delivered and not settled yet, or put
 // back and not due yet. Both are 0 when nothing of it is on the queue, as before it is enqueued and after it is
 // complete. The error wraps [ErrNoImport] when it was never begun.
+//
+// A consumer that is missing while there are jobs is made anew: a process can be killed between taking it down and
+// making it again.
 func (q *Queue) Pending(ctx context.Context, importID string) (pending, inHand int64, err error) {
 	c, cancel := q.within(ctx)
 	defer cancel()
 	consumer, err := q.jobs.Consumer(c, consumerName(importID))
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
-		_, err := q.Import(ctx, importID)
-		return 0, 0, err
+		return q.pendingWithoutConsumer(ctx, importID)
 	}
 	if err != nil {
 		return 0, 0, q.fault(ctx, "count jobs of import "+importID, err)
 	}
 	info := consumer.CachedInfo() // of a moment ago: asking for the consumer brought it
 	return int64(info.NumPending), int64(info.NumAckPending), nil
+}
+
+func (q *Queue) pendingWithoutConsumer(ctx context.Context, importID string) (pending, inHand int64, err error) {
+	i, err := q.Import(ctx, importID)
+	if err != nil || i.State.Over() {
+		return 0, 0, err
+	}
+	left, err := q.left(ctx, importID)
+	if err != nil || left == 0 {
+		return 0, 0, err
+	}
+	return int64(left), 0, q.makeConsumer(ctx, i)
+}
+
+// makeConsumer makes the consumer of an import if it is not there, paused if the import is.
+func (q *Queue) makeConsumer(ctx context.Context, i Import) error {
+	if err := q.createConsumer(ctx, i.ID); err != nil || !i.Paused {
+		return err
+	}
+	return q.PauseImport(ctx, i.ID)
 }
 
 // A Source gives the jobs of some imports, or of all, in fair turns. It is not safe for concurrent use.
@@ -409,13 +431,8 @@ func (q *Queue) Reclaim(ctx context.Context) error {
 		if err := q.deleteConsumer(ctx, i.ID); err != nil {
 			return err
 		}
-		if err := q.createConsumer(ctx, i.ID); err != nil {
+		if err := q.makeConsumer(ctx, i); err != nil {
 			return err
-		}
-		if i.Paused {
-			if err := q.PauseImport(ctx, i.ID); err != nil {
-				return err
-			}
 		}
 	}
 	return nil
