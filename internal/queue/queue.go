@@ -149,9 +149,10 @@ type Queue struct {
 	results jetstream.Stream
 	control jetstream.KeyValue
 
-	line    atomic.Pointer[line]
-	tallies tallyCache
-	close   sync.Once
+	line     atomic.Pointer[line]
+	tallies  tallyCache
+	together together
+	close    sync.Once
 }
 
 // Open connects to the server that cfg names, or to the embedded one, and makes sure that streams and buckets are there
@@ -166,6 +167,7 @@ func Open(ctx context.Context, cfg Config) (*Queue, error) {
 		return nil, err
 	}
 	q := &Queue{cfg: cfg, log: cfg.Log}
+	q.together.q = q
 	q.nextLine()
 	if cfg.embedded() {
 		err = q.connectHome(ctx)
@@ -209,6 +211,7 @@ func (q *Queue) Close() error {
 			q.nc.Close()
 		}
 		q.line.Load().cut()
+		q.together.running.Wait()
 		if q.home != nil {
 			err = q.home.close()
 		}

@@ -75,6 +75,7 @@ func (q *Queue) PutResult(ctx context.Context, r job.Result, seq uint64) error {
 	m := &nats.Msg{
 		Subject: q.resultSubject(r.Import, r.Job),
 		Data:    r.AppendJSON(nil),
+		Header:  nats.Header{},
 	}
 	replaced := ""
 	if seq != 0 {
@@ -89,13 +90,13 @@ func (q *Queue) PutResult(ctx context.Context, r job.Result, seq uint64) error {
 		}
 		replaced = stored.Header.Get(tallyHeader)
 	}
-	m.Header = nats.Header{tallyHeader: {tallyLine(&r, seq, replaced)}}
+	m.Header.Set(tallyHeader, tallyLine(&r, seq, replaced))
 	if room := q.nc.MaxPayload() - headerRoom; int64(len(m.Data)) > room {
 		return fmt.Errorf("%s: it has %d bytes and the server takes %d: raise its max_payload", doing, len(m.Data), room)
 	}
 	c, cancel := q.within(ctx)
 	defer cancel()
-	_, err := q.js.PublishMsg(c, m, jetstream.WithExpectLastSequencePerSubject(seq))
+	err := q.together.put(c, m, seq)
 	if !lostRace(err) {
 		return q.fault(ctx, doing, err)
 	}

@@ -1,9 +1,11 @@
 package queue
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -109,6 +111,61 @@ func TestResults(t *testing.T) {
 	}
 	if n != 3 {
 		t.Errorf("got %d results before the break, want 3", n)
+	}
+}
+
+// Results that come at once are written in groups. One that comes second fails by itself, and takes no other with it.
+func TestResultsTogether(t *testing.T) {
+	for _, atomic := range []bool{true, false} { // without, as on a stream of an older binary on a server that is not ours
+		t.Run(fmt.Sprintf("atomic=%t", atomic), func(t *testing.T) {
+			q := open(t, Config{})
+			if !atomic {
+				cfg := q.results.CachedInfo().Config
+				cfg.AllowAtomicPublish = false
+				var err error
+				if q.results, err = q.js.UpdateStream(t.Context(), cfg); err != nil {
+					t.Fatal(err)
+				}
+			}
+			const n = 6 * minTogether
+			second := func(i int) bool { return i%100 == 7 }
+			for i := range n {
+				if second(i) {
+					put(t, q, testResult("i", i, 1, 1), 0)
+				}
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			if err := q.PutResult(ctx, testResult("i", n, 1, 0), 0); !errors.Is(err, context.Canceled) {
+				t.Errorf("after the end of the context: got %v, want %v", err, context.Canceled)
+			}
+			var wg sync.WaitGroup
+			for i := range n {
+				wg.Go(func() {
+					err := q.PutResult(t.Context(), testResult("i", i, 1, 0), 0)
+					if second(i) != errors.Is(err, ErrResultExists) || !second(i) && err != nil {
+						t.Errorf("result %d: got %v, want it refused: %t", i, err, second(i))
+					}
+				})
+			}
+			wg.Wait()
+			got := map[string]job.Outcome{}
+			for r, err := range q.Results(t.Context(), "i") {
+				if err != nil {
+					t.Fatal(err)
+				}
+				got[r.Job] = r.Outcome
+			}
+			for i := range n {
+				want := job.Done
+				if second(i) {
+					want = job.Failed
+				}
+				if r := testResult("i", i, 1, 0); got[r.Job] != want {
+					t.Errorf("result %d: got %q, want %q", i, got[r.Job], want)
+				}
+			}
+		})
 	}
 }
 
