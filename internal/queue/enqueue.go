@@ -309,10 +309,13 @@ func (e *enqueuer) publish(ctx context.Context, done bool) error {
 			jetstream.MsgRollup:                 {jetstream.MsgRollupSubject},
 		},
 	}
+	failpoint("enqueue-before")
+	failInside("enqueue-inside")
 	ack, err := jetstreamext.PublishMsgBatch(ctx, e.q.js, slices.Concat(e.msgs, []*nats.Msg{last}))
 	if err != nil {
 		return err
 	}
+	failpoint("enqueue-after")
 	e.last, e.seq = next, ack.Sequence
 	e.written += int64(len(e.msgs))
 	e.drop(len(e.msgs))

@@ -45,10 +45,13 @@ func (q *Queue) Forget(ctx context.Context, id string) error {
 		{q.jobs, q.retryPointSubject(id)},
 		{q.jobs, q.checkpointSubject(id)},
 	} {
+		failpoint("forget-before")
+		failInside("forget-inside")
 		if err := p.stream.Purge(c, jetstream.WithPurgeSubject(p.subject)); err != nil {
 			return q.fault(ctx, doing, err)
 		}
 	}
+	failpoint("forget-after")
 	for _, key := range []string{tallyKey(id), importKey(id)} { // the record last: it says what is still to be done
 		if err := q.control.Purge(c, key); err != nil && !errors.Is(err, jetstream.ErrKeyNotFound) {
 			return q.fault(ctx, doing, err)

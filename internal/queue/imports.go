@@ -127,8 +127,11 @@ func (q *Queue) Begin(ctx context.Context, i Import) (stored Import, existed boo
 	}
 	c, cancel := q.within(ctx)
 	defer cancel()
+	failpoint("begin-before")
+	failInside("begin-inside")
 	_, err = q.control.Create(c, importKey(i.ID), b)
 	if err == nil {
+		failpoint("begin-after")
 		return i, false, nil
 	}
 	if !errors.Is(err, jetstream.ErrKeyExists) && !lostRace(err) {
@@ -223,9 +226,12 @@ func (q *Queue) Update(ctx context.Context, id string, change func(*Import)) (Im
 			return Import{}, err
 		}
 		c, cancel := q.within(ctx)
+		failpoint("record-" + string(i.State) + "-before")
+		failInside("record-" + string(i.State) + "-inside")
 		_, err = q.control.Update(c, importKey(id), b, revision)
 		cancel()
 		if err == nil {
+			failpoint("record-" + string(i.State) + "-after")
 			return i, nil
 		}
 		if !lostRace(err) {

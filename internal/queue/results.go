@@ -96,7 +96,10 @@ func (q *Queue) PutResult(ctx context.Context, r job.Result, seq uint64) error {
 	}
 	c, cancel := q.within(ctx)
 	defer cancel()
+	failpoint("result-before")
+	failInside("result-inside")
 	err := q.together.put(c, m, seq)
+	failpoint("result-after")
 	if !lostRace(err) {
 		return q.fault(ctx, doing, err)
 	}

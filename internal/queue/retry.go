@@ -255,10 +255,13 @@ func (r *retrier) commit(ctx context.Context, done bool) error {
 			jetstream.MsgRollup:                 {jetstream.MsgRollupSubject},
 		},
 	}
+	failpoint("retry-before")
+	failInside("retry-inside")
 	ack, err := jetstreamext.PublishMsgBatch(c, r.q.js, append(r.msgs, last))
 	if err != nil {
 		return err
 	}
+	failpoint("retry-after")
 	r.at, r.seq = next, ack.Sequence
 	r.msgs, r.stats, r.bytes = nil, RetryStats{}, 0
 	if r.progress != nil {

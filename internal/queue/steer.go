@@ -97,9 +97,12 @@ func (q *Queue) drop(ctx context.Context, id string) (inHand int64, err error) {
 	if err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return 0, q.fault(ctx, "drop the jobs of import "+id, err)
 	}
+	failpoint("drop-before")
+	failInside("drop-inside")
 	if err := q.jobs.Purge(c, jetstream.WithPurgeSubject(q.jobsSubject(id))); err != nil {
 		return 0, q.fault(ctx, "drop the jobs of import "+id, err)
 	}
+	failpoint("drop-after")
 	return inHand, q.deleteConsumer(ctx, id)
 }
 

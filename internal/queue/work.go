@@ -43,6 +43,7 @@ const (
 func (q *Queue) createConsumer(ctx context.Context, importID string) error {
 	c, cancel := q.within(ctx)
 	defer cancel()
+	failpoint("consumer-before")
 	_, err := q.jobs.CreateConsumer(c, jetstream.ConsumerConfig{
 		Durable:       consumerName(importID),
 		Description:   "groupferry: the jobs of import " + importID,
@@ -61,7 +62,9 @@ func (q *Queue) createConsumer(ctx context.Context, importID string) error {
 func (q *Queue) deleteConsumer(ctx context.Context, importID string) error {
 	c, cancel := q.within(ctx)
 	defer cancel()
+	failpoint("consumer-delete-before")
 	err := q.jobs.DeleteConsumer(c, consumerName(importID))
+	failpoint("consumer-delete-after")
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return nil
 	}
@@ -147,6 +150,7 @@ func (s *Source) Fetch(ctx context.Context, limit int) ([]*Delivery, error) {
 			return nil, context.Cause(ctx)
 		}
 		if len(got) > 0 {
+			failpoint("fetch-after")
 			return got, nil // what is wrong, if anything, will be so the next time
 		}
 		if err != nil {
@@ -386,7 +390,13 @@ const (
 )
 
 // Ack takes the job off the queue, and returns when the server has said so. It can be called again after an error.
-func (d *Delivery) Ack(ctx context.Context) error { return d.say(ctx, "ack", ack) }
+func (d *Delivery) Ack(ctx context.Context) error {
+	failpoint("ack-before")
+	failInside("ack-inside")
+	err := d.say(ctx, "ack", ack)
+	failpoint("ack-after")
+	return err
+}
 
 // Nak puts the job back, to be delivered again after delay, to whoever asks then.
 func (d *Delivery) Nak(ctx context.Context, delay time.Duration) error {
