@@ -97,9 +97,11 @@ type Config struct {
 	MaxAttempts int           // attempts of a job before its failure is final; 0 means 8
 	Grace       time.Duration // how long jobs in hand may go on after a stop; 0 means 30 s
 	Name        string        // who wrote a result
-	StopOnHalt  bool          // Run returns the halt instead of waiting for its end
 	Observer    Observer      // may be nil
 	Log         *slog.Logger  // may be nil
+
+	// LeaveOn tells whether Run returns a halt instead of waiting for its end; nil means that it always waits.
+	LeaveOn func(cause error) bool
 
 	// Finished is asked when no job came for a while and none is in hand; Run returns when it says so. Nil means
 	// that work never ends by itself.
@@ -222,7 +224,7 @@ func (w *Worker) fetch(fetching, work context.Context, group *errgroup.Group) er
 			return nil // the group's own error says why
 		}
 		if cause := w.pace.Halted(); cause != nil {
-			if w.cfg.StopOnHalt {
+			if w.cfg.LeaveOn != nil && w.cfg.LeaveOn(cause) {
 				return &governor.HaltedError{Cause: cause}
 			}
 			if err := w.pace.AwaitResume(fetching); err != nil {

@@ -18,6 +18,8 @@ import (
 	"groupferry/internal/job"
 )
 
+func always(error) bool { return true }
+
 // stream is a work queue in memory: what is fetched comes back after a minute without a heartbeat.
 type stream struct {
 	mu      sync.Mutex
@@ -558,7 +560,7 @@ func TestHalt(t *testing.T) {
 			jobs = append(jobs, testJob(fmt.Sprint("u", i), "g", 3))
 		}
 		s := newStream(jobs...)
-		err := work(t, Config{StopOnHalt: true}, s, a)
+		err := work(t, Config{LeaveOn: always}, s, a)
 		var cause *chat.Error
 		if !governor.IsHalted(err) || !errors.As(err, &cause) || cause.Code != 51013 {
 			t.Fatalf("got %v, want halted by 51013", err)
@@ -628,11 +630,11 @@ func TestSignsAgainOnce(t *testing.T) {
 		}
 
 		a.fault = func(_ int, c chat.Command, _ string) (error, bool) { return coded(c, 70001), false }
-		if err := work(t, Config{StopOnHalt: true}, newStream(j), a); !governor.IsHalted(err) {
+		if err := work(t, Config{LeaveOn: always}, newStream(j), a); !governor.IsHalted(err) {
 			t.Errorf("refused with a new signature too: got %v, want halted", err)
 		}
 		a.fault = func(_ int, c chat.Command, _ string) (error, bool) { return coded(c, 60004), false }
-		if err := work(t, Config{StopOnHalt: true}, newStream(j), a); !governor.IsHalted(err) {
+		if err := work(t, Config{LeaveOn: always}, newStream(j), a); !governor.IsHalted(err) {
 			t.Errorf("60004 again and again: got %v, want halted", err)
 		}
 	})

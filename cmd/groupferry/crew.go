@@ -116,13 +116,24 @@ type standingHalt struct{ queue.Halt }
 
 func (h *standingHalt) Error() string {
 	s := h.Reason
-	if h.State == "paused" {
-		s = "paused"
-		if h.Reason != "" {
-			s += ": " + h.Reason
-		}
+	if h.State == queue.Paused {
+		s = "paused " + h.Reason
 	}
 	return fmt.Sprintf("%s (since %s, by %s)", s, h.Since.Local().Format(time.DateTime), h.By)
+}
+
+// isPause tells a pause, which a person ends, from a halt, which needs mending: nobody leaves because of a pause.
+func isPause(cause error) bool {
+	var standing *standingHalt
+	return errors.As(cause, &standing) && standing.State == queue.Paused
+}
+
+func isNoPause(cause error) bool { return !isPause(cause) }
+
+// stand makes a halt that is there already this crew's, and says so.
+func (c *crew) stand(h *queue.Halt) {
+	c.pace.Halt(&standingHalt{*h})
+	c.p.console.warn("%s: %s; to go on: %s", h.State, h.Reason, h.Command)
 }
 
 // haltOf writes down why everything stopped.
@@ -365,10 +376,10 @@ func (c *crew) showProgress(ctx context.Context) {
 			if n := n.throttled.Load(); n > 0 {
 				s += fmt.Sprintf(", %s throttled", count(n))
 			}
-			if state := c.pace.Snapshot().State; state != governor.Running {
-				s += ", " + string(state)
-			} else if c.paused.Load() {
+			if state := c.pace.Snapshot().State; c.paused.Load() || isPause(c.pace.Halted()) {
 				s += ", paused"
+			} else if state != governor.Running {
+				s += ", " + string(state)
 			} else if left := c.total.Load() - finished; left > 0 && calls > 0 && finished > 0 {
 				perJob := float64(n.calls.Load()) / float64(finished)
 				s += ", " + span(time.Duration(float64(left)*perJob/calls*float64(time.Second))) + " left"

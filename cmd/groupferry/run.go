@@ -14,7 +14,6 @@ import (
 
 	"groupferry/importer"
 	"groupferry/internal/chatsim"
-	"groupferry/internal/governor"
 	"groupferry/internal/queue"
 )
 
@@ -171,13 +170,13 @@ func (r *runner) prepare(c *crew, plan *importer.Plan, stored queue.Import) erro
 	if err != nil {
 		return err
 	}
-	if standing != nil && standing.State != queue.Halted {
-		return &governor.HaltedError{Cause: &standingHalt{*standing}}
-	}
-	if err := c.check(r.soft); err != nil {
+	paused := standing != nil && standing.State == queue.Paused
+	if paused {
+		c.stand(standing) // the jobs can be enqueued meanwhile
+	} else if err := c.check(r.soft); err != nil {
 		return err
 	}
-	if standing != nil {
+	if standing != nil && !paused {
 		if _, err := c.q.ClearHalt(r.soft); err != nil {
 			return err
 		}
@@ -192,7 +191,7 @@ func (r *runner) prepare(c *crew, plan *importer.Plan, stored queue.Import) erro
 // toTheEnd makes the calls of the import until none of its jobs is left.
 func (r *runner) toTheEnd(c *crew, plan *importer.Plan, listener net.Listener) error {
 	id := plan.ImportID
-	c.cfg.StopOnHalt = true
+	c.cfg.LeaveOn = isNoPause
 	c.cfg.Finished = func(ctx context.Context) (bool, error) {
 		pending, inHand, err := c.q.Pending(ctx, id)
 		return err == nil && pending == 0 && inHand == 0, err

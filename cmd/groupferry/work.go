@@ -63,8 +63,8 @@ finish for up to 30 seconds, the second leaves at once; neither loses anything.
 			}
 			defer c.disband()
 			c.goOn = "groupferry resume" + qf.args(p.getenv)
-			c.cfg.StopOnHalt = drain
 			if drain {
+				c.cfg.LeaveOn = isNoPause
 				c.cfg.Finished = p.drained(q)
 			}
 
@@ -73,8 +73,7 @@ finish for up to 30 seconds, the second leaves at once; neither loses anything.
 			case err != nil:
 				return err
 			case standing != nil:
-				c.pace.Halt(&standingHalt{*standing})
-				p.console.warn("%s: %s; to go on: %s", standing.State, standing.Reason, c.goOn)
+				c.stand(standing)
 			default:
 				var unreachable *unreachableError
 				if err := c.check(p.soft); errors.As(err, &unreachable) && !drain {

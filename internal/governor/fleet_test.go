@@ -413,6 +413,7 @@ func TestFirstLeaderStartsAtOnce(t *testing.T) {
 		{"handed over a moment ago", MemberConfig{}, MemberConfig{}, (*fleet).retire, time.Second, 1200 * time.Millisecond},
 		{"handed over long ago", MemberConfig{}, MemberConfig{},
 			func(f *fleet, s *sailor) { f.retire(s); time.Sleep(time.Hour) }, 0, 200 * time.Millisecond},
+		{"handed over with its server", atHome, atHome, (*fleet).retire, time.Second, 1200 * time.Millisecond},
 		{"killed with its server", atHome, atHome, (*fleet).kill, 2 * time.Second, 2200 * time.Millisecond},
 		{"killed elsewhere", MemberConfig{}, MemberConfig{}, (*fleet).kill, 6 * time.Second, 15 * time.Second},
 		{"killed elsewhere long ago", MemberConfig{}, MemberConfig{},
@@ -439,8 +440,8 @@ func TestFirstLeaderStartsAtOnce(t *testing.T) {
 			})
 		})
 	}
-	if inherited != 1 {
-		t.Errorf("inherited %d times, want once: after the one that was killed with its server", inherited)
+	if inherited != 2 {
+		t.Errorf("inherited %d times, want twice: after each that is gone with its server", inherited)
 	}
 }
 
@@ -482,6 +483,22 @@ func TestFleetSurvives(t *testing.T) {
 			f.hub.down = false
 			f.hub.mu.Unlock()
 		}, time.Second + askAgain + 2*time.Second},
+		{"the hub does not answer for a while, the leader last", func(f *fleet, lead *sailor) {
+			lead.line.freeze()
+			time.Sleep(renewEvery) // until all have seen its last renewal
+			f.mu.Lock()
+			others := slices.DeleteFunc(slices.Clone(f.members), func(s *sailor) bool { return s == lead })
+			f.mu.Unlock()
+			for _, s := range others {
+				s.line.freeze()
+			}
+			time.Sleep(patience)
+			for _, s := range others {
+				s.line.thaw()
+			}
+			time.Sleep(renewEvery / 2)
+			lead.line.thaw()
+		}, patience + askAgain + 2*time.Second},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -1,0 +1,1095 @@
+package main
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"groupferry/internal/chat"
+	"groupferry/internal/chatsim"
+	"groupferry/internal/job"
+	"groupferry/internal/queue"
+)
+
+// The tests of this file run a fleet as people do: workers and the NATS server are processes of their own, and only the
+// simulator is in this one, so that its ledger can be asked.
+//
+//	worker ──────► door ──► simulator: its ledger counts what arrived
+//	   │  └ cable? └ a listener that can be shut, and can hold what comes
+//	   ▼
+//	nats-server
+//
+// A test asserts what always has to be so: never over the limit, nobody refused, everything done in the end. How fast it
+// went and how long the fleet stood still is logged (-v), for this depends on the machine.
+
+var long = flag.Bool("long", false, "fleet tests: outages, pauses and imports of a length that people know")
+
+// either gives what the flag -long asks for.
+func either[T any](short, whenLong T) T {
+	if *long {
+		return whenLong
+	}
+	return short
+}
+
+// mostPer100ms is what the API has to take at once at most, of each command, where nothing on the way stood still: what
+// stood still arrives together. smooth is how late this process may be woken for that to be asked of a noisy machine.
+const (
+	mostPer100ms = 40
+	smooth       = 20 * time.Millisecond
+)
+
+// fleetPatience is enough for what a killed process had in hand: it is given to another one after a minute.
+const fleetPatience = 4 * time.Minute
+
+// natsServer builds the server that is in go.mod, beside the program itself, and gives its path.
+var natsServer = sync.OnceValues(func() (string, error) {
+	program, err := exec.LookPath("groupferry")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(filepath.Dir(program), "nats-server")
+	out, err := exec.Command("go", "build", "-o", path, "github.com/nats-io/nats-server/v2").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("build nats-server: %w\n%s", err, out)
+	}
+	return path, nil
+})
+
+// A broker is a NATS server as a process, which can be killed, and started again where it was.
+type broker struct {
+	t              testing.TB
+	dir            string
+	client, status string // addresses
+	cmd            *exec.Cmd
+}
+
+func startBroker(t testing.TB) *broker {
+	t.Helper()
+	b := &broker{t: t, dir: t.TempDir(), client: "127.0.0.1:-1", status: "127.0.0.1:-1"}
+	b.start()
+	t.Cleanup(func() { b.kill() })
+	var ports struct{ NATS, Monitoring []string }
+	await(t, "the ports of the NATS server", func() bool {
+		b, err := os.ReadFile(filepath.Join(b.dir, fmt.Sprintf("nats-server_%d.ports", b.cmd.Process.Pid)))
+		return err == nil && json.Unmarshal(b, &ports) == nil && len(ports.NATS) > 0 && len(ports.Monitoring) > 0
+	})
+	b.client = strings.TrimPrefix(ports.NATS[0], "nats://")
+	b.status = strings.TrimPrefix(ports.Monitoring[0], "http://")
+	b.ready()
+	return b
+}
+
+func (b *broker) start() {
+	b.t.Helper()
+	path, err := natsServer()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	port := func(address string) string { return address[strings.LastIndexByte(address, ':')+1:] }
+	b.cmd = exec.Command(path, "-js", "-sd", filepath.Join(b.dir, "store"), "-a", "127.0.0.1", "-p", port(b.client),
+		"-m", port(b.status), "--ports_file_dir", b.dir, "-l", filepath.Join(b.dir, "log"))
+	if err := b.cmd.Start(); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func (b *broker) ready() {
+	b.t.Helper()
+	await(b.t, "the NATS server", func() bool {
+		response, err := http.Get("http://" + b.status + "/healthz")
+		if err != nil {
+			return false
+		}
+		response.Body.Close()
+		return response.StatusCode == http.StatusOK
+	})
+}
+
+func (b *broker) kill() {
+	b.cmd.Process.Kill()
+	b.cmd.Wait()
+}
+
+// messages counts those that went in and out so far.
+func (b *broker) messages() int64 {
+	b.t.Helper()
+	response, err := http.Get("http://" + b.status + "/varz")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer response.Body.Close()
+	var v struct {
+		In  int64 `json:"in_msgs"`
+		Out int64 `json:"out_msgs"`
+	}
+	if err := json.NewDecoder(response.Body).Decode(&v); err != nil {
+		b.t.Fatal(err)
+	}
+	return v.In + v.Out
+}
+
+// A gate holds whoever comes while it is shut.
+type gate struct {
+	mu    sync.Mutex
+	opens chan struct{} // nil while it is open
+}
+
+func (g *gate) shut() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.opens == nil {
+		g.opens = make(chan struct{})
+	}
+}
+
+func (g *gate) open() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.opens != nil {
+		close(g.opens)
+		g.opens = nil
+	}
+}
+
+func (g *gate) pass() {
+	g.mu.Lock()
+	opens := g.opens
+	g.mu.Unlock()
+	if opens != nil {
+		<-opens
+	}
+}
+
+// A cable carries what a worker and the NATS server say to each other. While its gate is shut it carries nothing and
+// nobody is told, and what was said meanwhile arrives, late, when it opens.
+type cable struct {
+	gate
+	listener net.Listener
+	to       string
+	running  sync.WaitGroup
+	mu       sync.Mutex
+	conns    []net.Conn
+	closed   bool
+}
+
+func startCable(t testing.TB, to string) *cable {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &cable{listener: l, to: to}
+	c.running.Go(c.serve)
+	t.Cleanup(func() {
+		l.Close()
+		c.mu.Lock()
+		c.closed = true
+		for _, conn := range c.conns {
+			conn.Close()
+		}
+		c.mu.Unlock()
+		c.open()
+		c.running.Wait()
+	})
+	return c
+}
+
+func (c *cable) url() string { return "nats://" + c.listener.Addr().String() }
+
+func (c *cable) serve() {
+	for {
+		near, err := c.listener.Accept()
+		if err != nil {
+			return
+		}
+		c.running.Go(func() {
+			c.pass()
+			far, err := net.Dial("tcp", c.to)
+			if err != nil {
+				near.Close()
+				return
+			}
+			c.mu.Lock()
+			c.conns = append(c.conns, near, far)
+			if c.closed {
+				near.Close()
+				far.Close()
+			}
+			c.mu.Unlock()
+			c.running.Go(func() { c.carry(near, far) })
+			c.carry(far, near)
+		})
+	}
+}
+
+func (c *cable) carry(to, from net.Conn) {
+	defer to.Close()
+	defer from.Close()
+	b := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(b)
+		c.pass()
+		if n > 0 {
+			if _, err := to.Write(b[:n]); err != nil {
+				return
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// A fleet is what a test has of workers, their queue and the API that they call.
+type fleet struct {
+	*shell
+	t       *testing.T
+	sim     *chatsim.Sim
+	rate    int
+	perUser int // groups of a user
+	nats    *broker
+	queue   *queue.Queue
+	front   *door // of workers that are given no other
+
+	workers []*process
+	rows    []row
+	imports []string
+
+	late atomic.Int64 // nanoseconds by which this process was woken too late, at most
+
+	mu       sync.Mutex
+	arrivals []arrival
+}
+
+// An arrival is a call that came to the simulator.
+type arrival struct {
+	at      time.Time
+	command chat.Command
+	by      *door
+}
+
+// newFleet has all but the workers. They are started with a rate, which cfg enforces unless it has one of its own.
+func newFleet(t *testing.T, rate int, cfg chatsim.Config) *fleet {
+	t.Helper()
+	if cfg.Rate == 0 {
+		cfg.Rate = rate
+	}
+	cfg.SecretKey = testKey
+	f := &fleet{t: t, rate: rate, perUser: 5, sim: chatsim.New(cfg), nats: startBroker(t)}
+	t.Cleanup(f.sim.Close)
+	f.front = f.door()
+	f.shell = newShell(t, f.front.url())
+	f.env["GROUPFERRY_RATE"] = strconv.Itoa(rate)
+	f.env["NATS_URL"] = "nats://" + f.nats.client
+	q, err := queue.Open(t.Context(), queue.Config{URL: f.env["NATS_URL"]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { q.Close() })
+	f.queue = q
+	f.feelPulse()
+	return f
+}
+
+// feelPulse notes, until the test ends, how late this process is woken at most.
+func (f *fleet) feelPulse() {
+	done := make(chan struct{})
+	var feeling sync.WaitGroup
+	feeling.Go(func() {
+		const beat = 5 * time.Millisecond
+		tick := time.NewTicker(beat)
+		defer tick.Stop()
+		for last := time.Now(); ; {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+			}
+			now := time.Now()
+			f.late.Store(max(f.late.Load(), int64(now.Sub(last)-beat)))
+			last = now
+		}
+	})
+	f.t.Cleanup(func() {
+		close(done)
+		feeling.Wait()
+	})
+}
+
+// A door is a way to the simulator. It can be closed, so that nobody listens there, and its gate holds calls that were
+// sent and have not arrived.
+type door struct {
+	gate
+	fleet   *fleet
+	address string
+	server  *http.Server
+	serving sync.WaitGroup
+	waiting atomic.Int64 // at the gate
+}
+
+func (f *fleet) door() *door {
+	f.t.Helper()
+	d := &door{fleet: f, address: "127.0.0.1:0"}
+	d.listen()
+	f.t.Cleanup(func() {
+		d.gate.open()
+		d.close()
+	})
+	return d
+}
+
+func (d *door) url() string { return "http://" + d.address }
+
+func (d *door) listen() {
+	d.fleet.t.Helper()
+	l, err := net.Listen("tcp", d.address)
+	if err != nil {
+		d.fleet.t.Fatal(err)
+	}
+	d.address = l.Addr().String()
+	d.server = &http.Server{Handler: d}
+	d.serving.Go(func() { d.server.Serve(l) })
+}
+
+func (d *door) close() {
+	d.server.Close()
+	d.serving.Wait()
+}
+
+func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	d.waiting.Add(1)
+	d.pass()
+	d.waiting.Add(-1)
+	f := d.fleet
+	f.mu.Lock()
+	f.arrivals = append(f.arrivals, arrival{time.Now(), chat.Command(r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]), d})
+	f.mu.Unlock()
+	f.sim.ServeHTTP(w, r)
+}
+
+// arrived gives the times at which calls arrived after some moment, in order: of any command and by any door, unless a
+// command or a door is given.
+func (f *fleet) arrived(after time.Time, command chat.Command, by *door) []time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var at []time.Time
+	for _, a := range f.arrivals {
+		if a.at.After(after) && (command == "" || a.command == command) && (by == nil || a.by == by) {
+			at = append(at, a.at)
+		}
+	}
+	slices.SortFunc(at, time.Time.Compare)
+	return at
+}
+
+// awaitCalls waits until so many creates have arrived after some moment.
+func (f *fleet) awaitCalls(after time.Time, n int, by *door) {
+	f.t.Helper()
+	f.await(fmt.Sprintf("%d calls", n), func() bool { return len(f.arrived(after, chat.CreateContactGroup, by)) >= n })
+}
+
+func (f *fleet) await(what string, so func() bool) {
+	f.t.Helper()
+	for end := time.Now().Add(fleetPatience); !so(); {
+		if time.Now().After(end) {
+			var said strings.Builder
+			for i, p := range f.workers {
+				fmt.Fprintf(&said, "worker %d:\n%s\n", i, &p.stderr)
+			}
+			f.t.Fatalf("waited %v in vain for: %s\n%s", fleetPatience, what, &said)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// enqueue puts so many groups of a size on the queue, five of each user unless the test says otherwise.
+func (f *fleet) enqueue(id string, groups, size int) {
+	f.t.Helper()
+	rows := make([]row, 0, groups*size)
+	for i := range groups {
+		for k := range size {
+			rows = append(rows, row{
+				user: fmt.Sprintf("%s-%d", id, i/f.perUser), group: names[i%f.perUser],
+				item: chat.Item{Type: chat.OneToOne, ID: fmt.Sprintf("friend-%d", k)},
+			})
+		}
+	}
+	f.run(exitDone, "import", "--quiet", "--import-id", id, writeRows(f.t, rows))
+	f.rows = append(f.rows, rows...)
+	f.imports = append(f.imports, id)
+}
+
+// begin starts a worker; see works.
+func (f *fleet) begin(args ...string) *process {
+	f.t.Helper()
+	p := f.spawn(append([]string{"work", "--listen", "127.0.0.1:0"}, args...)...)
+	f.workers = append(f.workers, p)
+	return p
+}
+
+// works waits until a worker takes jobs, or would.
+func (f *fleet) works(p *process) *process {
+	f.t.Helper()
+	f.await("a worker", func() bool { return strings.Contains(p.stderr.String(), "msg=working") })
+	return p
+}
+
+// muster starts so many workers at once.
+func (f *fleet) muster(n int, args ...string) {
+	f.t.Helper()
+	for range n {
+		f.begin(args...)
+	}
+	for _, p := range f.workers {
+		f.works(p)
+	}
+}
+
+// dismiss stops all workers in the way of a service manager.
+func (f *fleet) dismiss() {
+	f.t.Helper()
+	for _, p := range f.workers {
+		p.cmd.Process.Signal(syscall.SIGTERM)
+	}
+	for _, p := range f.workers {
+		if code := p.wait(); code != exitDone {
+			f.t.Errorf("worker: got exit code %d, want %d\n%s", code, exitDone, &p.stderr)
+		}
+	}
+	f.workers = nil
+}
+
+// kill is kill -9.
+func (f *fleet) kill(p *process) {
+	f.t.Helper()
+	p.cmd.Process.Kill()
+	if code := p.wait(); code >= 0 {
+		f.t.Errorf("killed worker: got exit code %d, want a signal\n%s", code, &p.stderr)
+	}
+	f.workers = slices.DeleteFunc(f.workers, func(other *process) bool { return other == p })
+}
+
+var servingAt = regexp.MustCompile(`msg="serving metrics and status" url=(\S+)`)
+
+// samples are the metrics of a worker; none while it does not answer.
+func (p *process) samples() map[string]float64 {
+	m := servingAt.FindStringSubmatch(p.stderr.String())
+	if m == nil {
+		return nil
+	}
+	return scrape(p.t, m[1]+"/metrics")
+}
+
+// leader waits until one of the workers given, or of all, leads.
+func (f *fleet) leader(among ...*process) (leader *process) {
+	f.t.Helper()
+	if len(among) == 0 {
+		among = f.workers
+	}
+	f.await("a leader", func() bool {
+		i := slices.IndexFunc(among, func(p *process) bool { return p.samples()["groupferry_leading"] == 1 })
+		if i >= 0 {
+			leader = among[i]
+		}
+		return i >= 0
+	})
+	return leader
+}
+
+// follower is a worker that does not lead.
+func (f *fleet) follower(leader *process) *process {
+	f.t.Helper()
+	i := slices.IndexFunc(f.workers, func(p *process) bool { return p != leader })
+	if i < 0 {
+		f.t.Fatal("there is nobody but the leader")
+	}
+	return f.workers[i]
+}
+
+// status is what the queue knows about an import, false while it is out of reach.
+func (f *fleet) status(id string) (importStatus, bool) {
+	s, err := statusOf(f.t.Context(), f.queue, id)
+	return s, err == nil
+}
+
+// awaitDone waits until all jobs of some imports, or of all, have a result.
+func (f *fleet) awaitDone(ids ...string) {
+	f.t.Helper()
+	if len(ids) == 0 {
+		ids = f.imports
+	}
+	for _, id := range ids {
+		f.await("the end of import "+id, func() bool {
+			s, ok := f.status(id)
+			return ok && s.Jobs.Pending == 0
+		})
+	}
+}
+
+// checkDone checks that every row is where it belongs.
+func (f *fleet) checkDone() {
+	f.t.Helper()
+	f.awaitDone()
+	for _, id := range f.imports {
+		if s, ok := f.status(id); !ok || s.Jobs.Done != s.Jobs.Total {
+			f.t.Errorf("import %s: got %+v, want all of %d done", id, s.Jobs, s.Jobs.Total)
+		}
+	}
+	checkState(f.t, f.sim, stateOf(f.rows))
+}
+
+// checkAttempts checks that nothing but the first attempt was counted for any job.
+func (f *fleet) checkAttempts() {
+	f.t.Helper()
+	for _, id := range f.imports {
+		n := 0
+		for r, err := range f.queue.Results(f.t.Context(), id) {
+			if err != nil {
+				f.t.Fatal(err)
+			}
+			if n++; r.Attempts != 1 || r.Outcome != job.Done {
+				f.t.Errorf("import %s: job %s: got %s after %d attempts, want done after 1", id, r.Job, r.Outcome, r.Attempts)
+			}
+		}
+		if s, _ := f.status(id); int64(n) != s.Jobs.Total {
+			f.t.Errorf("import %s: got %d results, want %d", id, n, s.Jobs.Total)
+		}
+	}
+}
+
+// checkPace checks that the fleet never was over its limit.
+func (f *fleet) checkPace() {
+	f.t.Helper()
+	l, late := f.sim.Ledger(), time.Duration(f.late.Load())
+	for _, command := range chat.Commands() {
+		c := l.Commands[command]
+		if c.MaxPerSecond > f.rate {
+			f.t.Errorf("%s: got %d calls in a second, want at most %d", command, c.MaxPerSecond, f.rate)
+		}
+		if c.MaxPer100ms > mostPer100ms && late <= smooth {
+			f.t.Errorf("%s: got %d calls in 100 ms, want at most %d", command, c.MaxPer100ms, mostPer100ms)
+		}
+		if c.Refused != 0 {
+			f.t.Errorf("%s: got %d calls refused, want none", command, c.Refused)
+		}
+		if c.Calls > 1 {
+			f.t.Logf("%s: %s; woken %v late at most", command, paceText(c), late.Round(time.Millisecond))
+		}
+	}
+	if l.MostAtOnce > 1 {
+		f.t.Errorf("calls for one user at once: got %d, want 1", l.MostAtOnce)
+	}
+	if l.BadRequests > 0 {
+		f.t.Errorf("bad requests: got %d, such as %+v", l.BadRequests, l.BadSamples[0])
+	}
+}
+
+func paceText(c chatsim.Calls) string {
+	return fmt.Sprintf("%d calls, %.1f/s; at most %d in a second, %d in 100 ms",
+		c.Calls, float64(c.Calls-1)/c.Seconds, c.MaxPerSecond, c.MaxPer100ms)
+}
+
+// stoodStill is the longest time without a call after some moment.
+func (f *fleet) stoodStill(after time.Time) time.Duration {
+	var gap time.Duration
+	for _, at := range f.arrived(after, chat.CreateContactGroup, nil) {
+		gap, after = max(gap, at.Sub(after)), at
+	}
+	return gap
+}
+
+// mostIn counts the times in the fullest span.
+func mostIn(span time.Duration, times []time.Time) int {
+	most, first := 0, 0
+	for i, at := range times {
+		for at.Sub(times[first]) >= span {
+			first++
+		}
+		most = max(most, i-first+1)
+	}
+	return most
+}
+
+func TestMostIn(t *testing.T) {
+	start := time.Now()
+	var times []time.Time
+	for _, ms := range []int{0, 500, 999, 1000, 1400, 1900, 2500} {
+		times = append(times, start.Add(time.Duration(ms)*time.Millisecond))
+	}
+	if got := mostIn(time.Second, times); got != 4 { // 500 to 1400
+		t.Errorf("got %d, want 4", got)
+	}
+	if got := mostIn(time.Second, nil); got != 0 {
+		t.Errorf("nothing: got %d, want 0", got)
+	}
+}
+
+// One, two and four workers keep to the limit of one, and the table says what that costs.
+func TestFleetPace(t *testing.T) {
+	calls := either(400, 10_000)
+	var table strings.Builder
+	fmt.Fprintf(&table, "%8s %10s %8s %6s %10s %16s %11s\n",
+		"workers", "latency", "mean/s", "max/s", "max/100 ms", "NATS msgs a call", "leader CPU")
+	for _, workers := range []int{1, 2, 4} {
+		for _, latency := range []time.Duration{0, 50 * time.Millisecond} {
+			t.Run(fmt.Sprintf("workers=%d,latency=%v", workers, latency), func(t *testing.T) {
+				f := newFleet(t, 200, chatsim.Config{Latency: latency, Jitter: latency / 5})
+				f.muster(workers)
+				leader := f.leader()
+				f.enqueue("i", calls, 1)
+				start, messages, cpu := time.Now(), f.nats.messages(), leader.samples()["process_cpu_seconds_total"]
+				f.awaitCalls(start, calls, nil)
+				messages = f.nats.messages() - messages
+				cpu = (leader.samples()["process_cpu_seconds_total"] - cpu) / time.Since(start).Seconds()
+				f.checkDone()
+				f.checkAttempts()
+				f.dismiss()
+				f.checkPace()
+				c := f.sim.Ledger().Commands[chat.CreateContactGroup]
+				fmt.Fprintf(&table, "%8d %10v %8.1f %6d %10d %16.1f %10.0f%%\n", workers, latency,
+					float64(c.Calls-1)/c.Seconds, c.MaxPerSecond, c.MaxPer100ms, float64(messages)/float64(calls), 100*cpu)
+			})
+		}
+	}
+	t.Logf("%d calls each\n%s", calls, &table)
+}
+
+// After a rest the fleet does not make up for it.
+func TestFleetIdle(t *testing.T) {
+	f := newFleet(t, 200, chatsim.Config{})
+	f.muster(2)
+	f.enqueue("before", 300, 1)
+	f.awaitDone()
+	time.Sleep(either(4*time.Second, time.Minute))
+	f.enqueue("after", 400, 1)
+	f.checkDone()
+	f.checkPace()
+	f.dismiss()
+}
+
+// Groups of more than a hundred conversations need two commands, and each has a limit of its own.
+func TestFleetTwoCommands(t *testing.T) {
+	f := newFleet(t, 200, chatsim.Config{Latency: 10 * time.Millisecond})
+	f.muster(2)
+	f.enqueue("i", either(400, 4000), 101)
+	f.checkDone()
+	f.checkAttempts()
+	f.checkPace()
+	f.dismiss()
+	if c := f.sim.Ledger().Commands[chat.UpdateContactGroup]; c.Calls != len(f.rows)/101 {
+		t.Errorf("update: got %d calls, want %d", c.Calls, len(f.rows)/101)
+	}
+}
+
+// The tests from here on run side by side, those that take longest first: what a killed worker had in hand is nobody
+// else's for a minute.
+
+// Whoever is killed, the others go on, and never faster for it.
+func TestFleetKilled(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, 100, chatsim.Config{Latency: 20 * time.Millisecond, Jitter: 10 * time.Millisecond})
+	hands := []string{"--concurrency", "16"}
+	f.muster(4, hands...)
+	f.enqueue("i", 1500, 1)
+	f.awaitCalls(time.Time{}, 100, nil)
+	disaster := func(what string, strike func()) {
+		t.Helper()
+		start := time.Now()
+		strike()
+		f.awaitCalls(time.Now(), 100, nil)
+		t.Logf("%s: no call for %v", what, f.stoodStill(start).Round(10*time.Millisecond))
+	}
+	disaster("a worker killed", func() { f.kill(f.follower(f.leader())) })
+	f.muster(2, hands...)
+	disaster("the leader killed, and two successors before they could grant", func() {
+		for range 3 {
+			f.kill(f.leader())
+		}
+	})
+	f.muster(1, hands...)
+	disaster("NATS killed for a second", func() {
+		f.nats.kill()
+		time.Sleep(time.Second)
+		f.nats.start()
+		f.nats.ready()
+	})
+	f.checkDone()
+	f.checkPace()
+	f.dismiss()
+}
+
+// Calls can take longer in one worker than in its leader. When that leader is killed while they are on their way, its
+// successor knows from the lease how long they may be, and grants nothing before they have arrived.
+func TestFleetTimeouts(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, 100, chatsim.Config{})
+	side := f.door()
+	leader := f.works(f.begin("--timeout", "2s"))
+	f.leader(leader)
+	f.works(f.begin("--timeout", "25s", "--api-url", side.url()))
+	f.enqueue("i", 600, 1)
+	f.awaitCalls(time.Time{}, 50, side)
+
+	side.gate.shut()
+	f.await("calls on their way", func() bool { return side.waiting.Load() >= 20 })
+	f.works(f.begin("--timeout", "2s"))
+	f.kill(leader)
+	killed := time.Now()
+	// A successor that thought of its own calls and the leader's alone would have begun 14 s after the leader's last
+	// renewal: then these calls arrive among its own.
+	f.await("the moment", func() bool { return time.Since(killed) > 15500*time.Millisecond })
+	side.gate.open()
+	f.awaitCalls(time.Now(), 100, nil)
+	t.Logf("the leader killed: no call for %v", f.stoodStill(killed).Round(10*time.Millisecond))
+	f.checkDone()
+	l := f.sim.Ledger()
+	// How many arrive within 100 ms is up to the network that held them.
+	if c := l.Commands[chat.CreateContactGroup]; c.MaxPerSecond > f.rate || c.Refused > 0 || l.MostAtOnce > 1 {
+		t.Errorf("got %+v and %d at once, want at most %d calls in a second, none refused, 1 at once", c, l.MostAtOnce, f.rate)
+	}
+	f.dismiss()
+}
+
+// A leader that stands still for a while and then goes on is one too many.
+func TestFleetStopped(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, 100, chatsim.Config{Latency: 20 * time.Millisecond, Jitter: 10 * time.Millisecond})
+	f.muster(2, "--concurrency", "16")
+	f.enqueue("i", 1000, 1)
+	f.awaitCalls(time.Time{}, 100, nil)
+	leader := f.leader()
+	start := time.Now()
+	leader.cmd.Process.Signal(syscall.SIGSTOP)
+	time.Sleep(either(6*time.Second, 20*time.Second))
+	leader.cmd.Process.Signal(syscall.SIGCONT)
+	f.awaitCalls(time.Now(), 200, nil)
+	t.Logf("the leader stopped: no call for %v", f.stoodStill(start).Round(10*time.Millisecond))
+	f.checkDone()
+	f.checkPace()
+	f.dismiss()
+}
+
+// A worker without NATS makes no call once its permits have run out, and goes on when NATS is back; what was said
+// meanwhile comes late and does no harm.
+func TestFleetParted(t *testing.T) {
+	// As package governor has them: how long a permit can be used, and how long a leader grants without its lease.
+	const validity, reign, timeout = time.Second, 2 * time.Second, 3 * time.Second
+	for _, test := range []struct {
+		name  string
+		leads bool
+		last  time.Duration // a call arrives no later than that
+	}{
+		{"a worker", false, validity + timeout},
+		{"the leader", true, reign + validity + timeout},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			f := newFleet(t, 100, chatsim.Config{Latency: 20 * time.Millisecond, Jitter: 10 * time.Millisecond})
+			wire, side := startCable(t, f.nats.client), f.door()
+			flags := []string{"--concurrency", "16", "--timeout", timeout.String()}
+			apart := append([]string{"--nats-url", wire.url(), "--api-url", side.url()}, flags...)
+			if test.leads {
+				f.leader(f.works(f.begin(apart...)))
+				f.works(f.begin(flags...))
+			} else {
+				f.leader(f.works(f.begin(flags...)))
+				f.works(f.begin(apart...))
+			}
+			f.enqueue("i", 1200, 1)
+			f.awaitCalls(time.Time{}, 50, side)
+			f.awaitCalls(time.Time{}, 50, f.front)
+			wire.shut()
+			parted := time.Now()
+			time.Sleep(test.last + 2*time.Second)
+			f.awaitCalls(parted.Add(test.last), 50, f.front) // the other goes on
+			mended := time.Now()
+			wire.open()
+			late := f.arrived(parted, "", side)
+			if len(late) > 0 {
+				t.Logf("parted: %d calls, the last one after %v", len(late), late[len(late)-1].Sub(parted).Round(time.Millisecond))
+			}
+			for _, at := range late {
+				if d := at.Sub(parted); at.Before(mended) && d > test.last {
+					t.Errorf("parted: got a call after %v, want none after %v", d, test.last)
+				}
+			}
+			t.Logf("parted: no call at all for %v", f.stoodStill(parted).Round(10*time.Millisecond))
+			f.awaitCalls(mended, 20, side)
+			f.checkDone()
+			f.checkPace()
+			f.dismiss()
+		})
+	}
+}
+
+// An API that takes less than it should is not asked for more, at no job's cost, and is asked for more again later.
+func TestFleetThrottled(t *testing.T) {
+	t.Parallel()
+	const less = 120
+	f := newFleet(t, 200, chatsim.Config{Rate: less, Latency: 5 * time.Millisecond})
+	f.muster(2)
+	f.enqueue("i", either(3000, 20_000), 1)
+	every, rises := either(2*time.Second, 5*time.Second), either(150.0, 195.0)
+	var seen chatsim.Calls
+	var log strings.Builder
+	effective := func() float64 {
+		return f.leader().samples()[`groupferry_rate_effective_calls_per_second{command="create_contact_group"}`]
+	}
+	watch := func(until func() bool) {
+		for next := time.Now().Add(every); ; next = next.Add(every) {
+			f.await("the next look", func() bool { return time.Now().After(next) })
+			c := f.sim.Ledger().Commands[chat.CreateContactGroup]
+			n, refused := c.Calls-seen.Calls, c.Refused-seen.Refused
+			fmt.Fprintf(&log, "%6.1f calls/s, %4.1f%% refused, pace %5.1f\n",
+				float64(n)/every.Seconds(), 100*float64(refused)/float64(max(n, 1)), effective())
+			seen = c
+			if until() {
+				return
+			}
+		}
+	}
+	watch(func() bool { return seen.Calls >= len(f.rows)/2 })
+	fmt.Fprintf(&log, "and %d/s again:\n", f.rate)
+	if err := f.sim.Configure(func(c *chatsim.Config) { c.Rate = f.rate }); err != nil {
+		t.Fatal(err)
+	}
+	risen := false
+	watch(func() bool {
+		risen = risen || effective() >= rises
+		s, ok := f.status("i")
+		return risen && ok && s.Jobs.Pending == 0
+	})
+	f.checkDone()
+	f.checkAttempts()
+	f.dismiss()
+	c := f.sim.Ledger().Commands[chat.CreateContactGroup]
+	t.Logf("%d of %d calls refused\n%s", c.Refused, c.Calls, &log)
+	if share := float64(c.Refused) / float64(c.Calls); share >= 0.05 {
+		t.Errorf("refused: got %.1f%% of the calls, want less than 5%%", 100*share)
+	}
+}
+
+// An API that is away costs time and nothing else.
+func TestFleetOutage(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, 100, chatsim.Config{Latency: 5 * time.Millisecond})
+	f.muster(2)
+	f.enqueue("i", 500, 1)
+	f.awaitCalls(time.Time{}, 150, nil)
+	f.front.close()
+	away := time.Now()
+	time.Sleep(either(8*time.Second, 10*time.Minute))
+	back := time.Now()
+	f.front.listen()
+	f.awaitCalls(back, 1, nil)
+	t.Logf("away for %v, and the first call %v later", back.Sub(away).Round(time.Millisecond),
+		f.arrived(back, "", nil)[0].Sub(back).Round(time.Millisecond))
+	f.checkDone()
+	f.checkAttempts()
+	f.checkPace()
+	f.dismiss()
+}
+
+// standsStill checks that no call arrives from a moment on; it looks for two seconds more.
+func (f *fleet) standsStill(from time.Time) {
+	f.t.Helper()
+	time.Sleep(time.Until(from) + 2*time.Second)
+	if late := f.arrived(from, "", nil); len(late) > 0 {
+		f.t.Errorf("got %d calls, up to %v later, want none", len(late), late[len(late)-1].Sub(from))
+	}
+}
+
+// haltOf is what status says about why nothing happens.
+func (f *fleet) haltOf() *queue.Halt {
+	f.t.Helper()
+	var r statusReport
+	if err := json.Unmarshal([]byte(f.run(exitDone, "status", "--output", "json").stdout.String()), &r); err != nil {
+		f.t.Fatal(err)
+	}
+	if r.Halt == nil {
+		f.t.Fatal("status: got no halt, want one")
+	}
+	return r.Halt
+}
+
+// heeded is how soon a word to the fleet has reached all of it.
+const heeded = 2 * time.Second
+
+// A pause holds for all workers, those that come later included.
+func TestFleetPaused(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, 100, chatsim.Config{Latency: 5 * time.Millisecond})
+	f.muster(2)
+	f.enqueue("i", 500, 1)
+	f.awaitCalls(time.Time{}, 100, nil)
+	f.run(exitDone, "pause")
+	paused := time.Now().Add(heeded)
+	f.works(f.begin())
+	f.standsStill(paused)
+	h := f.haltOf()
+	if h.State != queue.Paused || h.By == "" || h.Command != "groupferry resume" || h.Since.IsZero() {
+		t.Errorf("got %+v, want it paused, by whom, since when, and the command that goes on", h)
+	}
+	text := f.run(exitDone, "status").stdout.String()
+	for _, want := range []string{"paused since ", " by " + h.By, "then: groupferry resume"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("status: got no %q in\n%s", want, text)
+		}
+	}
+	f.run(exitDone, "resume")
+	f.checkDone()
+	f.checkAttempts()
+	f.checkPace()
+	f.dismiss()
+}
+
+// One import is paused and another one cancelled, and the third does not notice.
+func TestFleetSteeredImports(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, 100, chatsim.Config{Latency: 5 * time.Millisecond})
+	f.muster(2, "--concurrency", "8")
+	f.enqueue("paused", 300, 1)
+	f.enqueue("cancelled", 300, 1)
+	f.enqueue("other", 300, 1)
+	f.await("a result of each", func() bool {
+		for _, id := range f.imports {
+			if s, ok := f.status(id); !ok || s.Jobs.Done == 0 {
+				return false
+			}
+		}
+		return true
+	})
+	f.run(exitDone, "pause", "paused")
+	f.run(exitDone, "cancel", "cancelled")
+	f.awaitDone("other")
+
+	if s, _ := f.status("paused"); !s.Paused || s.Jobs.Pending == 0 {
+		t.Errorf("paused: got %+v, want it paused with jobs left", s)
+	}
+	s, _ := f.status("cancelled")
+	if s.Jobs.Dropped == 0 || s.Jobs.Done == 0 || s.Jobs.Done+s.Jobs.Dropped != s.Jobs.Total || s.addsUp() != nil {
+		t.Errorf("cancelled: got %+v, want some done and the others dropped", s.Jobs)
+	}
+	f.standsStill(time.Now().Add(heeded))
+	f.run(exitDone, "resume", "paused")
+	f.awaitDone("paused")
+
+	// What was cancelled is in the app as far as its results say, and all the rest in full.
+	var want []row
+	done := f.results("cancelled")
+	for _, r := range f.rows {
+		if _, ok := done[r]; ok || !strings.HasPrefix(r.user, "cancelled-") {
+			want = append(want, r)
+		}
+	}
+	checkState(t, f.sim, stateOf(want))
+	f.checkPace()
+	f.dismiss()
+}
+
+// A rate that is set while the fleet works holds for all of it, until it is left to the workers again.
+func TestFleetRate(t *testing.T) {
+	t.Parallel()
+	const slower = 50
+	f := newFleet(t, 200, chatsim.Config{Latency: 5 * time.Millisecond})
+	f.muster(2)
+	f.enqueue("i", 900, 1)
+	limit := func() float64 {
+		return f.leader().samples()[`groupferry_rate_limit_calls_per_second{command="create_contact_group"}`]
+	}
+	f.awaitCalls(time.Time{}, 300, nil)
+	f.run(exitDone, "rate", strconv.Itoa(slower))
+	said := time.Now()
+	f.await("the slower rate", func() bool { return limit() == slower })
+	slow := time.Now()
+	t.Logf("heeded after %v", slow.Sub(said).Round(time.Millisecond))
+	f.works(f.begin())
+	f.awaitCalls(slow.Add(time.Second), 4*slower, nil)
+	most := mostIn(time.Second, f.arrived(slow.Add(time.Second), chat.CreateContactGroup, nil))
+	t.Logf("at most %d calls in a second", most)
+	if most > slower {
+		t.Errorf("slower: got %d calls in a second, want at most %d", most, slower)
+	}
+	f.run(exitDone, "rate", "0")
+	f.await("the rate of the workers", func() bool { return limit() == float64(f.rate) })
+	f.checkDone()
+	f.checkPace()
+	f.dismiss()
+}
+
+// When no job can succeed, the fleet stops and stays stopped, whoever leaves and joins, until a person has mended it.
+func TestFleetHalted(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, 100, chatsim.Config{Latency: 5 * time.Millisecond, Faults: []chatsim.Fault{{Kind: "51013", After: 100}}})
+	f.muster(2)
+	f.enqueue("i", 400, 1)
+	f.await("the first of these answers", func() bool {
+		return f.sim.Ledger().Commands[chat.CreateContactGroup].Faulted > 0
+	})
+	f.standsStill(time.Now().Add(heeded))
+	t.Logf("%d calls were answered 51013", f.sim.Ledger().Commands[chat.CreateContactGroup].Faulted)
+	f.dismiss()
+	back := time.Now()
+	f.muster(2)
+	f.standsStill(back)
+
+	h := f.haltOf()
+	if h.State != queue.Halted || h.Code != "51013" || h.By == "" || h.Since.IsZero() || h.Mend == "" ||
+		!strings.HasPrefix(h.Command, "groupferry resume") {
+		t.Errorf("got %+v, want it halted for 51013, by whom, since when, what to do, and the command that goes on", h)
+	}
+	text := f.run(exitDone, "status").stdout.String()
+	for _, want := range []string{"halted since ", " by " + h.By, "51013", "to mend it: " + h.Mend, "then: " + h.Command} {
+		if !strings.Contains(text, want) {
+			t.Errorf("status: got no %q in\n%s", want, text)
+		}
+	}
+	if err := f.sim.Configure(func(c *chatsim.Config) { c.Faults = nil }); err != nil {
+		t.Fatal(err)
+	}
+	args, err := shellWords(strings.TrimPrefix(h.Command, "groupferry "))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.run(exitDone, args...)
+	f.checkDone()
+	f.checkAttempts()
+	f.checkPace()
+	f.dismiss()
+}
+
+// A small import does not wait for a large one that came before.
+func TestFleetFair(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, 200, chatsim.Config{})
+	f.muster(2)
+	f.enqueue("large", 2000, 1)
+	f.awaitCalls(time.Time{}, 1, nil)
+	f.perUser = 1 // groups of one user wait for each other
+	f.enqueue("small", 50, 1)
+	before, _ := f.status("large")
+	f.awaitDone("small")
+	s, ok := f.status("large")
+	if !ok || s.Jobs.Pending <= s.Jobs.Total/2 {
+		t.Errorf("large import when the small one is complete: got %+v, want over half of it pending", s.Jobs)
+	}
+	t.Logf("large import when the small one is complete: %d of %d jobs pending, %d when it was enqueued", s.Jobs.Pending, s.Jobs.Total, before.Jobs.Pending)
+	f.checkDone()
+	f.checkPace()
+	f.dismiss()
+}
