@@ -5,7 +5,6 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
-	"net/http"
 	"os/exec"
 	"path/filepath"
 	"runtime"
@@ -217,11 +216,9 @@ func live(t *testing.T, binary string, seed uint64, crashes map[string][]crash, 
 	}
 
 	// What failed is done, and nothing else again but what was in hand at a kill.
-	response, err := http.Post(url+"/control", "application/json", strings.NewReader(`{"fail_ids":{"`+failing+`":0}}`))
-	if err != nil {
+	if err := sim.Configure(func(c *chatsim.Config) { c.FailIDs = nil }); err != nil {
 		t.Fatal(err)
 	}
-	response.Body.Close()
 	l.retry()
 	before, kills := l.calls(), l.kills
 	l.check(l.do("again", []int{exitDone}, run...), rows, len(rows), 0, 1)
