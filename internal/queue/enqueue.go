@@ -128,9 +128,11 @@ func (q *Queue) Enqueue(
 
 // checkpoint reads how far an import is enqueued, and the sequence to compare with: zero when it is not at all.
 func (q *Queue) checkpoint(ctx context.Context, importID string) (checkpoint, uint64, error) {
-	c, cancel := q.within(ctx)
-	defer cancel()
-	m, err := q.jobs.GetLastMsgForSubject(c, q.checkpointSubject(importID))
+	var m *jetstream.RawStreamMsg
+	err := q.ask(ctx, func(c context.Context) (err error) {
+		m, err = q.jobs.GetLastMsgForSubject(c, q.checkpointSubject(importID))
+		return err
+	})
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return checkpoint{}, 0, nil
 	}

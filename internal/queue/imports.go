@@ -125,11 +125,12 @@ func (q *Queue) Begin(ctx context.Context, i Import) (stored Import, existed boo
 	if err != nil {
 		return Import{}, false, err
 	}
-	c, cancel := q.within(ctx)
-	defer cancel()
 	failpoint("begin-before")
 	failInside("begin-inside")
-	_, err = q.control.Create(c, importKey(i.ID), b)
+	err = q.ask(ctx, func(c context.Context) error {
+		_, err := q.control.Create(c, importKey(i.ID), b)
+		return err
+	})
 	if err == nil {
 		failpoint("begin-after")
 		return i, false, nil
@@ -162,9 +163,11 @@ func (q *Queue) importRecord(ctx context.Context, id string) (Import, uint64, er
 	if !job.ValidImportID(id) {
 		return Import{}, 0, fmt.Errorf("%w: %q", ErrNoImport, id)
 	}
-	c, cancel := q.within(ctx)
-	defer cancel()
-	e, err := q.control.Get(c, importKey(id))
+	var e jetstream.KeyValueEntry
+	err := q.ask(ctx, func(c context.Context) (err error) {
+		e, err = q.control.Get(c, importKey(id))
+		return err
+	})
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
 		return Import{}, 0, fmt.Errorf("%w: %s", ErrNoImport, id)
 	}
@@ -177,11 +180,21 @@ func (q *Queue) importRecord(ctx context.Context, id string) (Import, uint64, er
 
 // Imports reads the records of all imports, newest first.
 func (q *Queue) Imports(ctx context.Context) ([]Import, error) {
-	c, cancel := q.within(ctx)
-	defer cancel()
-	w, err := q.control.Watch(c, importKey("*"), jetstream.IgnoreDeletes())
+	var all []Import
+	err := q.ask(ctx, func(c context.Context) (err error) {
+		all, err = q.listImports(c)
+		return err
+	})
 	if err != nil {
 		return nil, q.fault(ctx, "list imports", err)
+	}
+	return all, nil
+}
+
+func (q *Queue) listImports(ctx context.Context) ([]Import, error) {
+	w, err := q.control.Watch(ctx, importKey("*"), jetstream.IgnoreDeletes())
+	if err != nil {
+		return nil, err
 	}
 	defer w.Stop()
 	var all []Import
@@ -189,7 +202,7 @@ func (q *Queue) Imports(ctx context.Context) ([]Import, error) {
 		select {
 		case e, ok := <-w.Updates():
 			if !ok {
-				return nil, q.fault(ctx, "list imports", errors.Join(c.Err(), jetstream.ErrConnectionClosed))
+				return nil, errors.Join(ctx.Err(), jetstream.ErrConnectionClosed)
 			}
 			if e == nil { // all that was there has come
 				slices.SortFunc(all, func(a, b Import) int { return b.Created.Compare(a.Created) })
@@ -200,8 +213,8 @@ func (q *Queue) Imports(ctx context.Context) ([]Import, error) {
 				return nil, err
 			}
 			all = append(all, i)
-		case <-c.Done():
-			return nil, q.fault(ctx, "list imports", c.Err())
+		case <-ctx.Done():
+			return nil, ctx.Err()
 		}
 	}
 }
@@ -225,11 +238,12 @@ func (q *Queue) Update(ctx context.Context, id string, change func(*Import)) (Im
 		if err != nil {
 			return Import{}, err
 		}
-		c, cancel := q.within(ctx)
 		failpoint("record-" + string(i.State) + "-before")
 		failInside("record-" + string(i.State) + "-inside")
-		_, err = q.control.Update(c, importKey(id), b, revision)
-		cancel()
+		err = q.ask(ctx, func(c context.Context) error {
+			_, err := q.control.Update(c, importKey(id), b, revision)
+			return err
+		})
 		if err == nil {
 			failpoint("record-" + string(i.State) + "-after")
 			return i, nil

@@ -304,6 +304,21 @@ func (q *Queue) withinTime(ctx context.Context, d time.Duration) (context.Contex
 	}
 }
 
+// ask makes a request, within the bounds of [Queue.within]. Where the server is embedded it makes it again for a while
+// when the connection broke: the process that ran the server ended, and another one is taking over. So do may run again
+// though it had its effect, and has to tell.
+func (q *Queue) ask(ctx context.Context, do func(context.Context) error) error {
+	for end := time.Now().Add(opTimeout); ; {
+		c, cancel := q.within(ctx)
+		err := do(c)
+		cancel()
+		if q.home == nil || !unreachable(err) || ctx.Err() != nil || time.Now().After(end) {
+			return err
+		}
+		pause(ctx, joinPause)
+	}
+}
+
 // A line is one connection of the several that a Queue may have in its life, one after the other.
 type line struct {
 	ctx context.Context // ends with it

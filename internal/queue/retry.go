@@ -118,9 +118,11 @@ func codeList(codes []string) string {
 
 // retryPoint reads how far the last retry of an import is enqueued, and the sequence to compare with.
 func (q *Queue) retryPoint(ctx context.Context, id string) (retryPoint, uint64, error) {
-	c, cancel := q.within(ctx)
-	defer cancel()
-	m, err := q.jobs.GetLastMsgForSubject(c, q.retryPointSubject(id))
+	var m *jetstream.RawStreamMsg
+	err := q.ask(ctx, func(c context.Context) (err error) {
+		m, err = q.jobs.GetLastMsgForSubject(c, q.retryPointSubject(id))
+		return err
+	})
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return retryPoint{}, 0, nil
 	}

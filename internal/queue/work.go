@@ -44,17 +44,18 @@ const (
 )
 
 func (q *Queue) createConsumer(ctx context.Context, importID string) error {
-	c, cancel := q.within(ctx)
-	defer cancel()
 	failpoint("consumer-before")
-	_, err := q.jobs.CreateConsumer(c, jetstream.ConsumerConfig{
-		Durable:       consumerName(importID),
-		Description:   "groupferry: the jobs of import " + importID,
-		FilterSubject: q.jobsSubject(importID),
-		AckPolicy:     jetstream.AckExplicitPolicy,
-		AckWait:       ackWait,
-		MaxDeliver:    -1,
-		MaxAckPending: maxInHand,
+	err := q.ask(ctx, func(c context.Context) error {
+		_, err := q.jobs.CreateConsumer(c, jetstream.ConsumerConfig{
+			Durable:       consumerName(importID),
+			Description:   "groupferry: the jobs of import " + importID,
+			FilterSubject: q.jobsSubject(importID),
+			AckPolicy:     jetstream.AckExplicitPolicy,
+			AckWait:       ackWait,
+			MaxDeliver:    -1,
+			MaxAckPending: maxInHand,
+		})
+		return err
 	})
 	if errors.Is(err, jetstream.ErrConsumerExists) { // with other limits: somebody set them
 		return nil
@@ -63,10 +64,8 @@ func (q *Queue) createConsumer(ctx context.Context, importID string) error {
 }
 
 func (q *Queue) deleteConsumer(ctx context.Context, importID string) error {
-	c, cancel := q.within(ctx)
-	defer cancel()
 	failpoint("consumer-delete-before")
-	err := q.jobs.DeleteConsumer(c, consumerName(importID))
+	err := q.ask(ctx, func(c context.Context) error { return q.jobs.DeleteConsumer(c, consumerName(importID)) })
 	failpoint("consumer-delete-after")
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return nil
