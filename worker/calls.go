@@ -21,6 +21,8 @@ import (
 //     update_contact_group, conversations that are sent a second time included: a second create could replace them.
 //   - Where create is refused for what may be the group's existence, the same chunk goes out with update. If that is
 //     refused as well, the answer to create stands.
+//   - A retry adds what failed before with update, if the group was there then. Where update is not offered it writes the
+//     whole group with create, and reads it back.
 //   - Where update is not offered, later chunks go out with create. Two creates of one group, or a refused one, then
 //     leave it open what the group holds, so it is read back with get_contact_group, and what is not in it has failed.
 //     Where even that is not offered, create's own answers have to do, and a warning says so.
@@ -50,11 +52,19 @@ const (
 // errAgain says that a job failed for now: a call failed as often as it may within one attempt.
 var errAgain = errors.New("failed for now")
 
+// errWhole says that a retry has to write the whole group anew, not only what failed before.
+var errWhole = errors.New("the whole group is needed")
+
 // An attempt is one delivery of a job, on its way to a result.
 type attempt struct {
 	w       *Worker
-	result  job.Result
-	settled []bool // by conversation: an answer said what became of it
+	result  job.Result // but for what final adds
+	settled []bool     // by conversation: an answer said what became of it
+	todo    []int      // the conversations to be sent
+
+	made, calls int         // of this round: deliveries with this one, and calls
+	started     time.Time   // of this round
+	before      *job.Result // of an earlier round; nil in the first
 
 	there   bool // the group is known to exist
 	creates int  // creates that were answered well
@@ -62,23 +72,70 @@ type attempt struct {
 }
 
 func newAttempt(w *Worker, j job.Job, started time.Time, earlier attempts) *attempt {
-	a := &attempt{w: w, settled: make([]bool, len(j.Conversations)), result: job.Result{
-		Import: j.Import, Job: j.ID, FromAccount: j.FromAccount, GroupName: j.GroupName, Files: j.Files,
-		Attempts: earlier.made + 1, Calls: earlier.calls, Started: started,
-		Conversations: make([]job.ConversationResult, len(j.Conversations)),
-	}}
+	a := &attempt{
+		w: w, settled: make([]bool, len(j.Conversations)), todo: make([]int, len(j.Conversations)),
+		made: earlier.made + 1, calls: earlier.calls, started: started,
+		result: job.Result{
+			Import: j.Import, Job: j.ID, FromAccount: j.FromAccount, GroupName: j.GroupName, Files: j.Files, Round: j.Round,
+			Started: started, Conversations: make([]job.ConversationResult, len(j.Conversations)),
+		},
+	}
 	for i, c := range j.Conversations {
 		a.result.Conversations[i].Conversation = c
+		a.todo[i] = i
 	}
 	return a
+}
+
+// goOn makes the attempt one of a retry, which goes on from the result of an earlier round: of the job's conversations
+// those are sent that failed then; all others keep what the earlier result says. A group that is known to be there is
+// added to.
+func (a *attempt) goOn(earlier job.Result) {
+	wanted := map[chat.Item]bool{}
+	for _, c := range a.result.Conversations {
+		wanted[chat.Item{Type: c.Type, ID: c.ID}] = true
+	}
+	a.before = &earlier
+	a.result.Started, a.result.GroupID, a.result.Files = earlier.Started, earlier.GroupID, earlier.Files
+	a.result.Conversations = slices.Clone(earlier.Conversations)
+	a.settled, a.todo = make([]bool, len(earlier.Conversations)), nil
+	for i, c := range earlier.Conversations {
+		if c.Code != "" && wanted[chat.Item{Type: c.Type, ID: c.ID}] {
+			a.todo = append(a.todo, i)
+		} else {
+			a.settled[i] = true
+		}
+	}
+	if earlier.GroupID != 0 || earlier.Outcome == job.Partial {
+		a.there, a.creates = true, 1
+	}
+}
+
+// doneBefore counts the conversations that an earlier round got into the group.
+func (a *attempt) doneBefore() int {
+	if a.before == nil {
+		return 0
+	}
+	return len(a.before.Conversations) - a.before.FailedConversations()
+}
+
+// final gives the result with the attempts and calls of all rounds.
+func (a *attempt) final() job.Result {
+	r := a.result
+	r.Attempts, r.Calls = a.made, a.calls
+	if a.before != nil {
+		r.Attempts += a.before.Attempts
+		r.Calls += a.before.Calls
+	}
+	return r
 }
 
 // run makes the calls of the job and settles its result. An error means that there is none: halted, ctx's end, or
 // one that wraps errAgain.
 func (a *attempt) run(ctx context.Context) error {
-	todo := make([]int, len(a.result.Conversations))
-	for i := range todo {
-		todo[i] = i
+	todo := a.todo
+	if a.before != nil && a.there && a.w.noUpdate.Load() {
+		todo = a.whole()
 	}
 	for round := 0; len(todo) > 0; round++ {
 		if round > 0 {
@@ -87,6 +144,10 @@ func (a *attempt) run(ctx context.Context) error {
 			}
 		}
 		again, err := a.send(ctx, todo, round == resends)
+		if errors.Is(err, errWhole) {
+			todo, round = a.whole(), -1
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -101,6 +162,28 @@ func (a *attempt) run(ctx context.Context) error {
 	return nil
 }
 
+// whole lists the conversations that the group should hold after a retry: where it cannot be added to, a create that
+// replaces has to bring what was done before as well.
+func (a *attempt) whole() []int {
+	for _, i := range a.todo {
+		a.settled[i] = false
+	}
+	var all []int
+	for i, c := range a.before.Conversations {
+		if c.Code == "" || !a.settled[i] {
+			a.settled[i] = false
+			all = append(all, i)
+		}
+	}
+	return all
+}
+
+// untouched tells whether a conversation is in the group since an earlier round, and no create has been answered in
+// this one that could have taken it out.
+func (a *attempt) untouched(i int) bool {
+	return a.before != nil && a.before.Conversations[i].Code == "" && a.creates <= 1
+}
+
 // send sends the conversations at the given places, chunk by chunk, and returns those to be sent again.
 func (a *attempt) send(ctx context.Context, places []int, last bool) (again []int, err error) {
 	for len(places) > 0 {
@@ -111,8 +194,11 @@ func (a *attempt) send(ctx context.Context, places []int, last bool) (again []in
 				n = len(places)
 			}
 			for _, i := range places[:n] {
-				a.result.Conversations[i].Code, a.result.Conversations[i].Info = refused.Word(), refused.Info
 				a.settled[i] = true
+				if a.untouched(i) {
+					continue
+				}
+				a.result.Conversations[i].Code, a.result.Conversations[i].Info = refused.Word(), refused.Info
 			}
 			places = places[n:]
 			continue
@@ -171,10 +257,17 @@ func (a *attempt) sendChunk(ctx context.Context, chunk []int) (chat.Answer, erro
 	}
 	if a.there && !a.w.noUpdate.Load() {
 		answer, err := a.update(ctx, items)
-		if !notOffered(err) {
+		switch refused, ok := refusal(err); {
+		case notOffered(err):
+			a.w.missUpdate()
+			if a.before != nil {
+				return answer, errWhole
+			}
+		case ok && refused.Code == chat.CodeNoSuchGroup && a.before != nil:
+			a.there, a.doubt = false, true // somebody deleted it since, with all that was done before
+		default:
 			return answer, err
 		}
-		a.w.missUpdate()
 	}
 	for try := 1; ; try++ {
 		answer, err := a.create(ctx, items)
@@ -334,7 +427,7 @@ func call[A any](ctx context.Context, a *attempt, command chat.Command, do func(
 		start := time.Now()
 		answer, err := do(ctx)
 		took := time.Since(start)
-		a.result.Calls++
+		a.calls++
 		if err == nil {
 			permit.Done(governor.Answered)
 			a.w.repeats.Store(0)

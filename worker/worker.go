@@ -56,10 +56,11 @@ type Delivery interface {
 
 // Results is where results go.
 type Results interface {
-	// Get returns the result of a job, if there is one.
-	Get(ctx context.Context, importID, jobID string) (job.Result, bool, error)
-	// Put stores the first result of a job; false says that there was one already.
-	Put(context.Context, job.Result) (bool, error)
+	// Get reads the newest result of a job and the sequence at which it stands; 0 when there is none.
+	Get(ctx context.Context, importID, jobID string) (job.Result, uint64, error)
+	// Put stores a result in place of the one at that sequence, 0 when it is to be the first. False says that another
+	// one stands there by now.
+	Put(ctx context.Context, r job.Result, sequence uint64) (bool, error)
 }
 
 // API is the part of the REST API that writes groups.
@@ -138,6 +139,7 @@ type Worker struct {
 
 // attempts is what is left of a job between two deliveries to this process.
 type attempts struct {
+	round       int // of the job
 	made, calls int
 	started     time.Time // of the first
 	last        time.Time // of the last, by its end
@@ -331,24 +333,29 @@ func (w *Worker) handle(ctx context.Context, d Delivery) error {
 	start := time.Now()
 	j, err := d.Job()
 	if err != nil {
-		return w.settle(ctx, d, job.Result{
+		return w.settle(ctx, d, &attempt{w: w, made: 1, result: job.Result{
 			Import: d.Import(), Job: seqName(d.Sequence()), Outcome: job.Failed,
-			Code: job.CodeUndecodable, Info: err.Error(), Attempts: 1, Started: start,
-		}, start)
+			Code: job.CodeUndecodable, Info: err.Error(), Started: start,
+		}}, 0, start)
 	}
-	if _, there, err := w.results.Get(ctx, j.Import, j.ID); err != nil {
+	known, sequence, err := w.results.Get(ctx, j.Import, j.ID)
+	if err != nil {
 		w.putBack(ctx, d, "retry", putBackFirst)
 		return nil
-	} else if there {
+	}
+	if sequence != 0 && known.Round >= j.Round {
 		w.ack(ctx, d)
 		w.cfg.Observer.JobPutBack("known")
 		return nil
 	}
 
 	a := w.begin(j, start)
+	if sequence != 0 {
+		a.goOn(known)
+	}
 	switch err := a.run(ctx); {
 	case err == nil:
-		return w.settle(ctx, d, a.result, start)
+		return w.settle(ctx, d, a, sequence, start)
 	case governor.IsHalted(err):
 		w.remember(j, a, false)
 		w.putBack(ctx, d, "halt", haltDelay)
@@ -357,7 +364,7 @@ func (w *Worker) handle(ctx context.Context, d Delivery) error {
 	default:
 		if made := w.remember(j, a, true); made >= w.cfg.MaxAttempts {
 			a.giveUp(err)
-			return w.settle(ctx, d, a.result, start)
+			return w.settle(ctx, d, a, sequence, start)
 		} else {
 			w.cfg.Log.Debug("job failed for now", "import", j.Import, "job", j.ID, "attempt", made, "err", err)
 			w.putBack(ctx, d, "retry", jittered(backoff(putBackFirst, putBackMost, made-1)))
@@ -369,9 +376,12 @@ func (w *Worker) handle(ctx context.Context, d Delivery) error {
 // begin starts an attempt with what earlier ones of this process left.
 func (w *Worker) begin(j job.Job, start time.Time) *attempt {
 	w.mu.Lock()
-	earlier, again := w.attempts[j.ID]
+	earlier := w.attempts[j.ID]
 	w.mu.Unlock()
-	if again {
+	if earlier.round != j.Round {
+		earlier = attempts{}
+	}
+	if !earlier.started.IsZero() {
 		start = earlier.started
 	}
 	return newAttempt(w, j, start, earlier)
@@ -379,14 +389,14 @@ func (w *Worker) begin(j job.Job, start time.Time) *attempt {
 
 // remember keeps the count of a job that goes back, and returns how many attempts count.
 func (w *Worker) remember(j job.Job, a *attempt, counts bool) int {
-	made := a.result.Attempts
+	made := a.made
 	if !counts {
 		made--
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	now := time.Now()
-	w.attempts[j.ID] = attempts{made: made, calls: a.result.Calls, started: a.result.Started, last: now}
+	w.attempts[j.ID] = attempts{round: j.Round, made: made, calls: a.calls, started: a.started, last: now}
 	if now.Sub(w.forgotten) > forgetAfter {
 		w.forgotten = now
 		maps.DeleteFunc(w.attempts, func(_ string, a attempts) bool { return now.Sub(a.last) > forgetAfter })
@@ -394,12 +404,14 @@ func (w *Worker) remember(j job.Job, a *attempt, counts bool) int {
 	return made
 }
 
-// settle writes the result, then acknowledges the job. Without a result there is no ack: the job comes back.
-func (w *Worker) settle(ctx context.Context, d Delivery, r job.Result, start time.Time) error {
+// settle writes the result in place of the one at sequence, then acknowledges the job. Without a result there is no
+// ack: the job comes back.
+func (w *Worker) settle(ctx context.Context, d Delivery, a *attempt, sequence uint64, start time.Time) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settle)
 	defer cancel()
+	r := a.final()
 	r.Worker, r.Finished = w.cfg.Name, time.Now()
-	stored, err := w.results.Put(ctx, r)
+	stored, err := w.results.Put(ctx, r, sequence)
 	if err != nil {
 		w.cfg.Log.Warn("a result could not be stored; its job will be done again", "import", r.Import, "job", r.Job, "err", err)
 		w.putBack(ctx, d, "retry", putBackFirst)
@@ -410,7 +422,11 @@ func (w *Worker) settle(ctx context.Context, d Delivery, r job.Result, start tim
 	w.mu.Unlock()
 	if stored {
 		failed := r.FailedConversations()
-		w.cfg.Observer.JobDone(string(r.Outcome), len(r.Conversations)-failed, failed, time.Since(start), r.Attempts)
+		done := len(r.Conversations) - failed - a.doneBefore()
+		w.cfg.Observer.JobDone(string(r.Outcome), done, failed, time.Since(start), a.made)
+	} else if sequence != 0 {
+		w.putBack(ctx, d, "known", 0) // another result came in between: whether it is of this round the next look tells
+		return nil
 	} else {
 		w.cfg.Observer.JobPutBack("known")
 	}

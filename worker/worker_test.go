@@ -26,7 +26,8 @@ type stream struct {
 	jobs    map[uint64]*message
 	next    uint64
 	results map[string]job.Result
-	noPut   int // so many results cannot be stored
+	puts    map[string]uint64 // how often each was put, which is its sequence
+	noPut   int               // so many results cannot be stored
 }
 
 type message struct {
@@ -38,7 +39,7 @@ type message struct {
 }
 
 func newStream(jobs ...job.Job) *stream {
-	s := &stream{jobs: map[uint64]*message{}, results: map[string]job.Result{}}
+	s := &stream{jobs: map[uint64]*message{}, results: map[string]job.Result{}, puts: map[string]uint64{}}
 	for _, j := range jobs {
 		s.add(j.AppendJSON(nil))
 	}
@@ -80,24 +81,26 @@ func (s *stream) empty(context.Context) (bool, error) {
 	return len(s.jobs) == 0, nil
 }
 
-func (s *stream) Get(_ context.Context, imp, id string) (job.Result, bool, error) {
+func (s *stream) Get(_ context.Context, imp, id string) (job.Result, uint64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r, ok := s.results[imp+"/"+id]
-	return r, ok, nil
+	key := imp + "/" + id
+	return s.results[key], s.puts[key], nil
 }
 
-func (s *stream) Put(_ context.Context, r job.Result) (bool, error) {
+func (s *stream) Put(_ context.Context, r job.Result, sequence uint64) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.noPut > 0 {
 		s.noPut--
 		return false, errors.New("out of reach")
 	}
-	if _, ok := s.results[r.Import+"/"+r.Job]; ok {
+	key := r.Import + "/" + r.Job
+	if s.puts[key] != sequence {
 		return false, nil
 	}
-	s.results[r.Import+"/"+r.Job] = r
+	s.results[key] = r
+	s.puts[key]++
 	return true, nil
 }
 
@@ -637,6 +640,113 @@ func TestSignsAgainOnce(t *testing.T) {
 	})
 }
 
+// TestRetry does a job of which some conversations fail, mends the cause of some, and does those again: what was done
+// stays in the group under everything that create may do to a group that is there.
+func TestRetry(t *testing.T) {
+	for _, existing := range []string{"append", "replace", "refuse"} {
+		for _, offered := range []string{"all", "no update", "create only"} {
+			t.Run(existing+" "+offered, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					a := newAPI(existing)
+					switch offered {
+					case "no update":
+						a.noUpdate = status(chat.UpdateContactGroup, 404)
+					case "create only":
+						a.noUpdate, a.noGet = status(chat.UpdateContactGroup, 404), status(chat.GetContactGroup, 404)
+					}
+					j := testJob("anna", "friends", 40)
+					failing := map[string]int{j.Conversations[3].ID: 50001, j.Conversations[20].ID: 51006, j.Conversations[30].ID: 50001}
+					a.item = func(it chat.Item) int { return failing[it.ID] }
+					s := newStream(j)
+					if err := work(t, Config{}, s, a); err != nil {
+						t.Fatal(err)
+					}
+					first := holds(t, s, a, j, job.Partial)
+					before := len(a.calls)
+
+					delete(failing, j.Conversations[3].ID)
+					delete(failing, j.Conversations[30].ID)
+					again := j
+					again.Round = 1
+					again.Conversations = []job.Conversation{j.Conversations[3], j.Conversations[30]}
+					for range 2 { // the second one finds the first one's result
+						s.add(again.AppendJSON(nil))
+						if err := work(t, Config{}, s, a); err != nil {
+							t.Fatal(err)
+						}
+					}
+					r := s.results["imp/"+j.ID]
+					// Where create refuses and nothing else is offered, the group cannot be changed.
+					want := []string{"", "51006", ""}
+					if existing == "refuse" && offered != "all" {
+						want = []string{"50002", "51006", "50002"}
+					}
+					for i, k := range []int{3, 20, 30} {
+						if got := r.Conversations[k].Code; got != want[i] {
+							t.Errorf("conversation %d: got code %q, want %q", k, got, want[i])
+						}
+					}
+					holds(t, s, a, j, job.Partial)
+					if made := len(a.calls) - before; r.Round != 1 || r.Attempts != first.Attempts+1 || r.Calls != first.Calls+made {
+						t.Errorf("got round %d, %d attempts, %d calls; want 1, %d, %d", r.Round, r.Attempts, r.Calls,
+							first.Attempts+1, first.Calls+made)
+					}
+					if offered == "all" && len(a.calls) != before+1 {
+						t.Errorf("got %d calls for the retry, want 1", len(a.calls)-before)
+					}
+				})
+			})
+		}
+	}
+}
+
+// TestRetryOfMany retries one conversation of a group of 1,000, a group that somebody deleted meanwhile, and a job of
+// which nothing was done.
+func TestRetryOfMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAPI("replace")
+		many, gone, failed := testJob("anna", "many", 1000), testJob("bob", "gone", 5), testJob("carl", "failed", 150)
+		failing := true
+		a.item = func(it chat.Item) int {
+			if failing && (it.ID == many.Conversations[999].ID || it.ID == gone.Conversations[4].ID) {
+				return 50001
+			}
+			return 0
+		}
+		a.fault = func(_ int, c chat.Command, user string) (error, bool) {
+			if failing && user == "carl" {
+				return coded(c, chat.CodeUserNotImported), false
+			}
+			return nil, false
+		}
+		s := newStream(many, gone, failed)
+		if err := work(t, Config{}, s, a); err != nil {
+			t.Fatal(err)
+		}
+		failing = false
+		delete(a.groups, "bob/gone")
+		for _, j := range []job.Job{many, gone, failed} {
+			r := s.results["imp/"+j.ID]
+			again := j
+			again.Round, again.Conversations = 1, nil
+			for _, c := range r.Conversations {
+				if c.Code != "" {
+					again.Conversations = append(again.Conversations, c.Conversation)
+				}
+			}
+			s.add(again.AppendJSON(nil))
+		}
+		if err := work(t, Config{}, s, a); err != nil {
+			t.Fatal(err)
+		}
+		holds(t, s, a, many, job.Done)
+		holds(t, s, a, failed, job.Done)
+		if r := holds(t, s, a, gone, job.Partial); r.Conversations[0].Code != CodeNotInGroup || r.Conversations[4].Code != "" {
+			t.Errorf("a group that was deleted: got %+v, want the last one done and the others %s", r.Conversations, CodeNotInGroup)
+		}
+	})
+}
+
 func TestPoisonAndKnown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAPI("append")
@@ -644,7 +754,7 @@ func TestPoisonAndKnown(t *testing.T) {
 		s := newStream(known)
 		s.add([]byte("not a job"))
 		s.add([]byte(`{"v":99}`))
-		s.results["imp/"+known.ID] = job.Result{Import: "imp", Job: known.ID, Outcome: job.Done}
+		s.Put(t.Context(), job.Result{Import: "imp", Job: known.ID, Outcome: job.Done}, 0)
 		if err := work(t, Config{}, s, a); err != nil {
 			t.Fatal(err)
 		}

@@ -63,3 +63,48 @@ func BenchmarkPace(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkDrain works 10,000 jobs off a queue that syncs every write, in a process of its own, without latency and
+// without a limit, and says how many a second, from the first call to the last, and what CPU time a thousand took:
+// everything that the process used from its start to its end, the embedded server included, the simulator not.
+func BenchmarkDrain(b *testing.B) {
+	const jobs = 10_000
+	sizes := make([]int, jobs)
+	for i := range sizes {
+		sizes[i] = 20
+	}
+	file := writeRows(b, makeRows(31, sizes...))
+	var rate, cpu float64
+	for b.Loop() {
+		sim := chatsim.New(chatsim.Config{SecretKey: testKey, Rate: -1})
+		var mu sync.Mutex
+		var first, last time.Time
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if strings.HasSuffix(r.URL.Path, string(chat.CreateContactGroup)) {
+				mu.Lock()
+				last = time.Now()
+				if first.IsZero() {
+					first = last
+				}
+				mu.Unlock()
+			}
+			sim.ServeHTTP(w, r)
+		}))
+		s := newShell(b, server.URL)
+		s.run(exitDone, "import", "--quiet", "--import-id", "drain", file)
+		p := s.spawn("work", "--drain", "--quiet", "--listen", "off", "--rate", "1000000")
+		if code := p.wait(); code != exitDone {
+			b.Fatalf("got exit code %d, want 0\n%s", code, &p.stderr)
+		}
+		server.Close()
+		sim.Close()
+		if got := created(sim); got != jobs {
+			b.Errorf("got %d create calls, want %d", got, jobs)
+		}
+		rate += jobs / last.Sub(first).Seconds()
+		used := p.cmd.ProcessState
+		cpu += (used.UserTime() + used.SystemTime()).Seconds() / (jobs / 1000)
+	}
+	b.ReportMetric(rate/float64(b.N), "jobs/s")
+	b.ReportMetric(cpu/float64(b.N), "cpu-s/1000jobs")
+}

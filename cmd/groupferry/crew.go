@@ -234,6 +234,7 @@ func (c *crew) work(source *queue.Source, listener net.Listener) error {
 	})
 	watchers.Go(func() { c.showProgress(watching) })
 	watchers.Go(func() { c.heed(watching) })
+	watchers.Go(func() { c.keepCount(watching) })
 	if listener != nil {
 		c.metrics.WatchQueue(c.watchQueue(watching, &watchers))
 		watchers.Go(func() {
@@ -266,6 +267,28 @@ func (c *crew) heed(ctx context.Context) {
 		}
 		if !sleepFor(ctx, heedEvery) {
 			return
+		}
+	}
+}
+
+// countEvery is how old the stored count of an import can be. To count a thousand results costs about 20 ms.
+const countEvery = 10 * time.Second
+
+// keepCount counts the results of the imports that are worked on, so that a status of a million jobs need not. One
+// process of the fleet does it.
+func (c *crew) keepCount(ctx context.Context) {
+	for sleepFor(ctx, countEvery) {
+		if !c.pace.Snapshot().Leading {
+			continue
+		}
+		all, err := c.q.Imports(ctx)
+		for _, i := range all {
+			if err == nil && !i.State.Over() {
+				_, err = c.q.Tally(ctx, i.ID)
+			}
+		}
+		if err != nil {
+			c.p.console.log.Debug("count", "err", err)
 		}
 	}
 }
@@ -396,6 +419,9 @@ func (p *program) completeAll(ctx context.Context, q *queue.Queue) {
 		switch err := q.Complete(ctx, i.ID); {
 		case err == nil:
 			p.console.log.Info("import is complete", "import", i.ID)
+			if _, err := q.Tally(ctx, i.ID); err != nil { // whoever asks for its status finds it counted
+				p.console.log.Debug("count", "err", err)
+			}
 		case !errors.Is(err, queue.ErrUnfinished) && ctx.Err() == nil:
 			p.console.log.Debug("complete", "import", i.ID, "err", err)
 		}

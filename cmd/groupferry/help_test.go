@@ -125,6 +125,10 @@ func samplesFor(t testing.TB, f *pflag.Flag) (values, shown [2]string) {
 		values = [2]string{"true", "false"}
 	case "stringArray":
 		return [2]string{"50004:10%", "lost"}, [2]string{"[50004:10%]", "[lost]"}
+	case "stringSlice":
+		return [2]string{"50001,51007", "lost"}, [2]string{"[50001,51007]", "[lost]"}
+	case "time":
+		return [2]string{"30d", "12h"}, [2]string{"720h0m0s", "12h0m0s"}
 	case "stringToString":
 		return [2]string{"a=b", "c=d"}, [2]string{"[a=b]", "[c=d]"}
 	default:

@@ -32,16 +32,16 @@ func (s jobSource) Fetch(ctx context.Context, most int) ([]worker.Delivery, erro
 // resultStore keeps the worker's results on the queue.
 type resultStore struct{ *queue.Queue }
 
-func (s resultStore) Get(ctx context.Context, importID, jobID string) (job.Result, bool, error) {
-	r, _, err := s.Queue.Result(ctx, importID, jobID)
+func (s resultStore) Get(ctx context.Context, importID, jobID string) (job.Result, uint64, error) {
+	r, sequence, err := s.Queue.Result(ctx, importID, jobID)
 	if errors.Is(err, queue.ErrNoResult) {
-		return r, false, nil
+		return r, 0, nil
 	}
-	return r, err == nil, err
+	return r, sequence, err
 }
 
-func (s resultStore) Put(ctx context.Context, r job.Result) (bool, error) {
-	err := s.Queue.PutResult(ctx, r, 0)
+func (s resultStore) Put(ctx context.Context, r job.Result, sequence uint64) (bool, error) {
+	err := s.Queue.PutResult(ctx, r, sequence)
 	if errors.Is(err, queue.ErrResultExists) {
 		return false, nil
 	}

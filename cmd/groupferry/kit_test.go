@@ -280,6 +280,8 @@ type shell struct {
 	t   testing.TB
 	env map[string]string
 	dir string // data directory
+
+	program string // for spawn; "" is the test binary
 }
 
 func newShell(t testing.TB, apiURL string) *shell {

@@ -236,7 +236,7 @@ rest to standard error.
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 	root.AddCommand(
 		p.runCommand(), p.checkCommand(), p.importCommand(), p.workCommand(),
-		p.statusCommand(), p.resultsCommand(), p.pauseCommand(), p.resumeCommand(), p.cancelCommand(), p.rateCommand(),
+		p.statusCommand(), p.resultsCommand(), p.retryCommand(), p.forgetCommand(), p.pauseCommand(), p.resumeCommand(), p.cancelCommand(), p.rateCommand(),
 		p.simulateCommand(),
 	)
 	root.RunE = func(cmd *cobra.Command, args []string) error {

@@ -2,10 +2,14 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/csv"
 	"encoding/json"
+	"fmt"
 	"io"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,17 +22,29 @@ import (
 func (p *program) resultsCommand() *cobra.Command {
 	var qf queueFlags
 	var out outputFlag
-	var failed bool
+	var failed, summary bool
 	cmd := &cobra.Command{
 		Use:   "results IMPORT",
 		Short: "Export what came of every conversation",
 		Long: `results writes one line for each conversation that has a result: where it came from,
 what the API said about it, and the group it is in. An empty code means that the
 conversation is in its group. The CSV begins with the columns of an input, so what
---failed writes can be mended and imported as it is.`,
-		Example: `  groupferry results 3f9a1c0be2d47a55 --failed > failed.csv`,
-		Args:    imports(1, 1),
-		RunE: func(_ *cobra.Command, args []string) error {
+--failed writes can be mended and imported as it is.
+
+--summary groups the failures by code instead, each with its count and an example.`,
+		Example: `  groupferry results 3f9a1c0be2d47a55 --failed > failed.csv
+  groupferry results 3f9a1c0be2d47a55 --summary`,
+		Args: imports(1, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if summary && failed {
+				return usagef("--failed and --summary: one of them")
+			}
+			if summary {
+				out.formats = []string{"text", "json"}
+				if !cmd.Flags().Changed("output") {
+					out.format = "text"
+				}
+			}
 			if err := out.check(); err != nil {
 				return err
 			}
@@ -40,12 +56,16 @@ conversation is in its group. The CSV begins with the columns of an input, so wh
 			if _, err := statusOf(p.soft, q, args[0]); err != nil {
 				return err
 			}
+			if summary {
+				return summarise(p, q, args[0], out.format)
+			}
 			return writeResults(p, q, args[0], out.format, failed)
 		},
 	}
 	qf.add(cmd)
 	out.add(cmd, "csv", "jsonl")
 	cmd.Flags().BoolVar(&failed, "failed", false, "only conversations that are not in their group")
+	cmd.Flags().BoolVar(&summary, "summary", false, "failures by code, as text or --output json")
 	p.consoleFlags(cmd)
 	return cmd
 }
@@ -168,4 +188,71 @@ func csvLines(w io.Writer) (write func(*resultLine) error, flush func() error) {
 			c.Flush()
 			return c.Error()
 		}
+}
+
+// A summary is what failed in an import, by code. Its JSON form is read by programs: fields are added, never changed.
+type summary struct {
+	Import string        `json:"import"`
+	Done   int64         `json:"done"` // conversations
+	Failed int64         `json:"failed"`
+	Codes  []codeSummary `json:"codes"` // the most frequent first
+}
+
+type codeSummary struct {
+	Code    string     `json:"code"`
+	Reason  string     `json:"reason"`
+	Count   int64      `json:"count"`
+	Example resultLine `json:"example"` // the first one of the first file
+}
+
+func summarise(p *program, q *queue.Queue, importID, format string) error {
+	s := summary{Import: importID}
+	byCode := map[string]*codeSummary{}
+	for r, err := range q.Results(p.soft, importID) {
+		if err != nil {
+			return err
+		}
+		for _, l := range lines(&r) {
+			if l.Code == "" {
+				s.Done++
+				continue
+			}
+			s.Failed++
+			c := byCode[l.Code]
+			if c == nil {
+				c = &codeSummary{Code: l.Code, Reason: l.Reason, Example: l}
+				byCode[l.Code] = c
+			}
+			c.Count++
+			if e := &c.Example; cmp.Or(cmp.Compare(l.File, e.File), cmp.Compare(l.Line, e.Line)) < 0 {
+				*e = l
+			}
+		}
+	}
+	s.Codes = make([]codeSummary, 0, len(byCode))
+	for _, c := range byCode {
+		s.Codes = append(s.Codes, *c)
+	}
+	slices.SortFunc(s.Codes, func(a, b codeSummary) int {
+		return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.Code, b.Code))
+	})
+	if format == "json" {
+		return writeJSON(p.stdout, s)
+	}
+	_, err := io.WriteString(p.stdout, s.text())
+	return err
+}
+
+func (s *summary) text() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "import %s: %s conversations done, %s failed\n", s.Import, count(s.Done), count(s.Failed))
+	for _, c := range s.Codes {
+		e := c.Example
+		fmt.Fprintf(&b, "  %-14s %-9s %s\n", c.Code, count(c.Count), c.Reason)
+		if e.Type != 0 {
+			fmt.Fprintf(&b, "  %24s such as %s in %q of %s, %s:%d\n",
+				"", cmp.Or(e.ToAccount, e.ToGroupID), e.GroupName, e.FromAccount, e.File, e.Line)
+		}
+	}
+	return b.String()
 }

@@ -47,6 +47,7 @@ and nothing is kept unless --data-dir names a place for it.
 	r.out.add(cmd, "text", "json")
 	cmd.Flags().BoolVar(&r.simulate, "simulate", false, "call a simulated API in this process")
 	cmd.Flags().StringVar(&r.listen, "listen", "", "`address` for metrics and status, such as 127.0.0.1:9477 (default off)")
+	r.keep.add(cmd)
 	p.consoleFlags(cmd)
 	return cmd
 }
@@ -60,6 +61,7 @@ type runner struct {
 	out      outputFlag
 	simulate bool
 	listen   string
+	keep     keepFlag
 	sim      *chatsim.Sim
 }
 
@@ -126,7 +128,9 @@ func (r *runner) run(cmd *cobra.Command, inputs []string) error {
 			return r.unfinished(err)
 		}
 	}
-	return r.report(c, plan.ImportID, time.Since(started))
+	err = r.report(c, plan.ImportID, time.Since(started))
+	r.tidy(r.soft, q, r.keep)
+	return err
 }
 
 // startSimulator gives the run an API of its own, and a place for its data that is gone afterwards unless one was

@@ -72,7 +72,7 @@ look at an embedded server while another groupferry works with it.`,
 // An importStatus is how far an import is. Its JSON form is read by programs: fields are added, never changed.
 type importStatus struct {
 	Import        string             `json:"import"`
-	State         string             `json:"state"` // enqueueing, enqueued, complete, cancelled
+	State         string             `json:"state"` // enqueueing, enqueued, complete, cancelled, retrying, forgetting
 	Paused        bool               `json:"paused"`
 	Simulated     bool               `json:"simulated,omitempty"`
 	Files         []string           `json:"files"`
@@ -89,8 +89,17 @@ type importStatus struct {
 	Rate          float64            `json:"rate"`         // jobs a second over the last minute
 	SecondsLeft   *float64           `json:"seconds_left"` // null when nobody knows
 	LastResult    *time.Time         `json:"last_result,omitempty"`
+	Retry         *retryStatus       `json:"retry,omitempty"` // the last one
 
 	Command string `json:"-"` // that shows the results
+}
+
+// A retryStatus is how far a retry is. Until a job of it has its new result, it counts as what it was before.
+type retryStatus struct {
+	Round   int      `json:"round"`
+	Jobs    int64    `json:"jobs"`            // 0 until all are on the queue
+	Pending int64    `json:"pending"`         // those in hand included
+	Codes   []string `json:"codes,omitempty"` // of the failures that it is about; all when empty
 }
 
 type jobCounts struct {
@@ -124,7 +133,7 @@ func statusOf(ctx context.Context, q *queue.Queue, id string) (importStatus, err
 	if err != nil {
 		return importStatus{}, err
 	}
-	_, inHand, err := q.Pending(ctx, id)
+	pending, inHand, err := q.Pending(ctx, id)
 	if err != nil {
 		return importStatus{}, err
 	}
@@ -146,6 +155,9 @@ func statusOf(ctx context.Context, q *queue.Queue, id string) (importStatus, err
 	if !tally.LastResult.IsZero() {
 		s.LastResult = &tally.LastResult
 	}
+	if i.Round > 0 {
+		s.Retry = &retryStatus{Round: i.Round, Jobs: i.Retried, Pending: pending + inHand, Codes: i.RetryCodes}
+	}
 	if i.State == queue.Cancelled {
 		s.Jobs.Pending, s.Jobs.Dropped = 0, s.Jobs.Pending
 		s.Conversations.Pending, s.Conversations.Dropped = 0, s.Conversations.Pending
@@ -165,7 +177,11 @@ func statusOf(ctx context.Context, q *queue.Queue, id string) (importStatus, err
 	}
 	if recent > 0 {
 		s.Rate = float64(recent) / window.Seconds()
-		left := float64(s.Jobs.Pending) / s.Rate
+		todo := s.Jobs.Pending
+		if s.Retry != nil {
+			todo = s.Retry.Pending
+		}
+		left := float64(todo) / s.Rate
 		s.SecondsLeft = &left
 	}
 	return s, nil
@@ -216,6 +232,13 @@ func (s *importStatus) text() string {
 	fmt.Fprintf(&b, "  conversations  %-9s done %s · failed %s · pending %s%s\n",
 		count(s.Conversations.Total), count(s.Conversations.Done), count(s.Conversations.Failed), count(s.Conversations.Pending),
 		dropped(s.Conversations.Dropped))
+	if r := s.Retry; r != nil {
+		fmt.Fprintf(&b, "  retry %-8d %-9s pending %s", r.Round, count(r.Jobs), count(r.Pending))
+		if len(r.Codes) > 0 {
+			fmt.Fprintf(&b, " · codes %s", strings.Join(r.Codes, ", "))
+		}
+		b.WriteByte('\n')
+	}
 	if s.Rate > 0 && s.SecondsLeft != nil {
 		fmt.Fprintf(&b, "  rate           %.1f jobs a second over the last minute, %s left\n",
 			s.Rate, span(time.Duration(*s.SecondsLeft*float64(time.Second))))

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -29,7 +30,7 @@ type process struct {
 // spawn starts the program as a process with the shell's environment.
 func (s *shell) spawn(args ...string) *process {
 	s.t.Helper()
-	p := &process{t: s.t, cmd: exec.Command("groupferry", args...), done: make(chan struct{})}
+	p := &process{t: s.t, cmd: exec.Command(cmp.Or(s.program, "groupferry"), args...), done: make(chan struct{})}
 	p.cmd.Env = os.Environ()
 	for _, name := range slices.Sorted(maps.Keys(s.env)) {
 		p.cmd.Env = append(p.cmd.Env, name+"="+s.env[name])

@@ -19,6 +19,7 @@ func (p *program) workCommand() *cobra.Command {
 	var qf queueFlags
 	var drain bool
 	var address string
+	var keep keepFlag
 	cmd := &cobra.Command{
 		Use:   "work",
 		Short: "Make the calls of the jobs on the queue",
@@ -87,7 +88,14 @@ finish for up to 30 seconds, the second leaves at once; neither loses anything.
 			closed := make(chan struct{})
 			go func() {
 				defer close(closed)
-				for sleepFor(closing, completeEvery) {
+				for tidied := (time.Time{}); ; {
+					if time.Since(tidied) > tidyEvery {
+						tidied = time.Now()
+						p.tidy(closing, q, keep)
+					}
+					if !sleepFor(closing, completeEvery) {
+						return
+					}
 					p.completeAll(closing, q)
 				}
 			}()
@@ -108,6 +116,7 @@ finish for up to 30 seconds, the second leaves at once; neither loses anything.
 	qf.add(cmd)
 	cmd.Flags().BoolVar(&drain, "drain", false, "end when the queue is empty")
 	cmd.Flags().StringVar(&address, "listen", "127.0.0.1:9477", "`address` for metrics and status; off for none")
+	keep.add(cmd)
 	p.consoleFlags(cmd)
 	return cmd
 }

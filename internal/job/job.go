@@ -44,12 +44,14 @@ type Conversation struct {
 	Line int64  // physical line in that file, from 1
 }
 
-// A Job is one group to be written.
+// A Job is one group to be written. In a retry it has the conversations that failed before and are wanted again; the
+// others are in the result that it is going to replace.
 type Job struct {
 	Import        string   // import ID
 	ID            string   // [ID] of the import, the user and the group name
 	FromAccount   string   // the user whose group it is
 	GroupName     string   //
+	Round         int      // 0 at first; the n-th retry of the import makes it n
 	Files         []string // names of the inputs; what Conversation.File counts into
 	Conversations []Conversation
 }
@@ -83,8 +85,9 @@ type Result struct {
 	Outcome       Outcome
 	Code          string // why the job as a whole failed, where that is not a matter of its conversations
 	Info          string
-	Attempts      int // deliveries that this result took
-	Calls         int // calls that this result took, over all attempts of the worker that wrote it
+	Round         int // of the job that led to it; a job of a later round is not done yet
+	Attempts      int // deliveries that this result took, over all rounds
+	Calls         int // calls that this result took, over all rounds and all attempts of the workers that wrote it
 	Files         []string
 	Conversations []ConversationResult
 	Started       time.Time // first attempt, by the worker's clock
@@ -163,6 +166,7 @@ func (j *Job) AppendJSON(b []byte) []byte {
 	b = appendField(b, "job", j.ID)
 	b = appendField(b, "from_account", j.FromAccount)
 	b = appendField(b, "group_name", j.GroupName)
+	b = appendRound(b, j.Round)
 	b = appendFiles(b, j.Files)
 	b = append(b, `,"conversations":[`...)
 	for i := range j.Conversations {
@@ -189,6 +193,7 @@ func (r *Result) AppendJSON(b []byte) []byte {
 	if r.Info != "" {
 		b = appendField(b, "info", r.Info)
 	}
+	b = appendRound(b, r.Round)
 	b = appendInt(b, "attempts", int64(r.Attempts))
 	b = appendInt(b, "calls", int64(r.Calls))
 	b = appendField(b, "started", r.Started.UTC().Format(time.RFC3339Nano))
@@ -227,6 +232,14 @@ func appendConversation(b []byte, c *Conversation) []byte {
 		b = appendInt(b, "file", int64(c.File))
 	}
 	return appendInt(b, "line", c.Line)
+}
+
+// appendRound leaves the first round out, as binaries do that know of none.
+func appendRound(b []byte, round int) []byte {
+	if round == 0 {
+		return b
+	}
+	return appendInt(b, "round", int64(round))
 }
 
 func appendFiles(b []byte, files []string) []byte {
@@ -291,6 +304,7 @@ type wire struct {
 	Outcome       Outcome            `json:"outcome"`
 	Code          string             `json:"code"`
 	Info          string             `json:"info"`
+	Round         int                `json:"round"`
 	Attempts      int                `json:"attempts"`
 	Calls         int                `json:"calls"`
 	Started       time.Time          `json:"started"`
@@ -320,6 +334,9 @@ func decode(b []byte, what string) (*wire, error) {
 	}
 	if !ValidImportID(w.Import) || w.Job == "" {
 		return nil, fmt.Errorf("decode %s: import or job id missing", what)
+	}
+	if w.Round < 0 {
+		return nil, fmt.Errorf("decode %s: round %d", what, w.Round)
 	}
 	for i := range w.Conversations {
 		c := &w.Conversations[i]
@@ -351,6 +368,7 @@ func Decode(b []byte) (Job, error) {
 		ID:            w.Job,
 		FromAccount:   w.FromAccount,
 		GroupName:     w.GroupName,
+		Round:         w.Round,
 		Files:         w.Files,
 		Conversations: make([]Conversation, len(w.Conversations)),
 	}
@@ -380,6 +398,7 @@ func DecodeResult(b []byte) (Result, error) {
 		Outcome:       w.Outcome,
 		Code:          w.Code,
 		Info:          w.Info,
+		Round:         w.Round,
 		Attempts:      w.Attempts,
 		Calls:         w.Calls,
 		Files:         w.Files,

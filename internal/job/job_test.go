@@ -73,6 +73,16 @@ func TestWireForm(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(r, r2) {
 		t.Errorf("result: got %+v, %v, want %+v", r2, err, r)
 	}
+	j.Round, r.Round = 2, 2
+	jb, rb = j.AppendJSON(nil), r.AppendJSON(nil)
+	golden(t, "job.retry.v1.json", jb)
+	golden(t, "result.retry.v1.json", rb)
+	if j2, err := Decode(jb); err != nil || !reflect.DeepEqual(j, j2) {
+		t.Errorf("job of a retry: got %+v, %v, want %+v", j2, err, j)
+	}
+	if r2, err := DecodeResult(rb); err != nil || !reflect.DeepEqual(r, r2) {
+		t.Errorf("result of a retry: got %+v, %v, want %+v", r2, err, r)
+	}
 	poison := Result{Import: "i", Job: "seq-9", Outcome: Failed, Code: CodeUndecodable, Info: "x",
 		Started: r.Started, Finished: r.Finished, Files: []string{}, Conversations: []ConversationResult{}}
 	p2, err := DecodeResult(poison.AppendJSON(nil))
@@ -92,6 +102,7 @@ func TestDecodeRefuses(t *testing.T) {
 		"type 3":           strings.Replace(ok, `"type":2`, `"type":3`, 1),
 		"file off the end": strings.Replace(ok, `"file":1`, `"file":2`, 1),
 		"no conversations": `{"v":1,"import":"i","job":"j","files":[]}`,
+		"round -1":         strings.Replace(ok, `"v":1,`, `"v":1,"round":-1,`, 1),
 		"cut off":          ok[:len(ok)-5],
 	} {
 		if j, err := Decode([]byte(b)); err == nil {

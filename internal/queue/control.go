@@ -65,9 +65,11 @@ func (q *Queue) Halted(ctx context.Context) (*Halt, error) {
 }
 
 func (q *Queue) halt(ctx context.Context) (*Halt, uint64, error) {
-	c, cancel := q.within(ctx)
-	defer cancel()
-	e, err := q.control.Get(c, haltKey)
+	var e jetstream.KeyValueEntry
+	err := q.ask(ctx, func(c context.Context) (err error) {
+		e, err = q.control.Get(c, haltKey)
+		return err
+	})
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
 		return nil, 0, nil
 	}

@@ -119,7 +119,7 @@ func (q *Queue) Enqueue(
 		err = q.deleteConsumer(ctx, importID)
 	}
 	if err == nil && rec.State == Cancelled { // meanwhile: what came after that is dropped as well
-		if err = q.drop(ctx, importID); err == nil {
+		if _, err = q.drop(ctx, importID); err == nil {
 			err = fmt.Errorf("enqueue import %s: %w", importID, ErrCancelled)
 		}
 	}
@@ -128,9 +128,11 @@ func (q *Queue) Enqueue(
 
 // checkpoint reads how far an import is enqueued, and the sequence to compare with: zero when it is not at all.
 func (q *Queue) checkpoint(ctx context.Context, importID string) (checkpoint, uint64, error) {
-	c, cancel := q.within(ctx)
-	defer cancel()
-	m, err := q.jobs.GetLastMsgForSubject(c, q.checkpointSubject(importID))
+	var m *jetstream.RawStreamMsg
+	err := q.ask(ctx, func(c context.Context) (err error) {
+		m, err = q.jobs.GetLastMsgForSubject(c, q.checkpointSubject(importID))
+		return err
+	})
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return checkpoint{}, 0, nil
 	}
@@ -309,10 +311,13 @@ func (e *enqueuer) publish(ctx context.Context, done bool) error {
 			jetstream.MsgRollup:                 {jetstream.MsgRollupSubject},
 		},
 	}
+	failpoint("enqueue-before")
+	failInside("enqueue-inside")
 	ack, err := jetstreamext.PublishMsgBatch(ctx, e.q.js, slices.Concat(e.msgs, []*nats.Msg{last}))
 	if err != nil {
 		return err
 	}
+	failpoint("enqueue-after")
 	e.last, e.seq = next, ack.Sequence
 	e.written += int64(len(e.msgs))
 	e.drop(len(e.msgs))

@@ -90,6 +90,8 @@ func (l *Link) serverTime(ctx context.Context) (time.Time, error) {
 func (l *Link) PutLease(ctx context.Context, lease []byte, revision uint64) (uint64, error) {
 	c, cancel := l.q.within(ctx)
 	defer cancel()
+	failpoint("lease-before")
+	failInside("lease-inside")
 	var next uint64
 	var err error
 	if revision == 0 {
@@ -103,6 +105,7 @@ func (l *Link) PutLease(ctx context.Context, lease []byte, revision uint64) (uin
 	if err != nil {
 		return 0, l.q.fault(ctx, "write the lease", err)
 	}
+	failpoint("lease-after")
 	return next, nil
 }
 

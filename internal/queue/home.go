@@ -124,6 +124,7 @@ func (h *home) Dial(_, _ string) (net.Conn, error) {
 	if !got {
 		return h.join()
 	}
+	failpoint("home-locked")
 	if err := h.start(); err != nil {
 		if h.token != "" && (h.broken == nil || h.broken.Error() != err.Error()) {
 			// Open is long over, so nobody is there to be told, and this comes again with every attempt.
@@ -231,6 +232,7 @@ func (h *home) start() error {
 	if err := writeFile(file, b); err != nil {
 		return stop(err)
 	}
+	failpoint("home-started")
 	h.server, h.token = s, token
 	h.log.Debug("embedded server is up", "dir", h.dir)
 	return nil

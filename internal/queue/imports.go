@@ -28,7 +28,10 @@ func (e *ConflictError) Error() string {
 		"or leave it out to have one made from the content", e.ID)
 }
 
-// ImportState says how far an import got. It only ever goes forward.
+// ImportState says how far an import got. It goes forward, but for a retry, which makes a complete one work again:
+//
+//	enqueueing ► enqueued ► complete ► retrying ► enqueued ► complete …     (any) ► forgetting ► gone
+//	         └────────┴───► cancelled
 type ImportState string
 
 const (
@@ -36,10 +39,12 @@ const (
 	Enqueued   ImportState = "enqueued"   // all of its jobs were put on the queue
 	Complete   ImportState = "complete"   // all of its jobs have a result
 	Cancelled  ImportState = "cancelled"  // somebody had those of its jobs dropped that nobody had in hand
+	Retrying   ImportState = "retrying"   // some of the jobs of a retry may not be on the queue yet
+	Forgetting ImportState = "forgetting" // its results, and then its record, are being removed
 )
 
 // Over tells whether nothing more is going to happen to the import.
-func (s ImportState) Over() bool { return s == Complete || s == Cancelled }
+func (s ImportState) Over() bool { return s == Complete || s == Cancelled || s == Forgetting }
 
 // importVersion is the version of an import record that this package writes, and the newest that it reads.
 const importVersion = 1
@@ -63,6 +68,13 @@ type Import struct {
 	Conversations int64 `json:"conversations"`
 	Calls         int64 `json:"calls"` // needed if all goes well
 	Jobs          int64 `json:"jobs"`  // 0 until Enqueue has counted them, if Begin was not told
+
+	Round      int      `json:"round,omitempty"`       // how often it was retried
+	Retried    int64    `json:"retried,omitempty"`     // jobs of the last retry
+	RetryCodes []string `json:"retry_codes,omitempty"` // which failures it is about; all when empty
+
+	// InHand is how many jobs some worker had when somebody cancelled: results that may still come.
+	InHand int64 `json:"in_hand,omitempty"`
 
 	Files       []string `json:"files,omitempty"`
 	RejectsFile string   `json:"rejects_file,omitempty"`
@@ -113,16 +125,25 @@ func (q *Queue) Begin(ctx context.Context, i Import) (stored Import, existed boo
 	if err != nil {
 		return Import{}, false, err
 	}
-	c, cancel := q.within(ctx)
-	defer cancel()
-	_, err = q.control.Create(c, importKey(i.ID), b)
+	failpoint("begin-before")
+	failInside("begin-inside")
+	err = q.ask(ctx, func(c context.Context) error {
+		_, err := q.control.Create(c, importKey(i.ID), b)
+		return err
+	})
 	if err == nil {
+		failpoint("begin-after")
 		return i, false, nil
 	}
 	if !errors.Is(err, jetstream.ErrKeyExists) && !lostRace(err) {
 		return Import{}, false, q.fault(ctx, "begin import "+i.ID, err)
 	}
 	stored, err = q.Import(ctx, i.ID)
+	if err == nil && stored.State == Forgetting { // and was cut off at it
+		if err = q.Forget(ctx, i.ID); err == nil {
+			return q.Begin(ctx, i)
+		}
+	}
 	if err != nil {
 		return Import{}, false, err
 	}
@@ -142,9 +163,11 @@ func (q *Queue) importRecord(ctx context.Context, id string) (Import, uint64, er
 	if !job.ValidImportID(id) {
 		return Import{}, 0, fmt.Errorf("%w: %q", ErrNoImport, id)
 	}
-	c, cancel := q.within(ctx)
-	defer cancel()
-	e, err := q.control.Get(c, importKey(id))
+	var e jetstream.KeyValueEntry
+	err := q.ask(ctx, func(c context.Context) (err error) {
+		e, err = q.control.Get(c, importKey(id))
+		return err
+	})
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
 		return Import{}, 0, fmt.Errorf("%w: %s", ErrNoImport, id)
 	}
@@ -157,11 +180,21 @@ func (q *Queue) importRecord(ctx context.Context, id string) (Import, uint64, er
 
 // Imports reads the records of all imports, newest first.
 func (q *Queue) Imports(ctx context.Context) ([]Import, error) {
-	c, cancel := q.within(ctx)
-	defer cancel()
-	w, err := q.control.Watch(c, importKey("*"), jetstream.IgnoreDeletes())
+	var all []Import
+	err := q.ask(ctx, func(c context.Context) (err error) {
+		all, err = q.listImports(c)
+		return err
+	})
 	if err != nil {
 		return nil, q.fault(ctx, "list imports", err)
+	}
+	return all, nil
+}
+
+func (q *Queue) listImports(ctx context.Context) ([]Import, error) {
+	w, err := q.control.Watch(ctx, importKey("*"), jetstream.IgnoreDeletes())
+	if err != nil {
+		return nil, err
 	}
 	defer w.Stop()
 	var all []Import
@@ -169,7 +202,7 @@ func (q *Queue) Imports(ctx context.Context) ([]Import, error) {
 		select {
 		case e, ok := <-w.Updates():
 			if !ok {
-				return nil, q.fault(ctx, "list imports", errors.Join(c.Err(), jetstream.ErrConnectionClosed))
+				return nil, errors.Join(ctx.Err(), jetstream.ErrConnectionClosed)
 			}
 			if e == nil { // all that was there has come
 				slices.SortFunc(all, func(a, b Import) int { return b.Created.Compare(a.Created) })
@@ -180,8 +213,8 @@ func (q *Queue) Imports(ctx context.Context) ([]Import, error) {
 				return nil, err
 			}
 			all = append(all, i)
-		case <-c.Done():
-			return nil, q.fault(ctx, "list imports", c.Err())
+		case <-ctx.Done():
+			return nil, ctx.Err()
 		}
 	}
 }
@@ -195,7 +228,7 @@ func (q *Queue) Update(ctx context.Context, id string, change func(*Import)) (Im
 			return Import{}, err
 		}
 		was := i
-		was.Files = slices.Clone(i.Files)
+		was.Files, was.RetryCodes = slices.Clone(i.Files), slices.Clone(i.RetryCodes)
 		change(&i)
 		i.ID = id
 		if reflect.DeepEqual(i, was) {
@@ -205,10 +238,14 @@ func (q *Queue) Update(ctx context.Context, id string, change func(*Import)) (Im
 		if err != nil {
 			return Import{}, err
 		}
-		c, cancel := q.within(ctx)
-		_, err = q.control.Update(c, importKey(id), b, revision)
-		cancel()
+		failpoint("record-" + string(i.State) + "-before")
+		failInside("record-" + string(i.State) + "-inside")
+		err = q.ask(ctx, func(c context.Context) error {
+			_, err := q.control.Update(c, importKey(id), b, revision)
+			return err
+		})
 		if err == nil {
+			failpoint("record-" + string(i.State) + "-after")
 			return i, nil
 		}
 		if !lostRace(err) {
@@ -224,10 +261,13 @@ func (q *Queue) Complete(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if i.State == Enqueueing {
+	switch i.State {
+	case Enqueueing:
 		return fmt.Errorf("complete import %s: %w: it is still being enqueued", id, ErrUnfinished)
-	}
-	if i.State == Enqueued {
+	case Retrying:
+		return fmt.Errorf("complete import %s: %w: a retry was begun and not ended, 'groupferry retry %s' goes on",
+			id, ErrUnfinished, id)
+	case Enqueued:
 		// The stream itself is asked, not the consumer: it alone knows what is there right after a crash.
 		left, err := q.left(ctx, id)
 		if err != nil {
@@ -236,14 +276,18 @@ func (q *Queue) Complete(ctx context.Context, id string) error {
 		if left > 0 {
 			return fmt.Errorf("complete import %s: %w: %d jobs left", id, ErrUnfinished, left)
 		}
-		_, err = q.Update(ctx, id, func(i *Import) {
-			if i.State == Enqueued {
+		round := i.Round
+		i, err = q.Update(ctx, id, func(i *Import) {
+			if i.State == Enqueued && i.Round == round {
 				i.State, i.Completed = Complete, time.Now().UTC()
 			}
 		})
 		if err != nil {
 			return err
 		}
+	}
+	if !i.State.Over() { // somebody retries it
+		return nil
 	}
 	return q.deleteConsumer(ctx, id)
 }

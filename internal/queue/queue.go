@@ -149,9 +149,10 @@ type Queue struct {
 	results jetstream.Stream
 	control jetstream.KeyValue
 
-	line    atomic.Pointer[line]
-	tallies tallyCache
-	close   sync.Once
+	line     atomic.Pointer[line]
+	tallies  tallyCache
+	together together
+	close    sync.Once
 }
 
 // Open connects to the server that cfg names, or to the embedded one, and makes sure that streams and buckets are there
@@ -166,6 +167,7 @@ func Open(ctx context.Context, cfg Config) (*Queue, error) {
 		return nil, err
 	}
 	q := &Queue{cfg: cfg, log: cfg.Log}
+	q.together.q = q
 	q.nextLine()
 	if cfg.embedded() {
 		err = q.connectHome(ctx)
@@ -209,6 +211,7 @@ func (q *Queue) Close() error {
 			q.nc.Close()
 		}
 		q.line.Load().cut()
+		q.together.running.Wait()
 		if q.home != nil {
 			err = q.home.close()
 		}
@@ -298,6 +301,21 @@ func (q *Queue) withinTime(ctx context.Context, d time.Duration) (context.Contex
 	return c, func() {
 		stop()
 		cancel()
+	}
+}
+
+// ask makes a request, within the bounds of [Queue.within]. Where the server is embedded it makes it again for a while
+// when the connection broke: the process that ran the server ended, and another one is taking over. So do may run again
+// though it had its effect, and has to tell.
+func (q *Queue) ask(ctx context.Context, do func(context.Context) error) error {
+	for end := time.Now().Add(opTimeout); ; {
+		c, cancel := q.within(ctx)
+		err := do(c)
+		cancel()
+		if q.home == nil || !unreachable(err) || ctx.Err() != nil || time.Now().After(end) {
+			return err
+		}
+		pause(ctx, joinPause)
 	}
 }
 

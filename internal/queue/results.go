@@ -6,9 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -27,7 +25,7 @@ var (
 
 const (
 	// tallyHeader carries what Tally counts: outcome, conversations done, conversations failed, calls, and the sequence
-	// of the result that this one replaced, or 0.
+	// of the result that this one replaced, or 0; if it is not, the first four of that result follow.
 	tallyHeader = "Groupferry-Result"
 
 	// resultsAhead bounds the results that wait in memory while they are read: at about 250 KB for the largest, 8 MB.
@@ -77,14 +75,31 @@ func (q *Queue) PutResult(ctx context.Context, r job.Result, seq uint64) error {
 	m := &nats.Msg{
 		Subject: q.resultSubject(r.Import, r.Job),
 		Data:    r.AppendJSON(nil),
-		Header:  nats.Header{tallyHeader: {tallyLine(&r, seq)}},
+		Header:  nats.Header{},
 	}
+	replaced := ""
+	if seq != 0 {
+		stored, err := q.rawResult(ctx, r.Import, r.Job)
+		switch {
+		case err != nil && !errors.Is(err, ErrNoResult):
+			return err
+		case err == nil && bytes.Equal(stored.Data, m.Data):
+			return nil // an earlier try arrived though its answer did not
+		case err != nil, stored.Sequence != seq:
+			return fmt.Errorf("%s: %w", doing, ErrResultExists)
+		}
+		replaced = stored.Header.Get(tallyHeader)
+	}
+	m.Header.Set(tallyHeader, tallyLine(&r, seq, replaced))
 	if room := q.nc.MaxPayload() - headerRoom; int64(len(m.Data)) > room {
 		return fmt.Errorf("%s: it has %d bytes and the server takes %d: raise its max_payload", doing, len(m.Data), room)
 	}
 	c, cancel := q.within(ctx)
 	defer cancel()
-	_, err := q.js.PublishMsg(c, m, jetstream.WithExpectLastSequencePerSubject(seq))
+	failpoint("result-before")
+	failInside("result-inside")
+	err := q.together.put(c, m, seq)
+	failpoint("result-after")
 	if !lostRace(err) {
 		return q.fault(ctx, doing, err)
 	}
@@ -114,109 +129,6 @@ func (q *Queue) Results(ctx context.Context, importID string) iter.Seq2[job.Resu
 			yield(job.Result{}, err)
 		}
 	}
-}
-
-// A Tally counts the results of an import.
-type Tally struct {
-	Jobs          struct{ Done, Partial, Failed int64 }
-	Conversations struct{ Done, Failed int64 }
-	Calls         int64     // that the results took
-	LastResult    time.Time // by the server's clock; zero when there is none
-}
-
-// Total is the number of jobs that have a result.
-func (t *Tally) Total() int64 { return t.Jobs.Done + t.Jobs.Partial + t.Jobs.Failed }
-
-// tallyCache holds what was counted so far, so that counting again costs what is new.
-type tallyCache struct {
-	mu sync.Mutex
-	m  map[string]counted
-}
-
-type counted struct {
-	Tally
-	upTo uint64 // sequence
-}
-
-// errReplaced says that a result took the place of one that was counted.
-var errReplaced = errors.New("a counted result was replaced")
-
-// Tally counts the results of an import, without reading more than their headers, and from the second time on no more
-// than the new ones.
-func (q *Queue) Tally(ctx context.Context, importID string) (Tally, error) {
-	q.tallies.mu.Lock()
-	c := q.tallies.m[importID]
-	q.tallies.mu.Unlock()
-	next, err := q.count(ctx, importID, c)
-	if errors.Is(err, errReplaced) {
-		next, err = q.count(ctx, importID, counted{})
-	}
-	if err != nil {
-		return Tally{}, err
-	}
-	q.tallies.mu.Lock()
-	defer q.tallies.mu.Unlock()
-	if q.tallies.m == nil {
-		q.tallies.m = make(map[string]counted)
-	}
-	if next.upTo >= q.tallies.m[importID].upTo {
-		q.tallies.m[importID] = next
-	}
-	return next.Tally, nil
-}
-
-// count goes on from c. It cannot take a replaced result back out of the sum, so when it meets a replacement and c is
-// not the start it stops with errReplaced.
-func (q *Queue) count(ctx context.Context, importID string, c counted) (counted, error) {
-	again := c.upTo > 0
-	upTo, err := q.scan(ctx, importID, c.upTo, true, func(m jetstream.Msg, meta *jetstream.MsgMetadata) error {
-		replaced, err := c.add(m.Headers().Get(tallyHeader))
-		if err != nil {
-			return fmt.Errorf("result %d: %w", meta.Sequence.Stream, err)
-		}
-		if again && replaced {
-			return errReplaced
-		}
-		if meta.Timestamp.After(c.LastResult) {
-			c.LastResult = meta.Timestamp
-		}
-		return nil
-	})
-	c.upTo = upTo
-	return c, err
-}
-
-func tallyLine(r *job.Result, replaced uint64) string {
-	failed := r.FailedConversations()
-	return fmt.Sprintf("%s %d %d %d %d", r.Outcome, len(r.Conversations)-failed, failed, r.Calls, replaced)
-}
-
-// add reads a line of tallyLine. More fields than this version knows may follow.
-func (t *Tally) add(line string) (replaced bool, err error) {
-	f := strings.Fields(line)
-	if len(f) < 5 {
-		return false, fmt.Errorf("header %s %q cannot be read", tallyHeader, line)
-	}
-	var n [4]int64
-	for i := range n {
-		if n[i], err = strconv.ParseInt(f[i+1], 10, 64); err != nil {
-			return false, fmt.Errorf("header %s %q cannot be read", tallyHeader, line)
-		}
-	}
-	switch job.Outcome(f[0]) {
-	case job.Done:
-		t.Jobs.Done++
-	case job.Partial:
-		t.Jobs.Partial++
-	case job.Failed:
-		t.Jobs.Failed++
-	default:
-		return false, fmt.Errorf("header %s %q cannot be read", tallyHeader, line)
-	}
-	t.Conversations.Done += n[0]
-	t.Conversations.Failed += n[1]
-	t.Calls += n[2]
-	return n[3] != 0, nil
 }
 
 // scan gives the results of an import after a sequence, as many as there are when it begins, and returns the sequence

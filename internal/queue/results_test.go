@@ -1,9 +1,11 @@
 package queue
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -112,6 +114,61 @@ func TestResults(t *testing.T) {
 	}
 }
 
+// Results that come at once are written in groups. One that comes second fails by itself, and takes no other with it.
+func TestResultsTogether(t *testing.T) {
+	for _, atomic := range []bool{true, false} { // without, as on a stream of an older binary on a server that is not ours
+		t.Run(fmt.Sprintf("atomic=%t", atomic), func(t *testing.T) {
+			q := open(t, Config{})
+			if !atomic {
+				cfg := q.results.CachedInfo().Config
+				cfg.AllowAtomicPublish = false
+				var err error
+				if q.results, err = q.js.UpdateStream(t.Context(), cfg); err != nil {
+					t.Fatal(err)
+				}
+			}
+			const n = 6 * minTogether
+			second := func(i int) bool { return i%100 == 7 }
+			for i := range n {
+				if second(i) {
+					put(t, q, testResult("i", i, 1, 1), 0)
+				}
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			if err := q.PutResult(ctx, testResult("i", n, 1, 0), 0); !errors.Is(err, context.Canceled) {
+				t.Errorf("after the end of the context: got %v, want %v", err, context.Canceled)
+			}
+			var wg sync.WaitGroup
+			for i := range n {
+				wg.Go(func() {
+					err := q.PutResult(t.Context(), testResult("i", i, 1, 0), 0)
+					if second(i) != errors.Is(err, ErrResultExists) || !second(i) && err != nil {
+						t.Errorf("result %d: got %v, want it refused: %t", i, err, second(i))
+					}
+				})
+			}
+			wg.Wait()
+			got := map[string]job.Outcome{}
+			for r, err := range q.Results(t.Context(), "i") {
+				if err != nil {
+					t.Fatal(err)
+				}
+				got[r.Job] = r.Outcome
+			}
+			for i := range n {
+				want := job.Done
+				if second(i) {
+					want = job.Failed
+				}
+				if r := testResult("i", i, 1, 0); got[r.Job] != want {
+					t.Errorf("result %d: got %q, want %q", i, got[r.Job], want)
+				}
+			}
+		})
+	}
+}
+
 func TestResultsThatCannotBeRead(t *testing.T) {
 	q := open(t, Config{})
 	put(t, q, testResult("i", 0, 1, 0), 0)
@@ -216,16 +273,27 @@ func TestTallyLine(t *testing.T) {
 	for _, line := range []string{
 		"", "done", "done 1 2 3", "done 1 2 x 0", "well 1 2 3 0", "done 1 2 3 99999999999999999999",
 	} {
-		if _, err := new(Tally).add(line); err == nil {
+		if err := new(Tally).add(line, 0); err == nil {
 			t.Errorf("%q: got no error", line)
 		}
 	}
-	r := testResult("i", 0, 3, 1)
-	var got Tally
-	if replaced, err := got.add(tallyLine(&r, 7) + " more"); !replaced || err != nil {
-		t.Errorf("got replaced %t, %v; want true, nil", replaced, err)
-	}
-	if s := fmt.Sprint(got.Jobs, got.Conversations, got.Calls); s != "{0 1 0} {2 1} 2" {
-		t.Errorf("got %s, want {0 1 0} {2 1} 2", s)
+	r, before := testResult("i", 0, 3, 1), testResult("i", 0, 3, 3)
+	line := tallyLine(&r, 7, tallyLine(&before, 0, ""))
+	for _, tc := range []struct {
+		counted uint64
+		line    string
+		want    string
+		err     error
+	}{
+		{0, line, "{0 1 0} {2 1} 2", nil}, // the one before was gone when the count began
+		{6, line + " more", "{0 1 0} {2 1} 2", nil},
+		{7, line, "{0 1 -1} {2 -2} 0", nil},
+		{7, tallyLine(&r, 7, ""), "{0 1 0} {2 1} 2", errReplaced},
+	} {
+		var got Tally
+		err := got.add(tc.line, tc.counted)
+		if s := fmt.Sprint(got.Jobs, got.Conversations, got.Calls); s != tc.want || !errors.Is(err, tc.err) {
+			t.Errorf("%q after %d: got %s, %v; want %s, %v", tc.line, tc.counted, s, err, tc.want, tc.err)
+		}
 	}
 }

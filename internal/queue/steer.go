@@ -52,30 +52,58 @@ func (q *Queue) steer(ctx context.Context, id string, paused bool, tell func(con
 }
 
 // Cancel drops the jobs of an import that nobody has in hand; what is in hand ends, and its results are kept. The
-// record says how many jobs were dropped: those without a result.
+// record says how many jobs were dropped: those without a result. A retry that is cancelled leaves the import complete,
+// with the failures that it did not get to.
 func (q *Queue) Cancel(ctx context.Context, id string) error {
 	i, err := q.Update(ctx, id, func(i *Import) {
-		if !i.State.Over() {
+		switch {
+		case i.State.Over():
+		case i.Round > 0:
+			i.State, i.Completed, i.Paused = Complete, time.Now().UTC(), false
+		default:
 			i.State, i.Completed, i.Paused = Cancelled, time.Now().UTC(), false
 		}
 	})
 	if err != nil {
 		return err
 	}
-	if i.State != Cancelled {
+	if i.State != Cancelled && i.Round == 0 {
 		return fmt.Errorf("cancel import %s: it is %s already", id, i.State)
 	}
-	return q.drop(ctx, id)
+	inHand, err := q.drop(ctx, id)
+	if err != nil || inHand == 0 {
+		return err
+	}
+	_, err = q.Update(ctx, id, func(i *Import) {
+		if i.State.Over() {
+			i.InHand = inHand
+		}
+	})
+	return err
 }
 
-// drop takes the jobs of an import and its consumer off the queue.
-func (q *Queue) drop(ctx context.Context, id string) error {
+// drop takes the jobs of an import and its consumer off the queue, and counts those that some worker has in hand.
+func (q *Queue) drop(ctx context.Context, id string) (inHand int64, err error) {
 	c, cancel := q.within(ctx)
 	defer cancel()
-	if err := q.jobs.Purge(c, jetstream.WithPurgeSubject(q.jobsSubject(id))); err != nil {
-		return q.fault(ctx, "drop the jobs of import "+id, err)
+	// Paused first, so that what is counted is all that there will be.
+	_, err = q.jobs.PauseConsumer(c, consumerName(id), time.Now().Add(pausedFor))
+	if err == nil {
+		var consumer jetstream.Consumer
+		if consumer, err = q.jobs.Consumer(c, consumerName(id)); err == nil {
+			inHand = int64(consumer.CachedInfo().NumAckPending)
+		}
 	}
-	return q.deleteConsumer(ctx, id)
+	if err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return 0, q.fault(ctx, "drop the jobs of import "+id, err)
+	}
+	failpoint("drop-before")
+	failInside("drop-inside")
+	if err := q.jobs.Purge(c, jetstream.WithPurgeSubject(q.jobsSubject(id))); err != nil {
+		return 0, q.fault(ctx, "drop the jobs of import "+id, err)
+	}
+	failpoint("drop-after")
+	return inHand, q.deleteConsumer(ctx, id)
 }
 
 // Rate reads how many calls a second somebody has allowed for the fleet; 0 when nobody has.

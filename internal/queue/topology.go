@@ -33,6 +33,12 @@ func (q *Queue) controlBucket() string { return q.cfg.Namespace + "-control" }
 
 func (q *Queue) jobsSubject(importID string) string       { return q.subject("jobs", importID) }
 func (q *Queue) checkpointSubject(importID string) string { return q.subject("checkpoint", importID) }
+
+// retryPointSubject is beside the checkpoint; no import ID has a = in it.
+func (q *Queue) retryPointSubject(importID string) string {
+	return q.subject("checkpoint", importID+"=retry")
+}
+
 func (q *Queue) resultSubject(importID, jobID string) string {
 	return q.subject("results", importID, jobID)
 }
@@ -73,13 +79,35 @@ func (q *Queue) ensureTopology(ctx context.Context) error {
 		Replicas:          q.cfg.Replicas,
 		Duplicates:        duplicatesWindow,
 		AllowDirect:       true,
-		Metadata:          metadata(),
+		// Results are faster with it, and as safe without: a stream of an older binary has none.
+		AllowAtomicPublish: true,
+		Metadata:           metadata(),
 	})
 	if err != nil {
 		return err
 	}
+	if err := q.speedUpResults(ctx); err != nil {
+		return err
+	}
 	q.control, err = q.ensureBucket(ctx)
 	return err
+}
+
+// speedUpResults lets the results stream of an older binary take results in groups, if the server is our own.
+func (q *Queue) speedUpResults(ctx context.Context) error {
+	cfg := q.results.CachedInfo().Config
+	if cfg.AllowAtomicPublish || !q.cfg.embedded() {
+		return nil
+	}
+	cfg.AllowAtomicPublish = true
+	c, cancel := q.within(ctx)
+	defer cancel()
+	s, err := q.js.UpdateStream(c, cfg)
+	if err != nil {
+		return q.fault(ctx, "update stream "+cfg.Name, err)
+	}
+	q.results = s
+	return nil
 }
 
 func (q *Queue) ensureStream(ctx context.Context, want jetstream.StreamConfig) (jetstream.Stream, error) {
@@ -180,7 +208,7 @@ func differences(got, want jetstream.StreamConfig) []string {
 	differ("discard", got.Discard, want.Discard)
 	differ("max messages per subject", max(got.MaxMsgsPerSubject, 0), want.MaxMsgsPerSubject)
 	differ("max age", got.MaxAge, want.MaxAge)
-	differ("atomic publish", got.AllowAtomicPublish || !want.AllowAtomicPublish, true)
+	differ("atomic publish", got.AllowAtomicPublish || want.Retention != jetstream.WorkQueuePolicy, true)
 	differ("rollup", got.AllowRollup || !want.AllowRollup, true)
 	differ("direct get", got.AllowDirect, want.AllowDirect)
 	slices.Sort(got.Subjects)

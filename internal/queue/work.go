@@ -44,16 +44,18 @@ const (
 )
 
 func (q *Queue) createConsumer(ctx context.Context, importID string) error {
-	c, cancel := q.within(ctx)
-	defer cancel()
-	_, err := q.jobs.CreateConsumer(c, jetstream.ConsumerConfig{
-		Durable:       consumerName(importID),
-		Description:   "groupferry: the jobs of import " + importID,
-		FilterSubject: q.jobsSubject(importID),
-		AckPolicy:     jetstream.AckExplicitPolicy,
-		AckWait:       ackWait,
-		MaxDeliver:    -1,
-		MaxAckPending: maxInHand,
+	failpoint("consumer-before")
+	err := q.ask(ctx, func(c context.Context) error {
+		_, err := q.jobs.CreateConsumer(c, jetstream.ConsumerConfig{
+			Durable:       consumerName(importID),
+			Description:   "groupferry: the jobs of import " + importID,
+			FilterSubject: q.jobsSubject(importID),
+			AckPolicy:     jetstream.AckExplicitPolicy,
+			AckWait:       ackWait,
+			MaxDeliver:    -1,
+			MaxAckPending: maxInHand,
+		})
+		return err
 	})
 	if errors.Is(err, jetstream.ErrConsumerExists) { // with other limits: somebody set them
 		return nil
@@ -62,9 +64,9 @@ func (q *Queue) createConsumer(ctx context.Context, importID string) error {
 }
 
 func (q *Queue) deleteConsumer(ctx context.Context, importID string) error {
-	c, cancel := q.within(ctx)
-	defer cancel()
-	err := q.jobs.DeleteConsumer(c, consumerName(importID))
+	failpoint("consumer-delete-before")
+	err := q.ask(ctx, func(c context.Context) error { return q.jobs.DeleteConsumer(c, consumerName(importID)) })
+	failpoint("consumer-delete-after")
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return nil
 	}
@@ -74,19 +76,41 @@ func (q *Queue) deleteConsumer(ctx context.Context, importID string) error {
 // Pending counts the jobs of an import that wait, and those that are in hand: delivered and not settled yet, or put
 // back and not due yet. Both are 0 when nothing of it is on the queue, as before it is enqueued and after it is
 // complete. The error wraps [ErrNoImport] when it was never begun.
+//
+// A consumer that is missing while there are jobs is made anew: a process can be killed between taking it down and
+// making it again.
 func (q *Queue) Pending(ctx context.Context, importID string) (pending, inHand int64, err error) {
 	c, cancel := q.within(ctx)
 	defer cancel()
 	consumer, err := q.jobs.Consumer(c, consumerName(importID))
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
-		_, err := q.Import(ctx, importID)
-		return 0, 0, err
+		return q.pendingWithoutConsumer(ctx, importID)
 	}
 	if err != nil {
 		return 0, 0, q.fault(ctx, "count jobs of import "+importID, err)
 	}
 	info := consumer.CachedInfo() // of a moment ago: asking for the consumer brought it
 	return int64(info.NumPending), int64(info.NumAckPending), nil
+}
+
+func (q *Queue) pendingWithoutConsumer(ctx context.Context, importID string) (pending, inHand int64, err error) {
+	i, err := q.Import(ctx, importID)
+	if err != nil || i.State.Over() {
+		return 0, 0, err
+	}
+	left, err := q.left(ctx, importID)
+	if err != nil || left == 0 {
+		return 0, 0, err
+	}
+	return int64(left), 0, q.makeConsumer(ctx, i)
+}
+
+// makeConsumer makes the consumer of an import if it is not there, paused if the import is.
+func (q *Queue) makeConsumer(ctx context.Context, i Import) error {
+	if err := q.createConsumer(ctx, i.ID); err != nil || !i.Paused {
+		return err
+	}
+	return q.PauseImport(ctx, i.ID)
 }
 
 // A Source gives the jobs of some imports, or of all, in fair turns. It is not safe for concurrent use.
@@ -128,6 +152,7 @@ func (s *Source) Fetch(ctx context.Context, limit int) ([]*Delivery, error) {
 			return nil, context.Cause(ctx)
 		}
 		if len(got) > 0 {
+			failpoint("fetch-after")
 			return got, nil // what is wrong, if anything, will be so the next time
 		}
 		if err != nil {
@@ -391,7 +416,13 @@ const (
 )
 
 // Ack takes the job off the queue, and returns when the server has said so. It can be called again after an error.
-func (d *Delivery) Ack(ctx context.Context) error { return d.say(ctx, "ack", ack) }
+func (d *Delivery) Ack(ctx context.Context) error {
+	failpoint("ack-before")
+	failInside("ack-inside")
+	err := d.say(ctx, "ack", ack)
+	failpoint("ack-after")
+	return err
+}
 
 // Nak puts the job back, to be delivered again after delay, to whoever asks then.
 func (d *Delivery) Nak(ctx context.Context, delay time.Duration) error {
@@ -436,13 +467,8 @@ func (q *Queue) Reclaim(ctx context.Context) error {
 		if err := q.deleteConsumer(ctx, i.ID); err != nil {
 			return err
 		}
-		if err := q.createConsumer(ctx, i.ID); err != nil {
+		if err := q.makeConsumer(ctx, i); err != nil {
 			return err
-		}
-		if i.Paused {
-			if err := q.PauseImport(ctx, i.ID); err != nil {
-				return err
-			}
 		}
 	}
 	return nil

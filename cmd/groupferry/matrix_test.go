@@ -1,0 +1,292 @@
+package main
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"groupferry/internal/chat"
+	"groupferry/internal/chatsim"
+)
+
+var (
+	matrixRuns = flag.Int("matrix", 0, "so many lives of an import with random crashes, beside the short form")
+	matrixSeed = flag.Uint64("matrix-seed", 0, "of the first of them; a failure tells its own")
+)
+
+// The crash matrix lives the life of an import again and again: run, retry, run, and for a second import: import,
+// cancel, forget. Each command is killed a few times, at failpoints (see internal/queue, which has them in builds with
+// the tag failpoint) or at random moments, and called again each time, until it ends by itself. The embedded server
+// dies with it. After each of them everything has to be accounted for.
+
+// A step of a life, with the failpoints that it passes, in their order.
+type lifeStep struct {
+	name   string
+	points []string
+}
+
+func around(names ...string) []string {
+	var points []string
+	for _, name := range names {
+		points = append(points, name+"-before", name+"-inside", name+"-after")
+	}
+	return points
+}
+
+var lifeSteps = []lifeStep{
+	{"run", slices.Concat([]string{"home-locked", "home-started"}, around("begin", "lease"), []string{"consumer-before"},
+		around("enqueue", "record-enqueued"), []string{"fetch-after"}, around("result", "ack", "record-complete"),
+		[]string{"consumer-delete-before", "consumer-delete-after"})},
+	{"retry", slices.Concat([]string{"home-started"}, around("record-retrying"), []string{"consumer-before"},
+		around("retry", "record-enqueued"))},
+	{"again", slices.Concat(around("lease"), []string{"fetch-after"}, around("result", "ack", "record-complete"))},
+	{"import", slices.Concat([]string{"home-locked"}, around("begin"), []string{"consumer-before"},
+		around("enqueue", "record-enqueued"))},
+	{"cancel", slices.Concat(around("record-cancelled", "drop"), []string{"consumer-delete-before", "consumer-delete-after"})},
+	{"forget", around("record-forgetting", "drop", "forget")},
+}
+
+// A crash is a failpoint, at one of the times it is passed, or a moment after the start.
+type crash struct {
+	point string
+	pass  int
+	after time.Duration
+}
+
+func (c crash) String() string {
+	if c.point == "" {
+		return c.after.String()
+	}
+	return fmt.Sprintf("%s:%d", c.point, c.pass)
+}
+
+// TestCrashMatrix covers each failpoint of each step once; with -matrix N it goes on with N random lives.
+func TestCrashMatrix(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts many processes")
+	}
+	t.Parallel()
+	binary := filepath.Join(t.TempDir(), "groupferry-failpoint")
+	if runtime.GOOS == "windows" {
+		binary += ".exe"
+	}
+	if out, err := exec.Command("go", "build", "-tags", "failpoint", "-o", binary, ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	seen := &reached{at: map[string]bool{}}
+	t.Run("lives", func(t *testing.T) {
+		const lives = 8
+		for n := range lives {
+			t.Run(fmt.Sprint(n), func(t *testing.T) {
+				t.Parallel()
+				crashes := map[string][]crash{}
+				for _, step := range lifeSteps {
+					for i := n; i < len(step.points); i += lives {
+						crashes[step.name] = append(crashes[step.name], crash{point: step.points[i], pass: 1})
+					}
+				}
+				live(t, binary, uint64(n), crashes, seen)
+			})
+		}
+		for n := range *matrixRuns {
+			seed := *matrixSeed + uint64(n)
+			if *matrixSeed == 0 {
+				seed = rand.Uint64()
+			}
+			t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+				t.Parallel()
+				t.Logf("to repeat it: go test ./cmd/groupferry -run TestCrashMatrix -matrix 1 -matrix-seed %d", seed)
+				live(t, binary, seed, randomCrashes(seed), seen)
+			})
+		}
+	})
+	for _, step := range lifeSteps {
+		for _, point := range step.points {
+			// Who is to die within two milliseconds may have ended by then.
+			if !seen.at[step.name+" "+point] && !strings.HasSuffix(point, "-inside") {
+				t.Errorf("%s did not come by %s", step.name, point)
+			}
+		}
+	}
+	t.Logf("%d lives, %d kills", seen.lives, seen.kills)
+}
+
+func randomCrashes(seed uint64) map[string][]crash {
+	rng := rand.New(rand.NewPCG(seed, 7))
+	crashes := map[string][]crash{}
+	for _, step := range lifeSteps {
+		for range 1 + rng.IntN(4) {
+			c := crash{point: step.points[rng.IntN(len(step.points))], pass: 1 + rng.IntN(6)}
+			if rng.IntN(3) == 0 {
+				c = crash{after: time.Duration(rng.IntN(1500)) * time.Millisecond}
+			}
+			crashes[step.name] = append(crashes[step.name], c)
+		}
+	}
+	return crashes
+}
+
+// reached is which crashes came about.
+type reached struct {
+	mu           sync.Mutex
+	at           map[string]bool // step and point
+	kills, lives int
+}
+
+// A life is one import from its begin to its end, and a second one.
+type life struct {
+	t       *testing.T
+	s       *shell
+	sim     *chatsim.Sim
+	crashes map[string][]crash
+	seen    *reached
+	kills   int
+}
+
+// do calls a command until it ends by itself, with the crashes of its step on the way, and checks how it ended. A
+// command that was killed when all was done may find nothing to do, and end as the codes say.
+func (l *life) do(step string, codes []int, args ...string) *process {
+	l.t.Helper()
+	for _, c := range l.crashes[step] {
+		l.s.env["GROUPFERRY_FAILPOINT"] = c.String()
+		p := l.s.spawn(args...)
+		if c.point == "" {
+			after := time.Now().Add(c.after)
+			p.killWhen(func() bool { return time.Now().After(after) })
+		}
+		code := p.wait()
+		switch {
+		case code == -1:
+			l.kills++
+			l.seen.mu.Lock()
+			l.seen.kills++
+			l.seen.at[step+" "+c.point] = true
+			l.seen.mu.Unlock()
+		case !slices.Contains(codes, code):
+			l.t.Fatalf("%s, to be killed at %s: got exit code %d, want one of %v\n%s\n%s", step, c, code, codes, &p.stdout, &p.stderr)
+		}
+	}
+	delete(l.s.env, "GROUPFERRY_FAILPOINT")
+	p := l.s.spawn(args...)
+	if code := p.wait(); !slices.Contains(codes, code) {
+		l.t.Fatalf("%s after the crashes %v: got exit code %d, want one of %v\n%s\n%s", step, l.crashes[step], code, codes, &p.stdout, &p.stderr)
+	}
+	return p
+}
+
+func live(t *testing.T, binary string, seed uint64, crashes map[string][]crash, seen *reached) {
+	const failing = "friend-1"
+	const hands = 4
+	sizes := []int{230}
+	for i := range 60 {
+		sizes = append(sizes, 1+i%4)
+	}
+	rows := makeRows(seed, sizes...)
+	good := slices.DeleteFunc(slices.Clone(rows), func(r row) bool { return r.item.ID == failing })
+	var bad int // groups
+	for _, n := range sizes {
+		if n > 1 {
+			bad++
+		}
+	}
+	sim, url := startSim(t, chatsim.Config{
+		Existing: []chatsim.Existing{chatsim.Append, chatsim.Replace, chatsim.Refuse}[seed%3],
+		FailIDs:  map[string]int{failing: chat.CodeUserNotImported},
+	})
+	l := &life{t: t, s: newShell(t, url), sim: sim, crashes: crashes, seen: seen}
+	l.s.program = binary
+	l.s.env["GROUPFERRY_TIMEOUT"] = "1s"
+	file := writeRows(t, rows)
+	run := []string{"run", "--import-id", "life", "--concurrency", fmt.Sprint(hands), "--output", "json", file}
+
+	// Everything but what fails is in its group, and what fails is in a result.
+	l.check(l.do("run", []int{exitIncomplete}, run...), good, len(rows), len(rows)-len(good), 0)
+	calls := len(sizes) + 2 // one group takes three
+	if got, most := l.calls(), calls+l.kills*3*hands; got < calls || got > 2*most {
+		t.Errorf("run: got %d calls after %d kills, want %d to %d", got, l.kills, calls, most)
+	}
+
+	// What failed is done, and nothing else again but what was in hand at a kill.
+	if err := sim.Configure(func(c *chatsim.Config) { c.FailIDs = nil }); err != nil {
+		t.Fatal(err)
+	}
+	l.retry()
+	before, kills := l.calls(), l.kills
+	l.check(l.do("again", []int{exitDone}, run...), rows, len(rows), 0, 1)
+	if got, most := l.calls()-before, bad+(l.kills-kills)*2*hands; got > 2*most {
+		t.Errorf("retry: got %d calls after %d kills, want at most %d", got, l.kills-kills, most)
+	}
+
+	// Each job of another import is on the queue once; then it is gone without a trace.
+	l.do("import", []int{exitDone}, "import", "--import-id", "second", file)
+	if got := l.s.onQueue("second"); got != int64(len(sizes)) {
+		t.Errorf("import: got %d jobs on the queue, want %d", got, len(sizes))
+	}
+	l.do("cancel", []int{exitDone}, "cancel", "second")
+	if got := l.s.onQueue("second"); got != 0 {
+		t.Errorf("cancel: got %d jobs on the queue, want none", got)
+	}
+	l.do("forget", []int{exitDone, exitFailed}, "forget", "second") // exitFailed: there is none any more
+	if p := l.s.spawn("status", "second"); p.wait() != exitFailed || !strings.Contains(p.stderr.String(), "no such import") {
+		t.Errorf("forget: the import is still there:\n%s", &p.stdout)
+	}
+	checkState(t, sim, stateOf(rows))
+	seen.mu.Lock()
+	seen.lives++
+	seen.mu.Unlock()
+}
+
+// retry puts what failed on the queue again. A retry that was killed when it was done finds its jobs there and says so.
+func (l *life) retry() {
+	l.t.Helper()
+	p := l.do("retry", []int{exitDone, exitFailed}, "retry", "life")
+	if l.t.Failed() {
+		return
+	}
+	if p.cmd.ProcessState.ExitCode() == exitFailed && !strings.Contains(p.stderr.String(), "not finished") {
+		l.t.Fatalf("retry: got\n%s", &p.stderr)
+	}
+}
+
+func (l *life) calls() int {
+	n := 0
+	for _, command := range []chat.Command{chat.CreateContactGroup, chat.UpdateContactGroup} {
+		n += l.sim.Ledger().Commands[command].Calls
+	}
+	return n
+}
+
+// check looks at the app, the report of a run, the results and the queue.
+func (l *life) check(p *process, inApp []row, conversations, failed, round int) {
+	l.t.Helper()
+	checkState(l.t, l.sim, stateOf(inApp))
+	var r importStatus
+	if err := json.Unmarshal([]byte(p.stdout.String()), &r); err != nil {
+		l.t.Fatalf("%v\n%s", err, &p.stdout)
+	}
+	want := conversationCounts{Total: int64(conversations), Done: int64(conversations - failed), Failed: int64(failed)}
+	if r.Conversations != want {
+		l.t.Errorf("conversations: got %+v, want %+v", r.Conversations, want)
+	}
+	if round > 0 && (r.Retry == nil || r.Retry.Round != round || r.Retry.Pending != 0) {
+		l.t.Errorf("retry: got %+v, want round %d and none pending", r.Retry, round)
+	}
+	if got := len(l.s.results("life")); got != conversations {
+		l.t.Errorf("results: got %d conversations, want %d", got, conversations)
+	}
+	if got := len(l.s.results("life", "--failed")); got != failed {
+		l.t.Errorf("results: got %d failed conversations, want %d", got, failed)
+	}
+	if got := l.s.onQueue("life"); got != 0 {
+		l.t.Errorf("got %d jobs on the queue, want none", got)
+	}
+}
