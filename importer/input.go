@@ -164,7 +164,10 @@ func (in *intake) readSource(ctx context.Context, s source) error {
 		}
 	}
 	format := in.Format
-	if format == FormatAuto {
+	switch {
+	case in.preset.documents:
+		format = formatDocuments
+	case format == FormatAuto:
 		format = sniff(s.name, head)
 	}
 	if len(head) == 0 {
@@ -177,7 +180,8 @@ func (in *intake) readSource(ctx context.Context, s source) error {
 	}
 
 	var r reader
-	if format == FormatCSV {
+	switch format {
+	case FormatCSV:
 		c, err := newCSV(content, in.Delimiter, in.columns)
 		if err != nil {
 			return in.damage(ctx, s, packed, c.at(), err)
@@ -186,7 +190,9 @@ func (in *intake) readSource(ctx context.Context, s source) error {
 			in.ignore(index, name)
 		}
 		r = c
-	} else {
+	case formatDocuments:
+		r = newDocuments(content, in.Preset)
+	default:
 		r = newJSONL(content, in.columns)
 	}
 	if err := in.pump(ctx, r, index); err != nil {

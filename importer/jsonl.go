@@ -103,7 +103,7 @@ func (e errShape) Error() string { return string(e) }
 // line hands over the rows of one line, all of them or one reject.
 func (d *lineDecoder) line(n int64, b []byte) {
 	d.rows, d.body, d.seen = d.rows[:0], false, 0
-	d.single = row{file: d.file, line: n, untyped: true}
+	d.single = row{file: d.file, line: n, untyped: true, unowned: true}
 	d.buf = *bytes.NewBuffer(b)
 	d.dec.Reset(&d.buf)
 	if err := d.object(); err != nil {
@@ -116,7 +116,7 @@ func (d *lineDecoder) line(n int64, b []byte) {
 	}
 	for i := range d.rows {
 		r := &d.rows[i]
-		r.field[colFrom] = d.single.field[colFrom]
+		r.field[colFrom], r.unowned = d.single.field[colFrom], d.single.unowned
 		if r.wrong == "" {
 			r.wrong = d.single.wrong
 		}
@@ -216,6 +216,7 @@ func (d *lineDecoder) field(r *row, col column) error {
 		}
 		r.field[col] = t.String()
 		r.untyped = r.untyped && col != colType
+		r.unowned = r.unowned && col != colFrom
 		return nil
 	}
 	v, err := d.dec.ReadValue()
@@ -229,6 +230,7 @@ func (d *lineDecoder) field(r *row, col column) error {
 		r.untyped = false
 	default:
 		r.field[col] = cutText(string(v))
+		r.unowned = r.unowned && col != colFrom
 		r.wrong = columnNames[col] + " is not a JSON string"
 	}
 	return nil
