@@ -105,14 +105,14 @@ func TestKilledRun(t *testing.T) {
 	for range 3 { // while it reads, starts its server, enqueues
 		after := time.Now().Add(time.Duration(rng.IntN(400)) * time.Millisecond)
 		if p := s.spawn(args...); p.killWhen(func() bool { return time.Now().After(after) }) {
-			t.Fatalf("ended early:\n%s\n%s", &p.stdout, &p.stderr)
+			t.Fatalf("ended with exit code %d after %d kills:\n%s\n%s", p.wait(), kills, &p.stdout, &p.stderr)
 		}
 		kills++
 	}
 	for range 8 { // while it makes calls
 		before, more := created(sim), 1+rng.IntN(150)
 		if p := s.spawn(args...); p.killWhen(func() bool { return created(sim) >= before+more }) {
-			t.Fatalf("ended after %d kills:\n%s\n%s", kills, &p.stdout, &p.stderr)
+			t.Fatalf("ended with exit code %d after %d kills:\n%s\n%s", p.wait(), kills, &p.stdout, &p.stderr)
 		}
 		kills++
 	}

@@ -413,6 +413,7 @@ func TestFirstLeaderStartsAtOnce(t *testing.T) {
 		{"handed over a moment ago", MemberConfig{}, MemberConfig{}, (*fleet).retire, time.Second, 1200 * time.Millisecond},
 		{"handed over long ago", MemberConfig{}, MemberConfig{},
 			func(f *fleet, s *sailor) { f.retire(s); time.Sleep(time.Hour) }, 0, 200 * time.Millisecond},
+		{"handed over with its server", atHome, atHome, (*fleet).retire, time.Second, 1200 * time.Millisecond},
 		{"killed with its server", atHome, atHome, (*fleet).kill, 2 * time.Second, 2200 * time.Millisecond},
 		{"killed elsewhere", MemberConfig{}, MemberConfig{}, (*fleet).kill, 6 * time.Second, 15 * time.Second},
 		{"killed elsewhere long ago", MemberConfig{}, MemberConfig{},
@@ -439,8 +440,8 @@ func TestFirstLeaderStartsAtOnce(t *testing.T) {
 			})
 		})
 	}
-	if inherited != 1 {
-		t.Errorf("inherited %d times, want once: after the one that was killed with its server", inherited)
+	if inherited != 2 {
+		t.Errorf("inherited %d times, want twice: after each that is gone with its server", inherited)
 	}
 }
 

@@ -98,9 +98,11 @@ const (
 	smoothing = 1.0 / 16
 
 	// A throttled call lowers the rate to slowdown times what the API has taken in the last second, and by a step at
-	// least: the limit that it enforces cannot be lower than what it took.
+	// least: the limit that it enforces cannot be lower than what it took. It stays above the full rate times least,
+	// for an API that refuses calls at random, or because of others, gives no rate to settle at.
 	slowdown = 0.97
 	step     = 0.95
+	least    = 0.05
 
 	// After that the rate stays for hold. Then it rises, each second by firstGain of the full rate, twice as much
 	// after each doubling without a throttled call, up to mostGain. So it finds the limit again with a refused call now
@@ -415,7 +417,7 @@ func (l *lane) throttle(granted, now time.Time) {
 	}
 	l.recover(now)
 	l.forgetTaken(now)
-	l.rate = max(1, min(l.rate*step, float64(len(l.taken))*slowdown))
+	l.rate = max(1, l.limit*least, min(l.rate*step, float64(len(l.taken))*slowdown))
 	l.floor, l.slowed = l.rate, now
 }
 

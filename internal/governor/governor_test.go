@@ -389,16 +389,16 @@ func TestThrottledByOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var slower []float64
 		g := New(Config{OnSlower: func(_ string, r float64) { slower = append(slower, r) }})
-		for i := range 10 {
+		for i := range 20 {
 			p, _ := g.Acquire(t.Context(), create, fmt.Sprint(i))
 			o := Answered
-			if i == 9 {
+			if i == 19 {
 				o = Throttled
 			}
 			p.Done(o)
 		}
-		if got, want := g.Snapshot().Lanes[create].Effective, 9*slowdown; got != want {
-			t.Errorf("got %v calls a second, want %v: nine were taken", got, want)
+		if got, want := g.Snapshot().Lanes[create].Effective, 19*slowdown; got != want {
+			t.Errorf("got %v calls a second, want %v: nineteen were taken", got, want)
 		}
 		if len(slower) != 1 {
 			t.Errorf("told %d times, want once", len(slower))
@@ -419,8 +419,8 @@ func TestOneThrottledBurstSlowsOnce(t *testing.T) {
 			p.Done(Throttled)
 		}
 		s := g.Snapshot().Lanes[create]
-		if s.Effective != 1 || s.Throttled != ahead || len(slower) != 1 {
-			t.Errorf("got %+v, told %v; want one step down to the least, 1, for nothing was taken", s, slower)
+		if s.Effective != least*DefaultRate || s.Throttled != ahead || len(slower) != 1 {
+			t.Errorf("got %+v, told %v; want one step down to the least, for nothing was taken", s, slower)
 		}
 	})
 }

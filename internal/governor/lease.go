@@ -112,10 +112,9 @@ func (m *Member) put(ctx context.Context, l lease, revision uint64) (uint64, err
 	return m.link.PutLease(c, raw, revision)
 }
 
-// dead tells whether the leader is known to be dead, and to have been alone: it ran the server that this process runs.
-func (s *sighting) dead(home bool) bool {
-	return s.revision != 0 && !s.Clean && s.Home && s.Alone && home
-}
+// orphaned tells whether the leader is known to be gone, and to have been alone: it ran the server that this process
+// runs now.
+func (s *sighting) orphaned(home bool) bool { return s.revision != 0 && s.Home && s.Alone && home }
 
 // takeAt tells whether, and from when on, a lease may be taken that this member has had in sight, unchanged, for some
 // time, and when the first permit may be granted then: once no call that the leader before has permitted can arrive
@@ -128,7 +127,7 @@ func (s *sighting) takeAt(home bool) (take, grant time.Time) {
 		return s.seen, s.seen
 	case s.Clean:
 		return s.seen, s.seen.Add(cooldown)
-	case s.dead(home):
+	case s.orphaned(home):
 		return s.seen, s.seen.Add(wire + cooldown)
 	}
 	// The last renewal was sent before it was seen, and the last grant comes at most a reign later. Its call begins

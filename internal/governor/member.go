@@ -48,7 +48,7 @@ type MemberConfig struct {
 	OnLead   func(leading bool, wait time.Duration) // with how long the first permit has to wait
 	OnError  func(error)                            // of the lease; the member goes on trying
 
-	// OnInherit is told, before the first permit, that the process which led before is known to be dead, and that no
+	// OnInherit is told, before the first permit, that the process which led before is known to be gone, and that no
 	// other was at work: what it had in hand is nobody's.
 	OnInherit func()
 }
@@ -402,7 +402,7 @@ func (m *Member) lead(ctx context.Context, before sighting, grantFrom time.Time)
 		}
 		return false
 	}
-	if m.cfg.OnInherit != nil && before.dead(m.cfg.Home()) {
+	if m.cfg.OnInherit != nil && before.Leader != m.cfg.Name && before.orphaned(m.cfg.Home()) {
 		m.cfg.OnInherit()
 	}
 	wait := max(0, time.Until(grantFrom))

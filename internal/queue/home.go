@@ -189,6 +189,9 @@ func (h *home) start() error {
 	if err := removeFile(file); err != nil {
 		return err
 	}
+	if err := healStore(filepath.Join(h.dir, storeDir)); err != nil {
+		return err
+	}
 	token, err := newToken()
 	if err != nil {
 		return err
@@ -230,6 +233,29 @@ func (h *home) start() error {
 	}
 	h.server, h.token = s, token
 	h.log.Debug("embedded server is up", "dir", h.dir)
+	return nil
+}
+
+// healStore mends what a kill -9 can leave of a stream or a consumer that was just being made: its description
+// (meta.inf) without the checksum of it (meta.sum). The server leaves such a one out at every start, and when it is made
+// again over the same directory writes no checksum either, for the description is there. Without the description both
+// are written anew, and the messages beside them are kept.
+func healStore(dir string) error {
+	for _, pattern := range []string{"*/streams/*/meta.inf", "*/streams/*/obs/*/meta.inf"} {
+		found, err := filepath.Glob(filepath.Join(dir, pattern))
+		if err != nil {
+			return err
+		}
+		for _, meta := range found {
+			_, err := os.Stat(filepath.Join(filepath.Dir(meta), "meta.sum"))
+			if errors.Is(err, os.ErrNotExist) {
+				err = os.Remove(meta)
+			}
+			if err != nil {
+				return fmt.Errorf("mend the store: %w", err)
+			}
+		}
+	}
 	return nil
 }
 

@@ -298,3 +298,42 @@ func TestCloseWhileNobodyAnswers(t *testing.T) {
 		t.Errorf("after close: got %v, want %v", err, ErrUnreachable)
 	}
 }
+
+// TestStoreIsHealed takes away what a server that is killed while it makes a stream has not written yet. Without the
+// mending the stream works until the server ends, and all that was in it is out of sight from then on.
+func TestStoreIsHealed(t *testing.T) {
+	dir := t.TempDir()
+	reopen := func(q *Queue) *Queue {
+		if q != nil {
+			if err := q.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		q, err := Open(t.Context(), Config{DataDir: dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return q
+	}
+	q := reopen(nil)
+	q.Close()
+	sums, err := filepath.Glob(filepath.Join(dir, storeDir, "*", "streams", "*", "meta.sum"))
+	if err != nil || len(sums) < 3 {
+		t.Fatalf("found %d streams, %v; want three", len(sums), err)
+	}
+	for _, sum := range sums {
+		if err := os.Remove(sum); err != nil {
+			t.Fatal(err)
+		}
+	}
+	q = reopen(nil)
+	enqueued(t, q, "imp", 5)
+	q = reopen(q)
+	defer q.Close()
+	if i, err := q.Import(t.Context(), "imp"); err != nil || i.State != Enqueued {
+		t.Errorf("record: %+v, %v", i, err)
+	}
+	if pending, _, err := q.Pending(t.Context(), "imp"); err != nil || pending != 5 {
+		t.Errorf("got %d jobs, %v; want 5", pending, err)
+	}
+}

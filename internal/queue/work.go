@@ -33,6 +33,9 @@ const (
 	shortWait = 10 * time.Millisecond
 	longWait  = 250 * time.Millisecond
 
+	// lateWait is how long the answer to a pull is waited for when its time is over.
+	lateWait = time.Second
+
 	// maxFetch bounds what one Fetch gives.
 	maxFetch = 1000
 
@@ -256,10 +259,8 @@ func (s *Source) pull(imports []string, limit int, wait time.Duration) (got []*D
 		select {
 		case m = <-s.msgs:
 		case <-c.Done():
-			// What comes yet would pass for the answer to the next pull.
-			_ = s.sub.Unsubscribe()
-			s.sub = nil
-			return got, full, c.Err()
+			late, err := s.late(c)
+			return append(got, late...), full, errors.Join(c.Err(), err)
 		}
 		status := m.Header.Get("Status")
 		if status == "" {
@@ -289,6 +290,32 @@ func (s *Source) pull(imports []string, limit int, wait time.Duration) (got []*D
 		}
 	}
 	return got, full, nil
+}
+
+// late gives up a pull whose time, c, is over, and gives the jobs that have come all the same: a process that was stopped
+// for a while, or its machine, finds them on its connection.
+func (s *Source) late(c context.Context) (got []*Delivery, err error) {
+	if errors.Is(c.Err(), context.DeadlineExceeded) {
+		_ = s.q.nc.FlushTimeout(lateWait) // what was sent to this process before the answer is in msgs then
+	}
+	// What comes yet would pass for the answer to the next pull.
+	_ = s.sub.Unsubscribe()
+	s.sub = nil
+	for {
+		select {
+		case m := <-s.msgs:
+			if m.Header.Get("Status") != "" {
+				continue
+			}
+			d, err := newDelivery(s.q, m)
+			if err != nil {
+				return got, err
+			}
+			got = append(got, d)
+		default:
+			return got, nil
+		}
+	}
 }
 
 // nextSubject is where an import's consumer takes requests for jobs.

@@ -3,8 +3,13 @@ package queue
 import (
 	"context"
 	"errors"
+	"io"
+	"net"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
 
 	"groupferry/internal/job"
 )
@@ -180,6 +185,76 @@ func TestFetchEndsWithItsContext(t *testing.T) {
 	for left := 5; left > 0; {
 		left -= len(fetch(t, q.Source(), left))
 	}
+}
+
+// The answer to a pull that was given up is on the connection when a process that was stopped goes on.
+func TestLateAnswer(t *testing.T) {
+	t.Parallel() // it waits most of the time
+	srv := startServer(t, server.Options{JetStream: true})
+	enqueued(t, open(t, Config{URL: srv.ClientURL()}), "i", 7)
+	held := &heldAnswers{}
+	q := open(t, Config{URL: held.listen(t, srv.Addr().String())})
+	s := q.Source("i")
+	if err := s.prepare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	held.hold.Lock()
+	time.AfterFunc(opTimeout+lateWait/4, held.hold.Unlock)
+	got, _, err := s.pull([]string{"i"}, 5, shortWait)
+	if len(got) != 5 || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %d jobs, %v; want 5, %v", len(got), err, context.DeadlineExceeded)
+	}
+	if got := fetch(t, s, 5); len(got) != 2 {
+		t.Errorf("got %d more jobs, want 2", len(got))
+	}
+}
+
+// heldAnswers passes on to a server what is said to it, and its answers while nobody has the lock.
+type heldAnswers struct {
+	hold    sync.Mutex
+	running sync.WaitGroup
+}
+
+func (h *heldAnswers) listen(t *testing.T, to string) (url string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.running.Go(func() {
+		for {
+			near, err := l.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("tcp", to)
+			if err != nil {
+				near.Close()
+				continue
+			}
+			h.running.Go(func() {
+				defer far.Close()
+				io.Copy(far, near)
+			})
+			h.running.Go(func() {
+				defer near.Close()
+				for b := make([]byte, 4096); ; {
+					n, err := far.Read(b)
+					h.hold.Lock()
+					_, werr := near.Write(b[:n])
+					h.hold.Unlock()
+					if err != nil || werr != nil {
+						return
+					}
+				}
+			})
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		h.running.Wait()
+	})
+	return "nats://" + l.Addr().String()
 }
 
 func TestFetchOverATakeOver(t *testing.T) {
