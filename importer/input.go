@@ -198,6 +198,11 @@ func (in *intake) readSource(ctx context.Context, s source) error {
 	if err := in.pump(ctx, r, index); err != nil {
 		return in.damage(ctx, s, packed, r.at(), err)
 	}
+	if c, ok := r.(*csvInput); ok && c.split.open {
+		// JSON that is cut off is no JSON, but half of an id is an id.
+		in.notices = append(in.notices,
+			s.name+": the last line has no line end; if the file was cut off there, its last row is not what it should be")
+	}
 	in.summary.Files++
 	in.summary.Bytes += counted.n
 	fmt.Fprintf(in.digest, "input %s\n%x\n", in.jobOptions(format), sum.Sum(nil))

@@ -9,11 +9,16 @@ import (
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
+
+	"groupferry/internal/chat"
 )
 
 // maxLine is the longest JSONL line in bytes with its line end: room for the request body of a user with 20 full
 // groups of usual ids.
 const maxLine = 1 << 20
+
+// maxBody is how many conversations a request body may have: as many as a user, 20 groups of 1,000.
+const maxBody = chat.MaxGroupsPerUser * chat.MaxConversationsPerGroup
 
 // A jsonlInput cuts a JSONL input into blocks of whole lines.
 type jsonlInput struct {
@@ -256,6 +261,9 @@ func (d *lineDecoder) elements(key string, object func() error, other func()) er
 		}
 		if err != nil {
 			return err
+		}
+		if len(d.rows) > maxBody {
+			return errShape(fmt.Sprintf("the line has over %d conversations", maxBody))
 		}
 	}
 	_, err := d.dec.ReadToken()
