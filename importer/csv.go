@@ -79,6 +79,7 @@ func (c *csvInput) parser() parser {
 		csvInput: c,
 		ours:     c.head.ours(c.comma),
 		untyped:  !slices.Contains(c.head.cols, colType),
+		unowned:  !slices.Contains(c.head.cols, colFrom),
 		buf:      bufio.NewReaderSize(nil, maxRecord),
 	}
 }
@@ -88,6 +89,7 @@ type csvParser struct {
 	*csvInput
 	ours    string
 	untyped bool
+	unowned bool
 	buf     *bufio.Reader
 }
 
@@ -119,7 +121,7 @@ func (c *csvParser) parse(b *block, out sink) {
 	if err != nil {
 		panic(fmt.Sprintf("importer: gocsv refuses our own header %q: %v", c.ours, err))
 	}
-	r := row{file: b.file, untyped: c.untyped}
+	r := row{file: b.file}
 	for {
 		v, err := rows.Read()
 		if err == io.EOF {
@@ -137,7 +139,7 @@ func (c *csvParser) parse(b *block, out sink) {
 		}
 		f := v.(*csvRow)
 		at, _ := parser.FieldPos(0)
-		r.line = int64(at) + shift
+		r.line, r.untyped, r.unowned, r.wrong = int64(at)+shift, c.untyped, c.unowned, ""
 		takenOut(r.line)
 		r.field = [numColumns]string{f.FromAccount, f.GroupName, f.Type, f.ToAccount, f.ToGroupID}
 		if c.head.again(&r) {
@@ -207,12 +209,12 @@ func (s *splitter) header(cols *columns) (*header, error) {
 	}
 	var missing []string
 	for _, col := range []column{colFrom, colGroup} {
-		if !there[col] {
+		if !there[col] && (col != colFrom || !cols.owned) {
 			missing = append(missing, cols.names[col])
 		}
 	}
 	for col := range cols.renamed {
-		if !there[col] && !slices.Contains(missing, cols.names[col]) {
+		if !there[col] && (col != colFrom || !cols.owned) && !slices.Contains(missing, cols.names[col]) {
 			missing = append(missing, cols.names[col])
 		}
 	}

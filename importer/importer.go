@@ -49,6 +49,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strings"
 	"unicode"
 
 	"groupferry/internal/chat"
@@ -65,6 +66,9 @@ const (
 	FormatJSONL Format = "jsonl" // a row or a whole request body on each line
 )
 
+// formatDocuments is what some presets read; nobody has to ask for it.
+const formatDocuments Format = "documents"
+
 // Config says how inputs are read. The zero value reads CSV with commas and JSONL.
 type Config struct {
 	// Format of all inputs; "" and FormatAuto tell it for each input by itself.
@@ -77,6 +81,19 @@ type Config struct {
 	// Columns gives our column the name that it has in the inputs: {"from_account": "owner"}. In JSONL it renames the
 	// keys at the top of a line; what is inside a GroupContactItem always has the API's names.
 	Columns map[string]string
+
+	// Preset reads what another system exports; one of [Presets], "" for none. openim and yunxin read JSON documents
+	// and take neither Format, Delimiter nor Columns; the others bring names of columns, which Columns goes before.
+	Preset string
+
+	// Owner is the user of rows whose input does not say from whom they are: CSV without that column, JSONL without
+	// that key. "" means there is none.
+	Owner string
+
+	// MapIDs names a CSV file with the columns old and new. Every id of every row is looked up there, that of the
+	// user, of the other user or of the group chat, and a row with an id that is not there is rejected; rejects keep the
+	// old ids, but for rows over a limit. "" means ids stay as they are.
+	MapIDs string
 
 	// ImportID names the import; "" means the first 16 digits of the digest. See [job.ValidImportID].
 	ImportID string
@@ -195,6 +212,8 @@ func (in *intake) readAll(ctx context.Context, inputs []string) (*Plan, error) {
 type options struct {
 	Config
 	columns *columns
+	preset  preset
+	ids     *idMap // nil if ids stay as they are
 }
 
 func settle(cfg Config) (options, error) {
@@ -230,11 +249,45 @@ func settle(cfg Config) (options, error) {
 	if o.resident == 0 {
 		o.resident = residentBytes
 	}
-	c, problem := newColumns(cfg.Columns)
+	if cfg.Preset != "" {
+		var ok bool
+		if o.preset, ok = presets[cfg.Preset]; !ok {
+			return refuse("Preset", "preset %q: want one of %s", cfg.Preset, strings.Join(Presets(), ", "))
+		}
+		if o.preset.documents && (o.Format != FormatAuto || cfg.Delimiter != 0 && cfg.Delimiter != ',' || len(cfg.Columns) > 0) {
+			return refuse("Preset", "preset %s reads JSON documents: it goes without format, delimiter and columns", cfg.Preset)
+		}
+	}
+	if cfg.Owner != "" {
+		if f := checkID("owner", cfg.Owner, chat.MaxUserIDBytes); f != nil && cfg.MapIDs == "" {
+			return refuse("Owner", "%s", f.reason)
+		}
+	}
+	renames := maps.Clone(o.preset.columns)
+	if renames == nil {
+		renames = map[string]string{}
+	}
+	for name, theirs := range cfg.Columns {
+		for ours := range o.preset.columns {
+			if canonical(ours) == canonical(name) {
+				delete(renames, ours)
+			}
+		}
+		renames[name] = theirs
+	}
+	c, problem := newColumns(renames)
 	if problem != "" {
 		return refuse("Columns", "columns: %s", problem)
 	}
+	c.owned = cfg.Owner != ""
 	o.columns = c
+	if cfg.MapIDs != "" {
+		ids, err := readIDMap(cfg.MapIDs)
+		if err != nil {
+			return options{}, err
+		}
+		o.ids = ids
+	}
 	return o, nil
 }
 
@@ -256,6 +309,14 @@ func (o *options) jobOptions(f Format) string {
 	names := o.columns.renamed
 	for _, c := range slices.Sorted(maps.Keys(names)) {
 		s += fmt.Sprintf(" %s=%q", columnNames[c], names[c])
+	}
+	for _, option := range []struct{ name, value string }{{"preset", o.Preset}, {"owner", o.Owner}} {
+		if option.value != "" {
+			s += fmt.Sprintf(" %s %q", option.name, option.value)
+		}
+	}
+	if o.ids != nil {
+		s += " ids " + o.ids.digest
 	}
 	return s
 }

@@ -164,7 +164,10 @@ func (in *intake) readSource(ctx context.Context, s source) error {
 		}
 	}
 	format := in.Format
-	if format == FormatAuto {
+	switch {
+	case in.preset.documents:
+		format = formatDocuments
+	case format == FormatAuto:
 		format = sniff(s.name, head)
 	}
 	if len(head) == 0 {
@@ -177,7 +180,8 @@ func (in *intake) readSource(ctx context.Context, s source) error {
 	}
 
 	var r reader
-	if format == FormatCSV {
+	switch format {
+	case FormatCSV:
 		c, err := newCSV(content, in.Delimiter, in.columns)
 		if err != nil {
 			return in.damage(ctx, s, packed, c.at(), err)
@@ -186,11 +190,18 @@ func (in *intake) readSource(ctx context.Context, s source) error {
 			in.ignore(index, name)
 		}
 		r = c
-	} else {
+	case formatDocuments:
+		r = newDocuments(content, in.Preset)
+	default:
 		r = newJSONL(content, in.columns)
 	}
 	if err := in.pump(ctx, r, index); err != nil {
 		return in.damage(ctx, s, packed, r.at(), err)
+	}
+	if c, ok := r.(*csvInput); ok && c.split.open {
+		// JSON that is cut off is no JSON, but half of an id is an id.
+		in.notices = append(in.notices,
+			s.name+": the last line has no line end; if the file was cut off there, its last row is not what it should be")
 	}
 	in.summary.Files++
 	in.summary.Bytes += counted.n

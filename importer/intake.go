@@ -97,9 +97,32 @@ func (o *outcome) reset() {
 	clear(o.codes)
 }
 
+// translate makes of a row what was asked for beside its own fields.
+func (o *options) translate(r *row) {
+	if r.unowned && o.Owner != "" {
+		r.field[colFrom] = o.Owner
+	}
+	if o.preset.translate != nil && r.wrong == "" {
+		o.preset.translate(r)
+	}
+}
+
+// check is that of the row, by the new names of its ids if they get any. It changes r to them, and nothing else.
+func (o *options) check(r *row) (kind int, id string, f *fault) {
+	if o.ids != nil && r.wrong == "" {
+		if f := o.ids.rename(r); f != nil {
+			return 0, "", f
+		}
+	}
+	return r.check()
+}
+
 func (o *outcome) row(r *row) {
-	kind, id, f := r.check()
+	o.in.translate(r)
+	was := r.field
+	kind, id, f := o.in.check(r)
 	if f != nil {
+		r.field = was
 		o.reject(r, f.code, f.reason)
 		return
 	}
@@ -128,7 +151,7 @@ func (o *outcome) reject(r *row, code, reason string) {
 	}
 	// And a record that could not be read must not slip in unmended because what is left of it looks like a row.
 	// Such a row has one id, which tells the type, so nothing is lost.
-	if _, _, f := (&row{field: fields}).check(); f == nil {
+	if _, _, f := o.in.check(&row{field: fields}); f == nil {
 		fields[colType] = ""
 	}
 	o.rejects = appendReject(o.rejects, r.file, r.line, code, reason, &fields)

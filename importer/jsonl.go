@@ -9,11 +9,16 @@ import (
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
+
+	"groupferry/internal/chat"
 )
 
 // maxLine is the longest JSONL line in bytes with its line end: room for the request body of a user with 20 full
 // groups of usual ids.
 const maxLine = 1 << 20
+
+// maxBody is how many conversations a request body may have: as many as a user, 20 groups of 1,000.
+const maxBody = chat.MaxGroupsPerUser * chat.MaxConversationsPerGroup
 
 // A jsonlInput cuts a JSONL input into blocks of whole lines.
 type jsonlInput struct {
@@ -103,7 +108,7 @@ func (e errShape) Error() string { return string(e) }
 // line hands over the rows of one line, all of them or one reject.
 func (d *lineDecoder) line(n int64, b []byte) {
 	d.rows, d.body, d.seen = d.rows[:0], false, 0
-	d.single = row{file: d.file, line: n, untyped: true}
+	d.single = row{file: d.file, line: n, untyped: true, unowned: true}
 	d.buf = *bytes.NewBuffer(b)
 	d.dec.Reset(&d.buf)
 	if err := d.object(); err != nil {
@@ -116,7 +121,7 @@ func (d *lineDecoder) line(n int64, b []byte) {
 	}
 	for i := range d.rows {
 		r := &d.rows[i]
-		r.field[colFrom] = d.single.field[colFrom]
+		r.field[colFrom], r.unowned = d.single.field[colFrom], d.single.unowned
 		if r.wrong == "" {
 			r.wrong = d.single.wrong
 		}
@@ -216,6 +221,7 @@ func (d *lineDecoder) field(r *row, col column) error {
 		}
 		r.field[col] = t.String()
 		r.untyped = r.untyped && col != colType
+		r.unowned = r.unowned && col != colFrom
 		return nil
 	}
 	v, err := d.dec.ReadValue()
@@ -229,6 +235,7 @@ func (d *lineDecoder) field(r *row, col column) error {
 		r.untyped = false
 	default:
 		r.field[col] = cutText(string(v))
+		r.unowned = r.unowned && col != colFrom
 		r.wrong = columnNames[col] + " is not a JSON string"
 	}
 	return nil
@@ -254,6 +261,9 @@ func (d *lineDecoder) elements(key string, object func() error, other func()) er
 		}
 		if err != nil {
 			return err
+		}
+		if len(d.rows) > maxBody {
+			return errShape(fmt.Sprintf("the line has over %d conversations", maxBody))
 		}
 	}
 	_, err := d.dec.ReadToken()

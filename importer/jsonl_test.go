@@ -244,3 +244,16 @@ func FuzzJSONL(f *testing.F) {
 		readString(t, "{}\n"+string(data), Config{Format: FormatJSONL})
 	})
 }
+
+// TestHugeBody has a line with more in it than a user can have.
+func TestHugeBody(t *testing.T) {
+	for _, item := range []string{`{}`, `0`, `{"Type":1,"To_Account":"x"}`} {
+		line := `{"From_Account":"u","GroupContactItem":[{"GroupName":"g","ContactItem":[` +
+			strings.Repeat(item+",", maxBody) + item + `]}]}`
+		p := readString(t, line+"\n"+`{"from_account":"u","group_name":"g","to_account":"x"}`, Config{})
+		wantLines(t, item, rejectTexts(p), "1 parse the line has over 20000 conversations")
+		if p.Summary.Accepted != 1 {
+			t.Errorf("got %+v, want the next line accepted", p.Summary)
+		}
+	}
+}

@@ -39,6 +39,7 @@ type columns struct {
 	byName  map[string]column // by canonical name
 	names   [numColumns]string
 	renamed map[column]string // canonical names that Config.Columns gave
+	owned   bool              // there is a Config.Owner
 }
 
 // newColumns builds the table; the problem is "" or what is wrong with renames.
@@ -102,6 +103,7 @@ type row struct {
 	line    int64 // physical line where the record begins
 	field   [numColumns]string
 	untyped bool   // the input says nothing of a type: it goes by the id that is there
+	unowned bool   // the input says nothing of a user
 	wrong   string // why a value is no text at all; JSONL only
 }
 

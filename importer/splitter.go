@@ -39,6 +39,7 @@ type splitter struct {
 	ready      []byte // judged sound and not yet read; a part of buf
 	line       int64  // physical line at start
 	err        error  // of src; io.EOF at its end
+	open       bool   // the last line does not end
 }
 
 func newSplitter(src io.Reader, comma rune) *splitter {
@@ -78,6 +79,7 @@ func (s *splitter) fill() error {
 			n, s.err = s.src.Read(s.buf[s.end:])
 			s.end += n
 		}
+		s.open = s.err == io.EOF && s.end > 0 && s.buf[s.end-1] != '\n'
 	}
 	switch {
 	case s.err == nil, s.err == io.EOF && s.start < s.end, s.end-s.start >= lookahead:

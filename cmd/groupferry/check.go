@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"iter"
@@ -15,27 +16,33 @@ import (
 	"groupferry/importer"
 	"groupferry/internal/chat"
 	"groupferry/internal/governor"
+	"groupferry/internal/job"
 )
 
 func (p *program) checkCommand() *cobra.Command {
 	var in inputFlags
 	var out outputFlag
-	rate, chunk := governor.DefaultRate, chat.MaxItemsPerCall
+	rate, chunk, show := governor.DefaultRate, chat.MaxItemsPerCall, 0
 	cmd := &cobra.Command{
 		Use:   "check FILE...",
 		Short: "Read and check the input, and do nothing else",
 		Long: `check reads and checks the input as import and run do, and says what they would
 make of it: rows, rejects, groups, calls, and the time that the calls take. It
 needs no queue and no API, and sends nothing. With --rejects it writes the
-rejected rows to a file.
+rejected rows to a file. With --show it prints the first calls of the first
+groups as they would be sent, which is how a --preset or --columns can be tried.
 
 A FILE is CSV or JSONL, also compressed with gzip or zstd; - is standard input.`,
 		Example: `  groupferry check samples/messy.csv
+  groupferry check --preset sdk --show 5 samples/sdk.csv
   groupferry check --output json export/*.jsonl.gz`,
 		Args: files,
 		RunE: func(_ *cobra.Command, args []string) error {
 			if err := out.check(); err != nil {
 				return err
+			}
+			if chunk < 1 || chunk > chat.MaxItemsPerCall {
+				return usagef("--chunk-size %d: 1 to %d", chunk, chat.MaxItemsPerCall)
 			}
 			if rate < 1 {
 				return usagef("--rate %d: at least 1", rate)
@@ -51,7 +58,7 @@ A FILE is CSV or JSONL, also compressed with gzip or zstd; - is standard input.`
 					return err
 				}
 			}
-			if err := writeCheck(p.stdout, plan, args, rate, out.format); err != nil {
+			if err := writeCheck(p.stdout, plan, args, rate, show, chunk, out.format); err != nil {
 				return err
 			}
 			if err := p.withinBudget(plan, &in, rejects); err != nil {
@@ -67,15 +74,64 @@ A FILE is CSV or JSONL, also compressed with gzip or zstd; - is standard input.`
 	out.add(cmd, "text", "json")
 	cmd.Flags().IntVar(&rate, "rate", rate, "calls a second, for the time needed")
 	cmd.Flags().IntVar(&chunk, "chunk-size", chunk, "conversations in a call, at most 100")
+	cmd.Flags().IntVar(&show, "show", 0, "print the first call of the first `n` groups")
 	p.consoleFlags(cmd)
 	return cmd
 }
 
+// A firstCall has the body of a create_contact_group request.
+type firstCall struct {
+	From   string `json:"From_Account"`
+	Groups [1]struct {
+		Name  string      `json:"GroupName"`
+		Items []shownItem `json:"ContactItem"`
+	} `json:"GroupContactItem"`
+}
+
+type shownItem struct {
+	Type int    `json:"Type"`
+	User string `json:"To_Account,omitempty"`
+	Chat string `json:"ToGroupId,omitempty"`
+}
+
+// firstCalls are the requests with which the first groups would be made.
+func firstCalls(plan *importer.Plan, show, chunk int) ([]json.RawMessage, error) {
+	calls := []json.RawMessage{}
+	if show <= 0 {
+		return calls, nil
+	}
+	for j := range plan.Jobs() {
+		call := firstCall{From: j.FromAccount}
+		call.Groups[0].Name = j.GroupName
+		for _, c := range j.Conversations[:min(chunk, len(j.Conversations))] {
+			it := shownItem{Type: c.Type}
+			if c.Type == job.GroupChat {
+				it.Chat = c.ID
+			} else {
+				it.User = c.ID
+			}
+			call.Groups[0].Items = append(call.Groups[0].Items, it)
+		}
+		body, err := json.Marshal(call)
+		if err != nil {
+			return nil, err
+		}
+		if calls = append(calls, body); len(calls) == show {
+			break
+		}
+	}
+	return calls, plan.Err()
+}
+
 // writeCheck writes what a plan comes to.
-func writeCheck(w io.Writer, plan *importer.Plan, inputs []string, rate int, format string) error {
+func writeCheck(w io.Writer, plan *importer.Plan, inputs []string, rate, show, chunk int, format string) error {
 	s := plan.Summary
 	groups := groupRejects(plan.Rejects())
 	if err := plan.Err(); err != nil {
+		return err
+	}
+	calls, err := firstCalls(plan, show, chunk)
+	if err != nil {
 		return err
 	}
 	seconds := math.Ceil(float64(s.Calls) / float64(rate))
@@ -91,11 +147,20 @@ func writeCheck(w io.Writer, plan *importer.Plan, inputs []string, rate int, for
 		for _, g := range groups {
 			grouped = append(grouped, reject{g.first.Code, g.first.Reason, g.count, g.first.File, g.first.Line})
 		}
+		type warning struct {
+			Text string `json:"text"`
+			File string `json:"file"`
+			Line int64  `json:"line"`
+		}
+		warned := []warning{}
+		for _, at := range plan.Warnings {
+			warned = append(warned, warning{at.Text, at.File, at.Line})
+		}
 		return writeJSON(w, map[string]any{
 			"import": plan.ImportID, "files": s.Files, "bytes": s.Bytes, "rows": s.Rows, "accepted": s.Accepted,
 			"duplicates": s.Duplicates, "rejected": s.Rejected, "users": s.Users, "groups": s.Jobs, "jobs": s.Jobs,
 			"conversations": s.Conversations, "calls": s.Calls, "rate": rate, "seconds": seconds,
-			"rejects": grouped, "warnings": len(plan.Warnings),
+			"rejects": grouped, "warnings": warned, "warnings_total": s.Warnings, "first_calls": calls,
 		})
 	}
 	var b strings.Builder
@@ -107,7 +172,10 @@ func writeCheck(w io.Writer, plan *importer.Plan, inputs []string, rate int, for
 	for _, g := range groups {
 		fmt.Fprintf(&b, "  rejects        %-9s %s: %s; first at %s:%d\n", count(g.count), g.first.Code, g.first.Reason, g.first.File, g.first.Line)
 	}
-	_, err := io.WriteString(w, b.String())
+	for _, call := range calls {
+		fmt.Fprintf(&b, "%s\n", call)
+	}
+	_, err = io.WriteString(w, b.String())
 	return err
 }
 

@@ -260,6 +260,7 @@ type inputFlags struct {
 	format, delimiter, importID string
 	columns                     map[string]string
 	maxRejects, rejects         string
+	preset, owner, mapIDs       string
 	spoolDir                    string
 }
 
@@ -268,6 +269,9 @@ func (i *inputFlags) add(cmd *cobra.Command) {
 	f.StringVar(&i.format, "format", "auto", "of the input: `auto`, csv or jsonl")
 	f.StringVar(&i.delimiter, "delimiter", ",", "`character` between CSV fields; \\t for tab")
 	f.StringToStringVar(&i.columns, "columns", nil, "other column names, such as `from_account=owner,group_name=label`")
+	f.StringVar(&i.preset, "preset", "", "`system` that the input comes from: "+strings.Join(importer.Presets(), ", "))
+	f.StringVar(&i.owner, "owner", "", "user `id` for input that does not say from whom its rows are")
+	f.StringVar(&i.mapIDs, "map-ids", "", "CSV `file` with the columns old,new; an id that is not in it is rejected")
 	f.StringVar(&i.importID, "import-id", "", "`name` of the import; default: made from the content")
 	f.StringVar(&i.maxRejects, "max-rejects", "", "enqueue nothing if more rows than `N or N%` are rejected")
 	f.StringVar(&i.rejects, "rejects", "", "`file` for rejected rows (default IMPORT-rejects.csv, if there are any)")
@@ -277,7 +281,7 @@ func (i *inputFlags) add(cmd *cobra.Command) {
 func (i *inputFlags) config(p *program, chunk int) (importer.Config, error) {
 	cfg := importer.Config{
 		Format: importer.Format(i.format), Columns: i.columns, ImportID: i.importID, ChunkSize: chunk, Stdin: p.stdin,
-		SpoolDir: i.spoolDir,
+		Preset: i.preset, Owner: i.owner, MapIDs: i.mapIDs, SpoolDir: i.spoolDir,
 	}
 	switch d := i.delimiter; {
 	case d == `\t`:

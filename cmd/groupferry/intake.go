@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -130,6 +131,7 @@ func (p *program) take(inputs []string, in *inputFlags, chunk int) (_ *importer.
 	if err := p.withinBudget(plan, in, rejects); err != nil {
 		return nil, queue.Import{}, err
 	}
+	debug.FreeOSMemory() // what sorting took is free for what comes now
 	s := plan.Summary
 	return plan, queue.Import{
 		ID: plan.ImportID, Digest: plan.Digest, Files: fileNames(inputs), RejectsFile: rejects,

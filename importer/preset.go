@@ -1,0 +1,114 @@
+package importer
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"groupferry/internal/job"
+)
+
+// A preset reads what another system exports.
+type preset struct {
+	columns   map[string]string // names of columns that the system has
+	translate func(*row)        // what its ids mean; says in row.wrong when it is nothing
+	documents bool              // whole JSON documents instead of rows
+}
+
+var presets = map[string]preset{
+	// Answers of OpenIM's get_conversation_groups, one or many.
+	"openim": {documents: true},
+
+	// Answers of NetEase Yunxin that list conversation groups, and conversations with the ids of their groups.
+	"yunxin": {documents: true},
+
+	// The table rostergroups of an ejabberd.
+	"xmpp": {
+		columns:   map[string]string{"from_account": "username", "to_account": "jid", "group_name": "grp"},
+		translate: fromXMPP,
+	},
+
+	// The conversation ids of Chat's own client SDKs.
+	"sdk": {columns: map[string]string{"to_account": "conversation_id"}, translate: fromSDK},
+}
+
+// Presets are the names that [Config.Preset] can have.
+func Presets() []string { return slices.Sorted(maps.Keys(presets)) }
+
+// conversation fills in what a conversation id stands for.
+func (r *row) conversation(kind int, id string) {
+	r.field[colType], r.field[colUser], r.field[colChat], r.untyped = fmt.Sprint(kind), "", "", false
+	if kind == job.GroupChat {
+		r.field[colChat] = id
+	} else {
+		r.field[colUser] = id
+	}
+}
+
+// fromSDK reads the ids of the native SDKs (c2c_ID, group_ID) and of those for the web (C2CID, GROUPID).
+func fromSDK(r *row) {
+	id := r.field[colUser]
+	for _, p := range []struct {
+		prefix string
+		kind   int
+	}{{"c2c_", job.OneToOne}, {"group_", job.GroupChat}, {"C2C", job.OneToOne}, {"GROUP", job.GroupChat}} {
+		if rest, ok := strings.CutPrefix(id, p.prefix); ok && rest != "" {
+			r.conversation(p.kind, rest)
+			return
+		}
+	}
+	r.wrong = "conversation_id is neither c2c_ID nor group_ID, C2CID nor GROUPID"
+}
+
+// fromXMPP takes the local part of an address; a server by itself has none.
+func fromXMPP(r *row) {
+	local, _, ok := strings.Cut(r.field[colUser], "@")
+	if !ok || local == "" {
+		r.wrong = "jid is not name@server"
+		return
+	}
+	r.conversation(job.OneToOne, local)
+}
+
+// fromOpenIM reads si_A_B, one of which is the owner, and sg_ID. Ids may hold the underscore that joins them.
+func fromOpenIM(r *row, id string) {
+	owner := r.field[colFrom]
+	r.field[colUser] = id
+	if group, ok := strings.CutPrefix(id, "sg_"); ok {
+		r.conversation(job.GroupChat, group)
+		return
+	}
+	if pair, ok := strings.CutPrefix(id, "si_"); ok && owner != "" {
+		if peer, ok := strings.CutPrefix(pair, owner+"_"); ok {
+			r.conversation(job.OneToOne, peer)
+			return
+		}
+		if peer, ok := strings.CutSuffix(pair, "_"+owner); ok {
+			r.conversation(job.OneToOne, peer)
+			return
+		}
+		r.wrong = "the owner of the group is not in the conversation id"
+		return
+	}
+	r.wrong = "the conversation id is neither si_A_B nor sg_ID"
+}
+
+// fromYunxin reads owner|type|target: type 1 is a person, 2 and 3 are kinds of groups.
+func fromYunxin(r *row, id string) {
+	r.field[colUser] = id
+	parts := strings.SplitN(id, "|", 3)
+	if len(parts) < 3 {
+		r.wrong = "the conversation id is not owner|type|target"
+		return
+	}
+	r.field[colFrom] = parts[0]
+	switch parts[1] {
+	case "1":
+		r.conversation(job.OneToOne, parts[2])
+	case "2", "3":
+		r.conversation(job.GroupChat, parts[2])
+	default:
+		r.wrong = "the type in the conversation id is none of 1, 2 and 3"
+	}
+}
