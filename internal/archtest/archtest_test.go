@@ -191,7 +191,7 @@ func touch(t *testing.T) {
 func TestOneRoomPerModule(t *testing.T) {
 	roomOf := map[string]string{}
 	for name, r := range house {
-		for _, m := range slices.Concat(r.modules, r.testModules) {
+		for _, m := range r.modules { // a test may measure against what another room uses
 			if first, ok := roomOf[m]; ok {
 				t.Errorf("module %s: got two rooms, %s and %s, want one", m, first, name)
 			}
