@@ -38,6 +38,9 @@
 //   - After Ack returned: the job is off the stream, and stays so. (On a stream that keeps its messages the server may
 //     forget the acknowledgement when it is killed; on a work queue it deletes the message.)
 //   - In [Queue.Complete], between record and consumer: the consumer has no jobs; the next Complete removes it.
+//   - In [Queue.Retry]: a record that says retrying, and a checkpoint of its own with each piece. The next Retry goes on.
+//   - In [Queue.Forget]: a record that says forgetting. The next Forget goes on, and so does a Begin of the same import.
+//   - In [Queue.Reclaim], with the consumer taken down: [Queue.Pending] makes it again.
 //
 // Message ids play no part in this: on a work queue the server forgets an id with its message.
 //

@@ -304,15 +304,20 @@ func (q *Queue) withinTime(ctx context.Context, d time.Duration) (context.Contex
 	}
 }
 
-// ask makes a request, within the bounds of [Queue.within]. Where the server is embedded it makes it again for a while
-// when the connection broke: the process that ran the server ended, and another one is taking over. So do may run again
-// though it had its effect, and has to tell.
+// ask makes a request, within the bounds of [Queue.within], and makes it again for a while when it failed because
+// something changes hands: the embedded server, when the process that ran it ended, or a stream of a cluster that has no
+// leader for the moment. So do may run again though it had its effect, and has to tell.
 func (q *Queue) ask(ctx context.Context, do func(context.Context) error) error {
 	for end := time.Now().Add(opTimeout); ; {
 		c, cancel := q.within(ctx)
 		err := do(c)
 		cancel()
-		if q.home == nil || !unreachable(err) || ctx.Err() != nil || time.Now().After(end) {
+		leaderless := errors.Is(err, jetstream.ErrNoStreamResponse)
+		if api := apiError(err); api != nil {
+			leaderless = leaderless || api.Code == 503
+		}
+		handedOver := q.home != nil && unreachable(err)
+		if !leaderless && !handedOver || ctx.Err() != nil || time.Now().After(end) {
 			return err
 		}
 		pause(ctx, joinPause)

@@ -129,8 +129,9 @@ func (q *Queue) SetRate(ctx context.Context, calls int) error {
 	if calls < 0 {
 		return fmt.Errorf("set rate: %d calls a second", calls)
 	}
-	c, cancel := q.within(ctx)
-	defer cancel()
-	_, err := q.control.Put(c, rateKey, []byte(strconv.Itoa(calls)))
+	err := q.ask(ctx, func(c context.Context) error {
+		_, err := q.control.Put(c, rateKey, []byte(strconv.Itoa(calls)))
+		return err
+	})
 	return q.fault(ctx, "set rate", err)
 }
