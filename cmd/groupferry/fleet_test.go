@@ -659,8 +659,9 @@ func TestFleetPace(t *testing.T) {
 				leader := f.leader()
 				f.enqueue("i", calls, 1)
 				start, messages, cpu := time.Now(), f.nats.messages(), leader.samples()["process_cpu_seconds_total"]
-				f.awaitCalls(start, calls, nil)
+				f.awaitCalls(time.Time{}, calls, nil)
 				messages = f.nats.messages() - messages
+				counted := len(f.arrived(start, "", nil)) // some came while the others were enqueued
 				cpu = (leader.samples()["process_cpu_seconds_total"] - cpu) / time.Since(start).Seconds()
 				f.checkDone()
 				f.checkAttempts()
@@ -668,7 +669,7 @@ func TestFleetPace(t *testing.T) {
 				f.checkPace()
 				c := f.sim.Ledger().Commands[chat.CreateContactGroup]
 				fmt.Fprintf(&table, "%8d %10v %8.1f %6d %10d %16.1f %10.0f%%\n", workers, latency,
-					float64(c.Calls-1)/c.Seconds, c.MaxPerSecond, c.MaxPer100ms, float64(messages)/float64(calls), 100*cpu)
+					float64(c.Calls-1)/c.Seconds, c.MaxPerSecond, c.MaxPer100ms, float64(messages)/float64(counted), 100*cpu)
 			})
 		}
 	}
@@ -1012,20 +1013,20 @@ func TestFleetSteeredImports(t *testing.T) {
 func TestFleetRate(t *testing.T) {
 	t.Parallel()
 	const slower = 50
-	f := newFleet(t, 200, chatsim.Config{Latency: 5 * time.Millisecond})
+	f := newFleet(t, 100, chatsim.Config{Latency: 5 * time.Millisecond})
 	f.muster(2)
 	f.enqueue("i", 3000, 1)
 	limit := func() float64 {
 		return f.leader().samples()[`groupferry_rate_limit_calls_per_second{command="create_contact_group"}`]
 	}
-	f.awaitCalls(time.Time{}, 300, nil)
+	f.awaitCalls(time.Time{}, 200, nil)
 	f.run(exitDone, "rate", strconv.Itoa(slower))
 	said := time.Now()
 	f.await("the slower rate", func() bool { return limit() == slower })
 	slow := time.Now()
 	t.Logf("heeded after %v", slow.Sub(said).Round(time.Millisecond))
 	f.works(f.begin())
-	f.awaitCalls(slow.Add(time.Second), 4*slower, nil)
+	f.awaitCalls(slow.Add(time.Second), 3*slower, nil)
 	most := mostIn(time.Second, f.arrived(slow.Add(time.Second), chat.CreateContactGroup, nil))
 	t.Logf("at most %d calls in a second", most)
 	if most > slower {
