@@ -17,6 +17,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -203,6 +204,7 @@ func scalePublish() {
 	if err != nil {
 		panic(err)
 	}
+	debug.SetMemoryLimit(importMemory) // as import has it
 	ctx := context.Background()
 	q, err := queue.Open(ctx, queue.Config{DataDir: os.Getenv("GROUPFERRY_DATA_DIR")})
 	if err != nil {
