@@ -422,7 +422,8 @@ func (w *Worker) settle(ctx context.Context, d Delivery, a *attempt, sequence ui
 	w.mu.Unlock()
 	if stored {
 		failed := r.FailedConversations()
-		done := len(r.Conversations) - failed - a.doneBefore()
+		// What an earlier round did was told then; of that, some may be out of the group by now.
+		done := max(0, len(r.Conversations)-failed-a.doneBefore())
 		w.cfg.Observer.JobDone(string(r.Outcome), done, failed, time.Since(start), a.made)
 	} else if sequence != 0 {
 		w.putBack(ctx, d, "known", 0) // another result came in between: whether it is of this round the next look tells

@@ -205,6 +205,10 @@ func TestCluster(t *testing.T) {
 		t.Fatalf("got exit code %d, want 0\n%s\n%s", code, &run.stdout, &run.stderr)
 	}
 	checkState(t, sim, stateOf(rows))
+	for _, n := range nodes {
+		n.ready()
+	}
+	await(t, "the results stream", func() bool { return s.spawn("results", "clustered").wait() == exitDone })
 	if got := len(s.results("clustered")); got != len(rows) {
 		t.Errorf("results: got %d conversations, want %d", got, len(rows))
 	}

@@ -162,6 +162,11 @@ func (p *program) begin(ctx context.Context, q *queue.Queue, i queue.Import) (qu
 	if err != nil {
 		return stored, err
 	}
+	if stored.State == queue.Complete { // who completed it may have been killed before it was done with the queue
+		if err := q.Complete(ctx, i.ID); err != nil {
+			return stored, err
+		}
+	}
 	at := stored.Created.Local().Format(time.DateTime)
 	switch {
 	case !existed:

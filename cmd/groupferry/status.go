@@ -133,9 +133,11 @@ func statusOf(ctx context.Context, q *queue.Queue, id string) (importStatus, err
 	if err != nil {
 		return importStatus{}, err
 	}
-	pending, inHand, err := q.Pending(ctx, id)
-	if err != nil {
-		return importStatus{}, err
+	var pending, inHand int64
+	if !i.State.Over() {
+		if pending, inHand, err = q.Pending(ctx, id); err != nil {
+			return importStatus{}, err
+		}
 	}
 	s := importStatus{
 		Import: i.ID, State: string(i.State), Paused: i.Paused, Simulated: i.Simulated, Files: i.Files, Created: i.Created,

@@ -2,8 +2,12 @@ package queue
 
 import (
 	"fmt"
+	"os"
+	"strconv"
 	"sync"
 	"testing"
+
+	"github.com/nats-io/nats.go"
 
 	"groupferry/internal/job"
 )
@@ -93,4 +97,47 @@ func BenchmarkTally(b *testing.B) {
 		}
 	}
 	b.ReportMetric(n*float64(b.N)/b.Elapsed().Seconds(), "results/s")
+}
+
+// BenchmarkFreshTally counts a million results in a process that knows nothing yet, all but the last 5,000 of which some
+// other process has counted: what a status has to do. GROUPFERRY_QUEUE_RESULTS changes the million. To be run with -benchtime 1x, for it stores its own
+// count.
+func BenchmarkFreshTally(b *testing.B) {
+	n := 1_000_000
+	if s := os.Getenv("GROUPFERRY_QUEUE_RESULTS"); s != "" {
+		var err error
+		if n, err = strconv.Atoi(s); err != nil {
+			b.Fatal(err)
+		}
+	}
+	dir := b.TempDir()
+	q := open(b, Config{DataDir: dir})
+	begin(b, q, "i")
+	for i := 0; i < n; {
+		var group []*waitingPut
+		for ; i < n && len(group) < 1000; i++ {
+			r := testResult("i", i, 1, 0)
+			group = append(group, &waitingPut{msg: &nats.Msg{
+				Subject: q.resultSubject(r.Import, r.Job),
+				Data:    r.AppendJSON(nil),
+				Header:  nats.Header{tallyHeader: {tallyLine(&r, 0, "")}},
+			}})
+		}
+		if err := q.together.batch(group); err != nil {
+			b.Fatal(err)
+		}
+		if i == n-5000 {
+			if _, err := q.Tally(b.Context(), "i"); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	for b.Loop() {
+		b.StopTimer()
+		fresh := open(b, Config{DataDir: dir})
+		b.StartTimer()
+		if got, err := fresh.Tally(b.Context(), "i"); got.Jobs.Done != int64(n) || err != nil {
+			b.Fatalf("got %d, %v; want %d", got.Jobs.Done, err, n)
+		}
+	}
 }

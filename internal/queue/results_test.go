@@ -122,10 +122,10 @@ func TestResultsTogether(t *testing.T) {
 			if !atomic {
 				cfg := q.results.CachedInfo().Config
 				cfg.AllowAtomicPublish = false
-				var err error
-				if q.results, err = q.js.UpdateStream(t.Context(), cfg); err != nil {
+				if _, err := q.js.UpdateStream(t.Context(), cfg); err != nil {
 					t.Fatal(err)
 				}
+				q.together.batches = false
 			}
 			const n = 6 * minTogether
 			second := func(i int) bool { return i%100 == 7 }

@@ -28,7 +28,8 @@ const (
 // A batch is refused as a whole if one of its results is not the next one of its job. Then, and whenever no answer
 // came, each is put by itself, which tells what became of it.
 type together struct {
-	q *Queue
+	q       *Queue
+	batches bool // the stream takes them
 
 	mu      sync.Mutex
 	waiting []*waitingPut
@@ -45,7 +46,7 @@ type waitingPut struct {
 
 // put writes a result if the last one of its subject has the given sequence.
 func (t *together) put(ctx context.Context, m *nats.Msg, seq uint64) error {
-	if !t.q.results.CachedInfo().Config.AllowAtomicPublish {
+	if !t.batches {
 		return t.single(ctx, m, seq)
 	}
 	p := &waitingPut{ctx, m, seq, make(chan error, 1)}
