@@ -253,7 +253,7 @@ func (e *endless) Read(p []byte) (int, error) {
 func TestEndlessLine(t *testing.T) {
 	size := int64(5 << 30)
 	if testing.Short() || raceEnabled {
-		size = 512 << 20
+		size = 128 << 20
 	}
 	for _, tc := range []struct {
 		name, begin string
