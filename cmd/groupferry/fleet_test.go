@@ -271,7 +271,7 @@ type fleet struct {
 	jobs    int // that were enqueued, one for each group
 	imports []string
 
-	late atomic.Int64 // nanoseconds by which this process was woken too late, at most
+	late func() time.Duration // see feelPulse
 
 	mu       sync.Mutex
 	arrivals []arrival
@@ -303,12 +303,13 @@ func newFleet(t *testing.T, rate int, cfg chatsim.Config) *fleet {
 	}
 	t.Cleanup(func() { q.Close() })
 	f.queue = q
-	f.feelPulse()
+	f.late = feelPulse(t)
 	return f
 }
 
-// feelPulse notes, until the test ends, how late this process is woken at most.
-func (f *fleet) feelPulse() {
+// feelPulse notes, until the test ends, how late this process is woken, and gives the most so far.
+func feelPulse(t testing.TB) (late func() time.Duration) {
+	var most atomic.Int64
 	done := make(chan struct{})
 	var feeling sync.WaitGroup
 	feeling.Go(func() {
@@ -322,14 +323,15 @@ func (f *fleet) feelPulse() {
 			case <-tick.C:
 			}
 			now := time.Now()
-			f.late.Store(max(f.late.Load(), int64(now.Sub(last)-beat)))
+			most.Store(max(most.Load(), int64(now.Sub(last)-beat)))
 			last = now
 		}
 	})
-	f.t.Cleanup(func() {
+	t.Cleanup(func() {
 		close(done)
 		feeling.Wait()
 	})
+	return func() time.Duration { return time.Duration(most.Load()) }
 }
 
 // A door is a way to the simulator. It can be closed, so that nobody listens there, and its gate holds calls that were
@@ -581,7 +583,7 @@ func (f *fleet) checkAttempts() {
 // checkPace checks that the fleet never was over its limit.
 func (f *fleet) checkPace() {
 	f.t.Helper()
-	l, late := f.sim.Ledger(), time.Duration(f.late.Load())
+	l, late := f.sim.Ledger(), f.late()
 	for _, command := range chat.Commands() {
 		c := l.Commands[command]
 		if c.MaxPerSecond > f.rate {
