@@ -415,7 +415,7 @@ func TestFirstLeaderStartsAtOnce(t *testing.T) {
 			func(f *fleet, s *sailor) { f.retire(s); time.Sleep(time.Hour) }, 0, 200 * time.Millisecond},
 		{"handed over with its server", atHome, atHome, (*fleet).retire, time.Second, 1200 * time.Millisecond},
 		{"killed with its server", atHome, atHome, (*fleet).kill, 2 * time.Second, 2200 * time.Millisecond},
-		{"killed elsewhere", MemberConfig{}, MemberConfig{}, (*fleet).kill, 6 * time.Second, 15 * time.Second},
+		{"killed elsewhere", MemberConfig{}, MemberConfig{}, (*fleet).kill, 5 * time.Second, 8 * time.Second},
 		{"killed elsewhere long ago", MemberConfig{}, MemberConfig{},
 			func(f *fleet, s *sailor) { f.kill(s); time.Sleep(time.Hour) }, 0, 200 * time.Millisecond},
 	} {
@@ -448,7 +448,7 @@ func TestFirstLeaderStartsAtOnce(t *testing.T) {
 // TestFleetSurvives lets the leader die, leave, freeze and be cut off, and the hub go down, and measures how long the
 // fleet stands still after each.
 func TestFleetSurvives(t *testing.T) {
-	takeover := reign + validity + DefaultCallTimeout + cooldown + 2*time.Second // the others look each half second
+	takeover := reign + validity + 2*time.Second /* timeout */ + cooldown + 2*time.Second // the others look each half second
 	for _, tc := range []struct {
 		name string
 		do   func(*fleet, *sailor)

@@ -55,7 +55,7 @@
 // a little closer than the rate asks so that the permits, not the spacing, set the pace; time lost is caught up by
 // at most [burst] calls at once. And when nothing is answered for a moment, the calls that pile up on the way would
 // arrive together: only so many go out ahead of the last answer as are under way at the usual length of a call, and
-// [ahead] more.
+// [ahead] more; then one each [trickle].
 //
 // # Slower, or not at all
 //
@@ -65,6 +65,7 @@
 package governor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math"
@@ -93,6 +94,10 @@ const (
 	// a server that stood still goes on, they arrive within the same 100 ms as the next 25: 37 at most, of the 40
 	// that are allowed.
 	ahead = 12
+
+	// trickle is how long nothing is granted then until one call goes out all the same: those that are not answered may
+	// be of one process whose way to the API is cut, and the next one's answer says that the way of others is not.
+	trickle = 250 * time.Millisecond
 
 	// smoothing is the weight of one call in the usual length of a call.
 	smoothing = 1.0 / 16
@@ -166,12 +171,13 @@ type Governor struct {
 	cfg       Config
 	notBefore time.Time
 
-	mu    sync.Mutex
-	lanes map[string]*lane
-	users map[string]*user
-	timer *time.Timer
-	until time.Time     // no grant from then on; zero for ever
-	over  chan struct{} // closed by Close
+	mu      sync.Mutex
+	lanes   map[string]*lane
+	users   map[string]*user
+	timer   *time.Timer
+	tickets uint64        // counts the waiters
+	until   time.Time     // no grant from then on; zero for ever
+	over    chan struct{} // closed by Close
 
 	outage     bool
 	streak     int       // calls without an answer since the last one with one
@@ -194,8 +200,9 @@ type lane struct {
 	answered  uint64      // number of the latest grant whose call has ended
 	usual     float64     // length of a call in seconds, smoothed
 	cooling   []time.Time // when the others come back, in order
+	last      time.Time   // of the last grant
 	next      time.Time   // a grant at this time would be on the dot
-	ready     []*waiter   // in order of arrival; each is the first of its user
+	ready     []*waiter   // by ticket; each is the first of its user
 	waiting   int         // all waiters, also those behind another of the same user
 	throttled int
 }
@@ -208,6 +215,7 @@ type user struct {
 }
 
 type waiter struct {
+	ticket  uint64 // counts the arrivals
 	lane    *lane
 	user    *user
 	grant   chan *Permit // one place
@@ -279,6 +287,8 @@ func (g *Governor) Acquire(ctx context.Context, command, userID string) (*Permit
 	g.mu.Lock()
 	w.lane = g.lane(command)
 	w.lane.waiting++
+	g.tickets++
+	w.ticket = g.tickets
 	w.user = g.users[userID]
 	if w.user == nil {
 		w.user = &user{name: userID}
@@ -286,7 +296,7 @@ func (g *Governor) Acquire(ctx context.Context, command, userID string) (*Permit
 	}
 	w.user.waiting = append(w.user.waiting, w)
 	if !w.user.busy && len(w.user.waiting) == 1 {
-		w.lane.ready = append(w.lane.ready, w)
+		w.lane.line(w)
 	}
 	g.pump()
 	g.mu.Unlock()
@@ -366,7 +376,7 @@ func (g *Governor) end(t *grant, o Outcome, roundTrip time.Duration, now time.Ti
 	u.busy = false
 	if len(u.waiting) > 0 {
 		next := u.waiting[0]
-		next.lane.ready = append(next.lane.ready, next)
+		next.lane.line(next)
 	}
 	g.forget(u)
 
@@ -460,6 +470,12 @@ func (g *Governor) lane(command string) *lane {
 	return l
 }
 
+// line puts a waiter whose turn it is for its user where it would stand if it had never waited for another of that user.
+func (l *lane) line(w *waiter) {
+	i, _ := slices.BinarySearchFunc(l.ready, w.ticket, func(o *waiter, t uint64) int { return cmp.Compare(o.ticket, t) })
+	l.ready = slices.Insert(l.ready, i, w)
+}
+
 // forget drops a user of whom nothing is left; the lock is held.
 func (g *Governor) forget(u *user) {
 	if !u.busy && len(u.waiting) == 0 {
@@ -479,7 +495,7 @@ func (w *waiter) leave() {
 		u.waiting = append(u.waiting[:i], u.waiting[i+1:]...)
 		if i == 0 && !u.busy && len(u.waiting) > 0 {
 			next := u.waiting[0]
-			next.lane.ready = append(next.lane.ready, next)
+			next.lane.line(next)
 		}
 		return
 	}
@@ -521,6 +537,7 @@ func (g *Governor) pumpLane(l *lane, now time.Time) time.Time {
 		l.waiting--
 		l.out++
 		l.granted++
+		l.last = now
 		space := time.Duration(float64(time.Second) / (l.rate * spacing))
 		l.next = later(l.next, now.Add(-(burst-1)*space)).Add(space)
 		w.user.busy = true
@@ -561,8 +578,8 @@ func (g *Governor) mayGrant(l *lane, now time.Time) (time.Time, bool) {
 		}
 		return l.cooling[0], false
 	}
-	if float64(l.granted-l.answered) >= ahead+l.rate*l.usual {
-		return time.Time{}, false
+	if float64(l.granted-l.answered) >= ahead+l.rate*l.usual && now.Sub(l.last) < trickle {
+		return l.last.Add(trickle), false
 	}
 	if now.Before(l.next) {
 		return l.next, false

@@ -173,6 +173,61 @@ func TestHangingCallsHoldNobodyUp(t *testing.T) {
 	})
 }
 
+// TestTurnOfAUsersNextCall: who waited behind another call of the same user does not wait behind all others as well.
+func TestTurnOfAUsersNextCall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(Config{Rate: 1})
+		held, _ := g.Acquire(t.Context(), create, "a")
+		turns := make(chan string, 10)
+		for _, user := range []string{"a", "b", "c", "d"} {
+			go func() {
+				p, err := g.Acquire(t.Context(), create, user)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				turns <- user
+				p.Done(Answered)
+			}()
+			synctest.Wait()
+		}
+		held.Done(Answered)
+		for _, want := range []string{"a", "b", "c", "d"} {
+			if got := <-turns; got != want {
+				t.Errorf("got the turn of %s, want %s", got, want)
+			}
+		}
+	})
+}
+
+// TestOneWayIsCut: calls of one process that are not answered do not keep those of others from going out.
+func TestOneWayIsCut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(Config{})
+		ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second)
+		defer cancel()
+		for i := range 30 { // they ask first, and hang
+			go func() {
+				if p, err := g.Acquire(ctx, create, fmt.Sprint("cut-", i)); err == nil {
+					<-ctx.Done()
+					p.Done(Lost)
+				}
+			}()
+		}
+		synctest.Wait()
+		var a arrivals
+		callers(ctx, t, g, 20, func(int) Outcome {
+			a.note()
+			time.Sleep(5 * time.Millisecond)
+			return Answered
+		}).Wait()
+		// Of 200 permits 30 hang, and the start takes 18 times a trickle.
+		if got, want := len(a.at), 3*150; got < want {
+			t.Errorf("got %d calls in 8 s, want at least %d", got, want)
+		}
+	})
+}
+
 func TestCommandsHaveTheirOwn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := New(Config{Rate: 2})

@@ -391,7 +391,7 @@ func (m *Member) follow(l lease) {
 // when it could not take the lease.
 func (m *Member) lead(ctx context.Context, before sighting, grantFrom time.Time) bool {
 	l := lease{
-		Leader: m.cfg.Name, Epoch: before.Epoch + 1, Longest: max(m.cfg.CallTimeout, DefaultCallTimeout),
+		Leader: m.cfg.Name, Epoch: before.Epoch + 1, Longest: m.cfg.CallTimeout,
 		Home: m.cfg.Home(), Alone: true,
 	}
 	sent := time.Now()
