@@ -14,6 +14,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"groupferry/internal/job"
 )
 
 var (
@@ -119,20 +121,8 @@ func (q *Queue) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "queue at %s", q.wh
 
 func (c Config) embedded() bool { return c.URL == "" && c.Context == "" }
 
-func validNamespace(s string) bool {
-	if s == "" || len(s) > maxNamespace {
-		return false
-	}
-	for i := range len(s) {
-		c := s[i]
-		switch {
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-', c == '_':
-		default:
-			return false
-		}
-	}
-	return true
-}
+// validNamespace takes what an import ID can be made of, for both become parts of the same names.
+func validNamespace(s string) bool { return len(s) <= maxNamespace && job.ValidImportID(s) }
 
 // A Queue is a connection to the streams and buckets of one namespace. It is safe for concurrent use.
 type Queue struct {
