@@ -82,8 +82,11 @@ func TestListen(t *testing.T) {
 		return n
 	}
 	await(t, "the call that gets no answer", func() bool {
+		if created(sim) < 1+done {
+			return false // and the page is read after this call began, so the jobs before it are counted to the end
+		}
 		samples = scrape(t, base+"/metrics")
-		return sum("groupferry_jobs_total") == done && created(sim) == 1+done && samples["groupferry_jobs_in_hand"] == 1
+		return sum("groupferry_jobs_total") == done && samples["groupferry_jobs_in_hand"] == 1
 	})
 	for path, want := range map[string]int{"/livez": 200, "/readyz": 200, "/": 200, "/nothing": 404} {
 		response, err := http.Get(base + path)
