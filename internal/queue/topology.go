@@ -89,7 +89,7 @@ func (q *Queue) ensureTopology(ctx context.Context) error {
 	if err := q.speedUpResults(ctx); err != nil {
 		return err
 	}
-	q.together.batches = q.results.CachedInfo().Config.AllowAtomicPublish
+	q.batches = q.results.CachedInfo().Config.AllowAtomicPublish
 	q.control, err = q.ensureBucket(ctx)
 	return err
 }
