@@ -141,6 +141,7 @@ type Queue struct {
 
 	line    atomic.Pointer[line]
 	tallies tallyCache
+	keeps   bool // the jobs stream keeps a job until its import is complete
 	batches bool // the results stream takes them
 	puts    gather[*waitingPut]
 	lookups gather[*lookup]
@@ -161,6 +162,7 @@ func Open(ctx context.Context, cfg Config) (*Queue, error) {
 	q := &Queue{cfg: cfg, log: cfg.Log}
 	q.puts = gather[*waitingPut]{
 		do: q.commit, most: maxTogether, room: maxBatchBytes, size: func(p *waitingPut) int { return len(p.msg.Data) },
+		many: minTogether, plenty: enoughTogether, patience: togetherWait,
 	}
 	q.lookups = gather[*lookup]{do: q.lookUp, most: maxLookups}
 	q.nextLine()

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -16,6 +17,10 @@ const (
 	// do, for it keeps the messages aside in a file of their own first, and little more for each result in it.
 	minTogether = 8
 	maxTogether = 512
+
+	// While they come by the dozen a commit waits a little for more: half of what 128 jobs in hand can have at most.
+	enoughTogether = 64
+	togetherWait   = 20 * time.Millisecond
 
 	// maxLookups keeps the request below 100 KB; the server answers up to 1,024 subjects.
 	maxLookups = 512
