@@ -20,7 +20,8 @@ import (
 //	groupferry run --import-id old-complete groups.csv
 //	groupferry import --import-id old-waiting groups.jsonl
 //
-// of the samples. v1 knows no round, no stored count, and writes each result by itself.
+// of the samples. v1 knows no round, no stored count, and writes each result by itself; its jobs stream is a work queue.
+// v2 keeps jobs until their import is complete.
 
 // unpack writes a data directory.
 func unpack(t *testing.T, file, dir string) {
