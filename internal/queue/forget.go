@@ -53,9 +53,11 @@ func (q *Queue) Forget(ctx context.Context, id string) error {
 	}
 	failpoint("forget-after")
 	for _, key := range []string{tallyKey(id), importKey(id)} { // the record last: it says what is still to be done
+		failpoint("forget-record-before")
 		if err := q.control.Purge(c, key); err != nil && !errors.Is(err, jetstream.ErrKeyNotFound) {
 			return q.fault(ctx, doing, err)
 		}
+		failpoint("forget-record-after")
 	}
 	return nil
 }

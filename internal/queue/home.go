@@ -251,7 +251,9 @@ func healStore(dir string) error {
 		for _, meta := range found {
 			_, err := os.Stat(filepath.Join(filepath.Dir(meta), "meta.sum"))
 			if errors.Is(err, os.ErrNotExist) {
+				failpoint("heal-before")
 				err = os.Remove(meta)
+				failpoint("heal-after")
 			}
 			if err != nil {
 				return fmt.Errorf("mend the store: %w", err)

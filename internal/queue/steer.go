@@ -86,6 +86,7 @@ func (q *Queue) Cancel(ctx context.Context, id string) error {
 func (q *Queue) drop(ctx context.Context, id string) (inHand int64, err error) {
 	c, cancel := q.within(ctx)
 	defer cancel()
+	failpoint("drop-pause-before")
 	// Paused first, so that what is counted is all that there will be.
 	_, err = q.jobs.PauseConsumer(c, consumerName(id), time.Now().Add(pausedFor))
 	if err == nil {

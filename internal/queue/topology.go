@@ -119,7 +119,10 @@ func (q *Queue) ensureStream(ctx context.Context, want jetstream.StreamConfig) (
 		if q.cfg.JoinOnly {
 			return nil, fmt.Errorf("%w in namespace %s of %s", ErrNoData, q.cfg.Namespace, q.where)
 		}
+		failpoint("stream-before")
+		failInside("stream-inside")
 		s, err = q.js.CreateStream(c, want)
+		failpoint("stream-after")
 		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // someone else was quicker
 			s, err = q.js.Stream(c, want.Name)
 		}
@@ -147,6 +150,8 @@ func (q *Queue) ensureBucket(ctx context.Context) (jetstream.KeyValue, error) {
 		if q.cfg.JoinOnly {
 			return nil, fmt.Errorf("%w in namespace %s of %s", ErrNoData, q.cfg.Namespace, q.where)
 		}
+		failpoint("stream-before")
+		failInside("stream-inside")
 		kv, err = q.js.CreateKeyValue(c, jetstream.KeyValueConfig{
 			Bucket:      name,
 			Description: "groupferry: import records, and whether the fleet is halted",

@@ -16,9 +16,6 @@ import (
 )
 
 const (
-	// ackWait is how long a delivery is its worker's without a sign of life; see [Delivery.Working].
-	ackWait = 60 * time.Second
-
 	// maxInHand is how many jobs of an import can be delivered and not settled. A job that was put back for later
 	// counts until it is due, so this is mostly room for those.
 	maxInHand = 20_000
@@ -464,12 +461,15 @@ func (q *Queue) Reclaim(ctx context.Context) error {
 			continue
 		}
 		// What was acknowledged is off the stream, so a new consumer gives what is left, each once.
+		failpoint("reclaim-before")
 		if err := q.deleteConsumer(ctx, i.ID); err != nil {
 			return err
 		}
+		failpoint("reclaim-between")
 		if err := q.makeConsumer(ctx, i); err != nil {
 			return err
 		}
+		failpoint("reclaim-after")
 	}
 	return nil
 }
