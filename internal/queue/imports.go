@@ -294,10 +294,12 @@ func (q *Queue) Complete(ctx context.Context, id string) error {
 
 // left counts the jobs of an import on the stream, those in hand included.
 func (q *Queue) left(ctx context.Context, id string) (uint64, error) {
-	c, cancel := q.within(ctx)
-	defer cancel()
 	subject := q.jobsSubject(id)
-	info, err := q.jobs.Info(c, jetstream.WithSubjectFilter(subject))
+	var info *jetstream.StreamInfo
+	err := q.ask(ctx, func(c context.Context) (err error) {
+		info, err = q.jobs.Info(c, jetstream.WithSubjectFilter(subject))
+		return err
+	})
 	if err != nil {
 		return 0, q.fault(ctx, "count jobs of import "+id, err)
 	}

@@ -272,6 +272,11 @@ func apiError(err error) *jetstream.APIError {
 	return nil
 }
 
+// withoutJetStream tells whether the server, or the account, says that it has none.
+func withoutJetStream(err error) bool {
+	return errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount)
+}
+
 // lostRace tells whether a write was refused because someone else wrote first. A cluster has a code of its own for it.
 func lostRace(err error) bool {
 	api := apiError(err)
@@ -303,7 +308,7 @@ func (q *Queue) ask(ctx context.Context, do func(context.Context) error) error {
 		err := do(c)
 		cancel()
 		leaderless := errors.Is(err, jetstream.ErrNoStreamResponse)
-		if api := apiError(err); api != nil {
+		if api := apiError(err); api != nil && !withoutJetStream(err) {
 			leaderless = leaderless || api.Code == 503
 		}
 		handedOver := q.home != nil && unreachable(err)

@@ -77,9 +77,11 @@ func (q *Queue) deleteConsumer(ctx context.Context, importID string) error {
 // A consumer that is missing while there are jobs is made anew: a process can be killed between taking it down and
 // making it again.
 func (q *Queue) Pending(ctx context.Context, importID string) (pending, inHand int64, err error) {
-	c, cancel := q.within(ctx)
-	defer cancel()
-	consumer, err := q.jobs.Consumer(c, consumerName(importID))
+	var consumer jetstream.Consumer
+	err = q.ask(ctx, func(c context.Context) (err error) {
+		consumer, err = q.jobs.Consumer(c, consumerName(importID))
+		return err
+	})
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return q.pendingWithoutConsumer(ctx, importID)
 	}
