@@ -58,20 +58,25 @@ var lifeSteps = []lifeStep{
 		around("enqueue", "record-enqueued"))},
 	{"cancel", slices.Concat(around("record-cancelled"), []string{"drop-pause-before"}, around("drop"),
 		[]string{"consumer-delete-before", "consumer-delete-after"})},
-	{"forget", slices.Concat(around("record-forgetting"), []string{"drop-pause-before"}, around("drop", "forget"),
+	{"forget", slices.Concat(around("record-forgetting", "drop", "forget"),
 		[]string{"forget-record-before", "forget-record-after"})},
 }
 
-// A crash is a failpoint, at one of the times it is passed, or a moment after the start.
+// A crash is a failpoint, at one of the times it is passed, or a moment after the start. With a hold, who comes to the
+// failpoint is not killed but kept there.
 type crash struct {
 	point string
 	pass  int
+	hold  time.Duration
 	after time.Duration
 }
 
 func (c crash) String() string {
 	if c.point == "" {
 		return c.after.String()
+	}
+	if c.hold > 0 {
+		return fmt.Sprintf("%s:%d:%s", c.point, c.pass, c.hold)
 	}
 	return fmt.Sprintf("%s:%d", c.point, c.pass)
 }

@@ -116,7 +116,7 @@ func (q *Queue) Enqueue(
 		err = q.deleteConsumer(ctx, importID)
 	}
 	if err == nil && rec.State == Cancelled { // meanwhile: what came after that is dropped as well
-		if _, err = q.drop(ctx, importID); err == nil {
+		if err = q.drop(ctx, importID); err == nil {
 			err = fmt.Errorf("enqueue import %s: %w", importID, ErrCancelled)
 		}
 	}
