@@ -101,7 +101,7 @@ func TestStaleServerFile(t *testing.T) {
 func TestLockedButNobodyAnswers(t *testing.T) {
 	t.Parallel() // it waits for as long as Open does
 	dir := t.TempDir()
-	h := newHome(dir, slog.New(slog.DiscardHandler))
+	h := newHome(dir, slog.New(slog.DiscardHandler), func(*DiskError) {})
 	if ok, err := h.lock.TryLock(); !ok || err != nil {
 		t.Fatal(ok, err)
 	}
@@ -272,7 +272,7 @@ func TestCloseWhileNobodyAnswers(t *testing.T) {
 	owner := open(t, Config{DataDir: dir})
 	guest := open(t, Config{DataDir: dir})
 	// Somebody takes the lock when the owner leaves, most likely before the guest does, and starts no server.
-	thief := newHome(dir, slog.New(slog.DiscardHandler))
+	thief := newHome(dir, slog.New(slog.DiscardHandler), func(*DiskError) {})
 	defer thief.lock.Close()
 	stolen := make(chan struct{})
 	go func() {

@@ -78,6 +78,10 @@ type Config struct {
 	// Log gets what happens to the connection and to the embedded server; nil discards it.
 	Log *slog.Logger
 
+	// OnBroken, unless nil, is called when the embedded server, run by this process, can no longer write its data: once,
+	// also while Open has not returned, and from any goroutine. Nothing can be written through the queue from then on.
+	OnBroken func(*DiskError)
+
 	// JoinOnly makes Open fail with [ErrNoData] where there is nothing to look at, rather than create it.
 	JoinOnly bool
 }
@@ -149,7 +153,7 @@ type Queue struct {
 // and are what this package needs. It gives up after about five seconds with an error that wraps [ErrUnreachable];
 // once open, a connection that is lost is sought again for as long as the queue is open.
 //
-// The other errors that can be told apart wrap [ErrTooOld], [ErrNoJetStream], [ErrNoData], and job.ErrVersion when a
+// The other errors that can be told apart wrap a [*DiskError], [ErrTooOld], [ErrNoJetStream], [ErrNoData], and job.ErrVersion when a
 // newer groupferry made the streams.
 func Open(ctx context.Context, cfg Config) (*Queue, error) {
 	cfg, err := cfg.withDefaults()

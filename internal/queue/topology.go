@@ -68,6 +68,9 @@ func (q *Queue) ensureTopology(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := q.dropTorn(ctx); err != nil {
+		return err
+	}
 	q.results, err = q.ensureStream(ctx, jetstream.StreamConfig{
 		Name:              q.resultsStream(),
 		Description:       "groupferry: what became of each job",
