@@ -107,15 +107,9 @@ func (q *Queue) haltDeliveries(ctx context.Context, id string) (inHand int64, er
 
 // drop takes the jobs of an import and its consumer off the queue.
 func (q *Queue) drop(ctx context.Context, id string) error {
-	failpoint("drop-before")
-	failInside("drop-inside")
-	err := q.ask(ctx, func(c context.Context) error {
-		return q.jobs.Purge(c, jetstream.WithPurgeSubject(q.jobsSubject(id)))
-	})
-	if err != nil {
-		return q.fault(ctx, "drop the jobs of import "+id, err)
+	if err := q.purgeJobs(ctx, id, 0); err != nil {
+		return err
 	}
-	failpoint("drop-after")
 	return q.deleteConsumer(ctx, id)
 }
 

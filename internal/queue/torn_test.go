@@ -41,7 +41,7 @@ func TestTornPiece(t *testing.T) {
 				t.Fatal(err)
 			}
 			q = open(t, Config{DataDir: dir})
-			if left, err := q.left(t.Context(), "i"); err != nil || left != uint64(test.before) {
+			if left, err := q.onStream(t.Context(), "i"); err != nil || left != int64(test.before) {
 				t.Errorf("got %d jobs, %v; want %d", left, err, test.before)
 			}
 			if _, err := q.Enqueue(t.Context(), "i", jobsOf("i", test.before+more), nil); err != nil {
