@@ -156,6 +156,7 @@ func (q *squad) live(binary string) {
 		s, err := statusOf(t.Context(), at, "life")
 		return err == nil && s.State == string(queue.Complete) && s.Conversations.Failed == 0
 	})
+	q.awaitLate()
 	q.check("retry", rows, 0)
 
 	// An import is cancelled while it is worked on.
@@ -251,6 +252,9 @@ func (q *squad) restart(m *member) {
 			m.at = time.Now().Add(m.fate.after)
 		case 3, 4, 5:
 			m.fate = crash{point: squadHolds[q.rng.IntN(len(squadHolds))], pass: 1 + q.rng.IntN(6), hold: hold}
+			if q.rng.IntN(3) == 0 { // so long that a retry may be over
+				m.fate.hold *= 4
+			}
 		default:
 			m.fate = crash{point: squadWork[q.rng.IntN(len(squadWork))], pass: 1 + q.rng.IntN(10)}
 		}
@@ -359,14 +363,26 @@ func (q *squad) await(what string, so func() bool) {
 			}
 			q.t.Fatalf("waited %v in vain for: %s\n%s", fleetPatience, what, &said)
 		}
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(100 * time.Millisecond)
 	}
+}
+
+// awaitLate waits for those who are held, and would do now what they should have done before.
+func (q *squad) awaitLate() {
+	q.t.Helper()
+	q.await("those who are held", func() bool {
+		return !slices.ContainsFunc(q.members, func(m *member) bool {
+			said := m.p.stderr.String()
+			return strings.Count(said, "failpoint: held at") > strings.Count(said, "failpoint: on from")
+		})
+	})
 }
 
 func (q *squad) awaitComplete(id string) {
 	q.t.Helper()
 	q.await(id+" to be complete", func() bool {
-		i, err := q.q.Import(q.t.Context(), id)
-		return err == nil && i.State == queue.Complete
+		// The results are counted as they come, and those that take the place of counted ones have to say so.
+		s, err := statusOf(q.t.Context(), q.q, id)
+		return err == nil && s.State == string(queue.Complete)
 	})
 }

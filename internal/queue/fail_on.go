@@ -50,7 +50,9 @@ func failpoint(name string) {
 		return
 	}
 	if failHold > 0 {
+		os.Stderr.WriteString("failpoint: held at " + name + "\n")
 		time.Sleep(failHold)
+		os.Stderr.WriteString("failpoint: on from " + name + "\n")
 		return
 	}
 	die()
