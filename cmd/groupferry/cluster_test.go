@@ -2,98 +2,17 @@ package main
 
 import (
 	"encoding/json"
-	"fmt"
-	"net"
 	"net/http"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
 	"groupferry/internal/chatsim"
 )
 
-// A node is one server of a NATS cluster, as a process.
-type node struct {
-	t              testing.TB
-	name, dir      string
-	client, status string // addresses
-	routes         []string
-	cmd            *exec.Cmd
-}
-
-// freePort gives an address that was free a moment ago.
-func freePort(t testing.TB) string {
+// leader gives the server that leads a stream.
+func leader(t testing.TB, nodes []*broker, stream string) *broker {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
-// startCluster starts a cluster of three, and waits until each of them is ready.
-func startCluster(t testing.TB) []*node {
-	t.Helper()
-	routes := []string{freePort(t), freePort(t), freePort(t)}
-	var nodes []*node
-	for i := range routes {
-		n := &node{t: t, name: fmt.Sprintf("n%d", i), dir: t.TempDir(), client: freePort(t), status: freePort(t), routes: routes}
-		config := fmt.Sprintf(`server_name: %s
-listen: %q
-http: %q
-jetstream { store_dir: %q }
-cluster { name: c, listen: %q, routes: ["nats://%s"] }
-`, n.name, n.client, n.status, filepath.Join(n.dir, "store"), routes[i], strings.Join(routes, `", "nats://`))
-		if err := os.WriteFile(filepath.Join(n.dir, "config"), []byte(config), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		n.start()
-		t.Cleanup(n.kill)
-		nodes = append(nodes, n)
-	}
-	for _, n := range nodes {
-		n.ready()
-	}
-	return nodes
-}
-
-func (n *node) start() {
-	n.t.Helper()
-	path, err := natsServer()
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	n.cmd = exec.Command(path, "-c", filepath.Join(n.dir, "config"), "-l", filepath.Join(n.dir, "log"))
-	if err := n.cmd.Start(); err != nil {
-		n.t.Fatal(err)
-	}
-}
-
-func (n *node) kill() {
-	n.cmd.Process.Kill()
-	n.cmd.Wait()
-}
-
-// ready waits until the node has caught up with the others.
-func (n *node) ready() {
-	n.t.Helper()
-	await(n.t, n.name+" in the cluster", func() bool {
-		response, err := http.Get("http://" + n.status + "/healthz")
-		if err != nil {
-			return false
-		}
-		response.Body.Close()
-		return response.StatusCode == http.StatusOK
-	})
-}
-
-// leader gives the node that leads a stream.
-func leader(t testing.TB, nodes []*node, stream string) *node {
-	t.Helper()
-	var found *node
+	var found *broker
 	await(t, "a leader of "+stream, func() bool {
 		for _, n := range nodes {
 			response, err := http.Get("http://" + n.status + "/jsz?accounts=true&streams=true")

@@ -60,7 +60,10 @@ func (p *program) muster(q *queue.Queue, api *apiClient, a *apiFlags, m *metrics
 		Home:        q.Embedded,
 		Gate:        &governor.Gate{OnHalt: c.halted},
 		RoundTrip:   api.trips.Shortest,
-		OnGrant:     m.Granted,
+		OnGrant: func(command string, waited time.Duration) {
+			queue.Failpoint("grant")
+			m.Granted(command, waited)
+		},
 		OnSlower: func(command string, rate float64) {
 			log.Warn("throttled by the API; going slower", "command", command, "calls_per_second", int(rate))
 		},
@@ -72,6 +75,7 @@ func (p *program) muster(q *queue.Queue, api *apiClient, a *apiFlags, m *metrics
 			}
 		},
 		OnLead: func(leading bool, wait time.Duration) {
+			queue.Failpoint("lead")
 			if leading && wait > 0 {
 				log.Info("calls of an earlier process may still be on their way; waiting for them", "wait", wait.Round(time.Millisecond))
 			}

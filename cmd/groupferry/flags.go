@@ -136,6 +136,7 @@ func (p *program) open(q queueFlags, joinOnly bool) (*queue.Queue, error) {
 	opened, err := queue.Open(p.soft, queue.Config{
 		URL: q.url, Creds: q.creds, Context: q.context, DataDir: q.dataDir, Namespace: q.namespace,
 		Replicas: q.replicas, Name: "groupferry " + processName(), Log: p.console.log, JoinOnly: joinOnly,
+		OnBroken: func(e *queue.DiskError) { p.fail(e) },
 	})
 	if errors.Is(err, queue.ErrNoData) {
 		return nil, hint(err, "name the directory with --data-dir, or the server with --nats-url")

@@ -6,9 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -55,93 +52,6 @@ const (
 
 // fleetPatience is enough for what a killed process had in hand: it is given to another one after a minute.
 const fleetPatience = 4 * time.Minute
-
-// natsServer builds the server that is in go.mod, beside the program itself, and gives its path.
-var natsServer = sync.OnceValues(func() (string, error) {
-	program, err := exec.LookPath("groupferry")
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(filepath.Dir(program), "nats-server")
-	out, err := exec.Command("go", "build", "-o", path, "github.com/nats-io/nats-server/v2").CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("build nats-server: %w\n%s", err, out)
-	}
-	return path, nil
-})
-
-// A broker is a NATS server as a process, which can be killed, and started again where it was.
-type broker struct {
-	t              testing.TB
-	dir            string
-	client, status string // addresses
-	cmd            *exec.Cmd
-}
-
-func startBroker(t testing.TB) *broker {
-	t.Helper()
-	b := &broker{t: t, dir: t.TempDir(), client: "127.0.0.1:-1", status: "127.0.0.1:-1"}
-	b.start()
-	t.Cleanup(func() { b.kill() })
-	var ports struct{ NATS, Monitoring []string }
-	await(t, "the ports of the NATS server", func() bool {
-		b, err := os.ReadFile(filepath.Join(b.dir, fmt.Sprintf("nats-server_%d.ports", b.cmd.Process.Pid)))
-		return err == nil && json.Unmarshal(b, &ports) == nil && len(ports.NATS) > 0 && len(ports.Monitoring) > 0
-	})
-	b.client = strings.TrimPrefix(ports.NATS[0], "nats://")
-	b.status = strings.TrimPrefix(ports.Monitoring[0], "http://")
-	b.ready()
-	return b
-}
-
-func (b *broker) start() {
-	b.t.Helper()
-	path, err := natsServer()
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	port := func(address string) string { return address[strings.LastIndexByte(address, ':')+1:] }
-	b.cmd = exec.Command(path, "-js", "-sd", filepath.Join(b.dir, "store"), "-a", "127.0.0.1", "-p", port(b.client),
-		"-m", port(b.status), "--ports_file_dir", b.dir, "-l", filepath.Join(b.dir, "log"))
-	if err := b.cmd.Start(); err != nil {
-		b.t.Fatal(err)
-	}
-}
-
-func (b *broker) ready() {
-	b.t.Helper()
-	await(b.t, "the NATS server", func() bool {
-		response, err := http.Get("http://" + b.status + "/healthz")
-		if err != nil {
-			return false
-		}
-		response.Body.Close()
-		return response.StatusCode == http.StatusOK
-	})
-}
-
-func (b *broker) kill() {
-	b.cmd.Process.Kill()
-	b.cmd.Wait()
-}
-
-// messages counts those that went in and out so far.
-func (b *broker) messages() int64 {
-	b.t.Helper()
-	response, err := http.Get("http://" + b.status + "/varz")
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	defer response.Body.Close()
-	var v struct {
-		In  int64 `json:"in_msgs"`
-		Out int64 `json:"out_msgs"`
-	}
-	if err := json.NewDecoder(response.Body).Decode(&v); err != nil {
-		b.t.Fatal(err)
-	}
-	return v.In + v.Out
-}
 
 // A gate holds whoever comes while it is shut.
 type gate struct {

@@ -123,7 +123,10 @@ func exitCode(err error) int {
 func hintFor(err error) string {
 	var h *hinted
 	var e *chat.Error
+	var disk *queue.DiskError
 	switch {
+	case errors.As(err, &disk):
+		return "make room on its disk, or see that it can be written to"
 	case errors.As(err, &h):
 		return h.hint
 	case errors.As(err, &e):
@@ -152,17 +155,21 @@ type program struct {
 	// and everything is left as it is.
 	soft, hard context.Context
 
+	// fail ends both because nothing can be done any more; the cause is what the program ends with.
+	fail func(cause error)
+
 	console *console
 }
 
 func run(signals <-chan os.Signal, args []string, getenv func(string) (string, bool), stdin io.Reader, stdout, stderr io.Writer) int {
-	hard, leave := context.WithCancel(context.Background())
+	hard, fail := context.WithCancelCause(context.Background())
+	leave := func() { fail(nil) }
 	defer leave()
 	soft, stop := context.WithCancel(hard)
 	defer stop()
 	p := &program{
 		args: args, getenv: getenv, stdin: stdin, stdout: stdout, stderr: stderr,
-		soft: soft, hard: hard, console: newConsole(stderr),
+		soft: soft, hard: hard, fail: fail, console: newConsole(stderr),
 	}
 	go func() {
 		for _, heard := range []func(){stop, leave} {
@@ -182,6 +189,10 @@ func run(signals <-chan os.Signal, args []string, getenv func(string) (string, b
 	root.SetErr(stderr)
 	cmd, err := root.ExecuteContextC(soft)
 	p.console.end()
+	var disk *queue.DiskError
+	if errors.As(context.Cause(hard), &disk) || errors.As(err, &disk) {
+		err = &unfinishedError{disk, p.commandLine(), true} // all else follows from that
+	}
 	if err == nil {
 		return exitDone
 	}

@@ -5,9 +5,9 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -24,9 +24,11 @@ var (
 )
 
 // The crash matrix lives the life of an import again and again: run, retry, run, and for a second import: import,
-// cancel, forget. Each command is killed a few times, at failpoints (see internal/queue, which has them in builds with
-// the tag failpoint) or at random moments, and called again each time, until it ends by itself. The embedded server
-// dies with it. After each of them everything has to be accounted for.
+// cancel, forget; and for a third, two imports at once. Each command is killed a few times, at failpoints (see
+// internal/queue, which has them in builds with the tag failpoint) or at random moments, and called again each time,
+// until it ends by itself. The embedded server dies with it. After each of them everything has to be accounted for.
+//
+// The lives of a fleet are in squad_test.go.
 
 // A step of a life, with the failpoints that it passes, in their order.
 type lifeStep struct {
@@ -43,22 +45,29 @@ func around(names ...string) []string {
 }
 
 var lifeSteps = []lifeStep{
-	{"run", slices.Concat([]string{"home-locked", "home-started"}, around("begin", "lease"), []string{"consumer-before"},
-		around("enqueue", "record-enqueued"), []string{"fetch-after"}, around("result", "ack", "record-complete"),
+	{"run", slices.Concat([]string{"heal-before", "heal-after", "home-locked"}, around("stream"),
+		[]string{"home-started"}, around("begin", "lease"), []string{"lead", "grant", "consumer-before"},
+		around("enqueue", "record-enqueued"), []string{"fetch-after"}, around("result", "ack"),
+		[]string{"reclaim-before", "reclaim-between", "reclaim-after"}, around("record-complete"),
 		[]string{"consumer-delete-before", "consumer-delete-after"})},
 	{"retry", slices.Concat([]string{"home-started"}, around("record-retrying"), []string{"consumer-before"},
 		around("retry", "record-enqueued"))},
-	{"again", slices.Concat(around("lease"), []string{"fetch-after"}, around("result", "ack", "record-complete"))},
+	{"again", slices.Concat(around("lease"), []string{"lead", "grant", "fetch-after"}, around("result", "ack"),
+		[]string{"reclaim-before", "reclaim-between", "reclaim-after"}, around("record-complete"))},
 	{"import", slices.Concat([]string{"home-locked"}, around("begin"), []string{"consumer-before"},
 		around("enqueue", "record-enqueued"))},
-	{"cancel", slices.Concat(around("record-cancelled", "drop"), []string{"consumer-delete-before", "consumer-delete-after"})},
-	{"forget", around("record-forgetting", "drop", "forget")},
+	{"cancel", slices.Concat(around("record-cancelled"), []string{"drop-pause-before"}, around("drop"),
+		[]string{"consumer-delete-before", "consumer-delete-after"})},
+	{"forget", slices.Concat(around("record-forgetting", "drop", "forget"),
+		[]string{"forget-record-before", "forget-record-after"})},
 }
 
-// A crash is a failpoint, at one of the times it is passed, or a moment after the start.
+// A crash is a failpoint, at one of the times it is passed, or a moment after the start. With a hold, who comes to the
+// failpoint is not killed but kept there.
 type crash struct {
 	point string
 	pass  int
+	hold  time.Duration
 	after time.Duration
 }
 
@@ -66,7 +75,33 @@ func (c crash) String() string {
 	if c.point == "" {
 		return c.after.String()
 	}
+	if c.hold > 0 {
+		return fmt.Sprintf("%s:%d:%s", c.point, c.pass, c.hold)
+	}
 	return fmt.Sprintf("%s:%d", c.point, c.pass)
+}
+
+// failpointBuild builds the program with failpoints, beside the one without, and gives its path.
+var failpointBuild = sync.OnceValues(func() (string, error) {
+	program, err := exec.LookPath("groupferry")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(filepath.Dir(program), "groupferry-failpoint"+filepath.Ext(program))
+	out, err := exec.Command("go", "build", "-tags", "failpoint", "-o", path, ".").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("build with failpoints: %w\n%s", err, out)
+	}
+	return path, nil
+})
+
+func withFailpoints(t testing.TB) string {
+	t.Helper()
+	path, err := failpointBuild()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // TestCrashMatrix covers each failpoint of each step once; with -matrix N it goes on with N random lives.
@@ -75,13 +110,7 @@ func TestCrashMatrix(t *testing.T) {
 		t.Skip("starts many processes")
 	}
 	t.Parallel()
-	binary := filepath.Join(t.TempDir(), "groupferry-failpoint")
-	if runtime.GOOS == "windows" {
-		binary += ".exe"
-	}
-	if out, err := exec.Command("go", "build", "-tags", "failpoint", "-o", binary, ".").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	binary := withFailpoints(t)
 	seen := &reached{at: map[string]bool{}}
 	t.Run("lives", func(t *testing.T) {
 		const lives = 8
@@ -126,6 +155,9 @@ func randomCrashes(seed uint64) map[string][]crash {
 	for _, step := range lifeSteps {
 		for range 1 + rng.IntN(4) {
 			c := crash{point: step.points[rng.IntN(len(step.points))], pass: 1 + rng.IntN(6)}
+			if strings.HasPrefix(c.point, "heal-") {
+				c.point = "home-locked" // streams are made once in a life
+			}
 			if rng.IntN(3) == 0 {
 				c = crash{after: time.Duration(rng.IntN(1500)) * time.Millisecond}
 			}
@@ -157,35 +189,84 @@ type life struct {
 func (l *life) do(step string, codes []int, args ...string) *process {
 	l.t.Helper()
 	for _, c := range l.crashes[step] {
-		l.s.env["GROUPFERRY_FAILPOINT"] = c.String()
-		p := l.s.spawn(args...)
-		if c.point == "" {
-			after := time.Now().Add(c.after)
-			p.killWhen(func() bool { return time.Now().After(after) })
+		switch { // without which the point is not come by
+		case strings.HasPrefix(c.point, "heal-"):
+			l.crash(step, crash{point: "begin-before", pass: 1}, codes, args)
+			l.halfMade()
+		case strings.HasPrefix(c.point, "reclaim-"):
+			l.inHand(args)
 		}
-		code := p.wait()
-		switch {
-		case code == -1:
-			l.kills++
-			l.seen.mu.Lock()
-			l.seen.kills++
-			l.seen.at[step+" "+c.point] = true
-			l.seen.mu.Unlock()
-		case !slices.Contains(codes, code):
-			l.t.Fatalf("%s, to be killed at %s: got exit code %d, want one of %v\n%s\n%s", step, c, code, codes, &p.stdout, &p.stderr)
-		}
+		l.crash(step, c, codes, args)
 	}
-	delete(l.s.env, "GROUPFERRY_FAILPOINT")
 	p := l.s.spawn(args...)
 	if code := p.wait(); !slices.Contains(codes, code) {
-		l.t.Fatalf("%s after the crashes %v: got exit code %d, want one of %v\n%s\n%s", step, l.crashes[step], code, codes, &p.stdout, &p.stderr)
+		l.t.Fatalf("%s after the crashes %v: got exit code %d, want one of %v\n%s\n%s",
+			step, l.crashes[step], code, codes, &p.stdout, &p.stderr)
 	}
 	return p
 }
 
+// crash calls a command that is to be killed; it may end before.
+func (l *life) crash(step string, c crash, codes []int, args []string) {
+	l.t.Helper()
+	l.s.env["GROUPFERRY_FAILPOINT"] = c.String()
+	p := l.s.spawn(args...)
+	delete(l.s.env, "GROUPFERRY_FAILPOINT")
+	if c.point == "" {
+		after := time.Now().Add(c.after)
+		p.killWhen(func() bool { return time.Now().After(after) })
+	}
+	code := p.wait()
+	if code >= 0 {
+		if !slices.Contains(codes, code) {
+			l.t.Fatalf("%s, to be killed at %s: got exit code %d, want one of %v\n%s\n%s",
+				step, c, code, codes, &p.stdout, &p.stderr)
+		}
+		return
+	}
+	l.kills++
+	l.seen.mu.Lock()
+	l.seen.kills++
+	l.seen.at[step+" "+c.point] = true
+	l.seen.mu.Unlock()
+}
+
+// inHand kills a worker that has had a job in hand for long enough that it is known after the kill: the server writes
+// down who has what ten times a second.
+func (l *life) inHand(args []string) {
+	l.t.Helper()
+	before, since := l.calls(), time.Time{}
+	l.s.env["GROUPFERRY_FAILPOINT"] = "result-before:1:1h"
+	p := l.s.spawn(args...)
+	delete(l.s.env, "GROUPFERRY_FAILPOINT")
+	ended := p.killWhen(func() bool {
+		if since.IsZero() && l.calls() > before {
+			since = time.Now()
+		}
+		return !since.IsZero() && time.Since(since) > time.Second/2
+	})
+	if !ended {
+		l.kills++
+	}
+}
+
+// halfMade leaves of the streams, in which there is nothing yet, what a kill leaves of one that is being made.
+func (l *life) halfMade() {
+	l.t.Helper()
+	sums, err := filepath.Glob(filepath.Join(l.s.dir, "jetstream", "*", "streams", "*", "meta.sum"))
+	if err != nil || len(sums) == 0 {
+		l.t.Fatalf("got %q, %v; want the streams of a process that was killed", sums, err)
+	}
+	for _, sum := range sums {
+		if err := os.Remove(sum); err != nil {
+			l.t.Fatal(err)
+		}
+	}
+}
+
 func live(t *testing.T, binary string, seed uint64, crashes map[string][]crash, seen *reached) {
 	const failing = "friend-1"
-	const hands = 4
+	hands := []int{4, 64}[seed/3%2] // with many of them results are written in groups
 	sizes := []int{230}
 	for i := range 60 {
 		sizes = append(sizes, 1+i%4)
@@ -205,6 +286,8 @@ func live(t *testing.T, binary string, seed uint64, crashes map[string][]crash, 
 	l := &life{t: t, s: newShell(t, url), sim: sim, crashes: crashes, seen: seen}
 	l.s.program = binary
 	l.s.env["GROUPFERRY_TIMEOUT"] = "1s"
+	// What a killed process had in hand has to be taken back by the next one: to wait for it would not end.
+	l.s.env["GROUPFERRY_FAILPOINT_ACK_WAIT"] = "1h"
 	file := writeRows(t, rows)
 	run := []string{"run", "--import-id", "life", "--concurrency", fmt.Sprint(hands), "--output", "json", file}
 
@@ -220,6 +303,9 @@ func live(t *testing.T, binary string, seed uint64, crashes map[string][]crash, 
 		t.Fatal(err)
 	}
 	l.retry()
+	if got := l.s.onQueue("life"); got != int64(bad) {
+		t.Errorf("retry: got %d jobs on the queue, want %d", got, bad)
+	}
 	before, kills := l.calls(), l.kills
 	l.check(l.do("again", []int{exitDone}, run...), rows, len(rows), 0, 1)
 	if got, most := l.calls()-before, bad+(l.kills-kills)*2*hands; got > 2*most {
@@ -238,6 +324,18 @@ func live(t *testing.T, binary string, seed uint64, crashes map[string][]crash, 
 	l.do("forget", []int{exitDone, exitFailed}, "forget", "second") // exitFailed: there is none any more
 	if p := l.s.spawn("status", "second"); p.wait() != exitFailed || !strings.Contains(p.stderr.String(), "no such import") {
 		t.Errorf("forget: the import is still there:\n%s", &p.stdout)
+	}
+
+	// Two at once, of which one stands still for a while before one of its pieces.
+	l.s.env["GROUPFERRY_FAILPOINT"] = fmt.Sprintf("enqueue-before:%d:1s", 1+seed%4)
+	slow := l.s.spawn("import", "--import-id", "third", file)
+	delete(l.s.env, "GROUPFERRY_FAILPOINT")
+	quick := l.s.spawn("import", "--import-id", "third", file)
+	if got := codes(slow, quick); !slices.Equal(got, []int{exitDone, exitDone}) {
+		t.Fatalf("two imports: got exit codes %v, want 0 and 0\n%s\n%s", got, &slow.stderr, &quick.stderr)
+	}
+	if got := l.s.onQueue("third"); got != int64(len(sizes)) {
+		t.Errorf("two imports: got %d jobs on the queue, want %d", got, len(sizes))
 	}
 	checkState(t, sim, stateOf(rows))
 	seen.mu.Lock()

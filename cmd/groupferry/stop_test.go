@@ -68,15 +68,21 @@ func (p *process) wait() int {
 	return p.cmd.ProcessState.ExitCode()
 }
 
+// ended tells whether the process has.
+func (p *process) ended() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // killWhen kills the process when so is true, and tells whether it had ended by itself.
 func (p *process) killWhen(so func() bool) (ended bool) {
 	p.t.Helper()
 	await(p.t, "a moment to kill", func() bool {
-		select {
-		case <-p.done:
-			ended = true
-		default:
-		}
+		ended = p.ended()
 		return ended || so()
 	})
 	if !ended {

@@ -124,20 +124,21 @@ func (q *Queue) countResults(ctx context.Context, id string, from jetstream.Cons
 	if !job.ValidImportID(id) {
 		return 0, fmt.Errorf("%s: %w", doing, ErrNoImport)
 	}
-	c, cancel := q.within(ctx)
-	defer cancel()
 	from.FilterSubject = q.resultSubject(id, "*")
 	from.AckPolicy = jetstream.AckNonePolicy
 	from.HeadersOnly = true
 	from.MemoryStorage = true
 	from.InactiveThreshold = time.Minute
-	consumer, err := q.results.CreateConsumer(c, from)
-	if err != nil {
-		return 0, q.fault(ctx, doing, err)
-	}
-	info := consumer.CachedInfo()
-	_ = q.results.DeleteConsumer(c, info.Name) // it would go by itself in a minute
-	return int64(info.NumPending), nil
+	var pending uint64
+	err := q.ask(ctx, func(c context.Context) error {
+		consumer, err := q.results.CreateConsumer(c, from)
+		if err == nil {
+			pending = consumer.CachedInfo().NumPending
+			_ = q.results.DeleteConsumer(c, consumer.CachedInfo().Name) // it would go by itself in a minute
+		}
+		return err
+	})
+	return int64(pending), q.fault(ctx, doing, err)
 }
 
 // Recent counts the results of an import that were written within the given time before now.
@@ -150,10 +151,12 @@ func (q *Queue) Recent(ctx context.Context, id string, window time.Duration) (in
 
 // onStream counts the jobs of an import on the stream, those in hand included.
 func (q *Queue) onStream(ctx context.Context, id string) (int64, error) {
-	c, cancel := q.within(ctx)
-	defer cancel()
 	subject := q.jobsSubject(id)
-	info, err := q.jobs.Info(c, jetstream.WithSubjectFilter(subject))
+	var info *jetstream.StreamInfo
+	err := q.ask(ctx, func(c context.Context) (err error) {
+		info, err = q.jobs.Info(c, jetstream.WithSubjectFilter(subject))
+		return err
+	})
 	if err != nil {
 		return 0, q.fault(ctx, "count jobs of import "+id, err)
 	}
@@ -162,13 +165,15 @@ func (q *Queue) onStream(ctx context.Context, id string) (int64, error) {
 
 // lastOf gives the sequence of the newest message of a stream.
 func lastOf(ctx context.Context, q *Queue, s jetstream.Stream) (uint64, error) {
-	c, cancel := q.within(ctx)
-	defer cancel()
-	info, err := s.Info(c)
-	if err != nil {
-		return 0, err
-	}
-	return info.State.LastSeq, nil
+	var last uint64
+	err := q.ask(ctx, func(c context.Context) error {
+		info, err := s.Info(c)
+		if err == nil {
+			last = info.State.LastSeq
+		}
+		return err
+	})
+	return last, err
 }
 
 // purgeJobs drops the jobs of an import up to a sequence; all of them if that is 0.

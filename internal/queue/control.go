@@ -110,13 +110,14 @@ func (q *Queue) swapHalt(ctx context.Context, b []byte, wanted func(now *Halt) b
 		if err != nil || !wanted(now) {
 			return now, err
 		}
-		c, cancel := q.within(ctx)
-		if revision == 0 {
-			_, err = q.control.Create(c, haltKey, b)
-		} else {
-			_, err = q.control.Update(c, haltKey, b, revision)
-		}
-		cancel()
+		err = q.ask(ctx, func(c context.Context) (err error) {
+			if revision == 0 {
+				_, err = q.control.Create(c, haltKey, b)
+			} else {
+				_, err = q.control.Update(c, haltKey, b, revision)
+			}
+			return err
+		})
 		if err == nil {
 			return now, nil
 		}

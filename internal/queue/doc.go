@@ -41,6 +41,8 @@
 //   - In Complete, between record and consumer: the consumer has no jobs; the next Complete removes it.
 //   - In [Queue.Retry]: a record that says retrying, and a checkpoint of its own with each piece. The next Retry goes on.
 //   - In [Queue.Forget]: a record that says forgetting. The next Forget goes on, and so does a Begin of the same import.
+//   - With a disk that was full amid a batch, and still is at the next start: some jobs of the batch without its
+//     checkpoint. The next Open takes them off the stream, Enqueue or Retry puts them there again.
 //   - In [Queue.Reclaim], with the consumer taken down: [Queue.Pending] makes it again.
 //
 // Message ids play no part in this: the server forgets them with time.
@@ -65,6 +67,9 @@
 // the data in a file for the owner's eyes. It syncs every write to disk, so that a power failure loses nothing either.
 // Others find it through that file, and when the process that ran it is gone, one of them takes over; to all its
 // callers that looks like a connection that was lost and found.
+//
+// When it cannot write, for the disk is full or read-only, it takes nothing any more until it is started again. The
+// process that runs it is told so by [Config.OnBroken], and should end.
 //
 // # Limits
 //

@@ -21,10 +21,7 @@ import (
 )
 
 const (
-	// maxBatchJobs and the checkpoint make 1,000 messages, the server's limit for an atomic batch.
-	maxBatchJobs = 999
-
-	// maxBatchBytes is when a batch is sent before it has that many jobs. With the largest job that a server takes by
+	// maxBatchBytes is when a batch is sent before it has maxBatchJobs. With the largest job that a server takes by
 	// default, 1 MiB, it stays below 8 MiB, which is what a client buffers while it reconnects.
 	maxBatchBytes = 7_000_000
 
@@ -119,7 +116,7 @@ func (q *Queue) Enqueue(
 		err = q.deleteConsumer(ctx, importID)
 	}
 	if err == nil && rec.State == Cancelled { // meanwhile: what came after that is dropped as well
-		if _, err = q.drop(ctx, importID); err == nil {
+		if err = q.drop(ctx, importID); err == nil {
 			err = fmt.Errorf("enqueue import %s: %w", importID, ErrCancelled)
 		}
 	}

@@ -30,8 +30,18 @@ type Link struct {
 
 // Link makes sure that the lease bucket is there. A link is for one member.
 func (q *Queue) Link(ctx context.Context) (*Link, error) {
-	c, cancel := q.within(ctx)
-	defer cancel()
+	var bucket jetstream.KeyValue
+	err := q.ask(ctx, func(c context.Context) (err error) {
+		bucket, err = q.leaseBucket(c)
+		return err
+	})
+	if err != nil {
+		return nil, q.fault(ctx, "open the lease", err)
+	}
+	return &Link{q: q, bucket: bucket}, nil
+}
+
+func (q *Queue) leaseBucket(c context.Context) (jetstream.KeyValue, error) {
 	name := q.cfg.Namespace + "-lease"
 	bucket, err := q.js.KeyValue(c, name)
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
@@ -46,10 +56,7 @@ func (q *Queue) Link(ctx context.Context) (*Link, error) {
 			bucket, err = q.js.KeyValue(c, name)
 		}
 	}
-	if err != nil {
-		return nil, q.fault(ctx, "open the lease", err)
-	}
-	return &Link{q: q, bucket: bucket}, nil
+	return bucket, err
 }
 
 // Lease is part of [governor.Link].

@@ -31,11 +31,9 @@ func (q *Queue) Forget(ctx context.Context, id string) error {
 		return fmt.Errorf("forget import %s: %w: workers had %d jobs of it in hand when it was cancelled, and may end "+
 			"them until %s", id, ErrUnfinished, i.InHand, i.Completed.Add(inHandAtMost).Local().Format(time.TimeOnly))
 	}
-	if _, err := q.drop(ctx, id); err != nil {
+	if err := q.drop(ctx, id); err != nil {
 		return err
 	}
-	c, cancel := q.within(ctx)
-	defer cancel()
 	doing := "forget import " + id
 	for _, p := range []struct {
 		stream  jetstream.Stream
@@ -47,15 +45,21 @@ func (q *Queue) Forget(ctx context.Context, id string) error {
 	} {
 		failpoint("forget-before")
 		failInside("forget-inside")
-		if err := p.stream.Purge(c, jetstream.WithPurgeSubject(p.subject)); err != nil {
+		err := q.ask(ctx, func(c context.Context) error {
+			return p.stream.Purge(c, jetstream.WithPurgeSubject(p.subject))
+		})
+		if err != nil {
 			return q.fault(ctx, doing, err)
 		}
 	}
 	failpoint("forget-after")
 	for _, key := range []string{tallyKey(id), importKey(id)} { // the record last: it says what is still to be done
-		if err := q.control.Purge(c, key); err != nil && !errors.Is(err, jetstream.ErrKeyNotFound) {
+		failpoint("forget-record-before")
+		err := q.ask(ctx, func(c context.Context) error { return q.control.Purge(c, key) })
+		if err != nil && !errors.Is(err, jetstream.ErrKeyNotFound) {
 			return q.fault(ctx, doing, err)
 		}
+		failpoint("forget-record-after")
 	}
 	return nil
 }

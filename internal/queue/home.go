@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/url"
@@ -14,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -30,6 +32,10 @@ const (
 	joinPatience = 5 * time.Second
 	joinPause    = 50 * time.Millisecond
 
+	// maxStore is what the embedded server may take of the disk: all of it, an exbibyte. Left to itself it takes three
+	// quarters of what was free when it started, and what it says beyond that sounds like a server out of reach.
+	maxStore = 1 << 60
+
 	// readyTimeout is for a server with nothing wrong; recovery of a store happens before it counts.
 	readyTimeout = 10 * time.Second
 )
@@ -37,13 +43,43 @@ const (
 // errNobodyHome says that another process holds the lock of the data directory and no server answers for it.
 var errNobodyHome = errors.New("another process holds the data directory, and its server does not answer")
 
+// A DiskError says why the embedded server cannot write its data: the disk is full or broken, or must not be written to.
+// What it said it has written is there. The server writes again when it is started again.
+type DiskError struct {
+	Dir string // the data directory
+	Err error
+}
+
+func (e *DiskError) Error() string {
+	return fmt.Sprintf("the embedded server in %s cannot write its data: %v", shown(e.Dir), e.Err)
+}
+
+func (e *DiskError) Unwrap() error { return e.Err }
+
+// diskFaults are what the operating system says then.
+var diskFaults = []error{
+	syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS, syscall.EIO, syscall.EFBIG, fs.ErrPermission,
+}
+
+// diskFault finds one of them in an error, or returns nil.
+func diskFault(err error) error {
+	for _, fault := range diskFaults {
+		if errors.Is(err, fault) {
+			return fault
+		}
+	}
+	return nil
+}
+
 // A home is the embedded server's data directory, seen from one of the processes that have it open. Whoever holds the
 // lock runs the server; the others connect to it. The connection of either goes through Dial, so that a process whose
 // server went away becomes the next one to run it by nothing else than its attempt to reconnect.
 type home struct {
-	dir  string
-	log  *slog.Logger
-	lock *flock.Flock
+	dir      string
+	log      *slog.Logger
+	lock     *flock.Flock
+	onBroken func(*DiskError) // called once
+	told     sync.Once
 
 	mu     sync.Mutex
 	server *server.Server // nil while another process runs it
@@ -52,11 +88,12 @@ type home struct {
 	closed bool
 }
 
-func newHome(dir string, log *slog.Logger) *home {
+func newHome(dir string, log *slog.Logger, onBroken func(*DiskError)) *home {
 	return &home{
-		dir:  dir,
-		log:  log,
-		lock: flock.New(filepath.Join(dir, lockFile), flock.SetPermissions(0o600)),
+		dir:      dir,
+		log:      log,
+		onBroken: onBroken,
+		lock:     flock.New(filepath.Join(dir, lockFile), flock.SetPermissions(0o600)),
 	}
 }
 
@@ -70,9 +107,17 @@ func (q *Queue) connectHome(ctx context.Context) error {
 		}
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
+		if fault := diskFault(err); fault != nil {
+			return &DiskError{dir, fault}
+		}
 		return fmt.Errorf("data directory: %w", err)
 	}
-	h := newHome(dir, q.log)
+	h := newHome(dir, q.log, func(e *DiskError) {
+		q.nextLine() // what waits for an answer may get none
+		if q.cfg.OnBroken != nil {
+			q.cfg.OnBroken(e)
+		}
+	})
 	q.home = h
 	opts := append(q.connectOptions(),
 		nats.SetCustomDialer(h),
@@ -88,6 +133,9 @@ func (q *Queue) connectHome(ctx context.Context) error {
 			return q.useJetStream("", "")
 		}
 		if broken := h.whyBroken(); broken != nil {
+			if _, ok := errors.AsType[*DiskError](broken); ok { // which says where
+				return broken
+			}
 			return fmt.Errorf("start %s: %w", q.where, broken)
 		}
 		if !time.Now().Before(deadline) || !pause(ctx, joinPause) {
@@ -118,7 +166,7 @@ func (h *home) Dial(_, _ string) (net.Conn, error) {
 	}
 	got, err := h.lock.TryLock()
 	if err != nil {
-		h.broken = fmt.Errorf("lock: %w", err)
+		h.broken = h.brokenBy(fmt.Errorf("lock: %w", err))
 		return nil, h.broken
 	}
 	if !got {
@@ -126,6 +174,7 @@ func (h *home) Dial(_, _ string) (net.Conn, error) {
 	}
 	failpoint("home-locked")
 	if err := h.start(); err != nil {
+		err = h.brokenBy(err)
 		if h.token != "" && (h.broken == nil || h.broken.Error() != err.Error()) {
 			// Open is long over, so nobody is there to be told, and this comes again with every attempt.
 			h.log.Error("embedded server cannot be taken over", "dir", h.dir, "error", err)
@@ -135,6 +184,17 @@ func (h *home) Dial(_, _ string) (net.Conn, error) {
 	}
 	h.broken = nil
 	return h.server.InProcessConn()
+}
+
+// brokenBy tells whoever is to know when err is the disk's, and returns it as that then.
+func (h *home) brokenBy(err error) error {
+	fault := diskFault(err)
+	if fault == nil {
+		return err
+	}
+	e := &DiskError{h.dir, fault}
+	h.told.Do(func() { h.onBroken(e) })
+	return e
 }
 
 func (h *home) currentToken() string {
@@ -205,13 +265,14 @@ func (h *home) start() error {
 		JetStream:              true,
 		StoreDir:               h.dir,
 		SyncAlways:             true,
+		JetStreamMaxStore:      maxStore,
 		DisableJetStreamBanner: true,
 		NoSigs:                 true,
 	})
 	if err != nil {
 		return err
 	}
-	log := &serverLog{log: h.log}
+	log := &serverLog{log: h.log, heard: func(err error) { h.brokenBy(err) }}
 	s.SetLoggerV2(log, false, false, false)
 	s.Start()
 	stop := func(err error) error {
@@ -251,7 +312,9 @@ func healStore(dir string) error {
 		for _, meta := range found {
 			_, err := os.Stat(filepath.Join(filepath.Dir(meta), "meta.sum"))
 			if errors.Is(err, os.ErrNotExist) {
+				failpoint("heal-before")
 				err = os.Remove(meta)
+				failpoint("heal-after")
 			}
 			if err != nil {
 				return fmt.Errorf("mend the store: %w", err)
@@ -319,15 +382,16 @@ func (h *home) close() error {
 
 // A serverLog carries what the embedded server says to our log: warnings as what they are, all else as detail.
 type serverLog struct {
-	log *slog.Logger
+	log   *slog.Logger
+	heard func(error) // is told each error that the server warns of
 
 	mu   sync.Mutex
 	last error // words of a server that could not go on
 }
 
 func (l *serverLog) Noticef(format string, v ...any) { l.say(slog.LevelDebug, format, v) }
-func (l *serverLog) Warnf(format string, v ...any)   { l.say(slog.LevelWarn, format, v) }
-func (l *serverLog) Errorf(format string, v ...any)  { l.say(slog.LevelError, format, v) }
+func (l *serverLog) Warnf(format string, v ...any)   { l.warn(slog.LevelWarn, format, v) }
+func (l *serverLog) Errorf(format string, v ...any)  { l.warn(slog.LevelError, format, v) }
 func (l *serverLog) Debugf(format string, v ...any)  { l.say(slog.LevelDebug, format, v) }
 func (l *serverLog) Tracef(format string, v ...any)  { l.say(slog.LevelDebug, format, v) }
 
@@ -344,6 +408,16 @@ func (l *serverLog) death() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.last
+}
+
+// warn also listens: an error of the disk comes out of the server in its log, and nowhere else.
+func (l *serverLog) warn(level slog.Level, format string, v []any) {
+	l.say(level, format, v)
+	for _, arg := range v {
+		if err, ok := arg.(error); ok {
+			l.heard(err)
+		}
+	}
 }
 
 func (l *serverLog) say(level slog.Level, format string, v []any) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -100,7 +101,7 @@ func TestStaleServerFile(t *testing.T) {
 func TestLockedButNobodyAnswers(t *testing.T) {
 	t.Parallel() // it waits for as long as Open does
 	dir := t.TempDir()
-	h := newHome(dir, slog.New(slog.DiscardHandler))
+	h := newHome(dir, slog.New(slog.DiscardHandler), func(*DiskError) {})
 	if ok, err := h.lock.TryLock(); !ok || err != nil {
 		t.Fatal(ok, err)
 	}
@@ -271,7 +272,7 @@ func TestCloseWhileNobodyAnswers(t *testing.T) {
 	owner := open(t, Config{DataDir: dir})
 	guest := open(t, Config{DataDir: dir})
 	// Somebody takes the lock when the owner leaves, most likely before the guest does, and starts no server.
-	thief := newHome(dir, slog.New(slog.DiscardHandler))
+	thief := newHome(dir, slog.New(slog.DiscardHandler), func(*DiskError) {})
 	defer thief.lock.Close()
 	stolen := make(chan struct{})
 	go func() {
@@ -335,5 +336,33 @@ func TestStoreIsHealed(t *testing.T) {
 	}
 	if pending, _, err := q.Pending(t.Context(), "imp"); err != nil || pending != 5 {
 		t.Errorf("got %d jobs, %v; want 5", pending, err)
+	}
+}
+
+// TestOpenDuringHandOver opens the queue while the process that runs the server leaves it.
+func TestOpenDuringHandOver(t *testing.T) {
+	dir := t.TempDir()
+	open(t, Config{DataDir: dir}).Close()
+	for round := range 8 {
+		owner := open(t, Config{DataDir: dir})
+		var guests sync.WaitGroup
+		for range 3 {
+			guests.Go(func() {
+				q, err := Open(t.Context(), Config{DataDir: dir})
+				if err != nil {
+					t.Errorf("round %d: %v", round, err)
+					return
+				}
+				defer q.Close()
+				if _, err := q.Link(t.Context()); err != nil {
+					t.Errorf("round %d: %v", round, err)
+				}
+			})
+		}
+		time.Sleep(rand.N(20 * time.Millisecond)) // anywhere within their Open
+		if err := owner.Close(); err != nil {
+			t.Error(err)
+		}
+		guests.Wait()
 	}
 }

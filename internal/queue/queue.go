@@ -78,6 +78,10 @@ type Config struct {
 	// Log gets what happens to the connection and to the embedded server; nil discards it.
 	Log *slog.Logger
 
+	// OnBroken, unless nil, is called when the embedded server, run by this process, can no longer write its data: once,
+	// also while Open has not returned, and from any goroutine. Nothing can be written through the queue from then on.
+	OnBroken func(*DiskError)
+
 	// JoinOnly makes Open fail with [ErrNoData] where there is nothing to look at, rather than create it.
 	JoinOnly bool
 }
@@ -152,7 +156,7 @@ type Queue struct {
 // and are what this package needs. It gives up after about five seconds with an error that wraps [ErrUnreachable];
 // once open, a connection that is lost is sought again for as long as the queue is open.
 //
-// The other errors that can be told apart wrap [ErrTooOld], [ErrNoJetStream], [ErrNoData], and job.ErrVersion when a
+// The other errors that can be told apart wrap a [*DiskError], [ErrTooOld], [ErrNoJetStream], [ErrNoData], and job.ErrVersion when a
 // newer groupferry made the streams.
 func Open(ctx context.Context, cfg Config) (*Queue, error) {
 	cfg, err := cfg.withDefaults()
@@ -280,6 +284,11 @@ func apiError(err error) *jetstream.APIError {
 	return nil
 }
 
+// withoutJetStream tells whether the server, or the account, says that it has none.
+func withoutJetStream(err error) bool {
+	return errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount)
+}
+
 // lostRace tells whether a write was refused because someone else wrote first. A cluster has a code of its own for it.
 func lostRace(err error) bool {
 	api := apiError(err)
@@ -311,7 +320,7 @@ func (q *Queue) ask(ctx context.Context, do func(context.Context) error) error {
 		err := do(c)
 		cancel()
 		leaderless := errors.Is(err, jetstream.ErrNoStreamResponse)
-		if api := apiError(err); api != nil {
+		if api := apiError(err); api != nil && !withoutJetStream(err) {
 			leaderless = leaderless || api.Code == 503
 		}
 		handedOver := q.home != nil && unreachable(err)

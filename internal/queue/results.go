@@ -142,9 +142,11 @@ func (q *Queue) scan(
 	if !job.ValidImportID(importID) {
 		return 0, fmt.Errorf("%s: %w", doing, ErrNoImport)
 	}
-	c, cancel := q.within(ctx)
-	defer cancel()
-	info, err := q.results.Info(c)
+	var info *jetstream.StreamInfo
+	err = q.ask(ctx, func(c context.Context) (err error) {
+		info, err = q.results.Info(c)
+		return err
+	})
 	if err != nil {
 		return 0, q.fault(ctx, doing, err)
 	}
@@ -156,6 +158,8 @@ func (q *Queue) scan(
 	if headersOnly {
 		ahead = headersAhead
 	}
+	c, cancel := q.within(ctx)
+	defer cancel()
 	consumer, err := q.results.OrderedConsumer(c, jetstream.OrderedConsumerConfig{
 		FilterSubjects:    []string{q.resultSubject(importID, "*")},
 		DeliverPolicy:     jetstream.DeliverByStartSequencePolicy,

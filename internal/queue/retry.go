@@ -104,7 +104,7 @@ func (q *Queue) Retry(
 	switch {
 	case err != nil:
 	case rec.State.Over() && p.Jobs > 0: // done with, or cancelled, meanwhile
-		_, err = q.drop(ctx, id)
+		err = q.drop(ctx, id)
 	case p.Jobs == 0:
 		if err = q.Complete(ctx, id); err == nil {
 			rec, err = q.Import(ctx, id)

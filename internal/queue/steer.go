@@ -42,9 +42,7 @@ func (q *Queue) steer(ctx context.Context, id string, paused bool, tell func(con
 	if _, err := q.Update(ctx, id, func(i *Import) { i.Paused = paused && !i.State.Over() }); err != nil {
 		return err
 	}
-	c, cancel := q.within(ctx)
-	defer cancel()
-	err := tell(c)
+	err := q.ask(ctx, tell)
 	if errors.Is(err, jetstream.ErrConsumerNotFound) { // nothing of it is on the queue
 		return nil
 	}
@@ -70,44 +68,58 @@ func (q *Queue) Cancel(ctx context.Context, id string) error {
 	if i.State != Cancelled && i.Round == 0 {
 		return fmt.Errorf("cancel import %s: it is %s already", id, i.State)
 	}
-	inHand, err := q.drop(ctx, id)
-	if err != nil || inHand == 0 {
+	inHand, err := q.haltDeliveries(ctx, id)
+	if err != nil {
 		return err
 	}
-	_, err = q.Update(ctx, id, func(i *Import) {
-		if i.State.Over() {
-			i.InHand = inHand
+	if inHand > 0 { // noted before their consumer goes, for then nobody can count them
+		_, err = q.Update(ctx, id, func(i *Import) {
+			if i.State.Over() {
+				i.InHand = max(i.InHand, inHand)
+			}
+		})
+		if err != nil {
+			return err
 		}
-	})
-	return err
+	}
+	return q.drop(ctx, id)
 }
 
-// drop takes the jobs of an import and its consumer off the queue, and counts those that some worker has in hand.
-func (q *Queue) drop(ctx context.Context, id string) (inHand int64, err error) {
-	c, cancel := q.within(ctx)
-	defer cancel()
-	// Paused first, so that what is counted is all that there will be.
-	_, err = q.jobs.PauseConsumer(c, consumerName(id), time.Now().Add(pausedFor))
-	if err == nil {
-		var consumer jetstream.Consumer
-		if consumer, err = q.jobs.Consumer(c, consumerName(id)); err == nil {
+// haltDeliveries lets nobody take a job of an import any more, and counts those that some worker has in hand.
+func (q *Queue) haltDeliveries(ctx context.Context, id string) (inHand int64, err error) {
+	failpoint("drop-pause-before")
+	err = q.ask(ctx, func(c context.Context) error {
+		_, err := q.jobs.PauseConsumer(c, consumerName(id), time.Now().Add(pausedFor))
+		if err != nil {
+			return err
+		}
+		consumer, err := q.jobs.Consumer(c, consumerName(id))
+		if err == nil {
 			inHand = int64(consumer.CachedInfo().NumAckPending)
 		}
+		return err
+	})
+	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return 0, nil
 	}
-	if err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
-		return 0, q.fault(ctx, "drop the jobs of import "+id, err)
-	}
+	return inHand, q.fault(ctx, "drop the jobs of import "+id, err)
+}
+
+// drop takes the jobs of an import and its consumer off the queue.
+func (q *Queue) drop(ctx context.Context, id string) error {
 	if err := q.purgeJobs(ctx, id, 0); err != nil {
-		return 0, err
+		return err
 	}
-	return inHand, q.deleteConsumer(ctx, id)
+	return q.deleteConsumer(ctx, id)
 }
 
 // Rate reads how many calls a second somebody has allowed for the fleet; 0 when nobody has.
 func (q *Queue) Rate(ctx context.Context) (int, error) {
-	c, cancel := q.within(ctx)
-	defer cancel()
-	e, err := q.control.Get(c, rateKey)
+	var e jetstream.KeyValueEntry
+	err := q.ask(ctx, func(c context.Context) (err error) {
+		e, err = q.control.Get(c, rateKey)
+		return err
+	})
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
 		return 0, nil
 	}

@@ -110,9 +110,11 @@ func (q *Queue) countedSoFar(ctx context.Context, i *Import) (counted, error) {
 	if known && fits(own) {
 		return own, nil
 	}
-	c, cancel := q.within(ctx)
-	defer cancel()
-	e, err := q.control.Get(c, tallyKey(i.ID))
+	var e jetstream.KeyValueEntry
+	err := q.ask(ctx, func(c context.Context) (err error) {
+		e, err = q.control.Get(c, tallyKey(i.ID))
+		return err
+	})
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
 		return counted{}, nil
 	}

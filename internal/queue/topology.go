@@ -69,6 +69,9 @@ func (q *Queue) ensureTopology(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := q.dropTorn(ctx); err != nil {
+		return err
+	}
 	q.keeps = q.jobs.CachedInfo().Config.Retention == jetstream.LimitsPolicy
 	q.results, err = q.ensureStream(ctx, jetstream.StreamConfig{
 		Name:              q.resultsStream(),
@@ -103,9 +106,11 @@ func (q *Queue) speedUpResults(ctx context.Context) error {
 		return nil
 	}
 	cfg.AllowAtomicPublish = true
-	c, cancel := q.within(ctx)
-	defer cancel()
-	s, err := q.js.UpdateStream(c, cfg)
+	var s jetstream.Stream
+	err := q.ask(ctx, func(c context.Context) (err error) {
+		s, err = q.js.UpdateStream(c, cfg)
+		return err
+	})
 	if err != nil {
 		return q.fault(ctx, "update stream "+cfg.Name, err)
 	}
@@ -114,17 +119,23 @@ func (q *Queue) speedUpResults(ctx context.Context) error {
 }
 
 func (q *Queue) ensureStream(ctx context.Context, want jetstream.StreamConfig) (jetstream.Stream, error) {
-	c, cancel := q.within(ctx)
-	defer cancel()
-	s, err := q.js.Stream(c, want.Name)
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		if q.cfg.JoinOnly {
-			return nil, fmt.Errorf("%w in namespace %s of %s", ErrNoData, q.cfg.Namespace, q.where)
+	var s jetstream.Stream
+	err := q.ask(ctx, func(c context.Context) (err error) {
+		s, err = q.js.Stream(c, want.Name)
+		if !errors.Is(err, jetstream.ErrStreamNotFound) || q.cfg.JoinOnly {
+			return err
 		}
+		failpoint("stream-before")
+		failInside("stream-inside")
 		s, err = q.js.CreateStream(c, want)
+		failpoint("stream-after")
 		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // someone else was quicker
 			s, err = q.js.Stream(c, want.Name)
 		}
+		return err
+	})
+	if errors.Is(err, jetstream.ErrStreamNotFound) && q.cfg.JoinOnly {
+		return nil, fmt.Errorf("%w in namespace %s of %s", ErrNoData, q.cfg.Namespace, q.where)
 	}
 	if err != nil {
 		return nil, q.topologyFault(ctx, "stream "+want.Name, err)
@@ -141,14 +152,34 @@ func (q *Queue) ensureStream(ctx context.Context, want jetstream.StreamConfig) (
 }
 
 func (q *Queue) ensureBucket(ctx context.Context) (jetstream.KeyValue, error) {
-	c, cancel := q.within(ctx)
-	defer cancel()
 	name := q.controlBucket()
-	kv, err := q.js.KeyValue(c, name)
-	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		if q.cfg.JoinOnly {
-			return nil, fmt.Errorf("%w in namespace %s of %s", ErrNoData, q.cfg.Namespace, q.where)
+	var kv jetstream.KeyValue
+	var status jetstream.KeyValueStatus
+	err := q.ask(ctx, func(c context.Context) (err error) {
+		if kv, err = q.bucket(c, name); err == nil {
+			status, err = kv.Status(c)
 		}
+		return err
+	})
+	if errors.Is(err, jetstream.ErrBucketNotFound) && q.cfg.JoinOnly {
+		return nil, fmt.Errorf("%w in namespace %s of %s", ErrNoData, q.cfg.Namespace, q.where)
+	}
+	if err != nil {
+		return nil, q.topologyFault(ctx, "bucket "+name, err)
+	}
+	if status.TTL() != 0 {
+		return nil, fmt.Errorf("bucket %s on %s cannot be used: its records expire after %s; "+
+			"mend it, or choose another namespace", name, q.where, status.TTL())
+	}
+	return kv, checkSchema("bucket "+name, status.Metadata())
+}
+
+// bucket opens the control bucket, or makes it.
+func (q *Queue) bucket(c context.Context, name string) (jetstream.KeyValue, error) {
+	kv, err := q.js.KeyValue(c, name)
+	if errors.Is(err, jetstream.ErrBucketNotFound) && !q.cfg.JoinOnly {
+		failpoint("stream-before")
+		failInside("stream-inside")
 		kv, err = q.js.CreateKeyValue(c, jetstream.KeyValueConfig{
 			Bucket:      name,
 			Description: "groupferry: import records, and whether the fleet is halted",
@@ -161,28 +192,13 @@ func (q *Queue) ensureBucket(ctx context.Context) (jetstream.KeyValue, error) {
 			kv, err = q.js.KeyValue(c, name)
 		}
 	}
-	if err != nil {
-		return nil, q.topologyFault(ctx, "bucket "+name, err)
-	}
-	status, err := kv.Status(c)
-	if err != nil {
-		return nil, q.topologyFault(ctx, "bucket "+name, err)
-	}
-	if status.TTL() != 0 {
-		return nil, fmt.Errorf("bucket %s on %s cannot be used: its records expire after %s; "+
-			"mend it, or choose another namespace", name, q.where, status.TTL())
-	}
-	return kv, checkSchema("bucket "+name, status.Metadata())
+	return kv, err
 }
 
 // topologyFault tells a server without JetStream, where nobody listens to a request, from one that does not answer it.
 func (q *Queue) topologyFault(ctx context.Context, what string, err error) error {
-	for _, target := range []error{
-		nats.ErrNoResponders, jetstream.ErrJetStreamNotEnabled, jetstream.ErrJetStreamNotEnabledForAccount,
-	} {
-		if errors.Is(err, target) {
-			return fmt.Errorf("%w at %s", ErrNoJetStream, q.where)
-		}
+	if q.home == nil && (errors.Is(err, nats.ErrNoResponders) || withoutJetStream(err)) {
+		return fmt.Errorf("%w at %s", ErrNoJetStream, q.where)
 	}
 	return q.fault(ctx, what, err)
 }

@@ -16,9 +16,6 @@ import (
 )
 
 const (
-	// ackWait is how long a delivery is its worker's without a sign of life; see [Delivery.Working].
-	ackWait = 60 * time.Second
-
 	// maxInHand is how many jobs of an import can be delivered and not settled. A job that was put back for later
 	// counts until it is due, so this is mostly room for those.
 	maxInHand = 20_000
@@ -97,9 +94,11 @@ func (q *Queue) Pending(ctx context.Context, importID string) (pending, inHand i
 
 // consumerInfo says how an import's consumer is; nil when there is none.
 func (q *Queue) consumerInfo(ctx context.Context, importID string) (*jetstream.ConsumerInfo, error) {
-	c, cancel := q.within(ctx)
-	defer cancel()
-	consumer, err := q.jobs.Consumer(c, consumerName(importID))
+	var consumer jetstream.Consumer
+	err := q.ask(ctx, func(c context.Context) (err error) {
+		consumer, err = q.jobs.Consumer(c, consumerName(importID))
+		return err
+	})
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return nil, nil
 	}
@@ -495,12 +494,15 @@ func (q *Queue) Reclaim(ctx context.Context) error {
 		if q.keeps {
 			from = info.AckFloor.Stream + 1
 		}
+		failpoint("reclaim-before")
 		if err := q.deleteConsumer(ctx, i.ID); err != nil {
 			return err
 		}
+		failpoint("reclaim-between")
 		if err := q.makeConsumer(ctx, i, from); err != nil {
 			return err
 		}
+		failpoint("reclaim-after")
 	}
 	return nil
 }
