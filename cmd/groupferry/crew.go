@@ -410,11 +410,12 @@ func (s *speedometer) note(now time.Time, n int64) float64 {
 	return 0
 }
 
-// completeAll closes the books of the imports whose jobs all have a result.
-func (p *program) completeAll(ctx context.Context, q *queue.Queue) {
+// completeAll closes the books of the imports whose jobs all have a result. The error is about one that can never be
+// complete.
+func (p *program) completeAll(ctx context.Context, q *queue.Queue) (gone error) {
 	all, err := q.Imports(ctx)
 	if err != nil {
-		return
+		return nil
 	}
 	for _, i := range all {
 		if i.State != queue.Enqueued {
@@ -426,11 +427,14 @@ func (p *program) completeAll(ctx context.Context, q *queue.Queue) {
 			if _, err := q.Tally(ctx, i.ID); err != nil { // whoever asks for its status finds it counted
 				p.console.log.Debug("count", "err", err)
 			}
-		case errors.Is(err, queue.ErrUnfinished), errors.Is(err, queue.ErrUnreachable), ctx.Err() != nil:
-		default:
+		case errors.Is(err, queue.ErrJobsGone):
 			p.console.log.Error("an import cannot be completed", "err", err)
+			gone = err
+		case !errors.Is(err, queue.ErrUnfinished) && ctx.Err() == nil:
+			p.console.log.Debug("complete", "import", i.ID, "err", err)
 		}
 	}
+	return gone
 }
 
 // listen opens the address for metrics and status; "" and "off" mean none.

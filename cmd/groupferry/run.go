@@ -194,15 +194,19 @@ func (r *runner) toTheEnd(c *crew, plan *importer.Plan, listener net.Listener) e
 	id := plan.ImportID
 	c.cfg.LeaveOn = isNoPause
 	c.cfg.Finished = func(ctx context.Context) (bool, error) { return settled(ctx, c.q, id) }
-	pending, inHand, err := c.q.Pending(r.soft, id)
+	i, err := c.q.Import(r.soft, id)
 	if err != nil {
 		return err
 	}
-	c.total.Store(pending + inHand)
+	todo, err := c.q.Todo(r.soft, i)
+	if err != nil {
+		return err
+	}
+	c.total.Store(todo)
 	if err := c.work(c.q.Source(id), listener); err != nil {
 		return err
 	}
-	err = c.q.Complete(context.WithoutCancel(r.soft), id)
+	err = c.q.Complete(r.hard, id)
 	if errors.Is(err, queue.ErrUnfinished) && r.soft.Err() != nil {
 		return errInterrupted
 	}

@@ -157,9 +157,18 @@ func statusOf(ctx context.Context, q *queue.Queue, id string) (importStatus, err
 	if !tally.LastResult.IsZero() {
 		s.LastResult = &tally.LastResult
 	}
+	todo := s.Jobs.Pending
 	if i.Round > 0 {
-		s.Retry = &retryStatus{Round: i.Round, Jobs: i.Retried, Pending: pending + inHand, Codes: i.RetryCodes}
+		if todo = pending + inHand; i.State == queue.Enqueued {
+			if todo, err = q.Todo(ctx, i); err != nil {
+				return importStatus{}, err
+			}
+		}
+		todo = max(todo, 0)
+		s.Retry = &retryStatus{Round: i.Round, Jobs: i.Retried, Pending: todo, Codes: i.RetryCodes}
 	}
+	// After a crash the server takes jobs for being in hand that have their result.
+	s.Jobs.InHand = min(inHand, todo)
 	if i.State == queue.Cancelled {
 		s.Jobs.Pending, s.Jobs.Dropped = 0, s.Jobs.Pending
 		s.Conversations.Pending, s.Conversations.Dropped = 0, s.Conversations.Pending
@@ -179,10 +188,6 @@ func statusOf(ctx context.Context, q *queue.Queue, id string) (importStatus, err
 	}
 	if recent > 0 {
 		s.Rate = float64(recent) / window.Seconds()
-		todo := s.Jobs.Pending
-		if s.Retry != nil {
-			todo = s.Retry.Pending
-		}
 		left := float64(todo) / s.Rate
 		s.SecondsLeft = &left
 	}

@@ -102,19 +102,21 @@ finish for up to 30 seconds, the second leaves at once; neither loses anything.
 			err = c.work(q.Source(), listener)
 			stop()
 			<-closed
-			p.completeAll(context.WithoutCancel(p.soft), q)
+			gone := p.completeAll(p.hard, q)
 			switch {
 			case governor.IsHalted(err):
 				return &unfinishedError{err, c.goOn + " && " + p.commandLine(), true}
 			case err == nil && drain && p.soft.Err() != nil:
 				return &unfinishedError{errInterrupted, p.commandLine(), false}
+			case err == nil && drain:
+				return gone
 			}
 			return err
 		},
 	}
 	api.add(cmd)
 	qf.add(cmd)
-	cmd.Flags().BoolVar(&drain, "drain", false, "end when the queue is empty")
+	cmd.Flags().BoolVar(&drain, "drain", false, "end when every job has its result")
 	cmd.Flags().StringVar(&address, "listen", "127.0.0.1:9477", "`address` for metrics and status; off for none")
 	keep.add(cmd)
 	p.consoleFlags(cmd)
@@ -137,11 +139,11 @@ func drained(q *queue.Queue) func(context.Context) (bool, error) {
 	}
 }
 
-// settled tells whether nothing is left to do for an import. Trouble that does not pass is an end too: whoever completes
-// the import tells what it is.
+// settled tells whether nothing is left to do for an import, or nothing can be done: whoever completes the import is told
+// why.
 func settled(ctx context.Context, q *queue.Queue, id string) (bool, error) {
 	done, err := q.Settled(ctx, id)
-	if err != nil && ctx.Err() == nil && !errors.Is(err, queue.ErrUnreachable) {
+	if errors.Is(err, queue.ErrJobsGone) {
 		return true, nil
 	}
 	return done, err

@@ -10,13 +10,13 @@ import (
 // the time that encoding/json takes. What differs from that by a single byte it leaves to encoding/json: ok is false
 // then, as it is for a job that [Decode] has to refuse.
 func plainJob(b []byte) (j Job, ok bool) {
-	p := plain{s: string(b)} // all strings of the job are parts of this one
+	p := plain{s: string(b)} // the strings of the job are parts of this one
 	p.expect(`{"v":` + strconv.Itoa(Version) + `,"import":"`)
 	j.Import = p.text()
 	p.expect(`,"job":"`)
-	j.ID = p.text()
+	j.ID = strings.Clone(p.text()) // this and the user are kept for longer than the job
 	p.expect(`,"from_account":"`)
-	j.FromAccount = p.text()
+	j.FromAccount = strings.Clone(p.text())
 	p.expect(`,"group_name":"`)
 	j.GroupName = p.text()
 	if p.next(`,"round":`) {

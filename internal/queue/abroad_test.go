@@ -222,6 +222,8 @@ func TestTopologyThatIsNotOurs(t *testing.T) {
 		{"no rollup", "jobs", func(c *jetstream.StreamConfig) { c.AllowRollup = false }, "rollup is false"},
 		{"subjects", "results", func(c *jetstream.StreamConfig) { c.Subjects = []string{"x.y"} }, "subjects are"},
 		{"many results", "results", func(c *jetstream.StreamConfig) { c.MaxMsgsPerSubject = 2 }, "per subject is 2"},
+		{"few results", "results", func(c *jetstream.StreamConfig) { c.MaxMsgs = 9 }, "max messages is 9"},
+		{"small results", "results", func(c *jetstream.StreamConfig) { c.MaxBytes = 1 << 30 }, "max bytes is 1073741824"},
 		{"newer results", "results", func(c *jetstream.StreamConfig) { c.Metadata[schemaKey] = "3" }, "newer groupferry"},
 	}
 	for i, test := range tests {

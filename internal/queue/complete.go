@@ -2,12 +2,27 @@ package queue
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
 	"groupferry/internal/job"
+)
+
+// ErrJobsGone is wrapped by the error of a [Queue.Settled] or [Queue.Complete] of an import with jobs that have no result
+// and that nobody can be given any more. Waiting does not help.
+var ErrJobsGone = errors.New("some of its jobs can get no result")
+
+const (
+	// countPause is how old a count of results may be while some worker has a job in hand.
+	countPause = 2 * time.Second
+
+	// giveOuts is how often one process gives out all jobs of an import again because some have no result. Once is what
+	// it can take.
+	giveOuts = 3
 )
 
 // purgeTime is how long the server may take to drop the jobs of an import: it looks at each of them, and a million are
@@ -17,10 +32,22 @@ const purgeTime = 2 * time.Minute
 // Complete marks an import as done with and takes its jobs and its consumer off the queue. The error wraps
 // [ErrUnfinished] unless all of its jobs were enqueued and all have a result. Doing it again does no harm.
 func (q *Queue) Complete(ctx context.Context, id string) error {
+	// Asked before the record: jobs after this one are of a later round than the record's, for another process may
+	// complete the import at any time, and begin a retry.
+	upTo, err := q.lastOf(ctx, q.jobs)
+	if err != nil {
+		return q.fault(ctx, "complete import "+id, err)
+	}
 	i, err := q.Import(ctx, id)
 	if err != nil {
 		return err
 	}
+	return q.complete(ctx, i, upTo)
+}
+
+// complete is Complete with the record as it was at some time, and the newest job of a time before.
+func (q *Queue) complete(ctx context.Context, i Import, upTo uint64) error {
+	id := i.ID
 	switch i.State {
 	case Enqueueing:
 		return fmt.Errorf("complete import %s: %w: it is still being enqueued", id, ErrUnfinished)
@@ -28,11 +55,6 @@ func (q *Queue) Complete(ctx context.Context, id string) error {
 		return fmt.Errorf("complete import %s: %w: a retry was begun and not ended, 'groupferry retry %s' goes on",
 			id, ErrUnfinished, id)
 	case Enqueued:
-		// Jobs after this one are those of a retry, which another process may begin as soon as the import is complete.
-		upTo, err := lastOf(ctx, q, q.jobs)
-		if err != nil {
-			return q.fault(ctx, "complete import "+id, err)
-		}
 		left, err := q.unsettled(ctx, i)
 		if err != nil {
 			return err
@@ -60,7 +82,8 @@ func (q *Queue) Complete(ctx context.Context, id string) error {
 }
 
 // Settled tells whether nothing is left to do for an import: all of its jobs have a result, or it was cancelled. While
-// it is being enqueued nobody knows, and the answer is whether it has no job on the queue.
+// it is being enqueued nobody knows, and the answer is whether no job waits or is in hand. The error wraps [ErrJobsGone]
+// when that will never be.
 func (q *Queue) Settled(ctx context.Context, id string) (bool, error) {
 	i, err := q.Import(ctx, id)
 	if err != nil || i.State.Over() {
@@ -79,7 +102,8 @@ func (q *Queue) Settled(ctx context.Context, id string) (bool, error) {
 // While the consumer has jobs to give that tells. Then the results are counted, for what a consumer knows is written
 // down by and by: after a crash of the server it takes jobs for being in hand that were acknowledged, and a job that it
 // took for done by mistake would be lost. If it has none to give, none in hand, and results are missing all the same,
-// all jobs are given out again, and those that have a result are acknowledged for it.
+// all jobs are given out again, and those that have a result are acknowledged for it. For that each job of an import has
+// an ID of its own.
 func (q *Queue) unsettled(ctx context.Context, i Import) (int64, error) {
 	kept, err := q.onStream(ctx, i.ID)
 	if err != nil || !q.keeps { // on a work queue what is left is all that there is to know
@@ -89,33 +113,105 @@ func (q *Queue) unsettled(ctx context.Context, i Import) (int64, error) {
 	if err != nil || pending > 0 {
 		return pending + inHand, err
 	}
-	wanted, after := i.Jobs, uint64(0)
-	if i.Round > 0 {
-		wanted, after = i.Retried, i.RetryFrom
+	doubt := q.doubtOf(i)
+	if inHand > 0 && !doubt.due() {
+		return inHand, nil
 	}
-	results, err := q.countResults(ctx, i.ID, jetstream.ConsumerConfig{
-		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: after + 1,
-	})
-	if err != nil {
+	missing, err := q.missing(ctx, i, kept)
+	switch {
+	case err != nil || missing == 0:
 		return 0, err
-	}
-	missing := wanted - results
-	if inHand > 0 {
-		// What is no job of ours gets a result as well, and must not stand for one that is in hand.
-		return min(inHand, max(missing, kept-results, 0)), nil
-	}
-	if missing <= 0 {
-		return 0, nil
-	}
-	if kept == 0 {
-		return 0, fmt.Errorf("import %s: %d of its jobs have no result and are not on the queue any more: "+
-			"cancel and forget it, then import its files again", i.ID, missing)
+	case inHand > 0:
+		return min(inHand, missing), nil
+	case kept == 0 && i.Round > 0:
+		return 0, fmt.Errorf("import %s: %w: %d of the retry have none and are not on the queue: "+
+			"cancel it, and retry it again", i.ID, ErrJobsGone, missing)
+	case kept == 0:
+		return 0, fmt.Errorf("import %s: %w: %d have none and are not on the queue: "+
+			"cancel and forget it, then import its files again", i.ID, ErrJobsGone, missing)
+	case !doubt.again():
+		return 0, fmt.Errorf("import %s: %w: %d have none, though all were given out %d times",
+			i.ID, ErrJobsGone, missing, giveOuts+1)
 	}
 	q.log.Warn("some jobs were taken for done that have no result; giving all out again", "import", i.ID, "jobs", missing)
 	if err := q.deleteConsumer(ctx, i.ID); err != nil {
 		return 0, err
 	}
-	return missing, q.makeConsumer(ctx, i, 0)
+	return missing, q.makeConsumer(ctx, i.ID, 0)
+}
+
+// missing counts the jobs of an enqueued import that have no result of its round; kept are its jobs on the stream.
+func (q *Queue) missing(ctx context.Context, i Import, kept int64) (int64, error) {
+	todo, err := q.Todo(ctx, i)
+	if err != nil {
+		return 0, err
+	}
+	switch {
+	case i.Round == 0:
+		// What is no job of ours gets a result as well, and must not stand for one that has none.
+		todo = max(todo, kept-(i.Jobs-todo))
+	case i.Round > 1 && todo <= 0:
+		// A retry before this one can have been cancelled, and a worker that had a job of it in hand write its result yet.
+		results := int64(0)
+		_, err = q.scan(ctx, i.ID, i.RetryFrom, true, func(m jetstream.Msg, _ *jetstream.MsgMetadata) error {
+			if roundOf(m.Headers().Get(tallyHeader)) == i.Round {
+				results++
+			}
+			return nil
+		})
+		todo = i.Retried - results
+	}
+	return max(todo, 0), err
+}
+
+// Todo counts the jobs of an enqueued import, or of its retry, without a result. Where an earlier retry was cancelled it
+// can be too low: late results of that are not told apart.
+func (q *Queue) Todo(ctx context.Context, i Import) (int64, error) {
+	wanted := i.Jobs
+	if i.Round > 0 {
+		wanted = i.Retried
+	}
+	results, err := q.countResults(ctx, i.ID, jetstream.ConsumerConfig{
+		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: i.RetryFrom + 1,
+	})
+	return wanted - results, err
+}
+
+// A doubt is what this process remembers of a round of an import while it is not settled.
+type doubt struct {
+	mu      sync.Mutex
+	round   int
+	counted time.Time
+	given   int // out again
+}
+
+func (q *Queue) doubtOf(i Import) *doubt {
+	fresh := &doubt{round: i.Round}
+	was, known := q.doubts.LoadOrStore(i.ID, fresh)
+	if d := was.(*doubt); known && d.round == i.Round {
+		return d
+	}
+	q.doubts.Store(i.ID, fresh)
+	return fresh
+}
+
+// due tells whether results are to be counted again.
+func (d *doubt) due() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if time.Since(d.counted) < countPause {
+		return false
+	}
+	d.counted = time.Now()
+	return true
+}
+
+// again tells whether all jobs may be given out once more.
+func (d *doubt) again() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.given++
+	return d.given <= giveOuts
 }
 
 // countResults counts the results of an import from where a consumer would begin; the server counts, and none is read.
@@ -164,7 +260,7 @@ func (q *Queue) onStream(ctx context.Context, id string) (int64, error) {
 }
 
 // lastOf gives the sequence of the newest message of a stream.
-func lastOf(ctx context.Context, q *Queue, s jetstream.Stream) (uint64, error) {
+func (q *Queue) lastOf(ctx context.Context, s jetstream.Stream) (uint64, error) {
 	var last uint64
 	err := q.ask(ctx, func(c context.Context) error {
 		info, err := s.Info(c)

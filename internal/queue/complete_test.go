@@ -12,6 +12,7 @@ import (
 
 func settled(t *testing.T, q *Queue, id string) bool {
 	t.Helper()
+	q.doubts.Clear() // so that it is counted anew
 	done, err := q.Settled(t.Context(), id)
 	if err != nil {
 		t.Fatal(err)
@@ -91,28 +92,104 @@ func TestJobsThatAreGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := q.Settled(t.Context(), "i")
-	if err == nil || !strings.Contains(err.Error(), "3 of its jobs have no result and are not on the queue any more") {
+	if !errors.Is(err, ErrJobsGone) || !strings.Contains(err.Error(), "3 have none and are not on the queue") {
 		t.Errorf("got %v, want that 3 jobs are gone", err)
 	}
 }
 
-// Jobs that a retry puts there while somebody completes the import stay.
-func TestPurgeLeavesLaterJobs(t *testing.T) {
+// A process that was stopped while it completed an import takes no jobs of a retry that began since.
+func TestCompleteLeavesLaterJobs(t *testing.T) {
 	q := open(t, Config{})
-	enqueued(t, q, "i", 3)
-	upTo, err := lastOf(t.Context(), q, q.jobs)
+	upTo := uint64(0)
+	completing(t, q, "i", 4, func() { upTo, _ = q.lastOf(t.Context(), q.jobs) })
+	stale, err := q.Import(t.Context(), "i")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := q.js.Publish(t.Context(), q.jobsSubject("i"), []byte("later")); err != nil {
+	if err := q.Complete(t.Context(), "i"); err != nil {
 		t.Fatal(err)
 	}
-	if err := q.purgeJobs(t.Context(), "i", upTo); err != nil {
+	retry(t, q, "i", RetryStats{Jobs: 3, Conversations: 6})
+	held := fetch(t, q.Source("i"), 3)
+	if err := q.complete(t.Context(), stale, upTo); err != nil && !errors.Is(err, ErrUnfinished) {
+		t.Error(err)
+	}
+	if left, err := q.onStream(t.Context(), "i"); err != nil || left != 3 {
+		t.Errorf("got %d jobs on the stream, %v; want the retry's 3", left, err)
+	}
+	for _, d := range held {
+		if err := d.Nak(t.Context(), 0); err != nil {
+			t.Error(err)
+		}
+	}
+	work(t, q, "i", 3, mended)
+	if err := q.Complete(t.Context(), "i"); err != nil {
+		t.Error(err)
+	}
+}
+
+// A late result of a retry that was cancelled stands for none of the next retry.
+func TestLateResultOfARetry(t *testing.T) {
+	q := open(t, Config{})
+	completed(t, q, "i", 4)
+	retry(t, q, "i", RetryStats{Jobs: 3, Conversations: 6})
+	j, err := fetch(t, q.Source("i"), 1)[0].Job()
+	if err != nil {
 		t.Fatal(err)
 	}
-	if left, err := q.onStream(t.Context(), "i"); err != nil || left != 1 {
-		t.Errorf("got %d jobs on the stream, %v; want the later one", left, err)
+	if err := q.Cancel(t.Context(), "i"); err != nil {
+		t.Fatal(err)
 	}
+	retry(t, q, "i", RetryStats{Jobs: 3, Conversations: 6})
+	earlier, seq, err := q.Result(t.Context(), "i", j.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	late := mended(j, &earlier)
+	late.Conversations[0].Code = "50001" // not all went well
+	late.Settle()
+	put(t, q, late, seq)
+	for _, d := range fetch(t, q.Source("i"), 3) {
+		now, err := d.Job()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if now.ID == j.ID {
+			continue // still in hand
+		}
+		known, seq, err := q.Result(t.Context(), "i", now.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		put(t, q, mended(now, &known), seq)
+		if err := d.Ack(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if settled(t, q, "i") {
+		t.Error("a job has no result of this round, and the retry is settled")
+	}
+}
+
+// Jobs are not given out again for ever.
+func TestGivenOutSoOften(t *testing.T) {
+	q := open(t, Config{})
+	enqueued(t, q, "i", 1)
+	for range giveOuts + 1 {
+		if err := fetch(t, q.Source("i"), 1)[0].Ack(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		awaitIdle(t, q, "i")
+		if done, err := q.Settled(t.Context(), "i"); err != nil {
+			if errors.Is(err, ErrJobsGone) {
+				return
+			}
+			t.Fatal(err)
+		} else if done {
+			t.Fatal("settled without a result")
+		}
+	}
+	t.Errorf("given out %d times, want an end", giveOuts+2)
 }
 
 // A retry is not settled by the results of the rounds before it.

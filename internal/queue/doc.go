@@ -34,7 +34,7 @@
 //   - While a job is in hand: it is delivered again when its acknowledgement has been missing for a minute. Whether its
 //     calls were made nobody knows; the API takes them twice without harm.
 //   - After [Queue.PutResult], before [Delivery.Ack]: the job is delivered again, and [Queue.Result] has its result.
-//     So a worker looks there first, on every delivery: [Delivery.Delivered] can say 1 for a second one.
+//     So a worker looks there first, on every delivery: a server that was killed does not know which one is the second.
 //   - After Ack: the server writes down what was acknowledged a tenth of a second later, by and by. What it forgets when
 //     it is killed it delivers again, and that job has its result.
 //   - In [Queue.Complete], after the jobs were dropped: every job has its result, so the next Complete goes on.
@@ -73,6 +73,7 @@
 //
 // # Limits
 //
-// A job has to fit into the server's max_payload, 1 MiB by default. At most 20,000 jobs of an import can be in hand or
+// The jobs stream has to hold all jobs of the imports that are not complete, and the results stream all results. A job has
+// to fit into the server's max_payload, 1 MiB by default. At most 20,000 jobs of an import can be in hand or
 // put back for later.
 package queue

@@ -45,6 +45,11 @@ const (
 	codeBatchInflight   jetstream.ErrorCode = 10210
 )
 
+const (
+	codeConsumerFailed jetstream.ErrorCode = 10012 // a consumer could not be made
+	codeStoreFailed    jetstream.ErrorCode = 10077 // a stream takes no more
+)
+
 // ErrOrder is wrapped by the error of an [Queue.Enqueue] whose jobs are not those that the import began with.
 var ErrOrder = errors.New("this input no longer gives the jobs that were enqueued before; " +
 	"import it under another import ID")
@@ -74,7 +79,7 @@ func (c chain) add(jobID string) chain {
 
 func (c chain) String() string { return hex.EncodeToString(c[:]) }
 
-// Enqueue puts the jobs of an import on the queue, each exactly once, however often it is called, by however many
+// Enqueue puts the jobs of an import, each with an ID of its own, on the queue, each exactly once, however often it is called, by however many
 // processes, and wherever an earlier call was cut off; then it sets the record to [Enqueued]. The sequence of jobs must
 // be the same each time: jobs that are there already are skipped, and the error wraps [ErrOrder] when they are not the
 // ones that were put there, or not as many as the record announced. An import that is enqueued as a whole is not read
@@ -116,7 +121,7 @@ func (q *Queue) Enqueue(
 		err = q.deleteConsumer(ctx, importID)
 	}
 	if err == nil && rec.State == Cancelled { // meanwhile: what came after that is dropped as well
-		if err = q.drop(ctx, importID); err == nil {
+		if err = q.drop(ctx, importID, 0); err == nil {
 			err = fmt.Errorf("enqueue import %s: %w", importID, ErrCancelled)
 		}
 	}
@@ -256,6 +261,10 @@ func (e *enqueuer) commit(ctx context.Context, done bool) error {
 		}
 		if ctx.Err() != nil {
 			return e.interrupted(ctx)
+		}
+		if api := apiError(err); api != nil && api.ErrorCode == codeStoreFailed {
+			return fmt.Errorf("enqueue import %s: stream %s takes no more jobs: %w; its limits have to hold all jobs of the "+
+				"imports that are not complete", e.id, e.q.jobsStream(), err)
 		}
 		if !lostRace(err) && !transient(err) {
 			return fmt.Errorf("enqueue import %s: %w", e.id, err)

@@ -331,3 +331,18 @@ func TestDropKeepsEveryMessage(t *testing.T) {
 		t.Errorf("got %d different messages, want 10", len(seen))
 	}
 }
+
+// A stream that takes no more says so, and is not out of reach.
+func TestEnqueueIntoAFullStream(t *testing.T) {
+	q := open(t, Config{})
+	cfg := q.jobs.CachedInfo().Config
+	cfg.MaxMsgs = 10
+	if _, err := q.js.UpdateStream(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	begin(t, q, "i")
+	_, err := q.Enqueue(t.Context(), "i", jobsOf("i", 20), nil)
+	if err == nil || errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "takes no more jobs") {
+		t.Errorf("got %v, want that the stream takes no more", err)
+	}
+}

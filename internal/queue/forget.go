@@ -31,7 +31,7 @@ func (q *Queue) Forget(ctx context.Context, id string) error {
 		return fmt.Errorf("forget import %s: %w: workers had %d jobs of it in hand when it was cancelled, and may end "+
 			"them until %s", id, ErrUnfinished, i.InHand, i.Completed.Add(inHandAtMost).Local().Format(time.TimeOnly))
 	}
-	if err := q.drop(ctx, id); err != nil {
+	if err := q.drop(ctx, id, 0); err != nil {
 		return err
 	}
 	doing := "forget import " + id

@@ -145,8 +145,9 @@ type Queue struct {
 
 	line    atomic.Pointer[line]
 	tallies tallyCache
-	keeps   bool // the jobs stream keeps a job until its import is complete
-	batches bool // the results stream takes them
+	keeps   bool     // the jobs stream keeps a job until its import is complete
+	doubts  sync.Map // of imports that are not settled: ID → *doubt
+	batches bool     // the results stream takes them
 	puts    gather[*waitingPut]
 	lookups gather[*lookup]
 	close   sync.Once
@@ -270,7 +271,7 @@ func unreachable(err error) bool {
 		}
 	}
 	if api := apiError(err); api != nil {
-		return api.Code == 503
+		return api.Code == 503 && api.ErrorCode != codeStoreFailed
 	}
 	_, ok := errors.AsType[net.Error](err)
 	return ok

@@ -25,7 +25,8 @@ var (
 
 const (
 	// tallyHeader carries what Tally counts: outcome, conversations done, conversations failed, calls, and the sequence
-	// of the result that this one replaced, or 0; if it is not, the first four of that result follow.
+	// of the result that this one replaced, or 0; if it is not, the first four of that result follow. A result of a retry
+	// has its round at the end.
 	tallyHeader = "Groupferry-Result"
 
 	// resultsAhead bounds the results that wait in memory while they are read: at about 250 KB for the largest, 8 MB.

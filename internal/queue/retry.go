@@ -69,12 +69,13 @@ func (q *Queue) Retry(
 		if _, err := q.Tally(ctx, id); err != nil {
 			return rec, none, err
 		}
-		from, err := lastOf(ctx, q, q.results)
+		from, err := q.lastOf(ctx, q.results)
 		if err != nil {
 			return rec, none, q.fault(ctx, "retry import "+id, err)
 		}
+		round := rec.Round // another process can do a whole retry meanwhile
 		rec, err = q.Update(ctx, id, func(i *Import) {
-			if i.State == Complete {
+			if i.State == Complete && i.Round == round {
 				i.State, i.Round, i.Retried, i.RetryCodes, i.InHand = Retrying, i.Round+1, 0, codes, 0
 				i.Completed, i.RetryFrom = time.Time{}, from
 			}
@@ -104,7 +105,7 @@ func (q *Queue) Retry(
 	switch {
 	case err != nil:
 	case rec.State.Over() && p.Jobs > 0: // done with, or cancelled, meanwhile
-		err = q.drop(ctx, id)
+		err = q.drop(ctx, id, 0)
 	case p.Jobs == 0:
 		if err = q.Complete(ctx, id); err == nil {
 			rec, err = q.Import(ctx, id)

@@ -14,6 +14,15 @@ import (
 // completes it. Half of the failures have code 50001.
 func completed(t testing.TB, q *Queue, id string, n int) {
 	t.Helper()
+	completing(t, q, id, n, func() {})
+	if err := q.Complete(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// completing is completed but for the last step; enqueued is called when the jobs are on the queue.
+func completing(t testing.TB, q *Queue, id string, n int, enqueued func()) {
+	t.Helper()
 	begin(t, q, id)
 	_, err := q.Enqueue(t.Context(), id, func(yield func(job.Job) bool) {
 		for i := range n {
@@ -25,6 +34,7 @@ func completed(t testing.TB, q *Queue, id string, n int) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	enqueued()
 	i := 0
 	work(t, q, id, n, func(j job.Job, _ *job.Result) job.Result {
 		r := testResult(id, i, 3, i%4)
@@ -38,9 +48,6 @@ func completed(t testing.TB, q *Queue, id string, n int) {
 		i++
 		return r
 	})
-	if err := q.Complete(t.Context(), id); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // work does n jobs of an import, given the result that each has so far.

@@ -53,6 +53,11 @@ func (q *Queue) steer(ctx context.Context, id string, paused bool, tell func(con
 // record says how many jobs were dropped: those without a result. A retry that is cancelled leaves the import complete,
 // with the failures that it did not get to.
 func (q *Queue) Cancel(ctx context.Context, id string) error {
+	// What comes after this is not cancelled: jobs of a retry that somebody begins as soon as the record is written.
+	upTo, err := q.lastOf(ctx, q.jobs)
+	if err != nil {
+		return q.fault(ctx, "cancel import "+id, err)
+	}
 	i, err := q.Update(ctx, id, func(i *Import) {
 		switch {
 		case i.State.Over():
@@ -82,7 +87,7 @@ func (q *Queue) Cancel(ctx context.Context, id string) error {
 			return err
 		}
 	}
-	return q.drop(ctx, id)
+	return q.drop(ctx, id, upTo)
 }
 
 // haltDeliveries lets nobody take a job of an import any more, and counts those that some worker has in hand.
@@ -105,9 +110,9 @@ func (q *Queue) haltDeliveries(ctx context.Context, id string) (inHand int64, er
 	return inHand, q.fault(ctx, "drop the jobs of import "+id, err)
 }
 
-// drop takes the jobs of an import and its consumer off the queue.
-func (q *Queue) drop(ctx context.Context, id string) error {
-	if err := q.purgeJobs(ctx, id, 0); err != nil {
+// drop takes the jobs of an import, up to a sequence or, if that is 0, all, and its consumer off the queue.
+func (q *Queue) drop(ctx context.Context, id string, upTo uint64) error {
+	if err := q.purgeJobs(ctx, id, upTo); err != nil {
 		return err
 	}
 	return q.deleteConsumer(ctx, id)

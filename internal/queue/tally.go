@@ -189,7 +189,20 @@ func tallyLine(r *job.Result, replaced uint64, its string) string {
 	if f := strings.Fields(its); len(f) >= 5 {
 		line += " " + strings.Join(f[:4], " ")
 	}
+	if r.Round > 0 {
+		line += " " + roundMark + strconv.Itoa(r.Round)
+	}
 	return line
+}
+
+// roundMark is before the round in a line of tallyLine.
+const roundMark = "round="
+
+// roundOf is the round of the result with a line of tallyLine.
+func roundOf(line string) int {
+	_, mark, _ := strings.Cut(line, roundMark)
+	n, _ := strconv.Atoi(mark) // 0 where there is none
+	return n
 }
 
 // add reads a line of tallyLine, and takes out what it replaced if that has a sequence up to counted. More fields than

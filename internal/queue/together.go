@@ -96,27 +96,19 @@ func (q *Queue) putSingle(ctx context.Context, m *nats.Msg, seq uint64) error {
 // A lookup asks whether there is a result on a subject.
 type lookup struct {
 	subject string
-	done    chan lookedUp
-}
-
-type lookedUp struct {
-	none bool
-	err  error
+	none    chan bool
 }
 
 // last reads the newest result on a subject; the error is ErrMsgNotFound when there is none.
 //
 // Every delivery of every job asks, and nearly none has one. So those that ask at the same time are asked about in one
-// request, and only where one of them has a result each is asked about by itself.
+// request, and only where one of them has a result, or no answer came, each is asked about by itself.
 func (q *Queue) last(ctx context.Context, subject string) (*jetstream.RawStreamMsg, error) {
-	l := &lookup{subject, make(chan lookedUp, 1)}
+	l := &lookup{subject, make(chan bool, 1)}
 	q.lookups.add(l)
 	select {
-	case found := <-l.done:
-		switch {
-		case found.err != nil:
-			return nil, found.err
-		case found.none:
+	case none := <-l.none:
+		if none {
 			return nil, jetstream.ErrMsgNotFound
 		}
 		return q.results.GetLastMsgForSubject(ctx, subject)
@@ -128,12 +120,9 @@ func (q *Queue) last(ctx context.Context, subject string) (*jetstream.RawStreamM
 func (q *Queue) lookUp(group []*lookup) {
 	ctx, cancel := q.within(context.Background())
 	defer cancel()
-	var found lookedUp
-	if len(group) > 1 {
-		found.none, found.err = q.noneOf(ctx, group)
-	}
+	none, err := q.noneOf(ctx, group)
 	for _, l := range group {
-		l.done <- found
+		l.none <- none && err == nil
 	}
 }
 

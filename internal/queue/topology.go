@@ -229,6 +229,10 @@ func differences(got, want jetstream.StreamConfig) []string {
 	differ("discard", got.Discard, want.Discard)
 	differ("max messages per subject", max(got.MaxMsgsPerSubject, 0), want.MaxMsgsPerSubject)
 	differ("max age", got.MaxAge, want.MaxAge)
+	if want.Discard == jetstream.DiscardOld { // jobs whose result is gone would be done again
+		differ("max messages", max(got.MaxMsgs, 0), int64(0))
+		differ("max bytes", max(got.MaxBytes, 0), int64(0))
+	}
 	differ("atomic publish", got.AllowAtomicPublish || !want.AllowRollup, true)
 	differ("rollup", got.AllowRollup || !want.AllowRollup, true)
 	differ("direct get", got.AllowDirect, want.AllowDirect)

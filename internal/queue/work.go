@@ -55,10 +55,18 @@ func (q *Queue) createConsumer(ctx context.Context, importID string, from uint64
 		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, from
 	}
 	failpoint("consumer-before")
-	err := q.ask(ctx, func(c context.Context) error {
-		_, err := q.jobs.CreateConsumer(c, cfg)
-		return err
-	})
+	var err error
+	for end := time.Now().Add(opTimeout); ; {
+		err = q.ask(ctx, func(c context.Context) error {
+			_, err := q.jobs.CreateConsumer(c, cfg)
+			return err
+		})
+		// The server can still be busy with removing one of the same name.
+		if api := apiError(err); api == nil || api.ErrorCode != codeConsumerFailed || time.Now().After(end) {
+			break
+		}
+		pause(ctx, joinPause)
+	}
 	if errors.Is(err, jetstream.ErrConsumerExists) { // with other limits: somebody set them
 		return nil
 	}
@@ -76,8 +84,8 @@ func (q *Queue) deleteConsumer(ctx context.Context, importID string) error {
 }
 
 // Pending counts the jobs of an import that wait, and those that are in hand: delivered and not settled yet, or put
-// back and not due yet. Both are 0 when nothing of it is on the queue, as before it is enqueued and after it is
-// complete. The error wraps [ErrNoImport] when it was never begun.
+// back and not due yet. After a crash some of them can have a result: see [Queue.Settled]. Both are 0 before the import
+// is enqueued and after it is complete. The error wraps [ErrNoImport] when it was never begun.
 //
 // A consumer that is missing while there are jobs is made anew: a process can be killed between taking it down and
 // making it again.
@@ -117,15 +125,22 @@ func (q *Queue) pendingWithoutConsumer(ctx context.Context, importID string) (pe
 	if err != nil || left == 0 {
 		return 0, 0, err
 	}
-	return left, 0, q.makeConsumer(ctx, i, 0)
+	return left, 0, q.makeConsumer(ctx, i.ID, 0)
 }
 
 // makeConsumer makes the consumer of an import if it is not there, paused if the import is; see createConsumer.
-func (q *Queue) makeConsumer(ctx context.Context, i Import, from uint64) error {
-	if err := q.createConsumer(ctx, i.ID, from); err != nil || !i.Paused {
+func (q *Queue) makeConsumer(ctx context.Context, id string, from uint64) error {
+	if err := q.createConsumer(ctx, id, from); err != nil {
 		return err
 	}
-	return q.PauseImport(ctx, i.ID)
+	i, err := q.Import(ctx, id) // whoever pauses an import notes that first
+	if err != nil || !i.Paused {
+		return err
+	}
+	return q.fault(ctx, "pause import "+id, q.ask(ctx, func(c context.Context) error {
+		_, err := q.jobs.PauseConsumer(c, consumerName(id), time.Now().Add(pausedFor))
+		return err
+	}))
 }
 
 // A Source gives the jobs of some imports, or of all, in fair turns. It is not safe for concurrent use.
@@ -374,12 +389,11 @@ func (s *Source) handBack(ds []*Delivery) {
 // within every minute, or the job is given to another one. None of the three proves that the job was still this
 // worker's: what must not happen twice is guarded by [Queue.PutResult].
 type Delivery struct {
-	q         *Queue
-	importID  string
-	data      []byte
-	reply     string
-	sequence  uint64
-	delivered int
+	q        *Queue
+	importID string
+	data     []byte
+	reply    string
+	sequence uint64
 }
 
 func newDelivery(q *Queue, m *nats.Msg) (*Delivery, error) {
@@ -392,12 +406,11 @@ func newDelivery(q *Queue, m *nats.Msg) (*Delivery, error) {
 		return nil, fmt.Errorf("delivery of consumer %s: no import has such a one", meta.Consumer)
 	}
 	return &Delivery{
-		q:         q,
-		importID:  importID,
-		data:      m.Data,
-		reply:     m.Reply,
-		sequence:  meta.Sequence.Stream,
-		delivered: int(meta.NumDelivered),
+		q:        q,
+		importID: importID,
+		data:     m.Data,
+		reply:    m.Reply,
+		sequence: meta.Sequence.Stream,
 	}, nil
 }
 
@@ -409,10 +422,6 @@ func (d *Delivery) Data() []byte { return d.data }
 
 // Sequence is the job's place on the stream; it is the same for every delivery of it.
 func (d *Delivery) Sequence() uint64 { return d.sequence }
-
-// Delivered counts how often the job was delivered, this time included. It is a lower bound: a server that was killed
-// may have forgotten some.
-func (d *Delivery) Delivered() int { return d.delivered }
 
 // Job decodes the job. The error wraps job.ErrVersion when a newer binary wrote it.
 func (d *Delivery) Job() (job.Job, error) {
@@ -499,7 +508,7 @@ func (q *Queue) Reclaim(ctx context.Context) error {
 			return err
 		}
 		failpoint("reclaim-between")
-		if err := q.makeConsumer(ctx, i, from); err != nil {
+		if err := q.makeConsumer(ctx, i.ID, from); err != nil {
 			return err
 		}
 		failpoint("reclaim-after")
