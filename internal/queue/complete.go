@@ -122,6 +122,7 @@ func (q *Queue) unsettled(ctx context.Context, i Import) (int64, error) {
 	case err != nil || missing == 0:
 		return 0, err
 	case inHand > 0:
+		doubt.count()
 		return min(inHand, missing), nil
 	case kept == 0 && i.Round > 0:
 		return 0, fmt.Errorf("import %s: %w: %d of the retry have none and are not on the queue: "+
@@ -195,15 +196,17 @@ func (q *Queue) doubtOf(i Import) *doubt {
 	return fresh
 }
 
-// due tells whether results are to be counted again.
+// due tells whether results are to be counted again, after a count that found some missing.
 func (d *doubt) due() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if time.Since(d.counted) < countPause {
-		return false
-	}
+	return time.Since(d.counted) >= countPause
+}
+
+func (d *doubt) count() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.counted = time.Now()
-	return true
 }
 
 // again tells whether all jobs may be given out once more.

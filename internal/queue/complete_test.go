@@ -82,6 +82,9 @@ func TestSettledByResults(t *testing.T) {
 	if !settled(t, q, "i") {
 		t.Error("every job has a result, and the import is not settled")
 	}
+	if err := q.Complete(t.Context(), "i"); err != nil { // at once
+		t.Error(err)
+	}
 }
 
 // What nobody can mend is said.
