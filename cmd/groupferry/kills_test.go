@@ -79,8 +79,8 @@ func (j *journal) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // Killed fifteen times at random in a run of 9,000 jobs at the pace of the API (-long; fewer and slower otherwise):
-// everything is right in the end, less than 5 % of the conversations were sent twice, and each of these because a process
-// was killed before it had a result for its job.
+// everything is right in the end, less than 5 % of the conversations were sent twice, and each of these because a
+// process was killed before it had a result for its job.
 func TestFifteenKills(t *testing.T) {
 	t.Parallel()
 	jobs, kills := either(1200, 9000), either(4, 15)

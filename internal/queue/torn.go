@@ -11,9 +11,9 @@ import (
 // dropTorn takes a piece of an import off the queue that is not there as a whole, so that it can be put there again.
 //
 // The server writes a batch message by message. What a kill cuts off it completes when it starts, but when its disk is
-// full, and full still at the next start, it throws the rest away. A piece ends with its checkpoint and is seen by nobody
-// before that, so a job that is the newest message of the stream belongs to such a one, and with it all jobs of its
-// import after the last checkpoint.
+// full, and full still at the next start, it throws the rest away. A piece ends with its checkpoint and is seen by
+// nobody before that, so a job that is the newest message of the stream belongs to such a one, and with it all jobs of
+// its import after the last checkpoint.
 func (q *Queue) dropTorn(ctx context.Context) error {
 	state := q.jobs.CachedInfo().State // of a moment ago: opening the stream brought it
 	if state.Msgs == 0 {

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestTornPiece puts jobs on the stream as a server leaves them whose disk was full amid a piece: without its checkpoint.
+// TestTornPiece puts jobs on the stream as a server leaves them whose disk was full amid a piece: without the checkpoint.
 func TestTornPiece(t *testing.T) {
 	for _, test := range []struct {
 		name   string
