@@ -78,14 +78,14 @@ func (j *journal) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	j.mu.Unlock()
 }
 
-// Killed fifteen times at random in a run of 9,000 jobs at the pace of the API (-long; fewer and slower otherwise): everything is
-// right in the end, less than 5 % of the conversations were sent twice, and each of these by a process that was killed
-// before it had a result for its job.
+// Killed fifteen times at random in a run of 9,000 jobs at the pace of the API (-long; fewer and slower otherwise):
+// everything is right in the end, less than 5 % of the conversations were sent twice, and each of these because a
+// process was killed before it had a result for its job.
 func TestFifteenKills(t *testing.T) {
 	t.Parallel()
 	jobs, kills := either(1200, 9000), either(4, 15)
 	rate, latency := either(60, chat.MaxRate), either(20*time.Millisecond, 50*time.Millisecond)
-	sizes := either(nil, []int{1000, 250}) // at a kill one of these has had many answers, and among few jobs weighs much
+	sizes := either(nil, []int{1000, 250}) // among few jobs one of these weighs too much
 	for i := range jobs - len(sizes) {
 		sizes = append(sizes, 1+i%20)
 	}

@@ -43,8 +43,8 @@ const (
 // errNobodyHome says that another process holds the lock of the data directory and no server answers for it.
 var errNobodyHome = errors.New("another process holds the data directory, and its server does not answer")
 
-// A DiskError says why the embedded server cannot write its data: the disk is full or broken, or must not be written to.
-// What it said it has written is there. The server writes again when it is started again.
+// A DiskError says why the embedded server cannot write its data: the disk is full or broken, or must not be written
+// to. What it said it has written is there. The server writes again when it is started again.
 type DiskError struct {
 	Dir string // the data directory
 	Err error

@@ -157,8 +157,8 @@ type Queue struct {
 // and are what this package needs. It gives up after about five seconds with an error that wraps [ErrUnreachable];
 // once open, a connection that is lost is sought again for as long as the queue is open.
 //
-// The other errors that can be told apart wrap a [*DiskError], [ErrTooOld], [ErrNoJetStream], [ErrNoData], and job.ErrVersion when a
-// newer groupferry made the streams.
+// The other errors that can be told apart wrap a [*DiskError], [ErrTooOld], [ErrNoJetStream], [ErrNoData], and
+// job.ErrVersion when a newer groupferry made the streams.
 func Open(ctx context.Context, cfg Config) (*Queue, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {

@@ -11,12 +11,16 @@ import (
 // dropTorn takes a piece of an import off the queue that is not there as a whole, so that it can be put there again.
 //
 // The server writes a batch message by message. What a kill cuts off it completes when it starts, but when its disk is
-// full, and full still at the next start, it throws the rest away. A piece ends with its checkpoint and is seen by nobody
-// before that, so a job that is the newest message of the stream belongs to such a one, and with it all jobs of its
-// import after the last checkpoint.
+// full, and full still at the next start, it throws the rest away. A piece ends with its checkpoint and is seen by
+// nobody before that, so a job that is the newest message of the stream belongs to such a one, and with it all jobs of
+// its import after the last checkpoint.
+//
+// A stream with copies on several servers takes a batch as one; and one of these may answer that has not seen the last
+// checkpoint yet. There nothing is dropped.
 func (q *Queue) dropTorn(ctx context.Context) error {
-	state := q.jobs.CachedInfo().State // of a moment ago: opening the stream brought it
-	if state.Msgs == 0 {
+	info := q.jobs.CachedInfo() // of a moment ago: opening the stream brought it
+	state := info.State
+	if state.Msgs == 0 || info.Config.Replicas > 1 {
 		return nil
 	}
 	newest, err := q.jobMessage(ctx, state.LastSeq)
@@ -36,7 +40,7 @@ func (q *Queue) dropTorn(ctx context.Context) error {
 		return err
 	}
 	at := max(checkpoint, retryPoint)
-	if at > state.LastSeq { // somebody has gone on since
+	if at > state.LastSeq { // the piece was being written, and is there by now
 		return nil
 	}
 	n := 0

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestTornPiece puts jobs on the stream as a server leaves them whose disk was full amid a piece: without its checkpoint.
+// TestTornPiece puts jobs on the stream as a server leaves them whose disk was full amid a piece: with no checkpoint.
 func TestTornPiece(t *testing.T) {
 	for _, test := range []struct {
 		name   string
@@ -51,4 +51,36 @@ func TestTornPiece(t *testing.T) {
 			checkStream(t, q, "other", 3)
 		})
 	}
+}
+
+// TestOpenWhileEnqueueing opens the queue again and again while a piece after the other is written: none of them is torn.
+func TestOpenWhileEnqueueing(t *testing.T) {
+	dir := t.TempDir()
+	q := open(t, Config{DataDir: dir})
+	begin(t, q, "i")
+	const n = 10 * maxBatchJobs
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if _, err := q.Enqueue(t.Context(), "i", jobsOf("i", n), nil); err != nil {
+			t.Error(err)
+		}
+	}()
+	opened := 0
+	for ; ; opened++ {
+		guest, err := Open(t.Context(), Config{DataDir: dir})
+		if err != nil {
+			t.Error(err)
+			break
+		}
+		guest.Close()
+		select {
+		case <-done:
+			t.Logf("opened %d times", opened)
+			checkStream(t, q, "i", n)
+			return
+		default:
+		}
+	}
+	<-done
 }
