@@ -28,6 +28,13 @@ const (
 	// default, 1 MiB, it stays below 8 MiB, which is what a client buffers while it reconnects.
 	maxBatchBytes = 7_000_000
 
+	// batchesToTidy is how many batches leave their checkpoints on the stream before one removes them: at most some 450 MB
+	// of jobs, which the server reads once more for it, in a fraction of a second.
+	batchesToTidy = 64
+
+	// batchesAside is how many batches go by the checkpoint after the stream turned out to be shared: see publish.
+	batchesAside = 16
+
 	// commitTimeout is for a whole batch. The server gives up one that has been quiet for 10 s.
 	commitTimeout = 10 * time.Second
 
@@ -95,7 +102,7 @@ func (q *Queue) Enqueue(
 	if rec.State == Cancelled {
 		return EnqueueStats{}, fmt.Errorf("enqueue import %s: %w", importID, ErrCancelled)
 	}
-	e := &enqueuer{q: q, id: importID, writer: nuid.Next(), progress: progress, announced: rec.Jobs}
+	e := &enqueuer{q: q, id: importID, writer: nuid.Next(), progress: progress, announced: rec.Jobs, aside: 1}
 	if e.last, e.seq, err = q.checkpoint(ctx, importID); err != nil {
 		return EnqueueStats{}, err
 	}
@@ -164,6 +171,9 @@ type enqueuer struct {
 
 	last checkpoint // the newest known one
 	seq  uint64     // its sequence
+
+	aside  int // batches until the stream is taken for ours alone: see publish
+	untidy int // checkpoints that a rollup would remove
 
 	seen    int64 // jobs that the input gave so far
 	chain   chain // over them
@@ -266,6 +276,10 @@ func (e *enqueuer) commit(ctx context.Context, done bool) error {
 		if giveUp.IsZero() {
 			giveUp = time.Now().Add(enqueuePatience)
 		}
+		shared := lostRace(err) && e.aside == 0
+		if shared {
+			e.aside = batchesAside
+		}
 		before := e.seq
 		if readErr := e.catchUp(ctx); readErr != nil {
 			if !transient(readErr) {
@@ -276,7 +290,7 @@ func (e *enqueuer) commit(ctx context.Context, done bool) error {
 		if done && e.seen < e.last.Jobs { // the other one's input goes on where ours ended
 			return fmt.Errorf("enqueue import %s: %w", e.id, ErrOrder)
 		}
-		if e.seq != before {
+		if e.seq != before || shared {
 			giveUp = time.Time{}
 			continue
 		}
@@ -293,6 +307,15 @@ func (e *enqueuer) commit(ctx context.Context, done bool) error {
 	return nil
 }
 
+// publish sends what waits, and a checkpoint behind it, to be written as one and only if the checkpoint is where this run
+// saw it last.
+//
+// It could say so by the last message of the checkpoint's subject, and have each checkpoint remove the one before. But
+// the server reads a message to compare with it or to remove it, and it keeps the block of the stream, 4 MiB, in which
+// a message was read for 10 seconds longer than the others, which it gives up when they are full: at full speed that
+// is hundreds of MB. So it says that the whole stream ends with this run's last checkpoint, which the server knows
+// without reading, and which is true unless another import is enqueued at the same time; only then, and for a while, it
+// goes by the subject. And old checkpoints are removed many at a time; until then the last one is what counts.
 func (e *enqueuer) publish(ctx context.Context, done bool) error {
 	ctx, cancel := e.q.withinTime(ctx, commitTimeout)
 	defer cancel()
@@ -303,22 +326,32 @@ func (e *enqueuer) publish(ctx context.Context, done bool) error {
 	if err != nil {
 		return err
 	}
-	last := &nats.Msg{
-		Subject: e.q.checkpointSubject(e.id),
-		Data:    data,
-		Header: nats.Header{
-			jetstream.ExpectedLastSubjSeqHeader: {strconv.FormatUint(e.seq, 10)},
-			jetstream.MsgRollup:                 {jetstream.MsgRollupSubject},
-		},
+	last := &nats.Msg{Subject: e.q.checkpointSubject(e.id), Data: data, Header: nats.Header{}}
+	tidy := done || e.untidy == batchesToTidy
+	if tidy {
+		last.Header.Set(jetstream.MsgRollup, jetstream.MsgRollupSubject)
+	}
+	batch := slices.Concat(e.msgs, []*nats.Msg{last})
+	if e.aside > 0 {
+		last.Header.Set(jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(e.seq, 10))
+	} else {
+		// The server takes it with the first message only, which is used again.
+		batch[0].Header.Set(jetstream.ExpectedLastSeqHeader, strconv.FormatUint(e.seq, 10))
+		defer batch[0].Header.Del(jetstream.ExpectedLastSeqHeader)
 	}
 	failpoint("enqueue-before")
 	failInside("enqueue-inside")
-	ack, err := jetstreamext.PublishMsgBatch(ctx, e.q.js, slices.Concat(e.msgs, []*nats.Msg{last}))
+	ack, err := jetstreamext.PublishMsgBatch(ctx, e.q.js, batch)
 	if err != nil {
 		return err
 	}
 	failpoint("enqueue-after")
 	e.last, e.seq = next, ack.Sequence
+	e.aside = max(0, e.aside-1)
+	e.untidy++
+	if tidy {
+		e.untidy = 1
+	}
 	e.written += int64(len(e.msgs))
 	e.drop(len(e.msgs))
 	return nil
