@@ -35,8 +35,7 @@ type source struct {
 
 // spooled tells about how many bytes are put aside for a source. Of a row in 30 bytes of CSV as many are put aside, and
 // then half as many for its place in a job, or as many again where it is over a limit; the same row takes 80 bytes as
-// JSONL. Compressed input is taken for such CSV at a quarter of its size. TestScale measures the
-// disk that was used.
+// JSONL. Compressed input is taken for such CSV at a third of its size. TestScale measures the disk that was used.
 func (o *options) spooled(s source) int64 {
 	switch {
 	case s.size < 0:

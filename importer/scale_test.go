@@ -173,6 +173,9 @@ func TestSpoolIsRemoved(t *testing.T) {
 
 // TestSpooled puts aside inputs of each kind: what is asked for before has to be there, and is not far too much.
 func TestSpooled(t *testing.T) {
+	if raceEnabled {
+		t.Skip("much to do, and nothing in it that the others do not do at once")
+	}
 	const groups, each = 20_000, 20 // much beside the 8 MiB that stay in the buffers of the partitions
 	rows, _ := shuffled(1, groups, each, 10)
 	var jsonl strings.Builder
