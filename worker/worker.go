@@ -109,9 +109,10 @@ type Config struct {
 }
 
 const (
-	heartbeat = 15 * time.Second // a quarter of the queue's ack wait, so that three may get lost
-	settle    = 10 * time.Second // for a result and an ack after the context of the work has ended
-	haltDelay = time.Second      // before a job that a halt sent back may be delivered again
+	heartbeat = 15 * time.Second      // a quarter of the queue's ack wait, so that three may get lost
+	settle    = 10 * time.Second      // for a result and an ack after the context of the work has ended
+	linger    = 10 * time.Millisecond // for more hands to come free, so that not each job is asked for by itself
+	haltDelay = time.Second           // before a job that a halt sent back may be delivered again
 
 	// A job that failed for now comes back after 1, 2, 4 … 60 s, give or take a quarter.
 	putBackFirst = time.Second
@@ -231,14 +232,9 @@ func (w *Worker) fetch(fetching, work context.Context, group *errgroup.Group) er
 				return err
 			}
 		}
-		free := w.cfg.Concurrency - w.hands()
-		if free == 0 {
-			select {
-			case <-w.handFree:
-			case <-fetching.Done():
-				return fetching.Err()
-			}
-			continue
+		free, err := w.awaitHands(fetching)
+		if err != nil {
+			return err
 		}
 		deliveries, err := w.jobs.Fetch(fetching, free)
 		if fetching.Err() != nil {
@@ -265,6 +261,26 @@ func (w *Worker) fetch(fetching, work context.Context, group *errgroup.Group) er
 		}
 		if finished {
 			return nil
+		}
+	}
+}
+
+// awaitHands waits for a hand to come free, and a moment for others, and returns how many are.
+func (w *Worker) awaitHands(ctx context.Context) (int, error) {
+	var enough <-chan time.Time
+	for {
+		switch free := w.cfg.Concurrency - w.hands(); {
+		case free >= max(w.cfg.Concurrency/8, 1):
+			return free, nil
+		case free > 0 && enough == nil:
+			enough = time.After(linger)
+		}
+		select {
+		case <-w.handFree:
+		case <-enough:
+			return w.cfg.Concurrency - w.hands(), nil
+		case <-ctx.Done():
+			return 0, ctx.Err()
 		}
 	}
 }

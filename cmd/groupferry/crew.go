@@ -422,8 +422,9 @@ func (p *program) completeAll(ctx context.Context, q *queue.Queue) {
 			if _, err := q.Tally(ctx, i.ID); err != nil { // whoever asks for its status finds it counted
 				p.console.log.Debug("count", "err", err)
 			}
-		case !errors.Is(err, queue.ErrUnfinished) && ctx.Err() == nil:
-			p.console.log.Debug("complete", "import", i.ID, "err", err)
+		case errors.Is(err, queue.ErrUnfinished), errors.Is(err, queue.ErrUnreachable), ctx.Err() != nil:
+		default:
+			p.console.log.Error("an import cannot be completed", "err", err)
 		}
 	}
 }

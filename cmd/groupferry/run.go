@@ -193,10 +193,7 @@ func (r *runner) prepare(c *crew, plan *importer.Plan, stored queue.Import) erro
 func (r *runner) toTheEnd(c *crew, plan *importer.Plan, listener net.Listener) error {
 	id := plan.ImportID
 	c.cfg.LeaveOn = isNoPause
-	c.cfg.Finished = func(ctx context.Context) (bool, error) {
-		pending, inHand, err := c.q.Pending(ctx, id)
-		return err == nil && pending == 0 && inHand == 0, err
-	}
+	c.cfg.Finished = func(ctx context.Context) (bool, error) { return settled(ctx, c.q, id) }
 	pending, inHand, err := c.q.Pending(r.soft, id)
 	if err != nil {
 		return err

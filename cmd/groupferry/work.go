@@ -65,7 +65,7 @@ finish for up to 30 seconds, the second leaves at once; neither loses anything.
 			c.goOn = "groupferry resume" + qf.args(p.getenv)
 			if drain {
 				c.cfg.LeaveOn = isNoPause
-				c.cfg.Finished = p.drained(q)
+				c.cfg.Finished = drained(q)
 			}
 
 			standing, err := q.Halted(p.soft)
@@ -121,12 +121,30 @@ finish for up to 30 seconds, the second leaves at once; neither loses anything.
 	return cmd
 }
 
-// drained tells whether no job is left on the queue.
-func (p *program) drained(q *queue.Queue) func(context.Context) (bool, error) {
+// drained tells whether nothing is left to do for any import.
+func drained(q *queue.Queue) func(context.Context) (bool, error) {
 	return func(ctx context.Context) (bool, error) {
-		n, err := queueCounts(ctx, q)
-		return err == nil && n.Pending == 0 && n.InHand == 0, err
+		all, err := q.Imports(ctx)
+		if err != nil {
+			return false, err
+		}
+		for _, i := range all {
+			if done, err := settled(ctx, q, i.ID); !done {
+				return false, err
+			}
+		}
+		return true, nil
 	}
+}
+
+// settled tells whether nothing is left to do for an import. Trouble that does not pass is an end too: whoever completes
+// the import tells what it is.
+func settled(ctx context.Context, q *queue.Queue, id string) (bool, error) {
+	done, err := q.Settled(ctx, id)
+	if err != nil && ctx.Err() == nil && !errors.Is(err, queue.ErrUnreachable) {
+		return true, nil
+	}
+	return done, err
 }
 
 // sleepFor waits, and returns false when ctx ends first.

@@ -356,6 +356,13 @@ func (c *wireConversation) conversation() Conversation {
 
 // Decode reads the wire form of a job. The error wraps [ErrVersion] when it was written by a newer binary.
 func Decode(b []byte) (Job, error) {
+	if j, ok := plainJob(b); ok {
+		return j, nil
+	}
+	return decodeJob(b)
+}
+
+func decodeJob(b []byte) (Job, error) {
 	w, err := decode(b, "job")
 	if err != nil {
 		return Job{}, err

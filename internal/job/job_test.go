@@ -184,6 +184,46 @@ func FuzzString(f *testing.F) {
 	})
 }
 
+// The short way reads nothing that encoding/json would read in another way.
+func FuzzPlainJob(f *testing.F) {
+	long := Job{Import: "i", ID: "j", FromAccount: "ana", GroupName: "Familie Müller", Round: 2, Files: []string{"a.csv", "b.csv"}}
+	for i := range 30 {
+		long.Conversations = append(long.Conversations, Conversation{Type: 1 + i%2, ID: "x", File: i % 2, Line: int64(i)})
+	}
+	quoted := long
+	quoted.GroupName = `say "hi"`
+	for _, j := range []Job{long, quoted} {
+		f.Add(j.AppendJSON(nil))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		got, ok := plainJob(b)
+		if !ok {
+			return
+		}
+		if want, err := decodeJob(b); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: got %+v, want %+v, %v", b, got, want, err)
+		}
+	})
+}
+
+// It is the way that nearly all jobs take.
+func TestPlainJob(t *testing.T) {
+	j := Job{
+		Import: "i", ID: "j", FromAccount: "ana", GroupName: "家族", Round: 1, Files: []string{"a.csv"},
+		Conversations: []Conversation{{Type: OneToOne, ID: "bob", Line: 2}, {Type: GroupChat, ID: "@TGS#1", Line: 1 << 40}},
+	}
+	got, ok := plainJob(j.AppendJSON(nil))
+	if !ok || !reflect.DeepEqual(got, j) {
+		t.Errorf("got %+v, %v, want %+v", got, ok, j)
+	}
+	for _, odd := range []string{"a\"b", "a\\b", "a\tb", "<b>", "\xff"} {
+		j.GroupName = odd
+		if got, ok := plainJob(j.AppendJSON(nil)); ok && got.GroupName != odd {
+			t.Errorf("name %q: got %q", odd, got.GroupName)
+		}
+	}
+}
+
 func BenchmarkEncode(b *testing.B) {
 	j := Job{Import: "i", ID: "x", FromAccount: "user", GroupName: "g", Files: []string{"f.csv"}}
 	for i := range 100 {
@@ -196,16 +236,21 @@ func BenchmarkEncode(b *testing.B) {
 	}
 }
 
+// BenchmarkDecode reads a job the short way, and as encoding/json reads it.
 func BenchmarkDecode(b *testing.B) {
 	j := Job{Import: "i", ID: "x", FromAccount: "user", GroupName: "g", Files: []string{"f.csv"}}
 	for i := range 100 {
 		j.Conversations = append(j.Conversations, Conversation{Type: OneToOne, ID: "user-12345", Line: int64(i)})
 	}
 	buf := j.AppendJSON(nil)
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := Decode(buf); err != nil {
-			b.Fatal(err)
-		}
+	for name, decode := range map[string]func([]byte) (Job, error){"plain": Decode, "json": decodeJob} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := decode(buf); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

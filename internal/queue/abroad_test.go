@@ -217,12 +217,12 @@ func TestTopologyThatIsNotOurs(t *testing.T) {
 		{"as it is", "jobs", func(*jetstream.StreamConfig) {}, ""},
 		{"a limit of its own", "jobs", func(c *jetstream.StreamConfig) { c.MaxBytes = 1 << 30 }, ""},
 		{"no mark", "jobs", func(c *jetstream.StreamConfig) { c.Metadata = nil }, "not made by groupferry"},
-		{"newer", "jobs", func(c *jetstream.StreamConfig) { c.Metadata[schemaKey] = "2" }, "newer groupferry"},
+		{"newer", "jobs", func(c *jetstream.StreamConfig) { c.Metadata[schemaKey] = "3" }, "newer groupferry"},
 		{"jobs age", "jobs", func(c *jetstream.StreamConfig) { c.MaxAge = time.Hour }, "max age is 1h0m0s"},
 		{"no rollup", "jobs", func(c *jetstream.StreamConfig) { c.AllowRollup = false }, "rollup is false"},
 		{"subjects", "results", func(c *jetstream.StreamConfig) { c.Subjects = []string{"x.y"} }, "subjects are"},
 		{"many results", "results", func(c *jetstream.StreamConfig) { c.MaxMsgsPerSubject = 2 }, "per subject is 2"},
-		{"newer results", "results", func(c *jetstream.StreamConfig) { c.Metadata[schemaKey] = "2" }, "newer groupferry"},
+		{"newer results", "results", func(c *jetstream.StreamConfig) { c.Metadata[schemaKey] = "3" }, "newer groupferry"},
 	}
 	for i, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -257,7 +257,7 @@ func TestTopology(t *testing.T) {
 	if jobs.Name != "groupferry-jobs" || results.Name != "groupferry-results" {
 		t.Errorf("got streams %s, %s", jobs.Name, results.Name)
 	}
-	if jobs.Retention != jetstream.WorkQueuePolicy || !jobs.AllowAtomicPublish || !jobs.AllowRollup ||
+	if jobs.Retention != jetstream.LimitsPolicy || !jobs.AllowAtomicPublish || !jobs.AllowRollup ||
 		!jobs.AllowDirect || jobs.Discard != jetstream.DiscardNew || jobs.Storage != jetstream.FileStorage {
 		t.Errorf("got jobs stream %+v", jobs)
 	}
@@ -265,8 +265,8 @@ func TestTopology(t *testing.T) {
 		t.Errorf("got results stream %+v", results)
 	}
 	for _, m := range []map[string]string{jobs.Metadata, results.Metadata} {
-		if m[schemaKey] != "1" {
-			t.Errorf("got metadata %v, want schema 1", m)
+		if m[schemaKey] != "2" {
+			t.Errorf("got metadata %v, want schema 2", m)
 		}
 	}
 }

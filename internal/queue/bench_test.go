@@ -123,7 +123,7 @@ func BenchmarkFreshTally(b *testing.B) {
 				Header:  nats.Header{tallyHeader: {tallyLine(&r, 0, "")}},
 			}})
 		}
-		if err := q.together.batch(group); err != nil {
+		if err := q.putBatch(group); err != nil {
 			b.Fatal(err)
 		}
 		if i == n-5000 {

@@ -7,9 +7,9 @@
 //	                 Enqueue: up to 999 jobs and a checkpoint, all or nothing
 //	 importer ──────────────────────────────┐
 //	                                        ▼
-//	             ┌─ stream NS-jobs (work queue) ──────────────────┐
+//	             ┌─ stream NS-jobs ───────────────────────────────┐
 //	             │  NS.checkpoint.IMPORT   how far Enqueue got    │  no consumer ever covers it
-//	             │  NS.jobs.IMPORT         the jobs, until acked  │
+//	             │  NS.jobs.IMPORT         the jobs               │
 //	             └──────────────┬─────────────────────────────────┘
 //	                            ▼  one durable consumer per import: jobs-IMPORT
 //	   worker ◄────── Source.Fetch, in turns over the imports
@@ -35,14 +35,26 @@
 //     calls were made nobody knows; the API takes them twice without harm.
 //   - After [Queue.PutResult], before [Delivery.Ack]: the job is delivered again, and [Queue.Result] has its result.
 //     So a worker looks there first, on every delivery: [Delivery.Delivered] can say 1 for a second one.
-//   - After Ack returned: the job is off the stream, and stays so. (On a stream that keeps its messages the server may
-//     forget the acknowledgement when it is killed; on a work queue it deletes the message.)
-//   - In [Queue.Complete], between record and consumer: the consumer has no jobs; the next Complete removes it.
+//   - After Ack: the server writes down what was acknowledged a tenth of a second later, by and by. What it forgets when
+//     it is killed it delivers again, and that job has its result.
+//   - In [Queue.Complete], after the jobs were dropped: every job has its result, so the next Complete goes on.
+//   - In Complete, between record and consumer: the consumer has no jobs; the next Complete removes it.
 //   - In [Queue.Retry]: a record that says retrying, and a checkpoint of its own with each piece. The next Retry goes on.
 //   - In [Queue.Forget]: a record that says forgetting. The next Forget goes on, and so does a Begin of the same import.
 //   - In [Queue.Reclaim], with the consumer taken down: [Queue.Pending] makes it again.
 //
-// Message ids play no part in this: on a work queue the server forgets an id with its message.
+// Message ids play no part in this: the server forgets them with time.
+//
+// # When an import is done
+//
+// A job stays on the stream until its import is complete, and what is acknowledged is no more than a hint of where to go
+// on: the results say which jobs are done. So no write of the consumer's has to be waited for, and whatever becomes of
+// the consumer, a job without a result is there to be given out again. [Queue.Complete] counts the results, on the
+// server, and then drops the jobs. That took the server 1.3 s for 300,000 jobs of 20 conversations, in which it gave out no
+// other import's.
+//
+// Acknowledgements that delete the job, as on the work queue that the jobs stream was in schema 1, cost a synced write
+// each; a drain took twice the CPU time and three times as long.
 //
 // Two processes that enqueue the same import at once do each other no harm: a batch goes through only if the checkpoint
 // is where its sender saw it last, and the one that lost takes the other's jobs for written.

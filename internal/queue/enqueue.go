@@ -108,7 +108,7 @@ func (q *Queue) Enqueue(
 	}
 	if !e.last.Done {
 		// Before the first job, so that no job is ever on the queue without one who would fetch it.
-		if err := q.createConsumer(ctx, importID); err != nil {
+		if err := q.createConsumer(ctx, importID, 0); err != nil {
 			return EnqueueStats{}, err
 		}
 		if err := e.run(ctx, jobs); err != nil {

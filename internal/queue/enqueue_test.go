@@ -376,7 +376,7 @@ func padded(jobs iter.Seq[job.Job], size int) iter.Seq[job.Job] {
 func TestCommitWhoseAnswerWasLost(t *testing.T) {
 	q := open(t, Config{})
 	begin(t, q, "i")
-	if err := q.createConsumer(t.Context(), "i"); err != nil {
+	if err := q.createConsumer(t.Context(), "i", 0); err != nil {
 		t.Fatal(err)
 	}
 	e := &enqueuer{q: q, id: "i", writer: "me"}

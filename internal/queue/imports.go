@@ -72,6 +72,7 @@ type Import struct {
 	Round      int      `json:"round,omitempty"`       // how often it was retried
 	Retried    int64    `json:"retried,omitempty"`     // jobs of the last retry
 	RetryCodes []string `json:"retry_codes,omitempty"` // which failures it is about; all when empty
+	RetryFrom  uint64   `json:"retry_from,omitempty"`  // its results come after this one, by sequence
 
 	// InHand is how many jobs some worker had when somebody cancelled: results that may still come.
 	InHand int64 `json:"in_hand,omitempty"`
@@ -252,54 +253,4 @@ func (q *Queue) Update(ctx context.Context, id string, change func(*Import)) (Im
 			return Import{}, q.fault(ctx, "update import "+id, err)
 		}
 	}
-}
-
-// Complete marks an import as done with and takes down its consumer. The error wraps [ErrUnfinished] unless all of its
-// jobs were enqueued and none is left on the queue. Doing it again does no harm.
-func (q *Queue) Complete(ctx context.Context, id string) error {
-	i, err := q.Import(ctx, id)
-	if err != nil {
-		return err
-	}
-	switch i.State {
-	case Enqueueing:
-		return fmt.Errorf("complete import %s: %w: it is still being enqueued", id, ErrUnfinished)
-	case Retrying:
-		return fmt.Errorf("complete import %s: %w: a retry was begun and not ended, 'groupferry retry %s' goes on",
-			id, ErrUnfinished, id)
-	case Enqueued:
-		// The stream itself is asked, not the consumer: it alone knows what is there right after a crash.
-		left, err := q.left(ctx, id)
-		if err != nil {
-			return err
-		}
-		if left > 0 {
-			return fmt.Errorf("complete import %s: %w: %d jobs left", id, ErrUnfinished, left)
-		}
-		round := i.Round
-		i, err = q.Update(ctx, id, func(i *Import) {
-			if i.State == Enqueued && i.Round == round {
-				i.State, i.Completed = Complete, time.Now().UTC()
-			}
-		})
-		if err != nil {
-			return err
-		}
-	}
-	if !i.State.Over() { // somebody retries it
-		return nil
-	}
-	return q.deleteConsumer(ctx, id)
-}
-
-// left counts the jobs of an import on the stream, those in hand included.
-func (q *Queue) left(ctx context.Context, id string) (uint64, error) {
-	c, cancel := q.within(ctx)
-	defer cancel()
-	subject := q.jobsSubject(id)
-	info, err := q.jobs.Info(c, jetstream.WithSubjectFilter(subject))
-	if err != nil {
-		return 0, q.fault(ctx, "count jobs of import "+id, err)
-	}
-	return info.State.Subjects[subject], nil
 }

@@ -139,10 +139,13 @@ type Queue struct {
 	results jetstream.Stream
 	control jetstream.KeyValue
 
-	line     atomic.Pointer[line]
-	tallies  tallyCache
-	together together
-	close    sync.Once
+	line    atomic.Pointer[line]
+	tallies tallyCache
+	keeps   bool // the jobs stream keeps a job until its import is complete
+	batches bool // the results stream takes them
+	puts    gather[*waitingPut]
+	lookups gather[*lookup]
+	close   sync.Once
 }
 
 // Open connects to the server that cfg names, or to the embedded one, and makes sure that streams and buckets are there
@@ -157,7 +160,11 @@ func Open(ctx context.Context, cfg Config) (*Queue, error) {
 		return nil, err
 	}
 	q := &Queue{cfg: cfg, log: cfg.Log}
-	q.together.q = q
+	q.puts = gather[*waitingPut]{
+		do: q.commit, most: maxTogether, room: maxBatchBytes, size: func(p *waitingPut) int { return len(p.msg.Data) },
+		many: minTogether, plenty: enoughTogether, patience: togetherWait,
+	}
+	q.lookups = gather[*lookup]{do: q.lookUp, most: maxLookups}
 	q.nextLine()
 	if cfg.embedded() {
 		err = q.connectHome(ctx)
@@ -201,7 +208,8 @@ func (q *Queue) Close() error {
 			q.nc.Close()
 		}
 		q.line.Load().cut()
-		q.together.running.Wait()
+		q.puts.running.Wait()
+		q.lookups.running.Wait()
 		if q.home != nil {
 			err = q.home.close()
 		}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/synadia-io/orbit.go/jetstreamext"
 
@@ -125,7 +126,21 @@ func idsOf(jobs iter.Seq[job.Job]) []string {
 	return ids
 }
 
-// drain fetches and acks until nothing comes any more, and returns the ids in the order of their coming.
+// doneWith is the result of a job in which everything went well.
+func doneWith(j job.Job) job.Result {
+	r := job.Result{
+		Import: j.Import, Job: j.ID, FromAccount: j.FromAccount, GroupName: j.GroupName, Files: j.Files,
+		Round: j.Round, Attempts: 1, Calls: 1, Worker: "w",
+		Started: time.Unix(1e9, 0), Finished: time.Unix(1e9+1, 0),
+	}
+	for _, c := range j.Conversations {
+		r.Conversations = append(r.Conversations, job.ConversationResult{Conversation: c})
+	}
+	r.Settle()
+	return r
+}
+
+// drain does n jobs, and returns the ids in the order of their coming.
 func drain(t testing.TB, q *Queue, id string, n int) []string {
 	t.Helper()
 	s := q.Source(id)
@@ -143,6 +158,7 @@ func drain(t testing.TB, q *Queue, id string, n int) []string {
 			if err != nil {
 				t.Fatal(err)
 			}
+			put(t, q, doneWith(j), 0)
 			if err := d.Ack(t.Context()); err != nil {
 				t.Fatal(err)
 			}

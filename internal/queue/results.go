@@ -56,7 +56,7 @@ func (q *Queue) rawResult(ctx context.Context, importID, jobID string) (*jetstre
 	doing := "read result of job " + jobID
 	c, cancel := q.within(ctx)
 	defer cancel()
-	m, err := q.results.GetLastMsgForSubject(c, q.resultSubject(importID, jobID))
+	m, err := q.last(c, q.resultSubject(importID, jobID))
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return nil, fmt.Errorf("%s: %w", doing, ErrNoResult)
 	}
@@ -98,7 +98,7 @@ func (q *Queue) PutResult(ctx context.Context, r job.Result, seq uint64) error {
 	defer cancel()
 	failpoint("result-before")
 	failInside("result-inside")
-	err := q.together.put(c, m, seq)
+	err := q.put(c, m, seq)
 	failpoint("result-after")
 	if !lostRace(err) {
 		return q.fault(ctx, doing, err)

@@ -125,7 +125,7 @@ func TestResultsTogether(t *testing.T) {
 				if _, err := q.js.UpdateStream(t.Context(), cfg); err != nil {
 					t.Fatal(err)
 				}
-				q.together.batches = false
+				q.batches = false
 			}
 			const n = 6 * minTogether
 			second := func(i int) bool { return i%100 == 7 }

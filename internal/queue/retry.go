@@ -69,10 +69,14 @@ func (q *Queue) Retry(
 		if _, err := q.Tally(ctx, id); err != nil {
 			return rec, none, err
 		}
+		from, err := lastOf(ctx, q, q.results)
+		if err != nil {
+			return rec, none, q.fault(ctx, "retry import "+id, err)
+		}
 		rec, err = q.Update(ctx, id, func(i *Import) {
 			if i.State == Complete {
 				i.State, i.Round, i.Retried, i.RetryCodes, i.InHand = Retrying, i.Round+1, 0, codes, 0
-				i.Completed = time.Time{}
+				i.Completed, i.RetryFrom = time.Time{}, from
 			}
 		})
 		if err != nil {
@@ -84,7 +88,7 @@ func (q *Queue) Retry(
 			id, ErrUnfinished, codeList(rec.RetryCodes))
 	}
 	// Before the first job, so that no job is ever on the queue without one who would fetch it.
-	if err := q.createConsumer(ctx, id); err != nil {
+	if err := q.createConsumer(ctx, id, 0); err != nil {
 		return rec, none, err
 	}
 	p, err := q.putRetries(ctx, rec, progress)

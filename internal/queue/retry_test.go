@@ -184,8 +184,8 @@ func TestRetryOnce(t *testing.T) {
 	wg.Wait()
 	ids := onStream(t, q, "i")
 	slices.Sort(ids)
-	if got := len(slices.Compact(ids)); got != 2500 || len(ids) != 2500 {
-		t.Errorf("got %d jobs on the stream, %d different ones, want 2500", len(ids), got)
+	if got := len(slices.Compact(ids)); got != 3000 || len(ids) != 3000 {
+		t.Errorf("got %d jobs on the stream, %d different ones, want 3000", len(ids), got)
 	}
 }
 

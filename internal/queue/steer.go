@@ -97,12 +97,9 @@ func (q *Queue) drop(ctx context.Context, id string) (inHand int64, err error) {
 	if err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return 0, q.fault(ctx, "drop the jobs of import "+id, err)
 	}
-	failpoint("drop-before")
-	failInside("drop-inside")
-	if err := q.jobs.Purge(c, jetstream.WithPurgeSubject(q.jobsSubject(id))); err != nil {
-		return 0, q.fault(ctx, "drop the jobs of import "+id, err)
+	if err := q.purgeJobs(ctx, id, 0); err != nil {
+		return 0, err
 	}
-	failpoint("drop-after")
 	return inHand, q.deleteConsumer(ctx, id)
 }
 

@@ -81,7 +81,7 @@ func TestCancel(t *testing.T) {
 	if err != nil || i.State != Cancelled || !i.State.Over() || i.Jobs != 10 {
 		t.Errorf("record: %+v, %v", i, err)
 	}
-	if left, err := q.left(t.Context(), "imp"); err != nil || left != 0 {
+	if left, err := q.onStream(t.Context(), "imp"); err != nil || left != 0 {
 		t.Errorf("%d jobs left, %v", left, err)
 	}
 	if _, err := q.Enqueue(t.Context(), "imp", nil, nil); !errors.Is(err, ErrCancelled) {

@@ -2,61 +2,49 @@ package queue
 
 import (
 	"context"
+	"encoding/json"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/synadia-io/orbit.go/jetstreamext"
 )
 
-// A commit costs the server about what 30 single writes do, for it keeps the messages aside in files of their own first,
-// and little more for each result in it.
 const (
-	minTogether = 32
+	// minTogether is from how many results on a commit is worth it: it costs the server what a handful of single writes
+	// do, for it keeps the messages aside in a file of their own first, and little more for each result in it.
+	minTogether = 8
 	maxTogether = 512
+
+	// While they come by the dozen a commit waits a little for more: half of what 128 jobs in hand can have at most.
+	enoughTogether = 64
+	togetherWait   = 20 * time.Millisecond
+
+	// maxLookups keeps the request below 100 KB; the server answers up to 1,024 subjects.
+	maxLookups = 512
 )
 
-// A together writes results in groups, for a server that syncs every write takes as long to sync one as it takes to sync
-// many. What comes while a commit is on its way waits and makes the next one; what comes when there is none goes out at
-// once.
-//
-//	put ──► waiting ──┐                      ┌──► answer to each
-//	put ──► waiting ──┼──► atomic batch ─────┤
-//	put ──► waiting ──┘    one at a time     └──► refused: each by itself
-//
-// A batch is refused as a whole if one of its results is not the next one of its job. Then, and whenever no answer
-// came, each is put by itself, which tells what became of it.
-type together struct {
-	q       *Queue
-	batches bool // the stream takes them
-
-	mu      sync.Mutex
-	waiting []*waitingPut
-	busy    bool // somebody is committing
-	running sync.WaitGroup
-}
-
+// A waitingPut is a result on its way: the next one of its job if that has the sequence seq.
 type waitingPut struct {
 	ctx  context.Context
 	msg  *nats.Msg
-	seq  uint64 // of the result that it replaces
+	seq  uint64
 	done chan error
 }
 
 // put writes a result if the last one of its subject has the given sequence.
-func (t *together) put(ctx context.Context, m *nats.Msg, seq uint64) error {
-	if !t.batches {
-		return t.single(ctx, m, seq)
+//
+// Results are written in groups, for a server that syncs every write takes as long to sync one as it takes to sync
+// many. A group is an atomic batch, and is refused as a whole if one of its results is not the next one of its job.
+// Then, and whenever no answer came, each is put by itself, which tells what became of it.
+func (q *Queue) put(ctx context.Context, m *nats.Msg, seq uint64) error {
+	if !q.batches {
+		return q.putSingle(ctx, m, seq)
 	}
 	p := &waitingPut{ctx, m, seq, make(chan error, 1)}
-	t.mu.Lock()
-	t.waiting = append(t.waiting, p)
-	if !t.busy {
-		t.busy = true
-		t.running.Go(t.work)
-	}
-	t.mu.Unlock()
+	q.puts.add(p)
 	select {
 	case err := <-p.done:
 		return err
@@ -65,29 +53,8 @@ func (t *together) put(ctx context.Context, m *nats.Msg, seq uint64) error {
 	}
 }
 
-// work commits until nothing waits.
-func (t *together) work() {
-	for {
-		t.mu.Lock()
-		n, size := 0, 0
-		for n < min(len(t.waiting), maxTogether) && size < maxBatchBytes {
-			size += len(t.waiting[n].msg.Data)
-			n++
-		}
-		group := t.waiting[:n:n]
-		t.waiting = t.waiting[n:]
-		if n == 0 {
-			t.busy, t.waiting = false, nil
-			t.mu.Unlock()
-			return
-		}
-		t.mu.Unlock()
-		t.commit(group)
-	}
-}
-
-func (t *together) commit(group []*waitingPut) {
-	if len(group) >= minTogether && t.batch(group) == nil {
+func (q *Queue) commit(group []*waitingPut) {
+	if len(group) >= minTogether && q.putBatch(group) == nil {
 		for _, p := range group {
 			p.done <- nil
 		}
@@ -95,13 +62,13 @@ func (t *together) commit(group []*waitingPut) {
 	}
 	var puts sync.WaitGroup
 	for _, p := range group {
-		puts.Go(func() { p.done <- t.single(p.ctx, p.msg, p.seq) })
+		puts.Go(func() { p.done <- q.putSingle(p.ctx, p.msg, p.seq) })
 	}
 	puts.Wait()
 }
 
-func (t *together) batch(group []*waitingPut) error {
-	ctx, cancel := t.q.within(context.Background())
+func (q *Queue) putBatch(group []*waitingPut) error {
+	ctx, cancel := q.within(context.Background())
 	defer cancel()
 	messages := make([]*nats.Msg, len(group))
 	seen := make(map[string]bool, len(group))
@@ -117,11 +84,79 @@ func (t *together) batch(group []*waitingPut) error {
 		header.Set(jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(p.seq, 10))
 		messages[i] = &nats.Msg{Subject: p.msg.Subject, Data: p.msg.Data, Header: header}
 	}
-	_, err := jetstreamext.PublishMsgBatch(ctx, t.q.js, messages)
+	_, err := jetstreamext.PublishMsgBatch(ctx, q.js, messages)
 	return err
 }
 
-func (t *together) single(ctx context.Context, m *nats.Msg, seq uint64) error {
-	_, err := t.q.js.PublishMsg(ctx, m, jetstream.WithExpectLastSequencePerSubject(seq))
+func (q *Queue) putSingle(ctx context.Context, m *nats.Msg, seq uint64) error {
+	_, err := q.js.PublishMsg(ctx, m, jetstream.WithExpectLastSequencePerSubject(seq))
 	return err
+}
+
+// A lookup asks whether there is a result on a subject.
+type lookup struct {
+	subject string
+	done    chan lookedUp
+}
+
+type lookedUp struct {
+	none bool
+	err  error
+}
+
+// last reads the newest result on a subject; the error is ErrMsgNotFound when there is none.
+//
+// Every delivery of every job asks, and nearly none has one. So those that ask at the same time are asked about in one
+// request, and only where one of them has a result each is asked about by itself.
+func (q *Queue) last(ctx context.Context, subject string) (*jetstream.RawStreamMsg, error) {
+	l := &lookup{subject, make(chan lookedUp, 1)}
+	q.lookups.add(l)
+	select {
+	case found := <-l.done:
+		switch {
+		case found.err != nil:
+			return nil, found.err
+		case found.none:
+			return nil, jetstream.ErrMsgNotFound
+		}
+		return q.results.GetLastMsgForSubject(ctx, subject)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (q *Queue) lookUp(group []*lookup) {
+	ctx, cancel := q.within(context.Background())
+	defer cancel()
+	var found lookedUp
+	if len(group) > 1 {
+		found.none, found.err = q.noneOf(ctx, group)
+	}
+	for _, l := range group {
+		l.done <- found
+	}
+}
+
+// lastRequest asks for the newest message of each subject, up to Batch of them.
+type lastRequest struct {
+	Subjects []string `json:"multi_last"`
+	Batch    int      `json:"batch"`
+}
+
+// noneOf tells whether no subject has a result. The server answers with a status for nothing when that is so, and else
+// with a message first, which is as much as is heard of its answer.
+func (q *Queue) noneOf(ctx context.Context, group []*lookup) (bool, error) {
+	ask := lastRequest{make([]string, len(group)), 1}
+	for i, l := range group {
+		ask.Subjects[i] = l.subject
+	}
+	body, err := json.Marshal(ask)
+	if err != nil {
+		return false, err
+	}
+	m, err := q.nc.RequestWithContext(ctx, q.apiPrefix+"DIRECT.GET."+q.resultsStream(), body)
+	if err != nil {
+		return false, err
+	}
+	return m.Header.Get("Status") == "404" && m.Header.Get("Description") == "No Results", nil
 }

@@ -16,14 +16,15 @@ import (
 )
 
 const (
-	// schema is the version of the topology: which streams there are, with which rules and subjects.
-	schema = 1
+	// schema is the version of the topology: which streams there are, with which rules and subjects. In version 1 the
+	// jobs stream was a work queue, and it is worked off as that where it still is one.
+	schema = 2
 
 	// schemaKey is the metadata that carries it, on every stream and bucket of ours.
 	schemaKey = "groupferry-schema"
 
-	// duplicatesWindow is the smallest that the server takes. Nothing here is told apart by message ids: on a work queue
-	// the server forgets them with the message.
+	// duplicatesWindow is the smallest that the server takes. Nothing here is told apart by message ids: the server
+	// forgets them with time, and with the message.
 	duplicatesWindow = 100 * time.Millisecond
 )
 
@@ -55,7 +56,7 @@ func (q *Queue) ensureTopology(ctx context.Context) error {
 		Name:               q.jobsStream(),
 		Description:        "groupferry: jobs to be done, and how far each import got onto the queue",
 		Subjects:           []string{q.jobsSubject("*"), q.checkpointSubject("*")},
-		Retention:          jetstream.WorkQueuePolicy,
+		Retention:          jetstream.LimitsPolicy,
 		Discard:            jetstream.DiscardNew,
 		Storage:            jetstream.FileStorage,
 		Replicas:           q.cfg.Replicas,
@@ -68,6 +69,7 @@ func (q *Queue) ensureTopology(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	q.keeps = q.jobs.CachedInfo().Config.Retention == jetstream.LimitsPolicy
 	q.results, err = q.ensureStream(ctx, jetstream.StreamConfig{
 		Name:              q.resultsStream(),
 		Description:       "groupferry: what became of each job",
@@ -89,7 +91,7 @@ func (q *Queue) ensureTopology(ctx context.Context) error {
 	if err := q.speedUpResults(ctx); err != nil {
 		return err
 	}
-	q.together.batches = q.results.CachedInfo().Config.AllowAtomicPublish
+	q.batches = q.results.CachedInfo().Config.AllowAtomicPublish
 	q.control, err = q.ensureBucket(ctx)
 	return err
 }
@@ -204,12 +206,14 @@ func differences(got, want jetstream.StreamConfig) []string {
 			wrong = append(wrong, fmt.Sprintf("%s is %v instead of %v", what, got, want))
 		}
 	}
-	differ("retention", got.Retention, want.Retention)
+	if !want.AllowRollup || got.Retention != jetstream.WorkQueuePolicy { // the jobs stream of schema 1
+		differ("retention", got.Retention, want.Retention)
+	}
 	differ("storage", got.Storage, want.Storage)
 	differ("discard", got.Discard, want.Discard)
 	differ("max messages per subject", max(got.MaxMsgsPerSubject, 0), want.MaxMsgsPerSubject)
 	differ("max age", got.MaxAge, want.MaxAge)
-	differ("atomic publish", got.AllowAtomicPublish || want.Retention != jetstream.WorkQueuePolicy, true)
+	differ("atomic publish", got.AllowAtomicPublish || !want.AllowRollup, true)
 	differ("rollup", got.AllowRollup || !want.AllowRollup, true)
 	differ("direct get", got.AllowDirect, want.AllowDirect)
 	slices.Sort(got.Subjects)

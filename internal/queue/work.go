@@ -43,18 +43,23 @@ const (
 	listEvery = time.Second
 )
 
-func (q *Queue) createConsumer(ctx context.Context, importID string) error {
+// createConsumer makes the consumer that gives the jobs of an import, from a sequence on; from all of them if that is 0.
+func (q *Queue) createConsumer(ctx context.Context, importID string, from uint64) error {
+	cfg := jetstream.ConsumerConfig{
+		Durable:       consumerName(importID),
+		Description:   "groupferry: the jobs of import " + importID,
+		FilterSubject: q.jobsSubject(importID),
+		AckPolicy:     jetstream.AckExplicitPolicy,
+		AckWait:       ackWait,
+		MaxDeliver:    -1,
+		MaxAckPending: maxInHand,
+	}
+	if from > 0 {
+		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, from
+	}
 	failpoint("consumer-before")
 	err := q.ask(ctx, func(c context.Context) error {
-		_, err := q.jobs.CreateConsumer(c, jetstream.ConsumerConfig{
-			Durable:       consumerName(importID),
-			Description:   "groupferry: the jobs of import " + importID,
-			FilterSubject: q.jobsSubject(importID),
-			AckPolicy:     jetstream.AckExplicitPolicy,
-			AckWait:       ackWait,
-			MaxDeliver:    -1,
-			MaxAckPending: maxInHand,
-		})
+		_, err := q.jobs.CreateConsumer(c, cfg)
 		return err
 	})
 	if errors.Is(err, jetstream.ErrConsumerExists) { // with other limits: somebody set them
@@ -80,17 +85,28 @@ func (q *Queue) deleteConsumer(ctx context.Context, importID string) error {
 // A consumer that is missing while there are jobs is made anew: a process can be killed between taking it down and
 // making it again.
 func (q *Queue) Pending(ctx context.Context, importID string) (pending, inHand int64, err error) {
+	info, err := q.consumerInfo(ctx, importID)
+	if err != nil {
+		return 0, 0, err
+	}
+	if info == nil {
+		return q.pendingWithoutConsumer(ctx, importID)
+	}
+	return int64(info.NumPending), int64(info.NumAckPending), nil
+}
+
+// consumerInfo says how an import's consumer is; nil when there is none.
+func (q *Queue) consumerInfo(ctx context.Context, importID string) (*jetstream.ConsumerInfo, error) {
 	c, cancel := q.within(ctx)
 	defer cancel()
 	consumer, err := q.jobs.Consumer(c, consumerName(importID))
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
-		return q.pendingWithoutConsumer(ctx, importID)
+		return nil, nil
 	}
 	if err != nil {
-		return 0, 0, q.fault(ctx, "count jobs of import "+importID, err)
+		return nil, q.fault(ctx, "count jobs of import "+importID, err)
 	}
-	info := consumer.CachedInfo() // of a moment ago: asking for the consumer brought it
-	return int64(info.NumPending), int64(info.NumAckPending), nil
+	return consumer.CachedInfo(), nil // of a moment ago: asking for the consumer brought it
 }
 
 func (q *Queue) pendingWithoutConsumer(ctx context.Context, importID string) (pending, inHand int64, err error) {
@@ -98,16 +114,16 @@ func (q *Queue) pendingWithoutConsumer(ctx context.Context, importID string) (pe
 	if err != nil || i.State.Over() {
 		return 0, 0, err
 	}
-	left, err := q.left(ctx, importID)
+	left, err := q.onStream(ctx, importID)
 	if err != nil || left == 0 {
 		return 0, 0, err
 	}
-	return int64(left), 0, q.makeConsumer(ctx, i)
+	return left, 0, q.makeConsumer(ctx, i, 0)
 }
 
-// makeConsumer makes the consumer of an import if it is not there, paused if the import is.
-func (q *Queue) makeConsumer(ctx context.Context, i Import) error {
-	if err := q.createConsumer(ctx, i.ID); err != nil || !i.Paused {
+// makeConsumer makes the consumer of an import if it is not there, paused if the import is; see createConsumer.
+func (q *Queue) makeConsumer(ctx context.Context, i Import, from uint64) error {
+	if err := q.createConsumer(ctx, i.ID, from); err != nil || !i.Paused {
 		return err
 	}
 	return q.PauseImport(ctx, i.ID)
@@ -415,13 +431,19 @@ const (
 	working = "+WPI"
 )
 
-// Ack takes the job off the queue, and returns when the server has said so. It can be called again after an error.
+// Ack says that the job has its result. If that gets lost the job is delivered again; it can be said again after an
+// error.
+//
+// The server does not answer. It forgets what it was told in its last moments when it is killed, so an answer would be
+// worth nothing. On a jobs stream of schema 1 it deletes the job, and answers when it has.
 func (d *Delivery) Ack(ctx context.Context) error {
 	failpoint("ack-before")
 	failInside("ack-inside")
-	err := d.say(ctx, "ack", ack)
-	failpoint("ack-after")
-	return err
+	defer failpoint("ack-after")
+	if !d.q.keeps {
+		return d.say(ctx, "ack", ack)
+	}
+	return d.fault(ctx, "ack", d.q.nc.Publish(d.reply, []byte(ack)))
 }
 
 // Nak puts the job back, to be delivered again after delay, to whoever asks then.
@@ -439,6 +461,10 @@ func (d *Delivery) say(ctx context.Context, doing, what string) error {
 	c, cancel := d.q.within(ctx)
 	defer cancel()
 	_, err := d.q.nc.RequestWithContext(c, d.reply, []byte(what))
+	return d.fault(ctx, doing, err)
+}
+
+func (d *Delivery) fault(ctx context.Context, doing string, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -456,18 +482,23 @@ func (q *Queue) Reclaim(ctx context.Context) error {
 		if i.State.Over() {
 			continue
 		}
-		_, inHand, err := q.Pending(ctx, i.ID)
+		info, err := q.consumerInfo(ctx, i.ID)
 		if err != nil {
 			return err
 		}
-		if inHand == 0 {
+		if info == nil || info.NumAckPending == 0 {
 			continue
 		}
-		// What was acknowledged is off the stream, so a new consumer gives what is left, each once.
+		// A new consumer gives each job that is left once. Up to the floor all were acknowledged, and after it some: those
+		// are found to have a result. On a stream of schema 1 what was acknowledged is gone.
+		from := uint64(0)
+		if q.keeps {
+			from = info.AckFloor.Stream + 1
+		}
 		if err := q.deleteConsumer(ctx, i.ID); err != nil {
 			return err
 		}
-		if err := q.makeConsumer(ctx, i); err != nil {
+		if err := q.makeConsumer(ctx, i, from); err != nil {
 			return err
 		}
 	}
