@@ -32,8 +32,10 @@ const (
 	// of jobs, which the server reads once more for it, in a fraction of a second.
 	batchesToTidy = 64
 
-	// batchesAside is how many batches go by the checkpoint after the stream turned out to be shared: see publish.
-	batchesAside = 16
+	// batchesInTurn is how many batches an import has for itself before it makes way for another one that is enqueued on
+	// the same server, and turnPause is for how long: see shared. A server takes some 25 batches a second.
+	batchesInTurn = 16
+	turnPause     = 2 * time.Second
 
 	// commitTimeout is for a whole batch. The server gives up one that has been quiet for 10 s.
 	commitTimeout = 10 * time.Second
@@ -172,7 +174,8 @@ type enqueuer struct {
 	last checkpoint // the newest known one
 	seq  uint64     // its sequence
 
-	aside  int // batches until the stream is taken for ours alone: see publish
+	aside  int // batches that go by the checkpoint's subject, see publish
+	turn   int // batches since another import had its turn
 	untidy int // checkpoints that a rollup would remove
 
 	seen    int64 // jobs that the input gave so far
@@ -277,8 +280,8 @@ func (e *enqueuer) commit(ctx context.Context, done bool) error {
 			giveUp = time.Now().Add(enqueuePatience)
 		}
 		shared := lostRace(err) && e.aside == 0
-		if shared {
-			e.aside = batchesAside
+		if shared && !e.share(ctx) {
+			return e.interrupted(ctx)
 		}
 		before := e.seq
 		if readErr := e.catchUp(ctx); readErr != nil {
@@ -307,15 +310,27 @@ func (e *enqueuer) commit(ctx context.Context, done bool) error {
 	return nil
 }
 
+// share is called when another import turned out to be enqueued at the same time. The two take turns, so that neither
+// makes the other send everything twice: who had the stream for long steps back, who has just begun goes on, for a while
+// in a way that the other one cannot disturb. It returns false when ctx ends.
+func (e *enqueuer) share(ctx context.Context) bool {
+	if e.turn < batchesInTurn {
+		e.aside = batchesInTurn - e.turn
+		return true
+	}
+	e.aside, e.turn = 1, 0
+	return pause(ctx, turnPause)
+}
+
 // publish sends what waits, and a checkpoint behind it, to be written as one and only if the checkpoint is where this run
 // saw it last.
 //
 // It could say so by the last message of the checkpoint's subject, and have each checkpoint remove the one before. But
-// the server reads a message to compare with it or to remove it, and it keeps the block of the stream, 4 MiB, in which
+// the server reads a message to compare with it or to remove it, and it keeps the block of the stream, 8 MiB, in which
 // a message was read for 10 seconds longer than the others, which it gives up when they are full: at full speed that
 // is hundreds of MB. So it says that the whole stream ends with this run's last checkpoint, which the server knows
-// without reading, and which is true unless another import is enqueued at the same time; only then, and for a while, it
-// goes by the subject. And old checkpoints are removed many at a time; until then the last one is what counts.
+// without reading, and which is true unless another import is enqueued at the same time; only then it goes by the
+// subject for some batches. And old checkpoints are removed many at a time; until then the last one is what counts.
 func (e *enqueuer) publish(ctx context.Context, done bool) error {
 	ctx, cancel := e.q.withinTime(ctx, commitTimeout)
 	defer cancel()
@@ -348,6 +363,7 @@ func (e *enqueuer) publish(ctx context.Context, done bool) error {
 	failpoint("enqueue-after")
 	e.last, e.seq = next, ack.Sequence
 	e.aside = max(0, e.aside-1)
+	e.turn++
 	e.untidy++
 	if tidy {
 		e.untidy = 1

@@ -197,7 +197,7 @@ func TestTwoImportersOfOneInput(t *testing.T) {
 // other's next one wrong.
 func TestImportsThatShareTheStream(t *testing.T) {
 	q := open(t, Config{})
-	const n = 6_000
+	const n = 3_000
 	ids := []string{"a", "b"}
 	for _, id := range ids {
 		begin(t, q, id)
@@ -217,6 +217,42 @@ func TestImportsThatShareTheStream(t *testing.T) {
 			t.Errorf("import %s: got %d checkpoints, want one", id, got)
 		}
 	}
+}
+
+// TestImportsTakeTurns lets a second import come after one that had the stream for a whole turn: the first steps back,
+// the second does not.
+func TestImportsTakeTurns(t *testing.T) {
+	q := open(t, Config{})
+	enqueue := func(id string) (e *enqueuer, commit func()) {
+		begin(t, q, id)
+		e = &enqueuer{q: q, id: id, writer: "of " + id, aside: 1}
+		return e, func() {
+			j := testJob(id, int(e.seen), 1)
+			if err := e.take(&j); err != nil {
+				t.Fatal(err)
+			}
+			if err := e.commit(t.Context(), false); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	first, commitFirst := enqueue("a")
+	second, commitSecond := enqueue("b")
+	for range batchesInTurn {
+		commitFirst()
+	}
+	commitSecond()
+	commitFirst()
+	if first.turn != 1 {
+		t.Errorf("got batch %d of the first import's turn, want a new turn", first.turn)
+	}
+	commitSecond()
+	if second.turn != 2 || second.aside != batchesInTurn-2 {
+		t.Errorf("got batch %d of the second import's turn and %d by the subject, want 2 and %d",
+			second.turn, second.aside, batchesInTurn-2)
+	}
+	checkStream(t, q, "a", batchesInTurn+1)
+	checkStream(t, q, "b", 2)
 }
 
 // checkpoints counts those of an import that are on the stream.
