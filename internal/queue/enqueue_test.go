@@ -266,27 +266,26 @@ func checkpoints(t *testing.T, q *Queue, id string) uint64 {
 	return info.State.Subjects[subject]
 }
 
-// TestCheckpointsArePutAway follows the checkpoints of many batches: some are left for a while, but never many.
+// TestCheckpointsArePutAway follows the checkpoints of an import: each batch leaves one, until there are enough.
 func TestCheckpointsArePutAway(t *testing.T) {
 	q := open(t, Config{})
 	begin(t, q, "i")
-	const n = 2*batchesToTidy + 10
 	e := &enqueuer{q: q, id: "i", writer: "me", aside: 1}
-	var most uint64
-	batch := 0
-	for j := range jobsOf("i", n) {
+	wants := []uint64{1, 2, 3, 4, 1, 2, 3}
+	for i, want := range wants {
+		if i == 4 {
+			e.untidy = bytesToTidy
+		}
+		j := testJob("i", i, 1)
 		if err := e.take(&j); err != nil {
 			t.Fatal(err)
 		}
 		if err := e.commit(t.Context(), false); err != nil {
 			t.Fatal(err)
 		}
-		if batch++; batch%10 == 0 {
-			most = max(most, checkpoints(t, q, "i"))
+		if got := checkpoints(t, q, "i"); got != want {
+			t.Errorf("after batch %d: got %d checkpoints, want %d", i+1, got, want)
 		}
-	}
-	if most < 2 || most > batchesToTidy {
-		t.Errorf("got up to %d checkpoints on the way, want some and %d at most", most, batchesToTidy)
 	}
 	if err := e.commit(t.Context(), true); err != nil {
 		t.Fatal(err)
@@ -294,7 +293,7 @@ func TestCheckpointsArePutAway(t *testing.T) {
 	if got := checkpoints(t, q, "i"); got != 1 {
 		t.Errorf("got %d checkpoints at the end, want one", got)
 	}
-	checkStream(t, q, "i", n)
+	checkStream(t, q, "i", len(wants))
 }
 
 // TestEnqueueTakesLittleMemory enqueues much within the 10 s for which the embedded server would keep it, if it had to
