@@ -29,11 +29,12 @@ const (
 	maxBatchBytes = 7_000_000
 
 	// bytesToTidy is how many bytes of jobs are sent before a batch removes the checkpoints of those before it. For that
-	// the server reads what it wrote since the last time, in about 0.3 s; at its fastest, 50 MB/s, every 5 s.
+	// the server reads what it wrote since the last time: much longer pieces would not be read within commitTimeout on a
+	// slow disk, much shorter ones would keep much in its memory, see publish.
 	bytesToTidy = 256 << 20
 
 	// batchesInTurn is how many batches an import has for itself before it makes way for another one that is enqueued on
-	// the same server, and turnPause is for how long: see shared. A server takes some 25 batches a second.
+	// the same server, and turnPause is for how long: see share. A server takes some 25 batches a second.
 	batchesInTurn = 16
 	turnPause     = 2 * time.Second
 
