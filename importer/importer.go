@@ -103,8 +103,8 @@ type Config struct {
 	ChunkSize int
 
 	// SpoolDir is where rows are put aside when they are more than fit into a little memory, in one file that is
-	// removed by [Plan.Close]; "" means the system's directory for such files. It takes about as much room as the
-	// inputs have content.
+	// removed by [Plan.Close]; "" means the system's directory for such files. It takes up to twice as much room as
+	// CSV has content, and two thirds of JSONL.
 	SpoolDir string
 
 	// Stdin is what the input "-" reads. It may be nil when no input has that name.
@@ -192,7 +192,7 @@ func (in *intake) readAll(ctx context.Context, inputs []string) (*Plan, error) {
 	}
 	var need int64
 	for _, s := range sources {
-		need += s.spooled()
+		need += in.spooled(s)
 	}
 	if need > residentBytes {
 		if err := in.spool.require(need); err != nil {

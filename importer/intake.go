@@ -194,8 +194,17 @@ func (in *intake) ignoredNotices() []string {
 	var order []string
 	files := map[string][]string{}
 	for _, at := range in.ignored {
-		quoted := make([]string, len(at.names))
-		for i, name := range at.names {
+		names := at.names
+		if !slices.ContainsFunc(resultColumns, func(name string) bool { return !slices.Contains(names, name) }) {
+			names = slices.DeleteFunc(slices.Clone(names), func(name string) bool {
+				return slices.Contains(resultColumns, name)
+			})
+		}
+		if len(names) == 0 {
+			continue
+		}
+		quoted := make([]string, len(names))
+		for i, name := range names {
 			quoted[i] = fmt.Sprintf("%q", name)
 		}
 		text := "columns ignored: " + strings.Join(quoted, ", ")

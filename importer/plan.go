@@ -1,6 +1,7 @@
 package importer
 
 import (
+	"bufio"
 	"cmp"
 	"context"
 	"encoding/binary"
@@ -295,7 +296,7 @@ func (p *Plan) decodeJobs(b []byte) []job.Job {
 // WriteRejects writes the rejects as CSV: our five columns, which can be mended and imported as they are, and code,
 // reason, file and line, which an import skips.
 func (p *Plan) WriteRejects(w io.Writer) error {
-	out := csv.NewWriter(w)
+	out := csv.NewWriter(bufio.NewWriterSize(w, 64<<10)) // which it takes for its own
 	// An error stays with the writer until it is asked for at the end.
 	_ = out.Write(append(columnNames[:], extraColumns...))
 	for r := range p.Rejects() {

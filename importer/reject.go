@@ -17,6 +17,12 @@ const (
 	excessGroup
 )
 
+// Half of an input can be rejected for one of these.
+var (
+	reasonTooManyConversations = fmt.Sprintf("the group is full: %d conversations at most", chat.MaxConversationsPerGroup)
+	reasonTooManyGroups        = fmt.Sprintf("the user has %d groups before this one, %[1]d at most", chat.MaxGroupsPerUser)
+)
+
 func appendReject(b []byte, file int, line int64, code, reason string, fields *[numColumns]string) []byte {
 	b = append(b, ownReject)
 	b = binary.AppendUvarint(b, uint64(file))
@@ -59,11 +65,9 @@ func (p *Plan) cutReject(b []byte) (r Reject, rest []byte) {
 		s, b = cutStored(b[1:])
 		r.file, r.Line = place(s.member, s.conv)
 		fields = s.fields()
-		r.Code = codeTooManyConversations
-		r.Reason = fmt.Sprintf("the group is full: %d conversations at most", chat.MaxConversationsPerGroup)
+		r.Code, r.Reason = codeTooManyConversations, reasonTooManyConversations
 		if kind == excessGroup {
-			r.Code = codeTooManyGroups
-			r.Reason = fmt.Sprintf("the user has %d groups before this one, %[1]d at most", chat.MaxGroupsPerUser)
+			r.Code, r.Reason = codeTooManyGroups, reasonTooManyGroups
 		}
 	}
 	r.File = p.files[r.file]

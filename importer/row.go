@@ -34,6 +34,10 @@ var columnNames = [numColumns]string{"from_account", "group_name", "type", "to_a
 // extraColumns are the columns that the reject file has beside those.
 var extraColumns = []string{"code", "reason", "file", "line"}
 
+// resultColumns are those that exported results have beside both. An input with all of them is such a file; each by
+// itself can be someone's own column and is told as ignored.
+var resultColumns = []string{"group_id", "attempts", "job", "outcome", "finished"}
+
 // columns finds the column that a name in an input means.
 type columns struct {
 	byName  map[string]column // by canonical name

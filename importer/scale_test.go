@@ -171,6 +171,47 @@ func TestSpoolIsRemoved(t *testing.T) {
 	}
 }
 
+// TestSpooled puts aside inputs of each kind: what is asked for before has to be there, and is not far too much.
+func TestSpooled(t *testing.T) {
+	if raceEnabled {
+		t.Skip("much to do, and nothing in it that the others do not do at once")
+	}
+	const groups, each = 20_000, 20 // much beside the 8 MiB that stay in the buffers of the partitions
+	rows, _ := shuffled(1, groups, each, 10)
+	var jsonl strings.Builder
+	for i := range groups * each {
+		fmt.Fprintf(&jsonl, `{"from_account":"user%d","group_name":"Book club","type":1,"to_account":"peer%d"}`+"\n", i/each, i)
+	}
+	for _, tc := range []struct{ name, content string }{
+		{"a.csv", string(rows)},
+		{"over.csv", overfull(groups * each)},
+		{"a.csv.gz", gzipped(string(rows))},
+		{"a.csv.zst", zstded(t, string(rows))},
+		{"a.jsonl", jsonl.String()},
+	} {
+		name := filepath.Join(t.TempDir(), tc.name)
+		if err := os.WriteFile(name, []byte(tc.content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		o, err := settle(Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := o.spooled(source{name: name, size: int64(len(tc.content))})
+		p, err := Read(t.Context(), []string{name}, Config{SpoolDir: t.TempDir(), resident: -1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := p.Summary.Spooled; got < want || got > 3*want {
+			t.Errorf("%s: got %d bytes asked for, want at least the %d that were put aside, and not three times that",
+				tc.name, got, want)
+		}
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestSpoolFaults says what is wrong with the place for sorting, and what to do.
 func TestSpoolFaults(t *testing.T) {
 	dir := t.TempDir()

@@ -36,6 +36,7 @@ type splitter struct {
 
 	buf        []byte
 	start, end int    // what is in buf and not yet judged
+	quote      int    // the first quote in it; end where there is none, below start where nobody has looked
 	ready      []byte // judged sound and not yet read; a part of buf
 	line       int64  // physical line at start
 	err        error  // of src; io.EOF at its end
@@ -43,7 +44,7 @@ type splitter struct {
 }
 
 func newSplitter(src io.Reader, comma rune) *splitter {
-	return &splitter{src: src, comma: []byte(string(comma)), buf: make([]byte, 8*maxRecord), line: 1}
+	return &splitter{src: src, comma: []byte(string(comma)), buf: make([]byte, 8*maxRecord), quote: -1, line: 1}
 }
 
 // judge makes the next run of sound records ready, or takes one line out. Its error is that of the source.
@@ -53,6 +54,11 @@ func (s *splitter) judge() error {
 	}
 	from := s.start
 	for s.start < s.end && (s.err == io.EOF || s.end-s.start >= lookahead) {
+		if size := s.plain(); size > 0 {
+			s.start += size
+			s.line++
+			continue
+		}
 		size, lines, reason := s.record(s.buf[s.start:s.end])
 		if reason == "" {
 			s.start += size
@@ -68,12 +74,29 @@ func (s *splitter) judge() error {
 	return nil
 }
 
+// plain gives the size of the next line if that is a sound record without quotes, as most are, else 0. It says nothing
+// that record would not say, in a third of the time.
+func (s *splitter) plain() int {
+	if s.quote < s.start {
+		s.quote = s.end
+		if i := bytes.IndexByte(s.buf[s.start:s.end], '"'); i >= 0 {
+			s.quote = s.start + i
+		}
+	}
+	line := s.buf[s.start:s.quote]
+	i := bytes.IndexByte(line, '\n')
+	if i < 0 || i > maxRecord || bytes.Count(line[:i], s.comma)+1 != s.fields {
+		return 0
+	}
+	return i + 1
+}
+
 // fill sees to it that the next record can be judged. It returns the error of the source once all that came before
 // it has been judged; where the source broke, that leaves out up to lookahead bytes, for nobody knows how they go on.
 func (s *splitter) fill() error {
 	if s.end-s.start < lookahead && s.err == nil {
 		s.end = copy(s.buf, s.buf[s.start:s.end])
-		s.start = 0
+		s.start, s.quote = 0, -1
 		for s.end < len(s.buf) && s.err == nil {
 			var n int
 			n, s.err = s.src.Read(s.buf[s.end:])
@@ -245,6 +268,10 @@ func lineSize(b []byte) int {
 
 // trimEnd takes off a line end: LF, CRLF, or the lone CR that encoding/csv drops before the end of a file.
 func trimEnd(line []byte) []byte {
-	line = bytes.TrimSuffix(line, emptyLine)
-	return bytes.TrimSuffix(line, []byte{'\r'})
+	for _, end := range [...]byte{'\n', '\r'} {
+		if n := len(line); n > 0 && line[n-1] == end {
+			line = line[:n-1]
+		}
+	}
+	return line
 }

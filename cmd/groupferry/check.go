@@ -16,7 +16,6 @@ import (
 	"groupferry/importer"
 	"groupferry/internal/chat"
 	"groupferry/internal/governor"
-	"groupferry/internal/job"
 )
 
 func (p *program) checkCommand() *cobra.Command {
@@ -79,21 +78,6 @@ A FILE is CSV or JSONL, also compressed with gzip or zstd; - is standard input.`
 	return cmd
 }
 
-// A firstCall has the body of a create_contact_group request.
-type firstCall struct {
-	From   string `json:"From_Account"`
-	Groups [1]struct {
-		Name  string      `json:"GroupName"`
-		Items []shownItem `json:"ContactItem"`
-	} `json:"GroupContactItem"`
-}
-
-type shownItem struct {
-	Type int    `json:"Type"`
-	User string `json:"To_Account,omitempty"`
-	Chat string `json:"ToGroupId,omitempty"`
-}
-
 // firstCalls are the requests with which the first groups would be made.
 func firstCalls(plan *importer.Plan, show, chunk int) ([]json.RawMessage, error) {
 	calls := []json.RawMessage{}
@@ -101,22 +85,11 @@ func firstCalls(plan *importer.Plan, show, chunk int) ([]json.RawMessage, error)
 		return calls, nil
 	}
 	for j := range plan.Jobs() {
-		call := firstCall{From: j.FromAccount}
-		call.Groups[0].Name = j.GroupName
+		call := chat.CreateRequest{FromAccount: j.FromAccount, GroupName: j.GroupName}
 		for _, c := range j.Conversations[:min(chunk, len(j.Conversations))] {
-			it := shownItem{Type: c.Type}
-			if c.Type == job.GroupChat {
-				it.Chat = c.ID
-			} else {
-				it.User = c.ID
-			}
-			call.Groups[0].Items = append(call.Groups[0].Items, it)
+			call.Items = append(call.Items, chat.Item{Type: c.Type, ID: c.ID})
 		}
-		body, err := json.Marshal(call)
-		if err != nil {
-			return nil, err
-		}
-		if calls = append(calls, body); len(calls) == show {
+		if calls = append(calls, call.Body()); len(calls) == show {
 			break
 		}
 	}

@@ -2,18 +2,12 @@ package main
 
 import (
 	"fmt"
-	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
 	"groupferry/internal/chat"
 	"groupferry/internal/queue"
 )
-
-// importMemory is where the garbage collector begins to work harder, in bytes: an embedded server holds what was
-// published last in caches that it gives up only when there is need, and would take a gigabyte for a million jobs. 256 MB
-// for the whole process leaves some room beside it.
-const importMemory = 190 << 20
 
 func (p *program) importCommand() *cobra.Command {
 	var in inputFlags
@@ -37,9 +31,6 @@ and imported as it is.
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := out.check(); err != nil {
 				return err
-			}
-			if _, set := p.getenv("GOMEMLIMIT"); !set {
-				debug.SetMemoryLimit(importMemory)
 			}
 			plan, record, err := p.take(args, &in, chat.MaxItemsPerCall)
 			if err != nil {

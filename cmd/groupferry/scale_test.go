@@ -17,7 +17,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,6 +26,7 @@ import (
 	"time"
 
 	"github.com/gocarina/gocsv"
+	"github.com/klauspost/compress/zstd"
 
 	"groupferry/internal/job"
 	"groupferry/internal/queue"
@@ -34,7 +34,7 @@ import (
 
 var (
 	scale      = flag.Float64("scale", 0, "rows of the inputs that TestScale measures, such as 2e6; 0 leaves it out")
-	scaleKinds = flag.String("scale.kinds", "shuffled,sorted,half,jsonl,gzip", "inputs that it measures")
+	scaleKinds = flag.String("scale.kinds", "shuffled,sorted,half,jsonl,gzip,zstd", "inputs that it measures")
 )
 
 // Data as people have it: 20 conversations in a group and 10 groups of a user, and where half of all rows are of one
@@ -49,7 +49,8 @@ const (
 //	go test ./cmd/groupferry -run TestScale -v -timeout 2h -scale 2e6
 //
 // CPU seconds count, for they mean something on a machine with other work; rss is the peak of the process, the embedded
-// server included, and disk that of the directory for sorting. Each row of what it prints is one process:
+// server included, and disk that of the directory for sorting. With GOMAXPROCS=1 in the environment all of them have one
+// core. Each row of what it prints is one process:
 //
 //	parse    gocsv alone, row by row: the least that an import with it can take
 //	publish  the same number of jobs of the same size put on an embedded queue, without an input
@@ -95,7 +96,11 @@ func TestScale(t *testing.T) {
 		} else {
 			fmt.Fprintln(out, "\t")
 		}
-		publish := measure("publish", strconv.Itoa(rows/scalePerGroup))
+		each := scalePerGroup
+		if kind == "half" {
+			each /= 2
+		}
+		publish := measure("publish", strconv.Itoa(rows/scalePerGroup), strconv.Itoa(each))
 		fmt.Fprintln(out, "\t")
 		full := measure("import", "import", "--quiet", name)
 		if parse > 0 {
@@ -198,13 +203,16 @@ func scaleParse() {
 	}
 }
 
-// scalePublish puts jobs on a queue that differ in little but their ids.
+// scalePublish puts so many jobs on a queue, each with so many conversations, that differ in little but their ids.
 func scalePublish() {
 	n, err := strconv.Atoi(os.Args[1])
 	if err != nil {
 		panic(err)
 	}
-	debug.SetMemoryLimit(importMemory) // as import has it
+	each, err := strconv.Atoi(os.Args[2])
+	if err != nil {
+		panic(err)
+	}
 	ctx := context.Background()
 	q, err := queue.Open(ctx, queue.Config{DataDir: os.Getenv("GROUPFERRY_DATA_DIR")})
 	if err != nil {
@@ -212,7 +220,7 @@ func scalePublish() {
 	}
 	defer q.Close()
 	j := job.Job{Import: "scale", FromAccount: "user123456", GroupName: "Family 12", Files: []string{"shuffled.csv"}}
-	for i := range scalePerGroup {
+	for i := range each {
 		j.Conversations = append(j.Conversations,
 			job.Conversation{Type: job.OneToOne, ID: fmt.Sprintf("peer%d", 1000000+i), Line: int64(5000000 + i)})
 	}
@@ -235,7 +243,7 @@ func scalePublish() {
 // writeScale writes an input of so many rows and returns its name and size in MiB.
 func writeScale(t *testing.T, name, kind string, rows int) (string, int64) {
 	t.Helper()
-	name += map[string]string{"jsonl": ".jsonl", "gzip": ".csv.gz"}[kind]
+	name += map[string]string{"jsonl": ".jsonl", "gzip": ".csv.gz", "zstd": ".csv.zst"}[kind]
 	if filepath.Ext(name) == "" {
 		name += ".csv"
 	}
@@ -245,10 +253,18 @@ func writeScale(t *testing.T, name, kind string, rows int) (string, int64) {
 	}
 	defer f.Close()
 	var dst io.Writer = f
-	var z *gzip.Writer
-	if kind == "gzip" {
-		z, _ = gzip.NewWriterLevel(f, gzip.BestSpeed) // a level that exists
-		dst = z
+	var packed io.WriteCloser
+	switch kind {
+	case "gzip":
+		packed, err = gzip.NewWriterLevel(f, gzip.BestSpeed)
+	case "zstd":
+		packed, err = zstd.NewWriter(f, zstd.WithEncoderLevel(zstd.SpeedFastest))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if packed != nil {
+		dst = packed
 	}
 	w := bufio.NewWriterSize(dst, 1<<20)
 	if kind != "jsonl" {
@@ -278,8 +294,8 @@ func writeScale(t *testing.T, name, kind string, rows int) (string, int64) {
 	if err := w.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	if z != nil {
-		if err := z.Close(); err != nil {
+	if packed != nil {
+		if err := packed.Close(); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -3,7 +3,6 @@ package chat
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -265,11 +264,7 @@ func (c *Client) Check(ctx context.Context) error {
 
 // call makes one call and decodes the answer into answer. The error is an [*Error] or nil.
 func (c *Client) call(ctx context.Context, command Command, request any, answer interface{ base() *baseAnswer }) error {
-	body, err := json.Marshal(request)
-	if err != nil { // strings and integers always marshal
-		panic(err)
-	}
-	text, status, cause := c.roundTrip(ctx, command, body)
+	text, status, cause := c.roundTrip(ctx, command, encode(request))
 	switch {
 	case cause != nil:
 		return &Error{Command: command, Cause: cause}

@@ -106,6 +106,14 @@ func TestNewNamesTheFieldThatIsWrong(t *testing.T) {
 	}
 }
 
+func TestBodyIsWhatCreateSends(t *testing.T) {
+	r := CreateRequest{"<u&v>", "家族 \"q\"", []Item{{OneToOne, "a"}, {GroupChat, "@TGS#1"}}}
+	_, _, sent := exchange(t, func(c *Client) error { _, err := c.Create(t.Context(), r); return err }, okAnswer)
+	if got := string(r.Body()); got != sent {
+		t.Errorf("got %s, want %s", got, sent)
+	}
+}
+
 // exchange makes one call and gives the query and body that the server saw.
 func exchange(t *testing.T, make func(*Client) error, answer string) (path string, query url.Values, body string) {
 	t.Helper()

@@ -191,15 +191,31 @@ func decode(text []byte, answer any) error {
 	return fmt.Errorf("%w: no JSON from byte %d on", errUndecodable, syntax.Offset)
 }
 
-// Create makes a group with conversations in it.
-func (c *Client) Create(ctx context.Context, r CreateRequest) (Answer, error) {
-	body := createBody{FromAccount: r.FromAccount}
+// encode makes the body of a call.
+func encode(request any) []byte {
+	body, err := json.Marshal(request)
+	if err != nil { // strings and integers always marshal
+		panic(err)
+	}
+	return body
+}
+
+// Body gives the body that [Client.Create] sends for r, for people who want to see it before.
+func (r CreateRequest) Body() []byte { return encode(r.wire()) }
+
+func (r CreateRequest) wire() *createBody {
+	body := &createBody{FromAccount: r.FromAccount}
 	body.GroupContactItem[0] = createGroup{GroupName: r.GroupName, ContactItem: make([]wireItem, len(r.Items))}
 	for i, it := range r.Items {
 		body.GroupContactItem[0].ContactItem[i] = toWire(it)
 	}
+	return body
+}
+
+// Create makes a group with conversations in it.
+func (c *Client) Create(ctx context.Context, r CreateRequest) (Answer, error) {
 	var a createAnswer
-	if err := c.call(ctx, CreateContactGroup, &body, &a); err != nil {
+	if err := c.call(ctx, CreateContactGroup, r.wire(), &a); err != nil {
 		return Answer{}, err
 	}
 	m := matcher{clean: c.clean}

@@ -60,6 +60,7 @@
 //
 // Two processes that enqueue the same import at once do each other no harm: a batch goes through only if the checkpoint
 // is where its sender saw it last, and the one that lost takes the other's jobs for written.
+// Two imports that are enqueued at once take turns of a few seconds.
 //
 // # The embedded server
 //

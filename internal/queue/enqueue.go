@@ -25,6 +25,16 @@ const (
 	// default, 1 MiB, it stays below 8 MiB, which is what a client buffers while it reconnects.
 	maxBatchBytes = 7_000_000
 
+	// bytesToTidy is how many bytes of jobs are sent before a batch removes the checkpoints of those before it. For that
+	// the server reads what it wrote since the last time: much longer pieces would not be read within commitTimeout on a
+	// slow disk, much shorter ones would keep much in its memory, see publish.
+	bytesToTidy = 256 << 20
+
+	// batchesInTurn is how many batches an import has for itself before it makes way for another one that is enqueued on
+	// the same server, and turnPause is for how long: see share. A server takes some 25 batches a second.
+	batchesInTurn = 16
+	turnPause     = 2 * time.Second
+
 	// commitTimeout is for a whole batch. The server gives up one that has been quiet for 10 s.
 	commitTimeout = 10 * time.Second
 
@@ -97,7 +107,7 @@ func (q *Queue) Enqueue(
 	if rec.State == Cancelled {
 		return EnqueueStats{}, fmt.Errorf("enqueue import %s: %w", importID, ErrCancelled)
 	}
-	e := &enqueuer{q: q, id: importID, writer: nuid.Next(), progress: progress, announced: rec.Jobs}
+	e := &enqueuer{q: q, id: importID, writer: nuid.Next(), progress: progress, announced: rec.Jobs, aside: 1}
 	if e.last, e.seq, err = q.checkpoint(ctx, importID); err != nil {
 		return EnqueueStats{}, err
 	}
@@ -166,6 +176,10 @@ type enqueuer struct {
 
 	last checkpoint // the newest known one
 	seq  uint64     // its sequence
+
+	aside  int // batches that go by the checkpoint's subject, see publish
+	turn   int // batches since another import had its turn
+	untidy int // bytes sent since the checkpoints before were removed
 
 	seen    int64 // jobs that the input gave so far
 	chain   chain // over them
@@ -272,6 +286,10 @@ func (e *enqueuer) commit(ctx context.Context, done bool) error {
 		if giveUp.IsZero() {
 			giveUp = time.Now().Add(enqueuePatience)
 		}
+		shared := lostRace(err) && e.aside == 0
+		if shared && !e.share(ctx) {
+			return e.interrupted(ctx)
+		}
 		before := e.seq
 		if readErr := e.catchUp(ctx); readErr != nil {
 			if !transient(readErr) {
@@ -282,7 +300,7 @@ func (e *enqueuer) commit(ctx context.Context, done bool) error {
 		if done && e.seen < e.last.Jobs { // the other one's input goes on where ours ended
 			return fmt.Errorf("enqueue import %s: %w", e.id, ErrOrder)
 		}
-		if e.seq != before {
+		if e.seq != before || shared {
 			giveUp = time.Time{}
 			continue
 		}
@@ -299,6 +317,27 @@ func (e *enqueuer) commit(ctx context.Context, done bool) error {
 	return nil
 }
 
+// share is called when another import turned out to be enqueued at the same time. The two take turns, so that neither
+// makes the other send everything twice: who had the stream for long steps back, who has just begun goes on, for a while
+// in a way that the other one cannot disturb. It returns false when ctx ends.
+func (e *enqueuer) share(ctx context.Context) bool {
+	if e.turn < batchesInTurn {
+		e.aside = batchesInTurn - e.turn
+		return true
+	}
+	e.aside, e.turn = 1, 0
+	return pause(ctx, turnPause)
+}
+
+// publish sends what waits, and a checkpoint behind it, to be written as one and only if the checkpoint is where this run
+// saw it last.
+//
+// It could say so by the last message of the checkpoint's subject, and have each checkpoint remove the one before. But
+// the server reads a message to compare with it or to remove it, and it keeps the block of the stream, 8 MiB, in which
+// a message was read for 10 seconds longer than the others, which it gives up when they are full: at full speed that
+// is hundreds of MB. So it says that the whole stream ends with this run's last checkpoint, which the server knows
+// without reading, and which is true unless another import is enqueued at the same time; only then it goes by the
+// subject for some batches. And old checkpoints are removed many at a time; until then the last one is what counts.
 func (e *enqueuer) publish(ctx context.Context, done bool) error {
 	ctx, cancel := e.q.withinTime(ctx, commitTimeout)
 	defer cancel()
@@ -309,22 +348,33 @@ func (e *enqueuer) publish(ctx context.Context, done bool) error {
 	if err != nil {
 		return err
 	}
-	last := &nats.Msg{
-		Subject: e.q.checkpointSubject(e.id),
-		Data:    data,
-		Header: nats.Header{
-			jetstream.ExpectedLastSubjSeqHeader: {strconv.FormatUint(e.seq, 10)},
-			jetstream.MsgRollup:                 {jetstream.MsgRollupSubject},
-		},
+	last := &nats.Msg{Subject: e.q.checkpointSubject(e.id), Data: data, Header: nats.Header{}}
+	tidy := done || e.untidy >= bytesToTidy
+	if tidy {
+		last.Header.Set(jetstream.MsgRollup, jetstream.MsgRollupSubject)
+	}
+	batch := slices.Concat(e.msgs, []*nats.Msg{last})
+	if e.aside > 0 {
+		last.Header.Set(jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(e.seq, 10))
+	} else {
+		// The server takes it with the first message only, which is used again.
+		batch[0].Header.Set(jetstream.ExpectedLastSeqHeader, strconv.FormatUint(e.seq, 10))
+		defer batch[0].Header.Del(jetstream.ExpectedLastSeqHeader)
 	}
 	failpoint("enqueue-before")
 	failInside("enqueue-inside")
-	ack, err := jetstreamext.PublishMsgBatch(ctx, e.q.js, slices.Concat(e.msgs, []*nats.Msg{last}))
+	ack, err := jetstreamext.PublishMsgBatch(ctx, e.q.js, batch)
 	if err != nil {
 		return err
 	}
 	failpoint("enqueue-after")
 	e.last, e.seq = next, ack.Sequence
+	e.aside = max(0, e.aside-1)
+	e.turn++
+	e.untidy += len(e.bytes)
+	if tidy {
+		e.untidy = 0
+	}
 	e.written += int64(len(e.msgs))
 	e.drop(len(e.msgs))
 	return nil

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"groupferry/internal/job"
 )
@@ -189,6 +191,129 @@ func TestTwoImportersOfOneInput(t *testing.T) {
 		t.Errorf("got %d jobs enqueued by both, want %d", got, n)
 	}
 	checkStream(t, queues[0], "i", n)
+}
+
+// TestImportsThatShareTheStream enqueues one import while another one is under way: each batch of either can make the
+// other's next one wrong.
+func TestImportsThatShareTheStream(t *testing.T) {
+	q := open(t, Config{})
+	const n = 3_000
+	ids := []string{"a", "b"}
+	for _, id := range ids {
+		begin(t, q, id)
+	}
+	var wg sync.WaitGroup
+	for _, id := range ids {
+		wg.Go(func() {
+			if got, err := q.Enqueue(t.Context(), id, jobsOf(id, n), nil); err != nil || got.Jobs != n {
+				t.Errorf("import %s: got %+v, %v; want %d enqueued", id, got, err, n)
+			}
+		})
+	}
+	wg.Wait()
+	for _, id := range ids {
+		checkStream(t, q, id, n)
+		if got := checkpoints(t, q, id); got != 1 {
+			t.Errorf("import %s: got %d checkpoints, want one", id, got)
+		}
+	}
+}
+
+// TestImportsTakeTurns lets a second import come after one that had the stream for a whole turn: the first steps back,
+// the second does not.
+func TestImportsTakeTurns(t *testing.T) {
+	q := open(t, Config{})
+	enqueue := func(id string) (e *enqueuer, commit func()) {
+		begin(t, q, id)
+		e = &enqueuer{q: q, id: id, writer: "of " + id, aside: 1}
+		return e, func() {
+			j := testJob(id, int(e.seen), 1)
+			if err := e.take(&j); err != nil {
+				t.Fatal(err)
+			}
+			if err := e.commit(t.Context(), false); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	first, commitFirst := enqueue("a")
+	second, commitSecond := enqueue("b")
+	for range batchesInTurn {
+		commitFirst()
+	}
+	commitSecond()
+	commitFirst()
+	if first.turn != 1 {
+		t.Errorf("got batch %d of the first import's turn, want a new turn", first.turn)
+	}
+	commitSecond()
+	if second.turn != 2 || second.aside != batchesInTurn-2 {
+		t.Errorf("got batch %d of the second import's turn and %d by the subject, want 2 and %d",
+			second.turn, second.aside, batchesInTurn-2)
+	}
+	checkStream(t, q, "a", batchesInTurn+1)
+	checkStream(t, q, "b", 2)
+}
+
+// checkpoints counts those of an import that are on the stream.
+func checkpoints(t *testing.T, q *Queue, id string) uint64 {
+	t.Helper()
+	subject := q.checkpointSubject(id)
+	info, err := q.jobs.Info(t.Context(), jetstream.WithSubjectFilter(subject))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.State.Subjects[subject]
+}
+
+// TestCheckpointsArePutAway follows the checkpoints of an import: each batch leaves one, until there are enough.
+func TestCheckpointsArePutAway(t *testing.T) {
+	q := open(t, Config{})
+	begin(t, q, "i")
+	e := &enqueuer{q: q, id: "i", writer: "me", aside: 1}
+	wants := []uint64{1, 2, 3, 4, 1, 2, 3}
+	for i, want := range wants {
+		if i == 4 {
+			e.untidy = bytesToTidy
+		}
+		j := testJob("i", i, 1)
+		if err := e.take(&j); err != nil {
+			t.Fatal(err)
+		}
+		if err := e.commit(t.Context(), false); err != nil {
+			t.Fatal(err)
+		}
+		if got := checkpoints(t, q, "i"); got != want {
+			t.Errorf("after batch %d: got %d checkpoints, want %d", i+1, got, want)
+		}
+	}
+	if err := e.commit(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	if got := checkpoints(t, q, "i"); got != 1 {
+		t.Errorf("got %d checkpoints at the end, want one", got)
+	}
+	checkStream(t, q, "i", len(wants))
+}
+
+// TestEnqueueTakesLittleMemory enqueues much within the 10 s for which the embedded server would keep it, if it had to
+// read what was written.
+func TestEnqueueTakesLittleMemory(t *testing.T) {
+	q := open(t, Config{})
+	begin(t, q, "i")
+	const n, size, most = 6000, 8 << 10, 16 << 20
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	if _, err := q.Enqueue(t.Context(), "i", padded(jobsOf("i", n), size), nil); err != nil {
+		t.Fatal(err)
+	}
+	runtime.GC()
+	runtime.GC() // what was in a pool at the first one is free after the second
+	runtime.ReadMemStats(&after)
+	if got := int64(after.HeapAlloc) - int64(before.HeapAlloc); got > most {
+		t.Errorf("got %d MiB more in use after %d MiB of jobs, want at most %d", got>>20, n*size>>20, most>>20)
+	}
 }
 
 // TestEnqueueAfterAnother lets a second importer move the checkpoint while the first has jobs waiting.
