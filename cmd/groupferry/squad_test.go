@@ -159,7 +159,8 @@ func (q *squad) live(binary string) {
 	q.awaitLate()
 	q.check("retry", rows, 0)
 
-	// An import is cancelled while it is worked on.
+	// An import is cancelled while it is worked on, slowly.
+	q.await("a slower rate", func() bool { return at.SetRate(t.Context(), 20) == nil })
 	q.both(nil, nil, "import", "--import-id", "other", writeRows(t, more))
 	q.await("some results", func() bool {
 		n, err := at.Tally(t.Context(), "other")
