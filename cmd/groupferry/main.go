@@ -196,6 +196,9 @@ func run(signals <-chan os.Signal, args []string, getenv func(string) (string, b
 	if err == nil {
 		return exitDone
 	}
+	if soft.Err() != nil && errors.Is(err, context.Canceled) { // a signal, and what it cut short is of no interest
+		err = &unfinishedError{errInterrupted, p.commandLine(), false}
+	}
 	p.explain(err, cmd)
 	return exitCode(err)
 }

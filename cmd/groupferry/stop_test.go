@@ -219,6 +219,25 @@ func TestInterrupt(t *testing.T) {
 	}
 }
 
+// An interrupt before anything was begun ends with the command that goes on, not with what it cut short.
+func TestInterruptAtStart(t *testing.T) {
+	t.Parallel()
+	_, url := startSim(t, chatsim.Config{})
+	file := writeRows(t, makeRows(10, 1))
+	for _, args := range [][]string{{"import", file}, {"run", file}, {"work", "--listen", "off"}} {
+		s := newShell(t, url)
+		c := s.start(args...)
+		c.signals <- os.Interrupt
+		c.wait(exitInterrupted)
+		if strings.Contains(c.stderr.String(), "error:") {
+			t.Errorf("%q: got an error, want none:\n%s", args, &c.stderr)
+		}
+		if got := c.goOn("interrupted; to go on"); !slices.Equal(got, args) {
+			t.Errorf("%q: got %q to go on, want the same", args, got)
+		}
+	}
+}
+
 // The second interrupt leaves at once, also where calls get no answer, and loses nothing.
 func TestSecondInterrupt(t *testing.T) {
 	t.Parallel()
