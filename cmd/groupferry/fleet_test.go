@@ -881,10 +881,10 @@ func TestFleetPaused(t *testing.T) {
 func TestFleetSteeredImports(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, 60, chatsim.Config{Latency: 5 * time.Millisecond})
-	f.muster(2, "--concurrency", "8")
 	f.enqueue("paused", 900, 1)
 	f.enqueue("cancelled", 900, 1)
 	f.enqueue("other", 300, 1)
+	f.muster(2, "--concurrency", "8")
 	f.await("a result of each", func() bool {
 		for _, id := range f.imports {
 			if s, ok := f.status(id); !ok || s.Jobs.Done == 0 {
