@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -55,10 +54,10 @@ func startBroker(t testing.TB) *broker {
 // startCluster starts a cluster of three, and waits until each of them is ready.
 func startCluster(t testing.TB) []*broker {
 	t.Helper()
-	routes := []string{freePort(t), freePort(t), freePort(t)}
+	routes := []string{freeAddress(t), freeAddress(t), freeAddress(t)}
 	var nodes []*broker
 	for i := range routes {
-		b := &broker{t: t, name: fmt.Sprintf("n%d", i), dir: t.TempDir(), client: freePort(t), status: freePort(t)}
+		b := &broker{t: t, name: fmt.Sprintf("n%d", i), dir: t.TempDir(), client: freeAddress(t), status: freeAddress(t)}
 		b.cluster = fmt.Sprintf("cluster { name: c, listen: %q, routes: [\"nats://%s\"] }\n",
 			routes[i], strings.Join(routes, `", "nats://`))
 		b.start()
@@ -69,17 +68,6 @@ func startCluster(t testing.TB) []*broker {
 		b.ready()
 	}
 	return nodes
-}
-
-// freePort gives an address that was free a moment ago.
-func freePort(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 func (b *broker) start() {
