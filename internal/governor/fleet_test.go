@@ -324,7 +324,7 @@ func TestFleetSharesThePace(t *testing.T) {
 			f.users = 100_000
 			f.way = func(*rand.Rand) (time.Duration, time.Duration) { return time.Millisecond, time.Millisecond }
 			for range members {
-				f.launch(64, MemberConfig{})
+				f.launch(128/members, MemberConfig{})
 			}
 			time.Sleep(10 * time.Second)
 			before, sent := f.count(), f.hub.sent()
