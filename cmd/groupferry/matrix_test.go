@@ -138,13 +138,12 @@ func TestCrashMatrix(t *testing.T) {
 			})
 		}
 	})
-	for _, step := range lifeSteps {
-		for _, point := range step.points {
-			// Who is to die within two milliseconds may have ended by then.
-			if !seen.at[step.name+" "+point] && !strings.HasSuffix(point, "-inside") {
-				t.Errorf("%s did not come by %s", step.name, point)
-			}
-		}
+	// On a busy machine a point that is only come by in time can be missed once.
+	if missed := seen.missed(); len(missed) > 0 {
+		t.Run("missed", func(t *testing.T) { live(t, binary, 0, missed, seen) })
+	}
+	for step, crashes := range seen.missed() {
+		t.Errorf("%s did not come by %v", step, crashes)
 	}
 	t.Logf("%d lives, %d kills", seen.lives, seen.kills)
 }
@@ -172,6 +171,20 @@ type reached struct {
 	mu           sync.Mutex
 	at           map[string]bool // step and point
 	kills, lives int
+}
+
+// missed gives the failpoints of each step that nobody came by.
+func (r *reached) missed() map[string][]crash {
+	missed := map[string][]crash{}
+	for _, step := range lifeSteps {
+		for _, point := range step.points {
+			// Who is to die within two milliseconds may have ended by then.
+			if !r.at[step.name+" "+point] && !strings.HasSuffix(point, "-inside") {
+				missed[step.name] = append(missed[step.name], crash{point: point, pass: 1})
+			}
+		}
+	}
+	return missed
 }
 
 // A life is one import from its begin to its end, and a second one.
@@ -232,7 +245,7 @@ func (l *life) crash(step string, c crash, codes []int, args []string) {
 }
 
 // inHand kills a worker that has had a job in hand for long enough that it is known after the kill: the server writes
-// down who has what ten times a second.
+// down who has what ten times a second, and later where the disk is busy. It may have done so before the call was seen.
 func (l *life) inHand(args []string) {
 	l.t.Helper()
 	before, since := l.calls(), time.Time{}
@@ -243,11 +256,30 @@ func (l *life) inHand(args []string) {
 		if since.IsZero() && l.calls() > before {
 			since = time.Now()
 		}
-		return !since.IsZero() && time.Since(since) > time.Second/2
+		switch waited := time.Since(since); {
+		case since.IsZero(), waited < time.Second/2:
+			return false
+		case waited > 5*time.Second:
+			return true
+		}
+		return l.writtenSince(since)
 	})
 	if !ended {
 		l.kills++
 	}
+}
+
+// writtenSince tells whether the server wrote down what the consumers know since then.
+func (l *life) writtenSince(then time.Time) bool {
+	l.t.Helper()
+	states, err := filepath.Glob(filepath.Join(l.s.dir, "jetstream", "*", "streams", "*-jobs", "obs", "*", "o.dat"))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return slices.ContainsFunc(states, func(path string) bool {
+		info, err := os.Stat(path)
+		return err == nil && info.ModTime().After(then)
+	})
 }
 
 // halfMade leaves of the streams, in which there is nothing yet, what a kill leaves of one that is being made.
