@@ -317,6 +317,18 @@ func holds(t *testing.T, s *stream, a *api, j job.Job, want job.Outcome) job.Res
 	return r
 }
 
+// offer leaves of the commands what a test calls by that name.
+func (a *api) offer(what string) {
+	switch what {
+	case "no update":
+		a.noUpdate = status(chat.UpdateContactGroup, 404)
+	case "no update 60009":
+		a.noUpdate = coded(chat.UpdateContactGroup, 60009)
+	case "create only":
+		a.noUpdate, a.noGet = status(chat.UpdateContactGroup, 404), status(chat.GetContactGroup, 404)
+	}
+}
+
 // TestEveryReadingOfCreate does jobs of up to 1,000 conversations under each thing create may do to a group that is
 // there, with update, without it, and with nothing but create; once on an empty account and once more afterwards.
 func TestEveryReadingOfCreate(t *testing.T) {
@@ -325,14 +337,7 @@ func TestEveryReadingOfCreate(t *testing.T) {
 			t.Run(existing+" "+offered, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					a := newAPI(existing)
-					switch offered {
-					case "no update":
-						a.noUpdate = status(chat.UpdateContactGroup, 404)
-					case "no update 60009":
-						a.noUpdate = coded(chat.UpdateContactGroup, 60009)
-					case "create only":
-						a.noUpdate, a.noGet = status(chat.UpdateContactGroup, 404), status(chat.GetContactGroup, 404)
-					}
+					a.offer(offered)
 					jobs := []job.Job{testJob("anna", "all", 1000), testJob("anna", "one", 1), testJob("bob", "some", 101), testJob("bob", "full", 100)}
 					for pass := range 2 {
 						s := newStream(jobs...)
@@ -648,12 +653,7 @@ func TestRetry(t *testing.T) {
 			t.Run(existing+" "+offered, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					a := newAPI(existing)
-					switch offered {
-					case "no update":
-						a.noUpdate = status(chat.UpdateContactGroup, 404)
-					case "create only":
-						a.noUpdate, a.noGet = status(chat.UpdateContactGroup, 404), status(chat.GetContactGroup, 404)
-					}
+					a.offer(offered)
 					j := testJob("anna", "friends", 40)
 					failing := map[string]int{j.Conversations[3].ID: 50001, j.Conversations[20].ID: 51006, j.Conversations[30].ID: 50001}
 					a.item = func(it chat.Item) int { return failing[it.ID] }

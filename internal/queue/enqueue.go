@@ -139,26 +139,38 @@ func (q *Queue) Enqueue(
 }
 
 // checkpoint reads how far an import is enqueued, and the sequence to compare with: zero when it is not at all.
-func (q *Queue) checkpoint(ctx context.Context, importID string) (checkpoint, uint64, error) {
+func (q *Queue) checkpoint(ctx context.Context, importID string) (p checkpoint, seq uint64, err error) {
+	seq, err = q.readPoint(ctx, q.checkpointSubject(importID), "checkpoint of import "+importID, checkpointVersion, &p)
+	return p, seq, err
+}
+
+// readPoint reads the newest message on a subject of the jobs stream into p, if there is one of a version up to newest,
+// and gives its sequence, else 0.
+func (q *Queue) readPoint(ctx context.Context, subject, what string, newest int, p any) (uint64, error) {
 	var m *jetstream.RawStreamMsg
 	err := q.ask(ctx, func(c context.Context) (err error) {
-		m, err = q.jobs.GetLastMsgForSubject(c, q.checkpointSubject(importID))
+		m, err = q.jobs.GetLastMsgForSubject(c, subject)
 		return err
 	})
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return checkpoint{}, 0, nil
+		return 0, nil
 	}
 	if err != nil {
-		return checkpoint{}, 0, q.fault(ctx, "read checkpoint of import "+importID, err)
+		return 0, q.fault(ctx, "read "+what, err)
 	}
-	var p checkpoint
-	if err := json.Unmarshal(m.Data, &p); err != nil {
-		return checkpoint{}, 0, fmt.Errorf("decode checkpoint of import %s: %w", importID, err)
+	var v struct {
+		Version int `json:"v"`
 	}
-	if p.Version > checkpointVersion {
-		return checkpoint{}, 0, fmt.Errorf("checkpoint of import %s: version %d: %w", importID, p.Version, job.ErrVersion)
+	if err := json.Unmarshal(m.Data, &v); err != nil {
+		return 0, fmt.Errorf("decode %s: %w", what, err)
 	}
-	return p, m.Sequence, nil
+	if v.Version > newest {
+		return 0, fmt.Errorf("%s: version %d: %w", what, v.Version, job.ErrVersion)
+	}
+	if err := json.Unmarshal(m.Data, p); err != nil {
+		return 0, fmt.Errorf("decode %s: %w", what, err)
+	}
+	return m.Sequence, nil
 }
 
 // An enqueuer is one run of Enqueue. The jobs that it has read and that are not on the queue yet wait in msgs:

@@ -3,7 +3,6 @@ package queue
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -122,26 +121,10 @@ func codeList(codes []string) string {
 }
 
 // retryPoint reads how far the last retry of an import is enqueued, and the sequence to compare with.
-func (q *Queue) retryPoint(ctx context.Context, id string) (retryPoint, uint64, error) {
-	var m *jetstream.RawStreamMsg
-	err := q.ask(ctx, func(c context.Context) (err error) {
-		m, err = q.jobs.GetLastMsgForSubject(c, q.retryPointSubject(id))
-		return err
-	})
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return retryPoint{}, 0, nil
-	}
-	if err != nil {
-		return retryPoint{}, 0, q.fault(ctx, "read checkpoint of a retry of import "+id, err)
-	}
-	var p retryPoint
-	if err := json.Unmarshal(m.Data, &p); err != nil {
-		return p, 0, fmt.Errorf("decode checkpoint of a retry of import %s: %w", id, err)
-	}
-	if p.Version > retryPointVersion {
-		return p, 0, fmt.Errorf("checkpoint of a retry of import %s: version %d: %w", id, p.Version, job.ErrVersion)
-	}
-	return p, m.Sequence, nil
+func (q *Queue) retryPoint(ctx context.Context, id string) (p retryPoint, seq uint64, err error) {
+	what := "checkpoint of a retry of import " + id
+	seq, err = q.readPoint(ctx, q.retryPointSubject(id), what, retryPointVersion, &p)
+	return p, seq, err
 }
 
 // putRetries puts the jobs of the record's round on the queue that are not there yet. Whenever it is not known whether

@@ -22,10 +22,12 @@ const (
 
 // PauseImport lets no worker take a job of the import until [Queue.ResumeImport]. Jobs in hand end as they will.
 func (q *Queue) PauseImport(ctx context.Context, id string) error {
-	return q.steer(ctx, id, true, func(c context.Context) error {
-		_, err := q.jobs.PauseConsumer(c, consumerName(id), time.Now().Add(pausedFor))
-		return err
-	})
+	return q.steer(ctx, id, true, func(c context.Context) error { return q.pauseConsumer(c, id) })
+}
+
+func (q *Queue) pauseConsumer(c context.Context, id string) error {
+	_, err := q.jobs.PauseConsumer(c, consumerName(id), time.Now().Add(pausedFor))
+	return err
 }
 
 // ResumeImport ends a pause of the import.
@@ -94,8 +96,7 @@ func (q *Queue) Cancel(ctx context.Context, id string) error {
 func (q *Queue) haltDeliveries(ctx context.Context, id string) (inHand int64, err error) {
 	failpoint("drop-pause-before")
 	err = q.ask(ctx, func(c context.Context) error {
-		_, err := q.jobs.PauseConsumer(c, consumerName(id), time.Now().Add(pausedFor))
-		if err != nil {
+		if err := q.pauseConsumer(c, id); err != nil {
 			return err
 		}
 		consumer, err := q.jobs.Consumer(c, consumerName(id))

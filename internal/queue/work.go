@@ -137,10 +137,7 @@ func (q *Queue) makeConsumer(ctx context.Context, id string, from uint64) error 
 	if err != nil || !i.Paused {
 		return err
 	}
-	return q.fault(ctx, "pause import "+id, q.ask(ctx, func(c context.Context) error {
-		_, err := q.jobs.PauseConsumer(c, consumerName(id), time.Now().Add(pausedFor))
-		return err
-	}))
+	return q.fault(ctx, "pause import "+id, q.ask(ctx, func(c context.Context) error { return q.pauseConsumer(c, id) }))
 }
 
 // A Source gives the jobs of some imports, or of all, in fair turns. It is not safe for concurrent use.
