@@ -92,7 +92,7 @@ type Observer interface {
 
 // Config says how to work. The zero value is ready to use.
 type Config struct {
-	Concurrency int           // jobs in hand at once; 0 means 128: enough for 200 calls a second of half a second each
+	Concurrency int           // jobs in hand at once; 0 means 256: enough for 200 calls a second of more than a second each
 	ChunkSize   int           // conversations in a call, at most and by default chat.MaxItemsPerCall
 	MaxAttempts int           // attempts of a job before its failure is final; 0 means 8
 	Grace       time.Duration // how long jobs in hand may go on after a stop; 0 means 30 s
@@ -132,7 +132,7 @@ type Worker struct {
 	repeats  atomic.Int32
 
 	mu        sync.Mutex
-	inHand    map[string]Delivery // by message
+	inHand    map[messageID]Delivery
 	attempts  map[string]attempts // of jobs that failed for now, by job ID
 	forgotten time.Time           // when attempts was last tidied
 	handFree  chan struct{}       // one place: a hand came free
@@ -152,7 +152,7 @@ const forgetAfter = time.Hour
 // New returns a worker. Nothing happens before Run.
 func New(cfg Config, jobs Jobs, results Results, api API, pace Pace) *Worker {
 	if cfg.Concurrency <= 0 {
-		cfg.Concurrency = 128
+		cfg.Concurrency = 256
 	}
 	if cfg.ChunkSize <= 0 || cfg.ChunkSize > chat.MaxItemsPerCall {
 		cfg.ChunkSize = chat.MaxItemsPerCall
@@ -171,7 +171,7 @@ func New(cfg Config, jobs Jobs, results Results, api API, pace Pace) *Worker {
 	}
 	return &Worker{
 		cfg: cfg, jobs: jobs, results: results, api: api, pace: pace,
-		inHand:   map[string]Delivery{},
+		inHand:   map[messageID]Delivery{},
 		attempts: map[string]attempts{},
 		handFree: make(chan struct{}, 1),
 	}
@@ -206,24 +206,31 @@ func (w *Worker) Run(ctx context.Context, stop <-chan struct{}) error {
 	})
 	aside.Go(func() { w.beat(done) })
 
-	group, work := errgroup.WithContext(ctx)
-	group.SetLimit(w.cfg.Concurrency)
-	err := w.fetch(fetching, work, group)
-	if werr := group.Wait(); err == nil {
-		err = werr
+	var group errgroup.Group // whose error is that of the fetching; the hands go on after it with what they have
+	taken := make(chan Delivery)
+	group.Go(func() error {
+		defer close(taken)
+		return w.fetch(fetching, taken)
+	})
+	for range w.cfg.Concurrency { // not a goroutine for each job: its stack would have to grow each time
+		group.Go(func() error {
+			for d := range taken {
+				w.handle(ctx, d)
+				w.letGo(d)
+			}
+			return nil
+		})
 	}
+	err := group.Wait()
 	if fetching.Err() != nil && errors.Is(err, context.Canceled) {
 		return nil
 	}
 	return err
 }
 
-// fetch gives jobs to the group until there are no more to give.
-func (w *Worker) fetch(fetching, work context.Context, group *errgroup.Group) error {
+// fetch gives jobs to the hands until there are no more to give.
+func (w *Worker) fetch(fetching context.Context, taken chan<- Delivery) error {
 	for {
-		if work.Err() != nil {
-			return nil // the group's own error says why
-		}
 		if cause := w.pace.Halted(); cause != nil {
 			if w.cfg.LeaveOn != nil && w.cfg.LeaveOn(cause) {
 				return &governor.HaltedError{Cause: cause}
@@ -238,18 +245,15 @@ func (w *Worker) fetch(fetching, work context.Context, group *errgroup.Group) er
 		}
 		deliveries, err := w.jobs.Fetch(fetching, free)
 		if fetching.Err() != nil {
-			w.putBackAll(work, deliveries)
+			w.putBackAll(fetching, deliveries)
 			return fetching.Err()
 		}
 		if err != nil {
 			w.cfg.Log.Warn("the queue does not answer; trying again", "err", err)
 		}
 		for _, d := range deliveries {
-			if key := deliveryKey(d); w.take(key, d) {
-				group.Go(func() error {
-					defer w.letGo(key)
-					return w.handle(work, d)
-				})
+			if w.take(d) {
+				taken <- d
 			}
 		}
 		if len(deliveries) > 0 || err != nil || w.cfg.Finished == nil || w.hands() > 0 {
@@ -285,24 +289,30 @@ func (w *Worker) awaitHands(ctx context.Context) (int, error) {
 	}
 }
 
-// deliveryKey names the message, also when it is delivered a second time.
-func deliveryKey(d Delivery) string { return d.Import() + "\x00" + seqName(d.Sequence()) }
+// A messageID names what a delivery delivers, also when it is delivered a second time.
+type messageID struct {
+	importID string
+	sequence uint64
+}
+
+func messageOf(d Delivery) messageID { return messageID{d.Import(), d.Sequence()} }
 
 // take notes a job as in hand. It returns false for a job that is in hand already: its heartbeats got lost, so it was
 // delivered again; the ack of the first delivery settles the second as well.
-func (w *Worker) take(key string, d Delivery) bool {
+func (w *Worker) take(d Delivery) bool {
+	m := messageOf(d)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if _, ok := w.inHand[key]; ok {
+	if _, ok := w.inHand[m]; ok {
 		return false
 	}
-	w.inHand[key] = d
+	w.inHand[m] = d
 	return true
 }
 
-func (w *Worker) letGo(key string) {
+func (w *Worker) letGo(d Delivery) {
 	w.mu.Lock()
-	delete(w.inHand, key)
+	delete(w.inHand, messageOf(d))
 	w.mu.Unlock()
 	select {
 	case w.handFree <- struct{}{}:
@@ -342,27 +352,29 @@ func (w *Worker) beat(done <-chan struct{}) {
 	}
 }
 
-// handle sees one delivery through. It returns an error only when the process cannot go on; what befalls the job is
-// in its result.
-func (w *Worker) handle(ctx context.Context, d Delivery) error {
+// handle sees one delivery through. What befalls the job is in its result.
+func (w *Worker) handle(ctx context.Context, d Delivery) {
 	w.cfg.Observer.JobStarted()
 	start := time.Now()
 	j, err := d.Job()
 	if err != nil {
-		return w.settle(ctx, d, &attempt{w: w, made: 1, result: job.Result{
+		w.settle(ctx, d, &attempt{w: w, made: 1, result: job.Result{
 			Import: d.Import(), Job: seqName(d.Sequence()), Outcome: job.Failed,
 			Code: job.CodeUndecodable, Info: err.Error(), Started: start,
 		}}, 0, start)
+		return
 	}
 	known, sequence, err := w.results.Get(ctx, j.Import, j.ID)
 	if err != nil {
 		w.putBack(ctx, d, "retry", putBackFirst)
-		return nil
+		return
 	}
 	if sequence != 0 && known.Round >= j.Round {
+		ctx, cancel := afterwards(ctx)
+		defer cancel()
 		w.ack(ctx, d)
 		w.cfg.Observer.JobPutBack("known")
-		return nil
+		return
 	}
 
 	a := w.begin(j, start)
@@ -371,7 +383,7 @@ func (w *Worker) handle(ctx context.Context, d Delivery) error {
 	}
 	switch err := a.run(ctx); {
 	case err == nil:
-		return w.settle(ctx, d, a, sequence, start)
+		w.settle(ctx, d, a, sequence, start)
 	case governor.IsHalted(err):
 		w.remember(j, a, false)
 		w.putBack(ctx, d, "halt", haltDelay)
@@ -380,13 +392,12 @@ func (w *Worker) handle(ctx context.Context, d Delivery) error {
 	default:
 		if made := w.remember(j, a, true); made >= w.cfg.MaxAttempts {
 			a.giveUp(err)
-			return w.settle(ctx, d, a, sequence, start)
+			w.settle(ctx, d, a, sequence, start)
 		} else {
 			w.cfg.Log.Debug("job failed for now", "import", j.Import, "job", j.ID, "attempt", made, "err", err)
 			w.putBack(ctx, d, "retry", jittered(backoff(putBackFirst, putBackMost, made-1)))
 		}
 	}
-	return nil
 }
 
 // begin starts an attempt with what earlier ones of this process left.
@@ -422,8 +433,8 @@ func (w *Worker) remember(j job.Job, a *attempt, counts bool) int {
 
 // settle writes the result in place of the one at sequence, then acknowledges the job. Without a result there is no
 // ack: the job comes back.
-func (w *Worker) settle(ctx context.Context, d Delivery, a *attempt, sequence uint64, start time.Time) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settle)
+func (w *Worker) settle(ctx context.Context, d Delivery, a *attempt, sequence uint64, start time.Time) {
+	ctx, cancel := afterwards(ctx)
 	defer cancel()
 	r := a.final()
 	r.Worker, r.Finished = w.cfg.Name, time.Now()
@@ -431,7 +442,7 @@ func (w *Worker) settle(ctx context.Context, d Delivery, a *attempt, sequence ui
 	if err != nil {
 		w.cfg.Log.Warn("a result could not be stored; its job will be done again", "import", r.Import, "job", r.Job, "err", err)
 		w.putBack(ctx, d, "retry", putBackFirst)
-		return nil
+		return
 	}
 	w.mu.Lock()
 	delete(w.attempts, r.Job)
@@ -443,18 +454,20 @@ func (w *Worker) settle(ctx context.Context, d Delivery, a *attempt, sequence ui
 		w.cfg.Observer.JobDone(string(r.Outcome), done, failed, time.Since(start), a.made)
 	} else if sequence != 0 {
 		w.putBack(ctx, d, "known", 0) // another result came in between: whether it is of this round the next look tells
-		return nil
+		return
 	} else {
 		w.cfg.Observer.JobPutBack("known")
 	}
 	w.ack(ctx, d)
-	return nil
+}
+
+// afterwards is for what is still to be said of a job, whether or not the context of the work has ended.
+func afterwards(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), settle)
 }
 
 // ack does not worry about a failure: the job would come back, find its result and be acknowledged then.
 func (w *Worker) ack(ctx context.Context, d Delivery) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settle)
-	defer cancel()
 	if err := d.Ack(ctx); err != nil {
 		w.cfg.Log.Debug("ack", "err", err)
 	}
@@ -463,7 +476,7 @@ func (w *Worker) ack(ctx context.Context, d Delivery) {
 // putBack does not worry about a failure either: the job comes back later then.
 func (w *Worker) putBack(ctx context.Context, d Delivery, reason string, delay time.Duration) {
 	w.cfg.Observer.JobPutBack(reason)
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settle)
+	ctx, cancel := afterwards(ctx)
 	defer cancel()
 	if err := d.Nak(ctx, delay); err != nil {
 		w.cfg.Log.Debug("put back", "err", err)

@@ -168,7 +168,7 @@ func (a *apiFlags) add(cmd *cobra.Command) {
 	f.StringVar(&a.sigFile, "usersig-file", "", "`file` with a ready UserSig (or "+envUserSig+"), instead of a key")
 	f.IntVar(&a.rate, "rate", governor.DefaultRate, "calls a second for each command of the app")
 	f.IntVar(&a.chunk, "chunk-size", chat.MaxItemsPerCall, "conversations in a call, at most 100")
-	f.IntVar(&a.concurrency, "concurrency", 128, "jobs in hand at once")
+	f.IntVar(&a.concurrency, "concurrency", 256, "jobs in hand at once")
 	f.IntVar(&a.attempts, "max-attempts", 8, "attempts of a job before its failure is final")
 	f.DurationVar(&a.timeout, "timeout", 10*time.Second, "of one call")
 }

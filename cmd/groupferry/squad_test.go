@@ -97,7 +97,10 @@ func (q *squad) note(format string, v ...any) {
 
 func (q *squad) live(binary string) {
 	t := q.t
-	const failing = "friend-1"
+	const (
+		failing     = "friend-1"
+		callTimeout = time.Second
+	)
 	hands := []string{"4", "64"}[q.rng.IntN(2)]
 	var sizes []int
 	for i := range 120 {
@@ -115,9 +118,10 @@ func (q *squad) live(binary string) {
 		Existing: existing, Latency: 20 * time.Millisecond, FailIDs: map[string]int{failing: chat.CodeUserNotImported},
 	})
 	q.sim, q.nats, q.s = sim, startBroker(t), newShell(t, url)
+	late := feelPulse(t)
 	q.s.program = binary
 	q.s.env["NATS_URL"] = "nats://" + q.nats.client
-	q.s.env["GROUPFERRY_TIMEOUT"] = "1s"
+	q.s.env["GROUPFERRY_TIMEOUT"] = callTimeout.String()
 	q.s.env["GROUPFERRY_RATE"] = "100"
 	q.s.env["GROUPFERRY_FAILPOINT_ACK_WAIT"] = ackWaitOfSquad.String()
 	at, err := queue.Open(t.Context(), queue.Config{URL: q.s.env["NATS_URL"]})
@@ -195,8 +199,13 @@ func (q *squad) live(binary string) {
 	if len(app) > 0 {
 		t.Errorf("got %d conversations in the app that are in no input", len(app))
 	}
-	if l := sim.Ledger(); l.MostAtOnce > 1 || l.BadRequests > 0 {
-		t.Errorf("got %d calls of one user at once, want 1, and bad requests %+v, want none", l.MostAtOnce, l.BadSamples)
+	l := sim.Ledger()
+	if l.BadRequests > 0 {
+		t.Errorf("got bad requests %+v, want none", l.BadSamples)
+	}
+	// The simulator goes on with a call whose time is over for its caller, and on a machine that is too slow it has to.
+	if most := late(); l.MostAtOnce > 1 && most < callTimeout/4 {
+		t.Errorf("got %d calls of one user at once, want 1; woken %v late at most", l.MostAtOnce, most)
 	}
 }
 

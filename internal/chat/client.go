@@ -263,15 +263,21 @@ func (c *Client) Check(ctx context.Context) error {
 }
 
 // call makes one call and decodes the answer into answer. The error is an [*Error] or nil.
-func (c *Client) call(ctx context.Context, command Command, request any, answer interface{ base() *baseAnswer }) error {
-	text, status, cause := c.roundTrip(ctx, command, encode(request))
+func (c *Client) call(ctx context.Context, command Command, request any, answer interface {
+	wireObject
+	base() *baseAnswer
+}) error {
+	text := answerTexts.Get().(*bytes.Buffer)
+	defer answerTexts.Put(text)
+	text.Reset()
+	status, cause := c.roundTrip(ctx, command, encode(request), text)
 	switch {
 	case cause != nil:
 		return &Error{Command: command, Cause: cause}
 	case status != http.StatusOK:
 		return &Error{Command: command, Status: status}
 	}
-	if cause := decode(text, answer); cause != nil {
+	if cause := decode(text.Bytes(), answer); cause != nil {
 		return &Error{Command: command, Cause: cause}
 	}
 	base := answer.base()
@@ -285,8 +291,10 @@ func (c *Client) call(ctx context.Context, command Command, request any, answer 
 	return nil
 }
 
-// roundTrip sends body. It gives the HTTP status, and for 200 the body of the answer; or the cause why there is none.
-func (c *Client) roundTrip(ctx context.Context, command Command, body []byte) ([]byte, int, error) {
+var answerTexts = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+// roundTrip sends body. It gives the HTTP status, and for 200 fills answer; or the cause why there is none.
+func (c *Client) roundTrip(ctx context.Context, command Command, body []byte, answer *bytes.Buffer) (int, error) {
 	limited, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 
@@ -308,24 +316,20 @@ func (c *Client) roundTrip(ctx context.Context, command Command, body []byte) ([
 	// on a connection that turned out to be closed.
 	response, err := c.http.RoundTrip(request)
 	if err != nil {
-		return nil, 0, c.ended(ctx, limited, networkCause(err, c.clean))
+		return 0, c.ended(ctx, limited, networkCause(err, c.clean))
 	}
 	defer response.Body.Close()
-	var b bytes.Buffer
-	if n := response.ContentLength; 0 < n && n <= maxAnswer {
-		b.Grow(int(n) + bytes.MinRead)
-	}
 	// Reading to the end is also what lets the connection be kept.
-	_, err = b.ReadFrom(io.LimitReader(response.Body, maxAnswer+1))
+	_, err = answer.ReadFrom(io.LimitReader(response.Body, maxAnswer+1))
 	switch {
 	case response.StatusCode != http.StatusOK:
-		return nil, response.StatusCode, nil
+		return response.StatusCode, nil
 	case err != nil:
-		return nil, 0, c.ended(ctx, limited, errCutOff)
-	case b.Len() > maxAnswer:
-		return nil, 0, fmt.Errorf("%w: more than %d bytes", errUndecodable, maxAnswer)
+		return 0, c.ended(ctx, limited, errCutOff)
+	case answer.Len() > maxAnswer:
+		return 0, fmt.Errorf("%w: more than %d bytes", errUndecodable, maxAnswer)
 	}
-	return b.Bytes(), http.StatusOK, nil
+	return http.StatusOK, nil
 }
 
 // traced makes the round trip of the call known to onTrip: from when it had its connection, made and shaken hands on,

@@ -722,45 +722,6 @@ func TestInsecureURL(t *testing.T) {
 	}
 }
 
-func FuzzAnswer(f *testing.F) {
-	f.Add([]byte(okAnswer))
-	f.Add([]byte(`{"GroupResultItem":[{"GroupItem":{"GroupId":"2"},"ResultItem":[{"ContactItem":{"Type":1,"To_Account":"a"},` +
-		`"ResultCode":0},{"ContactItem":{"Type":2,"ToGroupId":"b"},"ResultCode":51007}]}],"ActionStatus":"OK","ErrorCode":0}`))
-	f.Add([]byte(`{"UpdateGroupResult":[{"ContactResultItem":null}],"ErrorCode":"1"}`))
-	items := []Item{{GroupChat, "b"}, {OneToOne, "a"}, {OneToOne, "a"}}
-	f.Fuzz(func(t *testing.T, text []byte) {
-		for _, answer := range []any{new(createAnswer), new(updateAnswer), new(getAnswer)} {
-			err := decode(text, answer)
-			if err != nil && !errors.Is(err, errUndecodable) && !errors.Is(err, errCutOff) {
-				t.Errorf("got %v, want undecodable or cut off", err)
-			}
-			a, isCreate := answer.(*createAnswer)
-			if err != nil || !isCreate {
-				continue
-			}
-			m := matcher{clean: func(s string) string { return cleanText(s) }}
-			told := 0
-			for _, g := range a.GroupResultItem {
-				m.add(g.ResultItem)
-				told += len(g.ResultItem)
-			}
-			out := m.match(nil, items, optNone)
-			answered := 0
-			for i, r := range out {
-				if r.Item != items[i] {
-					t.Errorf("result %d: got %v, want %v", i, r.Item, items[i])
-				}
-				if r.Answered {
-					answered++
-				}
-			}
-			if len(out) != len(items) || answered > told {
-				t.Errorf("got %d results, %d answered by %d", len(out), answered, told)
-			}
-		}
-	})
-}
-
 // TestOnTrip checks that a round trip is the way there and back, without what it takes to connect.
 func TestOnTrip(t *testing.T) {
 	const answerAfter = 30 * time.Millisecond

@@ -1,13 +1,9 @@
 package chat
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
-	"strconv"
 )
 
 // Update types and operations of update_contact_group, as its document numbers them.
@@ -68,127 +64,6 @@ type getBody struct {
 type deleteBody struct {
 	FromAccount string    `json:"From_Account"`
 	GroupName   [1]string `json:"GroupName"`
-}
-
-// An integer is read from a JSON number or from a string that holds one. Anything else leaves ok false, and does not
-// make the whole answer unreadable: most of them are only told to people.
-type integer struct {
-	n  int64
-	ok bool
-}
-
-func (i *integer) UnmarshalJSON(b []byte) error {
-	if len(b) >= 2 && b[0] == '"' {
-		b = b[1 : len(b)-1]
-	}
-	n, err := strconv.ParseInt(string(b), 10, 64)
-	*i = integer{n: n, ok: err == nil}
-	if err != nil {
-		i.n = 0
-	}
-	return nil
-}
-
-// A baseAnswer is what all answers have.
-type baseAnswer struct {
-	ActionStatus string
-	ErrorCode    integer
-	ErrorInfo    string
-}
-
-func (b *baseAnswer) base() *baseAnswer { return b }
-
-type answerItem struct {
-	Type      integer
-	ToAccount string `json:"To_Account"`
-	ToGroupID string `json:"ToGroupId"`
-}
-
-// item gives the conversation; where the type is missing, the id that is there tells it.
-func (a *answerItem) item() Item {
-	if a.Type.n == GroupChat || a.Type.n == 0 && a.ToAccount == "" {
-		return Item{Type: GroupChat, ID: a.ToGroupID}
-	}
-	return Item{Type: OneToOne, ID: a.ToAccount}
-}
-
-type answerResult struct {
-	ContactOptType integer
-	ContactItem    answerItem
-	ResultCode     integer
-	ResultInfo     string
-}
-
-type answerGroup struct {
-	GroupName string
-	GroupID   integer `json:"GroupId"`
-}
-
-type groupResult struct {
-	GroupItem  answerGroup
-	ResultItem []answerResult
-}
-
-type createAnswer struct {
-	baseAnswer
-	GroupResultItem []groupResult
-}
-
-// updateResult has its list under the name that the document gives, or under that of create's answer.
-type updateResult struct {
-	GroupID           integer `json:"GroupId"`
-	ContactResultItem []answerResult
-	ResultItem        []answerResult
-}
-
-type updateAnswer struct {
-	baseAnswer
-	UpdateGroupResult oneOrMore[updateResult]
-	GroupResultItem   []groupResult
-}
-
-// oneOrMore reads a value that some documents show alone and others in a list.
-type oneOrMore[T any] []T
-
-func (l *oneOrMore[T]) UnmarshalJSON(b []byte) error {
-	if b[0] == '[' {
-		return json.Unmarshal(b, (*[]T)(l))
-	}
-	if b[0] != '{' {
-		*l = nil
-		return nil
-	}
-	*l = make([]T, 1)
-	return json.Unmarshal(b, &(*l)[0])
-}
-
-type getAnswer struct {
-	baseAnswer
-	ContactItem []struct {
-		answerItem
-		ContactGroupID []integer `json:"ContactGroupId"`
-	}
-	GroupItem      []answerGroup
-	CompleteFlag   integer
-	NextStartIndex integer
-}
-
-// decode reads an answer. The error quotes nothing of it, for it may hold anything.
-func decode(text []byte, answer any) error {
-	err := json.Unmarshal(text, answer)
-	if err == nil {
-		return nil
-	}
-	var syntax *json.SyntaxError
-	switch {
-	case len(bytes.TrimSpace(text)) == 0:
-		return fmt.Errorf("%w: it is empty", errUndecodable)
-	case !errors.As(err, &syntax):
-		return fmt.Errorf("%w: JSON of another shape", errUndecodable)
-	case syntax.Error() == "unexpected end of JSON input": // package json tells it by the text alone
-		return errCutOff
-	}
-	return fmt.Errorf("%w: no JSON from byte %d on", errUndecodable, syntax.Offset)
 }
 
 // encode makes the body of a call.
@@ -328,7 +203,11 @@ type resultKey struct {
 
 func (m *matcher) add(list []answerResult) {
 	m.listed = m.listed || list != nil
-	m.results = append(m.results, list...)
+	if m.results == nil {
+		m.results = list // the usual answer has one
+	} else {
+		m.results = append(m.results, list...)
+	}
 }
 
 // match appends a result for each of items to out. Every result of the answer serves one conversation only, so that a

@@ -55,9 +55,7 @@ func (q *Queue) Result(ctx context.Context, importID, jobID string) (job.Result,
 
 func (q *Queue) rawResult(ctx context.Context, importID, jobID string) (*jetstream.RawStreamMsg, error) {
 	doing := "read result of job " + jobID
-	c, cancel := q.within(ctx)
-	defer cancel()
-	m, err := q.last(c, q.resultSubject(importID, jobID))
+	m, err := q.last(ctx, q.resultSubject(importID, jobID))
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return nil, fmt.Errorf("%s: %w", doing, ErrNoResult)
 	}
@@ -75,7 +73,7 @@ func (q *Queue) PutResult(ctx context.Context, r job.Result, seq uint64) error {
 	doing := "put result of job " + r.Job
 	m := &nats.Msg{
 		Subject: q.resultSubject(r.Import, r.Job),
-		Data:    r.AppendJSON(nil),
+		Data:    r.AppendJSON(make([]byte, 0, 512+64*len(r.Conversations))),
 		Header:  nats.Header{},
 	}
 	replaced := ""
@@ -95,11 +93,9 @@ func (q *Queue) PutResult(ctx context.Context, r job.Result, seq uint64) error {
 	if room := q.nc.MaxPayload() - headerRoom; int64(len(m.Data)) > room {
 		return fmt.Errorf("%s: it has %d bytes and the server takes %d: raise its max_payload", doing, len(m.Data), room)
 	}
-	c, cancel := q.within(ctx)
-	defer cancel()
 	failpoint("result-before")
 	failInside("result-inside")
-	err := q.put(c, m, seq)
+	err := q.put(ctx, m, seq)
 	failpoint("result-after")
 	if !lostRace(err) {
 		return q.fault(ctx, doing, err)

@@ -18,8 +18,8 @@ const (
 	minTogether = 8
 	maxTogether = 512
 
-	// While they come by the dozen a commit waits a little for more: half of what 128 jobs in hand can have at most.
-	enoughTogether = 64
+	// While they come by the dozen a commit waits a little for more: half of what 256 jobs in hand can have at most.
+	enoughTogether = 128
 	togetherWait   = 20 * time.Millisecond
 
 	// maxLookups keeps the request below 100 KB; the server answers up to 1,024 subjects.
@@ -89,7 +89,9 @@ func (q *Queue) putBatch(group []*waitingPut) error {
 }
 
 func (q *Queue) putSingle(ctx context.Context, m *nats.Msg, seq uint64) error {
-	_, err := q.js.PublishMsg(ctx, m, jetstream.WithExpectLastSequencePerSubject(seq))
+	c, cancel := q.within(ctx)
+	defer cancel()
+	_, err := q.js.PublishMsg(c, m, jetstream.WithExpectLastSequencePerSubject(seq))
 	return err
 }
 
@@ -111,7 +113,9 @@ func (q *Queue) last(ctx context.Context, subject string) (*jetstream.RawStreamM
 		if none {
 			return nil, jetstream.ErrMsgNotFound
 		}
-		return q.results.GetLastMsgForSubject(ctx, subject)
+		c, cancel := q.within(ctx)
+		defer cancel()
+		return q.results.GetLastMsgForSubject(c, subject)
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
