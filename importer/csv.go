@@ -128,13 +128,7 @@ func (c *csvParser) parse(b *block, out sink) {
 			return
 		}
 		if err != nil {
-			// The splitter lets nothing through that ends here; if it did, the row must still be counted.
-			at := int64(2)
-			var syntax *csv.ParseError
-			if errors.As(err, &syntax) {
-				at = int64(syntax.StartLine)
-			}
-			out.reject(&row{file: b.file, line: at + shift}, codeParse, err.Error())
+			c.refused(b, parser.InputOffset(), shift, err, takenOut, out)
 			continue
 		}
 		f := v.(*csvRow)
@@ -148,6 +142,27 @@ func (c *csvParser) parse(b *block, out sink) {
 		}
 		out.row(&r)
 	}
+}
+
+// refused rejects what the parser has just refused: a line without quotes that has another number of fields than the
+// header.
+func (c *csvParser) refused(b *block, offset, shift int64, err error, takenOut func(int64), out sink) {
+	at, reason := int64(2), err.Error()
+	var r row
+	var syntax *csv.ParseError
+	if errors.As(err, &syntax) {
+		at = int64(syntax.StartLine)
+	}
+	// The splitter lets nothing else through that ends here; if it did, the row must still be counted.
+	if errors.Is(err, csv.ErrFieldCount) {
+		raw := trimEnd(b.data[:offset-int64(len(c.ours))])
+		raw = raw[bytes.LastIndexByte(raw, '\n')+1:]
+		reason = c.split.miscounted(bytes.Count(raw, c.split.comma) + 1)
+		r = c.head.salvage(raw, false, c.split.comma)
+	}
+	r.file, r.line = b.file, at+shift
+	takenOut(r.line)
+	out.reject(&r, codeParse, reason)
 }
 
 // A header says which column each field of a record is.
