@@ -30,7 +30,7 @@
 // # Size
 //
 // An input may have any size, its rows any order, and one user any share of them: memory stays the same. Rows that
-// pass their check are put aside in 256 partitions by a hash of the user, in memory as long as they are few, else in
+// pass their check are put aside in 512 partitions by a hash of the user, in memory as long as they are few, else in
 // one file on disk. When the input has ended, each partition is read again, in the order of the input, and its
 // accepted rows become a run: the jobs of its users, first all first groups, then all second ones, each of these ranks
 // in the order of the hash. A partition that accepts more than memory was given for is split by more bits of the hash.

@@ -2,6 +2,7 @@ package importer
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"hash"
 	"io"
@@ -53,11 +54,11 @@ func newIntake(o options, s *spool) *intake {
 // collect takes what became of a block. Blocks come in the order of the input.
 func (in *intake) collect(o *outcome) error {
 	for b := o.rows; len(b) > 0; {
-		part, n := b[0], int(b[1])
-		if err := in.parts[part].add(b[2 : 2+n]); err != nil {
+		part, n := binary.LittleEndian.Uint16(b), int(b[2])
+		if err := in.parts[part].add(b[3 : 3+n]); err != nil {
 			return err
 		}
-		b = b[2+n:]
+		b = b[3+n:]
 	}
 	from := 0
 	for _, to := range o.rejectEnds {
@@ -131,9 +132,9 @@ func (o *outcome) row(r *row) {
 		o.findings.foreign[kind].found(r.file, r.line)
 	}
 	head := len(o.rows)
-	o.rows = append(o.rows, byte(spread(r.field[colFrom])>>(64-partitionBits)), 0)
-	o.rows = appendStored(o.rows, r, kind, id)
-	o.rows[head+1] = byte(len(o.rows) - head - 2)
+	o.rows = binary.LittleEndian.AppendUint16(o.rows, uint16(spread(r.field[colFrom])>>(64-partitionBits)))
+	o.rows = appendStored(append(o.rows, 0), r, kind, id)
+	o.rows[head+2] = byte(len(o.rows) - head - 3)
 }
 
 func (o *outcome) reject(r *row, code, reason string) {

@@ -204,7 +204,7 @@ func (p *Plan) fail(err error) {
 	}
 }
 
-// jobsAhead is how many pieces of jobs, each of 32 KiB or one job, are made ready while those before are in use.
+// jobsAhead is how many pieces of jobs, each of 16 KiB or one job, are made ready while those before are in use.
 const jobsAhead = 2
 
 // Jobs goes through the jobs, in an order that depends on the data alone: all first groups of users, then all second

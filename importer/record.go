@@ -68,7 +68,9 @@ func place(member []byte, conv int) (file int, line int64) {
 
 // fields are those of a row that passed its check.
 func (s stored) fields() (f [numColumns]string) {
-	f[colFrom], f[colGroup] = string(keyUser(s.key)), string(keyName(s.key))
+	key := string(s.key)
+	user := 1 + int(key[0])
+	f[colFrom], f[colGroup] = key[1:user], key[user+1:]
 	kind := int(s.member[1] - '0')
 	f[colType] = strconv.Itoa(kind)
 	if id := string(s.member[2:s.conv]); kind == job.GroupChat {

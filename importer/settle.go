@@ -15,8 +15,9 @@ import (
 )
 
 const (
-	// partitionBits of a user's hash choose the partition.
-	partitionBits = 8
+	// partitionBits of a user's hash choose the partition: as many as it takes for those of a hundred million rows to fit
+	// into memory without being split.
+	partitionBits = 9
 	partitions    = 1 << partitionBits
 
 	// splitBits more choose the part of a partition that turned out to be too large.

@@ -37,8 +37,8 @@ const (
 	residentBytes = 8 << 20
 
 	// chunkBytes is how much is written at once: much beside the cost of a system call, and little enough for a buffer
-	// of it in each of 256 partitions, 8 MiB.
-	chunkBytes = 32 << 10
+	// of it in each of 512 partitions, 8 MiB.
+	chunkBytes = 16 << 10
 
 	spoolPrefix, spoolSuffix = "groupferry-", ".spool"
 )
