@@ -40,6 +40,9 @@ type badLine struct {
 // at work fit into the caches of a core.
 const blockBytes = 128 << 10
 
+// A block that has blockLines is full as well: short lines can all be rejects, and these take more memory.
+const blockLines = blockBytes / 16
+
 func (b *block) reset(file int) {
 	b.file, b.line = file, 0
 	b.data, b.bad, b.raw, b.doubt, b.rows = b.data[:0], b.bad[:0], b.raw[:0], b.doubt[:0], b.rows[:0]

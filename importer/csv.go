@@ -65,7 +65,7 @@ func (c *csvInput) next(b *block) error {
 	b.line = s.line
 	s.bad = b.takeOut
 	s.doubt = func(first, last int64) { b.doubt = append(b.doubt, [2]int64{first, last}) }
-	for !b.full() {
+	for !b.full() && s.line-b.line < blockLines {
 		if err := s.judge(); err != nil {
 			return err
 		}
@@ -147,18 +147,20 @@ func (c *csvParser) parse(b *block, out sink) {
 // refused rejects what the parser has just refused: a line without quotes that has another number of fields than the
 // header.
 func (c *csvParser) refused(b *block, offset, shift int64, err error, takenOut func(int64), out sink) {
-	at, reason := int64(2), err.Error()
 	var r row
+	var reason string
+	at := int64(2)
 	var syntax *csv.ParseError
 	if errors.As(err, &syntax) {
 		at = int64(syntax.StartLine)
 	}
-	// The splitter lets nothing else through that ends here; if it did, the row must still be counted.
 	if errors.Is(err, csv.ErrFieldCount) {
 		raw := trimEnd(b.data[:offset-int64(len(c.ours))])
 		raw = raw[bytes.LastIndexByte(raw, '\n')+1:]
 		reason = c.split.miscounted(bytes.Count(raw, c.split.comma) + 1)
 		r = c.head.salvage(raw, false, c.split.comma)
+	} else { // the splitter lets nothing else through that ends here; if it did, the row must still be counted
+		reason = err.Error()
 	}
 	r.file, r.line = b.file, at+shift
 	takenOut(r.line)

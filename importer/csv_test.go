@@ -401,6 +401,26 @@ func TestBlocks(t *testing.T) {
 	}
 }
 
+// TestBlockOfShortLines checks that a block has not as many lines as it has room for: each of them can be a reject.
+func TestBlockOfShortLines(t *testing.T) {
+	cols, _ := newColumns(nil)
+	in, err := newCSV(strings.NewReader(csvHeader+strings.Repeat("x\n", 500_000)), ',', cols)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b block
+	for err == nil {
+		b.reset(0)
+		err = in.next(&b)
+		if lines := bytes.Count(b.data, []byte("\n")); lines > blockLines+maxRecord/2 {
+			t.Fatalf("got %d lines in a block, want %d and one run of lines at most", lines, blockLines)
+		}
+	}
+	if at := in.at(); err != io.EOF || at != 500_002 {
+		t.Errorf("got to line %d, %v; want 500002, EOF", at, err)
+	}
+}
+
 // FuzzCSV holds the splitter and gocsv against one reader of encoding/csv. Where that reads all of an input, the rows
 // and their lines must be the same; on any other input, every line that is not empty must be in exactly one row or
 // reject.

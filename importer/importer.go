@@ -120,7 +120,7 @@ type Config struct {
 	resident int // bytes of what is put aside that stay in memory; 0 means residentBytes, -1 none
 }
 
-// sortBytes holds two partitions, one for each of two cores, of an input with 100 million rows.
+// sortBytes holds four partitions, one for each of four cores, of an input with 100 million rows.
 const sortBytes = 48 << 20
 
 // Progress is how far a [Read] has come.

@@ -16,7 +16,7 @@ import (
 
 const (
 	// partitionBits of a user's hash choose the partition: as many as it takes for those of a hundred million rows to fit
-	// into memory without being split.
+	// into the memory of each of four cores without being split.
 	partitionBits = 9
 	partitions    = 1 << partitionBits
 

@@ -53,8 +53,8 @@ func (s *splitter) judge() error {
 	if err := s.fill(); err != nil {
 		return err
 	}
-	from := s.start
-	for s.start < s.end && (s.err == io.EOF || s.end-s.start >= lookahead) {
+	from, most := s.start, s.line+blockLines
+	for s.start < s.end && s.start-from < blockBytes && s.line < most && (s.err == io.EOF || s.end-s.start >= lookahead) {
 		if size := s.plain(); size > 0 {
 			s.line += int64(bytes.Count(s.buf[s.start:s.start+size], emptyLine))
 			s.start += size
@@ -75,7 +75,8 @@ func (s *splitter) judge() error {
 	return nil
 }
 
-// plain gives the size of the lines that come next and have no quotes, as most have not, and are not too long.
+// plain gives the size of lines that come next and have no quotes, as most have not: of as many as the longest record
+// could hold, so that none of them is too long.
 func (s *splitter) plain() (size int) {
 	if s.quote < s.start {
 		s.quote = s.end
@@ -83,14 +84,8 @@ func (s *splitter) plain() (size int) {
 			s.quote = s.start + i
 		}
 	}
-	for rest := s.buf[s.start:s.quote]; ; {
-		n := bytes.LastIndexByte(rest[:min(len(rest), maxRecord+1)], '\n') + 1
-		if n == 0 {
-			return size
-		}
-		size += n
-		rest = rest[n:]
-	}
+	lines := s.buf[s.start:s.quote]
+	return bytes.LastIndexByte(lines[:min(len(lines), maxRecord+1)], '\n') + 1
 }
 
 // fill sees to it that the next record can be judged. It returns the error of the source once all that came before

@@ -466,7 +466,8 @@ func afterwards(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), settle)
 }
 
-// ack does not worry about a failure: the job would come back, find its result and be acknowledged then.
+// ack does not worry about a failure: the job would come back, find its result and be acknowledged then. Its context is
+// one of afterwards.
 func (w *Worker) ack(ctx context.Context, d Delivery) {
 	if err := d.Ack(ctx); err != nil {
 		w.cfg.Log.Debug("ack", "err", err)

@@ -204,8 +204,12 @@ func (q *squad) live(binary string) {
 		t.Errorf("got bad requests %+v, want none", l.BadSamples)
 	}
 	// The simulator goes on with a call whose time is over for its caller, and on a machine that is too slow it has to.
-	if most := late(); l.MostAtOnce > 1 && most < callTimeout/4 {
-		t.Errorf("got %d calls of one user at once, want 1; woken %v late at most", l.MostAtOnce, most)
+	if most := late(); l.MostAtOnce > 1 {
+		say := t.Errorf
+		if most >= callTimeout/4 {
+			say = t.Logf
+		}
+		say("got %d calls of one user at once, want 1; woken %v late at most", l.MostAtOnce, most)
 	}
 }
 

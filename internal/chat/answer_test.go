@@ -127,9 +127,9 @@ func FuzzAnswer(f *testing.F) {
 }
 
 // compareWithStandard checks that encoding/json reads the same. It leaves out what that makes of a member that is there
-// twice.
+// twice, and of the two letters beside those of ASCII that it takes for an s and a k.
 func compareWithStandard(t *testing.T, text []byte, got *createAnswer) {
-	if !jsontext.Value(bytes.ToLower(text)).IsValid() {
+	if !jsontext.Value(bytes.ToLower(text)).IsValid() || bytes.ContainsAny(text, "\u017f\u212a") {
 		return
 	}
 	type number struct{ json.RawMessage }
