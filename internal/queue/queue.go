@@ -282,12 +282,21 @@ func apiError(err error) *jetstream.APIError {
 	if e, ok := errors.AsType[jetstream.JetStreamError](err); ok {
 		return e.APIError()
 	}
+	// The library watches a bucket by its older half, whose errors are of another type.
+	if e, ok := errors.AsType[nats.JetStreamError](err); ok && e.APIError() != nil {
+		old := e.APIError()
+		return &jetstream.APIError{
+			Code: old.Code, ErrorCode: jetstream.ErrorCode(old.ErrorCode), Description: old.Description,
+		}
+	}
 	return nil
 }
 
 // withoutJetStream tells whether the server, or the account, says that it has none.
 func withoutJetStream(err error) bool {
-	return errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount)
+	api := apiError(err)
+	return api != nil && (api.ErrorCode == jetstream.JSErrCodeJetStreamNotEnabled ||
+		api.ErrorCode == jetstream.JSErrCodeJetStreamNotEnabledForAccount)
 }
 
 // lostRace tells whether a write was refused because someone else wrote first. A cluster has a code of its own for it.

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/synadia-io/orbit.go/jetstreamext"
 
 	"groupferry/internal/job"
@@ -208,5 +210,24 @@ func TestLifeOfAnImport(t *testing.T) {
 	rec, err = q.Import(ctx, "May")
 	if err != nil || rec.State != Complete || rec.Completed.IsZero() {
 		t.Errorf("got record %+v, %v; want it complete", rec, err)
+	}
+}
+
+// TestWithoutLeader checks that the word of a cluster that has no quorum is known in either of the library's types.
+func TestWithoutLeader(t *testing.T) {
+	const code, text = 10008, "JetStream system temporarily unavailable"
+	for _, err := range []error{
+		&jetstream.APIError{Code: 503, ErrorCode: code, Description: text},
+		&nats.APIError{Code: 503, ErrorCode: code, Description: text},
+	} {
+		if !unreachable(fmt.Errorf("watch: %w", err)) || withoutJetStream(err) {
+			t.Errorf("%T: got it taken for reachable: %t, for JetStream that is not there: %t",
+				err, !unreachable(err), withoutJetStream(err))
+		}
+	}
+	for _, err := range []error{jetstream.ErrJetStreamNotEnabledForAccount, nats.ErrJetStreamNotEnabled} {
+		if !withoutJetStream(err) {
+			t.Errorf("got %T %[1]v not taken for JetStream that is not there", err)
+		}
 	}
 }

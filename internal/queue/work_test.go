@@ -3,6 +3,7 @@ package queue
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"sync"
@@ -200,25 +201,34 @@ func TestFetchEndsWithItsContext(t *testing.T) {
 	}
 }
 
-// The answer to a pull that was given up is on the connection when a process that was stopped goes on.
+// The answer to a pull that was given up is on the connection when a process that was stopped goes on. It has to come
+// within a second, which a slow machine may take; so it gets three chances.
 func TestLateAnswer(t *testing.T) {
 	t.Parallel() // it waits most of the time
 	srv := startServer(t, server.Options{JetStream: true})
-	enqueued(t, open(t, Config{URL: srv.ClientURL()}), "i", 7)
 	held := &heldAnswers{}
 	q := open(t, Config{URL: held.listen(t, srv.Addr().String())})
-	s := q.Source("i")
-	if err := s.prepare(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	held.hold.Lock()
-	time.AfterFunc(opTimeout+lateWait/4, held.hold.Unlock)
-	got, _, err := s.pull([]string{"i"}, 5, shortWait)
-	if len(got) != 5 || !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("got %d jobs, %v; want 5, %v", len(got), err, context.DeadlineExceeded)
-	}
-	if got := fetch(t, s, 5); len(got) != 2 {
-		t.Errorf("got %d more jobs, want 2", len(got))
+	for try := 1; ; try++ {
+		id := fmt.Sprint("i", try)
+		enqueued(t, open(t, Config{URL: srv.ClientURL()}), id, 7)
+		s := q.Source(id)
+		if err := s.prepare(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		held.hold.Lock()
+		time.AfterFunc(opTimeout+lateWait/4, held.hold.Unlock)
+		got, _, err := s.pull([]string{id}, 5, shortWait)
+		if len(got) == 0 && try < 3 {
+			t.Logf("try %d: got no job, %v", try, err)
+			continue
+		}
+		if len(got) != 5 || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %d jobs, %v; want 5, %v", len(got), err, context.DeadlineExceeded)
+		}
+		if got := fetch(t, s, 5); len(got) != 2 {
+			t.Errorf("got %d more jobs, want 2", len(got))
+		}
+		return
 	}
 }
 
