@@ -7,7 +7,8 @@
 //	                           ▼
 //	        internal/: job  chat  governor  queue  chatsim
 //
-// Every third-party module has one room, so that it can be replaced there, but for becomingStandard. A room that is opened on purpose is added to the table here, in the commit that opens it.
+// Every third-party module has one room, so that it can be replaced there, but for becomingStandard. A room that is
+// opened on purpose is added to the table here, in the commit that opens it.
 package archtest
 
 import (
