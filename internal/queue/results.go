@@ -37,6 +37,9 @@ const (
 
 	// scanPatience is how long the server may be silent while results are read.
 	scanPatience = 2 * opTimeout
+
+	// scanNudge is after how much silence the library is asked anew: see nextOf.
+	scanNudge = time.Second
 )
 
 // Result reads the result of a job, and the sequence to give to [Queue.PutResult] to replace it. The error wraps
@@ -183,9 +186,7 @@ func (q *Queue) scan(
 	}
 	defer messages.Stop()
 	for {
-		c, cancel := context.WithTimeout(ctx, scanPatience)
-		m, err := messages.Next(jetstream.NextContext(c))
-		cancel()
+		m, err := nextOf(ctx, messages)
 		if err != nil {
 			return 0, q.fault(ctx, doing, err)
 		}
@@ -201,6 +202,22 @@ func (q *Queue) scan(
 		}
 		if meta.NumPending == 0 || meta.Sequence.Stream == last {
 			return last, nil
+		}
+	}
+}
+
+// nextOf waits for a message, for as long as scanPatience.
+//
+// Whether more has to be requested is looked at by the library when Next begins and whenever a message arrives, but not
+// while the goroutine that sends the requests is busy with the last one. If that one is not scheduled until all that it
+// asked for has arrived and was read, nobody looks again for half a minute. So Next is called again before.
+func nextOf(ctx context.Context, messages jetstream.MessagesContext) (jetstream.Msg, error) {
+	for end := time.Now().Add(scanPatience); ; {
+		c, cancel := context.WithTimeout(ctx, scanNudge)
+		m, err := messages.Next(jetstream.NextContext(c))
+		cancel()
+		if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil || time.Now().After(end) {
+			return m, err
 		}
 	}
 }

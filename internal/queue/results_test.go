@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"groupferry/internal/job"
 )
 
@@ -254,6 +256,30 @@ func TestTallyLeavesNoConsumer(t *testing.T) {
 	}
 	if info.State.Consumers != 0 {
 		t.Errorf("got %d consumers, want none", info.State.Consumers)
+	}
+}
+
+// An oneEyed iterator has its first message only for who asks again.
+type oneEyed struct {
+	jetstream.MessagesContext
+	asked int
+}
+
+func (o *oneEyed) Next(...jetstream.NextOpt) (jetstream.Msg, error) {
+	if o.asked++; o.asked == 1 {
+		return nil, context.DeadlineExceeded
+	}
+	return nil, nil
+}
+
+func TestNextIsAskedAgain(t *testing.T) {
+	if _, err := nextOf(t.Context(), &oneEyed{}); err != nil {
+		t.Errorf("silent once: got %v, want no error", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := nextOf(ctx, &oneEyed{}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("silent at the end: got %v, want %v", err, context.DeadlineExceeded)
 	}
 }
 
