@@ -103,8 +103,8 @@ type Config struct {
 	ChunkSize int
 
 	// SpoolDir is where rows are put aside when they are more than fit into a little memory, in one file that is
-	// removed by [Plan.Close]; "" means the system's directory for such files. It takes up to twice as much room as
-	// CSV has content, and two thirds of JSONL.
+	// removed by [Plan.Close]; "" means the system's directory for such files. It takes about as much room as CSV has
+	// content, and half of JSONL.
 	SpoolDir string
 
 	// Stdin is what the input "-" reads. It may be nil when no input has that name.
@@ -116,12 +116,12 @@ type Config struct {
 
 	// What follows changes no job, whatever its value: tests make sure of that.
 	workers  int // that parse and sort; 0 means one for each core
-	memory   int // bytes for the rows that are sorted at a time; 0 means 48 MiB
+	memory   int // bytes for the rows that are sorted at a time; 0 means 56 MiB
 	resident int // bytes of what is put aside that stay in memory; 0 means residentBytes, -1 none
 }
 
 // sortBytes holds four partitions, one for each of four cores, of an input with 100 million rows.
-const sortBytes = 48 << 20
+const sortBytes = 56 << 20
 
 // Progress is how far a [Read] has come.
 type Progress struct {

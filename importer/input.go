@@ -34,18 +34,18 @@ type source struct {
 }
 
 // spooled tells about how many bytes are put aside for a source. Of a row in 30 bytes of CSV as many are put aside, and
-// then half as many for its place in a job, or as many again where it is over a limit; the same row takes 80 bytes as
-// JSONL. Compressed input is taken for such CSV at a third of its size. TestScale measures the disk that was used.
+// the jobs, or what is over a limit, take the place of the rows; the same row takes 80 bytes as JSONL. Compressed input
+// is taken for such CSV at a quarter of its size. TestScale measures the disk that was used.
 func (o *options) spooled(s source) int64 {
 	switch {
 	case s.size < 0:
 		return 0
 	case strings.HasSuffix(s.name, ".gz"), strings.HasSuffix(s.name, ".zst"):
-		return 6 * s.size
+		return 5 * s.size
 	case o.preset.documents, o.Format == FormatJSONL, o.Format == FormatAuto && sniff(s.name, nil) == FormatJSONL:
-		return s.size / 3 * 2
+		return s.size / 2
 	}
-	return 2 * s.size
+	return s.size + s.size/4
 }
 
 const stdin = "-"

@@ -239,7 +239,7 @@ func (p *Plan) prepare(ready chan<- []job.Job, stop <-chan struct{}) error {
 	var buf []byte
 	for rank := range chat.MaxGroupsPerUser {
 		for _, r := range p.runs {
-			for _, e := range r.jobs.extents[r.ranks[rank]:r.ranks[rank+1]] {
+			for _, e := range r.jobs[r.ranks[rank]:r.ranks[rank+1]] {
 				b, err := p.spool.get(e, buf)
 				if err != nil {
 					return err

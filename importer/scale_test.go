@@ -8,9 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -212,6 +214,75 @@ func TestSpooled(t *testing.T) {
 	}
 }
 
+// TestSpoolRoom has extents of all sizes come and go: none is written over another one, and the file does not grow for
+// what fits where something was.
+func TestSpoolRoom(t *testing.T) {
+	s, err := newSpool(t.TempDir(), 10*chunkBytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	r := rand.New(rand.NewPCG(1, 2))
+	type kept struct {
+		extent
+		fill byte
+	}
+	var all []kept
+	put := func(n int) {
+		t.Helper()
+		k := kept{fill: byte(r.Uint32())}
+		if k.extent, err = s.put(bytes.Repeat([]byte{k.fill}, n)); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, k)
+	}
+	check := func(k kept) {
+		t.Helper()
+		got, err := s.get(k.extent, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := bytes.Count(got, []byte{k.fill}); n != int(k.size) || len(got) != n {
+			t.Fatalf("%+v: got %d bytes, %d of them as they were put", k.extent, len(got), n)
+		}
+	}
+	for range 50_000 {
+		switch {
+		case len(all) > 100:
+			i := r.IntN(len(all))
+			check(all[i])
+			s.release([]extent{all[i].extent})
+			all = slices.Delete(all, i, i+1)
+		case r.IntN(2) == 0:
+			put(chunkBytes - r.IntN(2*leastRest))
+		case r.IntN(2) == 0:
+			put(1 + r.IntN(2*leastRest))
+		default:
+			put(1 + r.IntN(3*chunkBytes))
+		}
+	}
+	for _, k := range all {
+		check(k)
+	}
+	for range 100 {
+		put(chunkBytes)
+	}
+	before := s.size.Load()
+	for range 10 {
+		for range 100 {
+			check(all[len(all)-1])
+			s.release([]extent{all[len(all)-1].extent})
+			all = all[:len(all)-1]
+		}
+		for range 100 {
+			put(chunkBytes - r.IntN(maxStored))
+		}
+	}
+	if after := s.size.Load(); after != before {
+		t.Errorf("got %d bytes more for what fits where the same was", after-before)
+	}
+}
+
 // TestSpoolFaults says what is wrong with the place for sorting, and what to do.
 func TestSpoolFaults(t *testing.T) {
 	dir := t.TempDir()
@@ -239,7 +310,7 @@ func TestSpoolFaults(t *testing.T) {
 		t.Errorf("got %v, want a byte to be free", err)
 	}
 	full := s.fault(&os.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC})
-	if want := dir + ": the disk is full, with 1 KiB of rows put aside there; " + spoolHint; full.Error() != want {
+	if want := dir + ": the disk is full, with 16 KiB of rows put aside there; " + spoolHint; full.Error() != want {
 		t.Errorf("got %v, want %s", full, want)
 	}
 

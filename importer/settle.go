@@ -42,7 +42,7 @@ func spread[T string | []byte](id T) uint64 {
 // A run is what a partition comes to: the jobs of some users, those whose hashes lie next to each other, and the rows
 // of theirs that went over a limit.
 type run struct {
-	jobs  tape
+	jobs  []extent
 	ranks [chat.MaxGroupsPerUser + 1]int32 // the jobs of rank r are in the extents ranks[r] to ranks[r+1]
 
 	excess tape // of rejects, in the order of the input
@@ -85,9 +85,13 @@ type settler struct {
 
 	userTable, groupTable, rowTable table
 
-	run  *run
-	buf  []byte
-	seen map[string]struct{} // conversations, or group names, of the user at hand
+	order []uint32 // groups, as their jobs come
+	jobs  []byte   // one behind the other, in that order
+
+	run   *run
+	piece []byte // of the partition
+	buf   []byte
+	seen  map[string]struct{} // conversations, or group names, of the user at hand
 }
 
 type user struct {
@@ -99,23 +103,24 @@ type user struct {
 }
 
 type group struct {
-	key         uint32 // where in keys
-	size        uint16 // of the key
-	rank        uint16 // among the groups of its user, by first row
-	user        uint32
-	rows        uint32
-	first, last uint32 // accepted rows
+	key     uint32 // where in keys
+	keySize uint16
+	rank    uint16 // among the groups of its user, by first row
+	user    uint32
+	rows    uint32 // accepted
+	size    uint32 // of their members
+	end     uint32 // of what is laid out of its job in jobs
 }
 
-// An accepted row. Those of a group are a chain in the order of the input.
+// An accepted row.
 type accepted struct {
 	member uint32 // where in convs
+	size   uint16 // of the member
 	conv   uint16 // length of the conversation there
 	group  uint32
-	next   uint32
 }
 
-const bytesPerUser, bytesPerGroup, bytesPerRow = 104, 28, 16
+const bytesPerUser, bytesPerGroup, bytesPerRow = 104, 24, 12
 
 func newSettler(s *spool, budget, chunkSize int) *settler {
 	return &settler{
@@ -127,7 +132,7 @@ func newSettler(s *spool, budget, chunkSize int) *settler {
 func (s *settler) settle(ctx context.Context, part *tape, bits int) ([]*run, error) {
 	s.reset()
 	fits := true
-	err := part.pieces(func(b []byte) error {
+	err := part.pieces(&s.piece, func(b []byte) error {
 		if err := ctx.Err(); err != nil || !fits {
 			return err
 		}
@@ -150,6 +155,7 @@ func (s *settler) settle(ctx context.Context, part *tape, bits int) ([]*run, err
 	if len(s.users) == 0 {
 		return nil, nil
 	}
+	s.spool.release(part.extents)
 	if err := s.finish(); err != nil {
 		return nil, err
 	}
@@ -163,7 +169,7 @@ func (s *settler) split(ctx context.Context, part *tape, bits int) ([]*run, erro
 	for i := range parts {
 		parts[i].spool = s.spool
 	}
-	err := part.pieces(func(b []byte) error {
+	err := part.pieces(&s.piece, func(b []byte) error {
 		for len(b) > 0 {
 			r, rest := cutStored(b)
 			at := spread(keyUser(r.key)) << bits >> (64 - splitBits)
@@ -177,6 +183,7 @@ func (s *settler) split(ctx context.Context, part *tape, bits int) ([]*run, erro
 	if err != nil {
 		return nil, err
 	}
+	s.spool.release(part.extents)
 	var runs []*run
 	for i := range parts {
 		more, err := s.settle(ctx, &parts[i], bits+splitBits)
@@ -195,22 +202,21 @@ func (s *settler) reset() {
 	s.userTable.reset()
 	s.groupTable.reset()
 	s.rowTable.reset()
-	s.run = &run{jobs: tape{spool: s.spool}, excess: tape{spool: s.spool}}
+	s.run = &run{excess: tape{spool: s.spool}}
 }
 
 func (s *settler) used() int {
-	return len(s.keys) + len(s.convs) + bytesPerUser*len(s.users) + bytesPerGroup*len(s.groups) +
+	return 2*(len(s.keys)+len(s.convs)) + bytesPerUser*len(s.users) + (bytesPerGroup+4)*len(s.groups) +
 		bytesPerRow*len(s.rows) + s.userTable.bytes() + s.groupTable.bytes() + s.rowTable.bytes()
 }
 
-func (s *settler) keyOf(g *group) []byte { return s.keys[g.key : g.key+uint32(g.size)] }
+func (s *settler) keyOf(g *group) []byte { return s.keys[g.key : g.key+uint32(g.keySize)] }
 
 func (s *settler) userOf(u *user) []byte { return keyUser(s.keys[u.key:]) }
 
-func (s *settler) memberOf(a *accepted) []byte {
-	m, _, _ := cutMember(s.convs[a.member:])
-	return m
-}
+func (s *settler) memberOf(a *accepted) []byte { return s.convs[a.member : a.member+uint32(a.size)] }
+
+func (s *settler) convOf(a *accepted) []byte { return s.convs[a.member : a.member+uint32(a.conv)] }
 
 // add takes the next row of the partition.
 func (s *settler) add(r stored) error {
@@ -224,7 +230,7 @@ func (s *settler) add(r stored) error {
 	hash := maphash.Bytes(s.seed, conv) ^ uint64(n)*0x9e3779b97f4a7c15
 	slot := s.rowTable.find(hash, func(i uint32) bool {
 		a := &s.rows[i]
-		return a.group == n && bytes.Equal(s.convs[a.member:a.member+uint32(a.conv)], conv)
+		return a.group == n && bytes.Equal(s.convOf(a), conv)
 	})
 	if _, again := s.rowTable.at(slot); again {
 		s.run.counts.duplicates++
@@ -236,15 +242,11 @@ func (s *settler) add(r stored) error {
 	}
 	i := uint32(len(s.rows))
 	s.rowTable.set(slot, hash, i)
-	s.rows = append(s.rows, accepted{member: uint32(len(s.convs)), conv: uint16(r.conv), group: n})
+	s.rows = append(s.rows,
+		accepted{member: uint32(len(s.convs)), size: uint16(len(r.member)), conv: uint16(r.conv), group: n})
 	s.convs = append(s.convs, r.member...)
-	if g.rows == 0 {
-		g.first = i
-	} else {
-		s.rows[g.last].next = i
-	}
-	g.last = i
 	g.rows++
+	g.size += uint32(len(r.member))
 	s.users[g.user].rows++
 	return nil
 }
@@ -272,7 +274,7 @@ func (s *settler) group(key []byte) (n uint32, full bool) {
 	n = uint32(len(s.groups))
 	s.groupTable.set(slot, hash, n)
 	s.groups = append(s.groups,
-		group{key: uint32(len(s.keys)), size: uint16(len(key)), rank: uint16(at.n), user: u})
+		group{key: uint32(len(s.keys)), keySize: uint16(len(key)), rank: uint16(at.n), user: u})
 	s.keys = append(s.keys, key...)
 	at.groups[at.n] = n
 	at.n++
@@ -287,11 +289,11 @@ func (s *settler) reject(kind byte, r stored) error {
 
 // finish writes the jobs, in the order (rank, hash of the user, user): see Plan.Jobs.
 func (s *settler) finish() error {
-	order := make([]uint32, len(s.groups))
-	for i := range order {
-		order[i] = uint32(i)
+	s.order = s.order[:0]
+	for i := range s.groups {
+		s.order = append(s.order, uint32(i))
 	}
-	slices.SortFunc(order, func(a, b uint32) int {
+	slices.SortFunc(s.order, func(a, b uint32) int {
 		x, y := &s.groups[a], &s.groups[b]
 		u, v := &s.users[x.user], &s.users[y.user]
 		if c := cmp.Or(cmp.Compare(x.rank, y.rank), cmp.Compare(u.hash, v.hash)); c != 0 {
@@ -299,40 +301,42 @@ func (s *settler) finish() error {
 		}
 		return bytes.Compare(s.userOf(u), s.userOf(v))
 	})
+	s.lay()
 	r := s.run
-	rank := 0
-	for _, n := range order {
+	put := func(jobs []byte) error {
+		if len(jobs) == 0 {
+			return nil
+		}
+		e, err := s.spool.put(jobs)
+		r.jobs = append(r.jobs, e)
+		return err
+	}
+	rank, from, end := 0, 0, 0 // of what was not put yet
+	for _, n := range s.order {
 		g := &s.groups[n]
-		for ; rank < int(g.rank); rank++ {
-			if err := r.jobs.flush(); err != nil {
+		if rank < int(g.rank) || int(g.end)-from > chunkBytes {
+			if err := put(s.jobs[from:end]); err != nil {
 				return err
 			}
-			r.ranks[rank+1] = int32(len(r.jobs.extents))
+			from = end
 		}
-		s.buf = append(s.buf[:0], s.keyOf(g)...)
-		s.buf = binary.AppendUvarint(s.buf, uint64(g.rows))
-		for i, left := g.first, g.rows; left > 0; i, left = s.rows[i].next, left-1 {
-			s.buf = append(s.buf, s.memberOf(&s.rows[i])...)
+		for ; rank < int(g.rank); rank++ {
+			r.ranks[rank+1] = int32(len(r.jobs))
 		}
-		if err := r.jobs.add(s.buf); err != nil {
-			return err
+		if name := keyName(s.keyOf(g)); len(bytes.TrimSpace(name)) != len(name) {
+			r.findings.spaced.found(s.firstOf(g))
 		}
+		end = int(g.end)
 		r.counts.jobs++
 		r.counts.conversations += int64(g.rows)
 		r.counts.calls += int64((int(g.rows) + s.chunkSize - 1) / s.chunkSize)
-		if name := keyName(s.keyOf(g)); len(bytes.TrimSpace(name)) != len(name) {
-			a := &s.rows[g.first]
-			file, line := place(s.memberOf(a), int(a.conv))
-			r.findings.spaced.found(file, line)
-		}
 	}
-	if err := r.jobs.flush(); err != nil {
+	if err := put(s.jobs[from:]); err != nil {
 		return err
 	}
 	for ; rank < chat.MaxGroupsPerUser; rank++ {
-		r.ranks[rank+1] = int32(len(r.jobs.extents))
+		r.ranks[rank+1] = int32(len(r.jobs))
 	}
-	r.jobs.buf = nil
 	r.counts.users = int64(len(s.users))
 	for i := range s.users {
 		u := &s.users[i]
@@ -346,36 +350,66 @@ func (s *settler) finish() error {
 	return nil
 }
 
+// lay lays out the jobs in memory. It goes through the rows once, as they came, for finding those of one job after the
+// other would wait for memory at each of them.
+func (s *settler) lay() {
+	s.jobs = s.jobs[:0]
+	for _, n := range s.order {
+		g := &s.groups[n]
+		s.jobs = binary.AppendUvarint(append(s.jobs, s.keyOf(g)...), uint64(g.rows))
+		g.end = uint32(len(s.jobs))
+		s.jobs = slices.Grow(s.jobs, int(g.size))[:len(s.jobs)+int(g.size)]
+	}
+	for i := range s.rows {
+		a := &s.rows[i]
+		g := &s.groups[a.group]
+		g.end += uint32(copy(s.jobs[g.end:], s.memberOf(a)))
+	}
+}
+
+// membersOf are the members of a group, one behind the other, as they stand in its job.
+func (s *settler) membersOf(g *group) []byte { return s.jobs[g.end-g.size : g.end] }
+
+// firstOf tells where the first row of a group stood in the input.
+func (s *settler) firstOf(g *group) (file int, line int64) {
+	member, conv, _ := cutMember(s.membersOf(g))
+	return place(member, conv)
+}
+
 // crowded finds out whether a user has more distinct conversations over all groups than some documents allow, and
 // which row went over.
 func (s *settler) crowded(u *user) {
-	rows := make([]uint32, 0, u.rows)
+	type row struct {
+		file int
+		line int64
+		conv []byte
+	}
+	rows := make([]row, 0, u.rows)
 	for _, n := range u.groups[:u.n] {
-		g := &s.groups[n]
-		for i, left := g.first, g.rows; left > 0; i, left = s.rows[i].next, left-1 {
-			rows = append(rows, i)
+		for b := s.membersOf(&s.groups[n]); len(b) > 0; {
+			member, conv, rest := cutMember(b)
+			file, line := place(member, conv)
+			rows = append(rows, row{file, line, member[:conv]})
+			b = rest
 		}
 	}
-	slices.Sort(rows)
+	slices.SortFunc(rows, func(a, b row) int { return cmp.Or(cmp.Compare(a.file, b.file), cmp.Compare(a.line, b.line)) })
 	clear(s.seen)
-	over := -1
-	for _, i := range rows {
-		a := &s.rows[i]
-		s.seen[string(s.convs[a.member:a.member+uint32(a.conv)])] = struct{}{}
-		if over < 0 && len(s.seen) > chat.MaxConversationsPerGroup {
-			over = int(i)
+	var over *row
+	for i := range rows {
+		s.seen[string(rows[i].conv)] = struct{}{}
+		if over == nil && len(s.seen) > chat.MaxConversationsPerGroup {
+			over = &rows[i]
 		}
 	}
-	if over < 0 {
+	if over == nil {
 		return
 	}
-	a := &s.rows[over]
-	file, line := place(s.memberOf(a), int(a.conv))
 	s.run.findings.warn(Warning{
 		Text: fmt.Sprintf("a user has %d distinct conversations over all groups: "+
 			"some documents of the API say %d at most, and it may refuse the rest with %s",
 			len(s.seen), chat.MaxConversationsPerGroup, codeTooManyConversations),
-		Line: line, FromAccount: string(s.userOf(u)), file: file,
+		Line: over.line, FromAccount: string(s.userOf(u)), file: over.file,
 	})
 }
 
@@ -391,9 +425,7 @@ func (s *settler) alike(u *user) {
 			return unicode.ToLower(c)
 		}, string(keyName(s.keyOf(g))))
 		if _, again := s.seen[name]; again {
-			a := &s.rows[g.first]
-			file, line := place(s.memberOf(a), int(a.conv))
-			s.run.findings.alike.found(file, line)
+			s.run.findings.alike.found(s.firstOf(g))
 		}
 		s.seen[name] = struct{}{}
 	}

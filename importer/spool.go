@@ -6,13 +6,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 )
 
 // A spool holds what an intake puts aside until it has seen the whole input: in memory as long as that is little, else
-// in one file that only grows. It may be used by several goroutines.
+// in one file. What is not needed any more makes room for what comes. It may be used by several goroutines.
 //
 // The file is locked for as long as its process lives. That is how the leftover of a process that died is told from
 // the file of one at work, without asking for processes: whoever gets the lock may remove the file.
@@ -22,6 +23,8 @@ type spool struct {
 	mu       sync.Mutex
 	room     int          // bytes that may still stay in memory
 	resident [][]byte     // what did
+	vacant   []int64      // where extents were that had a whole slot
+	rest     extent       // of a slot that was taken for less; size 0 if there is none
 	file     *os.File     // nil until it is needed
 	size     atomic.Int64 // of the file
 }
@@ -32,6 +35,12 @@ type extent struct {
 	size int32
 }
 
+// alone tells whether an extent has a whole slot: the file consists of those, of chunkBytes each. So has a chunk that was
+// kept in memory.
+func (e extent) alone() bool {
+	return e.size > chunkBytes-leastRest && e.size <= chunkBytes && (e.at < 0 || e.at%chunkBytes == 0)
+}
+
 const (
 	// residentBytes of a spool stay in memory, so that an everyday input needs no disk at all.
 	residentBytes = 8 << 20
@@ -39,6 +48,10 @@ const (
 	// chunkBytes is how much is written at once: much beside the cost of a system call, and little enough for a buffer
 	// of it in each of 512 partitions, 8 MiB.
 	chunkBytes = 16 << 10
+
+	// leastRest is the least room that is used behind what is shorter than a chunk. It is more than the longest row, so
+	// that the chunks of a tape of rows leave none.
+	leastRest = 1 << 10
 
 	spoolPrefix, spoolSuffix = "groupferry-", ".spool"
 )
@@ -115,19 +128,58 @@ func (s *spool) put(b []byte) (extent, error) {
 		s.mu.Unlock()
 		return e, nil
 	}
+	if e.at = s.allocate(len(b)); e.at < 0 {
+		s.resident[^e.at] = append(s.resident[^e.at][:0], b...)
+		s.mu.Unlock()
+		return e, nil
+	}
 	if s.file == nil {
 		if err := s.create(); err != nil {
 			s.mu.Unlock()
 			return e, s.fault(err)
 		}
 	}
-	e.at = s.size.Add(int64(len(b))) - int64(len(b))
 	f := s.file
 	s.mu.Unlock()
 	if _, err := f.WriteAt(b, e.at); err != nil {
 		return e, s.fault(err)
 	}
 	return e, nil
+}
+
+// allocate finds the place for n bytes, if possible one that was used before.
+func (s *spool) allocate(n int) (at int64) {
+	if n <= int(s.rest.size) {
+		at = s.rest.at
+		s.rest.at += int64(n)
+		s.rest.size -= int32(n)
+		return at
+	}
+	slots := (n + chunkBytes - 1) / chunkBytes
+	if last := len(s.vacant) - 1; slots == 1 && last >= 0 {
+		at = s.vacant[last]
+		s.vacant = s.vacant[:last]
+		if at < 0 {
+			return at
+		}
+	} else {
+		at = s.size.Add(int64(slots)*chunkBytes) - int64(slots)*chunkBytes
+	}
+	if left := slots*chunkBytes - n; left >= leastRest && left > int(s.rest.size) {
+		s.rest = extent{at + int64(n), int32(left)}
+	}
+	return at
+}
+
+// release gives back what nobody will get any more.
+func (s *spool) release(extents []extent) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range extents {
+		if e.alone() {
+			s.vacant = append(s.vacant, e.at)
+		}
+	}
 }
 
 // get returns what was put. It may use buf and may give it back; what it gives must not be changed.
@@ -219,10 +271,13 @@ type tape struct {
 
 // add appends a record.
 func (t *tape) add(record []byte) error {
-	if len(t.buf)+len(record) > chunkBytes && len(t.buf) > 0 {
+	switch n := len(t.buf) + len(record); {
+	case n > chunkBytes && len(t.buf) > 0:
 		if err := t.flush(); err != nil {
 			return err
 		}
+	case n > cap(t.buf) && n > chunkBytes/8: // it will be full one day
+		t.buf = slices.Grow(t.buf, chunkBytes-len(t.buf))
 	}
 	t.buf = append(t.buf, record...)
 	return nil
@@ -242,16 +297,16 @@ func (t *tape) flush() error {
 	return nil
 }
 
-// pieces calls take with all records, some whole ones at a time. What take gets is gone after the call.
-func (t *tape) pieces(take func(records []byte) error) error {
-	var buf []byte
+// pieces calls take with all records, some whole ones at a time. What take gets is gone after the call. It reads into buf
+// and leaves there what it needed.
+func (t *tape) pieces(buf *[]byte, take func(records []byte) error) error {
 	for _, e := range t.extents {
-		b, err := t.spool.get(e, buf)
+		b, err := t.spool.get(e, *buf)
 		if err != nil {
 			return err
 		}
 		if e.at >= 0 {
-			buf = b
+			*buf = b
 		}
 		if err := take(b); err != nil {
 			return err
