@@ -110,8 +110,12 @@ func checkSums(t testing.TB, p *Plan) {
 		if r.Line < 1 || r.Reason == "" || r.File == "" {
 			t.Errorf("reject %d: got %+v, want file, line and reason", i, r)
 		}
-		if i > 0 && r.file == rejects[i-1].file && r.Line < rejects[i-1].Line {
-			t.Errorf("reject %d: got line %d after %d", i, r.Line, rejects[i-1].Line)
+		if i == 0 {
+			continue
+		}
+		before := rejects[i-1]
+		if c := slices.Index(p.files, before.File) - slices.Index(p.files, r.File); c > 0 || c == 0 && before.Line > r.Line {
+			t.Errorf("reject %d: got %s:%d after %s:%d", i, r.File, r.Line, before.File, before.Line)
 		}
 	}
 	if !maps.Equal(codes, s.RejectCodes) {

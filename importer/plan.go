@@ -1,19 +1,15 @@
 package importer
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"encoding/binary"
-	"encoding/csv"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"iter"
 	"runtime"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 
@@ -69,8 +65,6 @@ type Reject struct {
 	Type        string
 	ToAccount   string
 	ToGroupID   string
-
-	file int // index of the input
 }
 
 // A Warning is about rows that are accepted and may yet not be what was meant, or not be taken by the API.
@@ -291,21 +285,4 @@ func (p *Plan) decodeJobs(b []byte) []job.Job {
 		jobs = append(jobs, j)
 	}
 	return jobs
-}
-
-// WriteRejects writes the rejects as CSV: our five columns, which can be mended and imported as they are, and code,
-// reason, file and line, which an import skips.
-func (p *Plan) WriteRejects(w io.Writer) error {
-	out := csv.NewWriter(bufio.NewWriterSize(w, 64<<10)) // which it takes for its own
-	// An error stays with the writer until it is asked for at the end.
-	_ = out.Write(append(columnNames[:], extraColumns...))
-	for r := range p.Rejects() {
-		_ = out.Write([]string{r.FromAccount, r.GroupName, r.Type, r.ToAccount, r.ToGroupID,
-			r.Code, r.Reason, r.File, strconv.FormatInt(r.Line, 10)})
-	}
-	out.Flush()
-	if err := cmp.Or(p.Err(), out.Error()); err != nil {
-		return fmt.Errorf("write rejects: %w", err)
-	}
-	return nil
 }

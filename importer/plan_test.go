@@ -3,9 +3,11 @@ package importer
 import (
 	"bytes"
 	"context"
+	"encoding/csv"
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -204,6 +206,27 @@ func TestRejectsAgain(t *testing.T) {
 		return texts
 	}
 	wantLines(t, "fields", fields(again), fields(p)...)
+}
+
+// TestAppendField holds our way to write a field against the library's.
+func TestAppendField(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	some := []string{"", ",", `"`, "\r", "\n", " ", "\t", `\`, ".", "a", "家", "\u00a0", "\xff", "\x00"}
+	for range 20_000 {
+		var field string
+		for range r.IntN(5) {
+			field += some[r.IntN(len(some))]
+		}
+		var want bytes.Buffer
+		out := csv.NewWriter(&want)
+		if err := out.Write([]string{field, "end"}); err != nil { // a single field that is empty would get quotes
+			t.Fatal(err)
+		}
+		out.Flush()
+		if got := string(appendField(nil, []byte(field))) + ",end\n"; got != want.String() {
+			t.Fatalf("%q: got %q, want %q", field, got, &want)
+		}
+	}
 }
 
 func TestWriteRejectsError(t *testing.T) {

@@ -2,7 +2,6 @@ package importer
 
 import (
 	"encoding/binary"
-	"strconv"
 
 	"groupferry/internal/job"
 )
@@ -66,14 +65,10 @@ func place(member []byte, conv int) (file int, line int64) {
 	return int(f), int64(l)
 }
 
-// fields are those of a row that passed its check.
-func (s stored) fields() (f [numColumns]string) {
-	key := string(s.key)
-	user := 1 + int(key[0])
-	f[colFrom], f[colGroup] = key[1:user], key[user+1:]
-	kind := int(s.member[1] - '0')
-	f[colType] = strconv.Itoa(kind)
-	if id := string(s.member[2:s.conv]); kind == job.GroupChat {
+// fields are those of a row that passed its check, and share its memory.
+func (s stored) fields() (f [numColumns][]byte) {
+	f[colFrom], f[colGroup], f[colType] = keyUser(s.key), keyName(s.key), s.member[1:2]
+	if id := s.member[2:s.conv]; int(s.member[1]-'0') == job.GroupChat {
 		f[colChat] = id
 	} else {
 		f[colUser] = id
