@@ -5,7 +5,7 @@
 //	files, globs, -                rows                     partitions              runs                  jobs
 //
 //	a.csv.gz ─┐            ┌─ gocsv ─┐                       ┌─────────┐     ┌ rank 0 │ rank 1 │ … ┐
-//	b.jsonl   ├─ blocks ─►─┤         ├─ check ─ ok ─► hash ─►│ 0 … 255 ├─ ► ─┤ rank 0 │ rank 1 │ … ├─► Plan.Jobs
+//	b.jsonl   ├─ blocks ─►─┤         ├─ check ─ ok ─► hash ─►│ 0 … 511 ├─ ► ─┤ rank 0 │ rank 1 │ … ├─► Plan.Jobs
 //	-        ─┘  of whole  └─ JSON ──┘    │          of user └─────────┘     └ rank 0 │ rank 1 │ … ┘   (all of rank 0,
 //	             records                  └─ no ─► reject, with file, line, code and reason              then rank 1, …)
 //
@@ -39,7 +39,7 @@
 //
 // The jobs of the whole input go out by (rank of the group among those of its user, hash of the user, user). This is as
 // far apart as the groups of a user can stand, which matters because calls for one user may not overlap, and it costs
-// nothing: going through the ranks, and for each through the partitions, reads every run in at most 20 pieces. The
+// nothing: going through the ranks, and for each through the partitions, reads every run from 20 places at most. The
 // order depends on the rows alone. Memory, partitions and cores change how it is come by and nothing else.
 package importer
 
@@ -104,7 +104,7 @@ type Config struct {
 
 	// SpoolDir is where rows are put aside when they are more than fit into a little memory, in one file that is
 	// removed by [Plan.Close]; "" means the system's directory for such files. It takes about as much room as CSV has
-	// content, and half of JSONL.
+	// content, and up to as much as JSONL has.
 	SpoolDir string
 
 	// Stdin is what the input "-" reads. It may be nil when no input has that name.

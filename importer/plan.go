@@ -198,7 +198,7 @@ func (p *Plan) fail(err error) {
 	}
 }
 
-// jobsAhead is how many pieces of jobs, each of 16 KiB or one job, are made ready while those before are in use.
+// jobsAhead is how many pieces of jobs, each of about 16 KiB or one job, are made ready while those before are in use.
 const jobsAhead = 2
 
 // Jobs goes through the jobs, in an order that depends on the data alone: all first groups of users, then all second
@@ -227,22 +227,29 @@ func (p *Plan) Jobs() iter.Seq[job.Job] {
 	}
 }
 
-// prepare reads the jobs. Each partition has its jobs of one rank in one piece, so that going through the whole input
-// rank by rank takes no sorting, only that many reads.
+// prepare reads the jobs. Each run has its jobs of one rank behind each other, so that going through the whole input
+// rank by rank takes no sorting, only some reads more.
 func (p *Plan) prepare(ready chan<- []job.Job, stop <-chan struct{}) error {
-	var buf []byte
+	var buf, b []byte
 	for rank := range chat.MaxGroupsPerUser {
 		for _, r := range p.runs {
+			b = b[:0] // what is left of a piece is the beginning of a job
 			for _, e := range r.jobs[r.ranks[rank]:r.ranks[rank+1]] {
-				b, err := p.spool.get(e, buf)
+				piece, err := p.spool.get(e, buf)
 				if err != nil {
 					return err
 				}
 				if e.at >= 0 {
-					buf = b
+					buf = piece
+				}
+				b = append(b, piece...)
+				jobs, n := p.decodeJobs(b)
+				b = append(b[:0], b[n:]...)
+				if len(jobs) == 0 {
+					continue
 				}
 				select {
-				case ready <- p.decodeJobs(b):
+				case ready <- jobs:
 				case <-stop:
 					return nil
 				}
@@ -252,22 +259,31 @@ func (p *Plan) prepare(ready chan<- []job.Job, stop <-chan struct{}) error {
 	return nil
 }
 
-// decodeJobs reads the jobs of one extent.
-func (p *Plan) decodeJobs(b []byte) []job.Job {
-	var jobs []job.Job
+// decodeJobs reads the jobs that b has as a whole, and tells how many bytes they are.
+func (p *Plan) decodeJobs(b []byte) (jobs []job.Job, size int) {
+	for {
+		n, head := binary.Uvarint(b[size:])
+		if head <= 0 || uint64(len(b)-size-head) < n {
+			break
+		}
+		size += head + int(n)
+	}
+	b = b[:size]
 	text := string(b) // what the jobs point into
 	cut := func(part []byte, from int) string {
 		at := len(text) - len(b) + from
 		return text[at : at+len(part)]
 	}
 	for len(b) > 0 {
+		_, head := binary.Uvarint(b)
+		b = b[head:]
 		from := keyUser(b)
 		name := b[2+len(from) : 2+len(from)+int(b[1+len(from)])]
 		j := job.Job{Import: p.ImportID, FromAccount: cut(from, 1), GroupName: cut(name, 2+len(from))}
 		j.ID = job.ID(p.ImportID, j.FromAccount, j.GroupName)
 		b = b[2+len(from)+len(name):]
-		n, size := binary.Uvarint(b)
-		b = b[size:]
+		n, head := binary.Uvarint(b)
+		b = b[head:]
 		j.Conversations = make([]job.Conversation, n)
 		last := -1
 		for i := range j.Conversations {
@@ -284,5 +300,5 @@ func (p *Plan) decodeJobs(b []byte) []job.Job {
 		}
 		jobs = append(jobs, j)
 	}
-	return jobs
+	return jobs, size
 }

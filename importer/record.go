@@ -6,7 +6,7 @@ import (
 	"groupferry/internal/job"
 )
 
-// An accepted row on its way through the spool, 30 bytes or so where the CSV had 40:
+// An accepted row on its way through the spool, about as long as in CSV:
 //
 //	│ size, user │ size, group name │ size, type digit, id │ input, line │
 //	└───────── group key ───────────┴─────── member ───────────────┬─────┘

@@ -63,38 +63,71 @@ func overfull(rows int) string {
 
 // TestSameStream has the same input come to the same jobs and rejects, whatever the memory, the cores and the place.
 func TestSameStream(t *testing.T) {
-	input := overfull(120_000)
-	usual := readString(t, input, Config{})
-	want := streamDigest(t, usual)
-	s := usual.Summary
-	if s.Rejected == 0 || s.Duplicates == 0 || s.RejectCodes[codeTooManyGroups] == 0 ||
-		s.RejectCodes[codeTooManyConversations] == 0 {
-		t.Fatalf("got %+v, want some of everything", s)
+	var full strings.Builder // of groups whose jobs are longer than what is written at once
+	full.WriteString(csvHeader)
+	for i := range 60_000 {
+		n := i * 7919 % 60_000
+		fmt.Fprintf(&full, "user%d,g%d,1,%032d,\n", n/1000%20, n/20_000, n)
 	}
-	for _, tc := range []struct {
-		cfg    Config
-		onDisk bool
-	}{
-		{Config{workers: 1}, false},
-		{Config{workers: 3}, false},
-		{Config{workers: 2, resident: -1}, true},
-		{Config{workers: 2, resident: 100_000}, true},
-		{Config{workers: 1, memory: 1}, false},
-		{Config{workers: 2, memory: 40_000, resident: -1}, true}, // every partition is split, and some of their parts
-		{Config{workers: 2, memory: 8 << 20}, false},
-		{Config{workers: 2, memory: 64 << 20}, false},
-	} {
-		tc.cfg.SpoolDir = t.TempDir()
-		p := readString(t, input, tc.cfg)
-		if got := streamDigest(t, p); got != want {
-			t.Errorf("%d workers, %d bytes of memory, %d resident: got another stream", tc.cfg.workers, tc.cfg.memory,
-				tc.cfg.resident)
+	// Users of one partition, one of whom has most rows, and has too many before the last one comes.
+	var together strings.Builder
+	together.WriteString(csvHeader)
+	var users []string
+	for i := 0; len(users) < 40; i++ {
+		name := fmt.Sprintf("user%d", i)
+		if len(users) == 0 || spread(name)>>(64-partitionBits) == spread(users[0])>>(64-partitionBits) {
+			users = append(users, name)
 		}
-		if on := p.Summary.Spooled > 0; on != tc.onDisk {
-			t.Errorf("%d resident: got %d bytes on disk", tc.cfg.resident, p.Summary.Spooled)
+	}
+	for i := range 120_000 {
+		n := i * 7919 % 120_000
+		switch user := users[i/7%(1+i/3000)]; {
+		case n%5 > 1:
+			fmt.Fprintf(&together, "%s,g%d,1,peer%d,\n", users[0], n/5%23, n/7)
+		default:
+			fmt.Fprintf(&together, "%s,g%d,1,peer%d,\n", user, n%22, n/7)
 		}
-		if tc.cfg.memory == 1 && len(p.runs) < 101 { // each user is alone then
-			t.Errorf("got %d runs, want one for each of 101 users", len(p.runs))
+	}
+	for _, input := range []struct {
+		text  string
+		users int64
+	}{{overfull(120_000), 101}, {full.String(), 20}, {together.String(), 40}} {
+		usual := readString(t, input.text, Config{})
+		want := streamDigest(t, usual)
+		s := usual.Summary
+		if s.Users != input.users {
+			t.Fatalf("got %+v, want %d users", s, input.users)
+		}
+		if codes := s.RejectCodes; input.users != 20 && (s.Duplicates == 0 || codes[codeTooManyGroups] == 0 ||
+			codes[codeTooManyConversations] == 0) {
+			t.Fatalf("got %+v, want some of everything", s)
+		}
+		for _, tc := range []struct {
+			cfg    Config
+			onDisk bool
+		}{
+			{Config{workers: 1}, false},
+			{Config{workers: 3}, false},
+			{Config{workers: 3, resident: -1}, true},
+			{Config{workers: 2, resident: 100_000}, true},
+			{Config{workers: 1, memory: 1}, false},
+			{Config{workers: 1, memory: 3_000_000, resident: -1}, true}, // much is over a limit before a partition is split
+			{Config{workers: 2, memory: 40_000, resident: -1}, true},    // every partition is split, and some of their parts
+			{Config{workers: 2, memory: 8 << 20}, false},
+			{Config{workers: 2, memory: 64 << 20}, false},
+		} {
+			tc.cfg.SpoolDir = t.TempDir()
+			p := readString(t, input.text, tc.cfg)
+			if got := streamDigest(t, p); got != want {
+				t.Errorf("%d workers, %d bytes of memory, %d resident: got another stream", tc.cfg.workers, tc.cfg.memory,
+					tc.cfg.resident)
+			}
+			if on := p.Summary.Spooled > 0; on != tc.onDisk {
+				t.Errorf("%d resident: got %d bytes on disk", tc.cfg.resident, p.Summary.Spooled)
+			}
+			if tc.cfg.memory == 1 && int64(len(p.runs)) < input.users { // each user is alone then
+				t.Errorf("got %d runs, want one for each of %d users", len(p.runs), input.users)
+			}
 		}
 	}
 }
@@ -178,34 +211,64 @@ func TestSpooled(t *testing.T) {
 	if raceEnabled {
 		t.Skip("much to do, and nothing in it that the others do not do at once")
 	}
-	const groups, each = 20_000, 20 // much beside the 8 MiB that stay in the buffers of the partitions
-	rows, _ := shuffled(1, groups, each, 10)
-	var jsonl strings.Builder
-	for i := range groups * each {
-		fmt.Fprintf(&jsonl, `{"from_account":"user%d","group_name":"Book club","type":1,"to_account":"peer%d"}`+"\n", i/each, i)
+	const n = 600_000 // much beside the 8 MiB that stay in the buffers of the partitions
+	each := func(head string, row func(i int) string) string {
+		var b strings.Builder
+		b.WriteString(head)
+		for i := range n {
+			b.WriteString(row(i*7919%n) + "\n")
+		}
+		return b.String()
 	}
-	for _, tc := range []struct{ name, content string }{
-		{"a.csv", string(rows)},
-		{"over.csv", overfull(groups * each)},
-		{"a.csv.gz", gzipped(string(rows))},
-		{"a.csv.zst", zstded(t, string(rows))},
-		{"a.jsonl", jsonl.String()},
+	rows := each(csvHeader, func(i int) string { return fmt.Sprintf("user%d,Book club,1,peer%d,", i/20, i*2654435761%1e8) })
+	var bodies strings.Builder
+	for i := range n {
+		if i%50 == 0 {
+			fmt.Fprintf(&bodies, `{"From_Account":"user%d","GroupContactItem":[{"GroupName":"Book club","ContactItem":[`, i/50)
+		}
+		fmt.Fprintf(&bodies, `{"Type":1,"To_Account":"peer%d"}`, i)
+		if i%50 == 49 {
+			bodies.WriteString("]}]}\n")
+		} else {
+			bodies.WriteByte(',')
+		}
+	}
+	for _, tc := range []struct {
+		name, content string
+		cfg           Config
+	}{
+		{"a.csv", rows, Config{}},
+		{"full.csv", each(csvHeader, func(i int) string {
+			return fmt.Sprintf("user%d,Book club,1,%032d,", i/1000, i)
+		}), Config{}},
+		{"over.csv", overfull(n), Config{}},
+		{"split.csv", overfull(n), Config{memory: 400_000}},
+		{"owner.csv", each("group_name,type,to_account,to_group_id\n", func(i int) string {
+			return fmt.Sprintf("Book club %d,1,peer%d,", i%20, i)
+		}), Config{Owner: "user123456"}},
+		{"a.csv.gz", gzipped(rows), Config{}},
+		{"a.csv.zst", zstded(t, rows), Config{}},
+		{"a.jsonl", each("", func(i int) string {
+			return fmt.Sprintf(`{"from_account":"user%d","group_name":"Book club","type":1,"to_account":"peer%d"}`, i/20, i)
+		}), Config{}},
+		{"bodies.jsonl", bodies.String(), Config{}},
 	} {
 		name := filepath.Join(t.TempDir(), tc.name)
 		if err := os.WriteFile(name, []byte(tc.content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		o, err := settle(Config{})
+		o, err := settle(tc.cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
 		got := o.spooled(source{name: name, size: int64(len(tc.content))})
-		p, err := Read(t.Context(), []string{name}, Config{SpoolDir: t.TempDir(), resident: -1})
+		tc.cfg.SpoolDir, tc.cfg.resident = t.TempDir(), -1
+		p, err := Read(t.Context(), []string{name}, tc.cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if want := p.Summary.Spooled; got < want || got > 3*want {
-			t.Errorf("%s: got %d bytes asked for, want at least the %d that were put aside, and not three times that",
+		if want := p.Summary.Spooled; got < want || got > 4*want {
+			t.Errorf("%s: got %d bytes asked for, want at least the %d that were put aside, and not four times that",
 				tc.name, got, want)
 		}
 		if err := p.Close(); err != nil {
@@ -251,7 +314,7 @@ func TestSpoolRoom(t *testing.T) {
 		case len(all) > 100:
 			i := r.IntN(len(all))
 			check(all[i])
-			s.release([]extent{all[i].extent})
+			s.release(all[i].extent)
 			all = slices.Delete(all, i, i+1)
 		case r.IntN(2) == 0:
 			put(chunkBytes - r.IntN(2*leastRest))
@@ -271,7 +334,7 @@ func TestSpoolRoom(t *testing.T) {
 	for range 10 {
 		for range 100 {
 			check(all[len(all)-1])
-			s.release([]extent{all[len(all)-1].extent})
+			s.release(all[len(all)-1].extent)
 			all = all[:len(all)-1]
 		}
 		for range 100 {
@@ -328,6 +391,19 @@ func TestSpoolFaults(t *testing.T) {
 	}
 	if err := p.WriteRejects(io.Discard); err == nil {
 		t.Error("got no error from rejects that cannot be read")
+	}
+
+	for _, resident := range []int{0, -1} {
+		p := readString(t, overfull(50_000), Config{SpoolDir: t.TempDir(), resident: resident})
+		if err := p.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for range p.Jobs() {
+			t.Fatal("got a job of a plan that was closed")
+		}
+		if err := p.Err(); err == nil || !strings.Contains(err.Error(), "the plan was closed") {
+			t.Errorf("got %v, want word of the plan that was closed", err)
+		}
 	}
 }
 

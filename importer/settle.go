@@ -70,7 +70,9 @@ func (c *counts) add(d *counts) {
 // it is one of the first 20 groups, one of the first 1,000 conversations or there already, and a row that is not
 // accepted leaves nothing behind. One user who has half of all rows is no special case: 20,000 of them can be accepted.
 //
-// A partition in which more is accepted than memory was given for is split by more bits of the hash.
+// A partition in which more is accepted than memory was given for is split by more bits of the hash, from the row on at
+// which that shows. Each piece of it gives back its room before the next one is read, so that jobs and rejects take no
+// more disk than the rows did.
 type settler struct {
 	spool     *spool
 	budget    int // bytes that the rows of a partition may take
@@ -88,10 +90,11 @@ type settler struct {
 	order []uint32 // groups, as their jobs come
 	jobs  []byte   // one behind the other, in that order
 
-	run   *run
-	piece []byte // of the partition
-	buf   []byte
-	seen  map[string]struct{} // conversations, or group names, of the user at hand
+	run    *run
+	piece  []byte // of the partition
+	buf    []byte
+	seen   map[string]struct{} // conversations, or group names, of the user at hand
+	placed []placed            // conversations of that user
 }
 
 type user struct {
@@ -120,7 +123,17 @@ type accepted struct {
 	group  uint32
 }
 
+// A placed conversation is one with its place in the input.
+type placed struct {
+	file int
+	line int64
+	conv []byte
+}
+
 const bytesPerUser, bytesPerGroup, bytesPerRow = 104, 24, 12
+
+// maxJobHead is what a job has beside its key and its members: its length, and the number of members.
+const maxJobHead = 2 * binary.MaxVarintLen32
 
 func newSettler(s *spool, budget, chunkSize int) *settler {
 	return &settler{
@@ -131,60 +144,43 @@ func newSettler(s *spool, budget, chunkSize int) *settler {
 // settle makes the runs of a partition, in the order of the hashes. bits of the hash are the same for all of its users.
 func (s *settler) settle(ctx context.Context, part *tape, bits int) ([]*run, error) {
 	s.reset()
-	fits := true
-	err := part.pieces(&s.piece, func(b []byte) error {
-		if err := ctx.Err(); err != nil || !fits {
-			return err
-		}
-		for len(b) > 0 {
-			var r stored
-			r, b = cutStored(b)
-			if err := s.add(r); err != nil {
-				return err
-			}
-		}
-		fits = s.used() <= s.budget || len(s.users) == 1 || bits+splitBits > 64
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	if !fits {
-		return s.split(ctx, part, bits)
-	}
-	if len(s.users) == 0 {
-		return nil, nil
-	}
-	s.spool.release(part.extents)
-	if err := s.finish(); err != nil {
-		return nil, err
-	}
-	return []*run{s.run}, nil
-}
-
-// split makes the runs of a partition that does not fit as a whole.
-func (s *settler) split(ctx context.Context, part *tape, bits int) ([]*run, error) {
-	s.reset()
-	parts := make([]tape, 1<<splitBits)
-	for i := range parts {
-		parts[i].spool = s.spool
-	}
-	err := part.pieces(&s.piece, func(b []byte) error {
+	var parts []tape // of the partition, if it turns out not to fit
+	err := part.drain(&s.piece, func(b []byte) error {
 		for len(b) > 0 {
 			r, rest := cutStored(b)
-			at := spread(keyUser(r.key)) << bits >> (64 - splitBits)
-			if err := parts[at].add(b[:len(b)-len(rest)]); err != nil {
+			var err error
+			if parts == nil {
+				err = s.add(r)
+			} else {
+				err = parts[partOf(r.key, bits)].add(b[:len(b)-len(rest)])
+			}
+			if err != nil {
 				return err
 			}
 			b = rest
+		}
+		if parts == nil && s.used() > s.budget && len(s.users) > 1 && bits+splitBits <= 64 {
+			var err error
+			if parts, err = s.split(bits); err != nil {
+				return err
+			}
 		}
 		return ctx.Err()
 	})
 	if err != nil {
 		return nil, err
 	}
-	s.spool.release(part.extents)
-	var runs []*run
+	s.run.excess.buf = bytes.Clone(s.run.excess.buf) // that of a full one is kept for as long as the plan
+	if parts == nil {
+		if len(s.users) == 0 {
+			return nil, nil
+		}
+		if err := s.finish(); err != nil {
+			return nil, err
+		}
+		return []*run{s.run}, nil
+	}
+	runs := []*run{s.run} // of no jobs, but of what went over a limit until then
 	for i := range parts {
 		more, err := s.settle(ctx, &parts[i], bits+splitBits)
 		if err != nil {
@@ -194,6 +190,27 @@ func (s *settler) split(ctx context.Context, part *tape, bits int) ([]*run, erro
 		parts[i] = tape{}
 	}
 	return runs, nil
+}
+
+// partOf tells into which part of its partition a row belongs.
+func partOf(key []byte, bits int) uint64 { return spread(keyUser(key)) << bits >> (64 - splitBits) }
+
+// split begins the parts of a partition with what was accepted so far, in the order of the input. They come to the same
+// from there on.
+func (s *settler) split(bits int) ([]tape, error) {
+	parts := make([]tape, 1<<splitBits)
+	for i := range parts {
+		parts[i].spool = s.spool
+	}
+	for i := range s.rows {
+		a := &s.rows[i]
+		key := s.keyOf(&s.groups[a.group])
+		s.buf = append(append(s.buf[:0], key...), s.memberOf(a)...)
+		if err := parts[partOf(key, bits)].add(s.buf); err != nil {
+			return nil, err
+		}
+	}
+	return parts, nil
 }
 
 func (s *settler) reset() {
@@ -206,7 +223,7 @@ func (s *settler) reset() {
 }
 
 func (s *settler) used() int {
-	return 2*(len(s.keys)+len(s.convs)) + bytesPerUser*len(s.users) + (bytesPerGroup+4)*len(s.groups) +
+	return 2*(len(s.keys)+len(s.convs)) + bytesPerUser*len(s.users) + (bytesPerGroup+4+maxJobHead)*len(s.groups) +
 		bytesPerRow*len(s.rows) + s.userTable.bytes() + s.groupTable.bytes() + s.rowTable.bytes()
 }
 
@@ -303,39 +320,31 @@ func (s *settler) finish() error {
 	})
 	s.lay()
 	r := s.run
-	put := func(jobs []byte) error {
-		if len(jobs) == 0 {
-			return nil
+	next, from := 0, uint32(0)
+	for rank := range r.ranks[1:] {
+		to := from
+		for ; next < len(s.order) && int(s.groups[s.order[next]].rank) == rank; next++ {
+			to = s.groups[s.order[next]].end
 		}
-		e, err := s.spool.put(jobs)
-		r.jobs = append(r.jobs, e)
-		return err
-	}
-	rank, from, end := 0, 0, 0 // of what was not put yet
-	for _, n := range s.order {
-		g := &s.groups[n]
-		if rank < int(g.rank) || int(g.end)-from > chunkBytes {
-			if err := put(s.jobs[from:end]); err != nil {
+		for from < to {
+			n := min(to-from, chunkBytes)
+			e, err := s.spool.put(s.jobs[from : from+n])
+			if err != nil {
 				return err
 			}
-			from = end
+			r.jobs = append(r.jobs, e)
+			from += n
 		}
-		for ; rank < int(g.rank); rank++ {
-			r.ranks[rank+1] = int32(len(r.jobs))
-		}
-		if name := keyName(s.keyOf(g)); len(bytes.TrimSpace(name)) != len(name) {
-			r.findings.spaced.found(s.firstOf(g))
-		}
-		end = int(g.end)
+		r.ranks[rank+1] = int32(len(r.jobs))
+	}
+	for i := range s.groups {
+		g := &s.groups[i]
 		r.counts.jobs++
 		r.counts.conversations += int64(g.rows)
 		r.counts.calls += int64((int(g.rows) + s.chunkSize - 1) / s.chunkSize)
-	}
-	if err := put(s.jobs[from:]); err != nil {
-		return err
-	}
-	for ; rank < chat.MaxGroupsPerUser; rank++ {
-		r.ranks[rank+1] = int32(len(r.jobs))
+		if name := keyName(s.keyOf(g)); len(bytes.TrimSpace(name)) != len(name) {
+			r.findings.spaced.found(s.firstOf(g))
+		}
 	}
 	r.counts.users = int64(len(s.users))
 	for i := range s.users {
@@ -350,15 +359,17 @@ func (s *settler) finish() error {
 	return nil
 }
 
-// lay lays out the jobs in memory. It goes through the rows once, as they came, for finding those of one job after the
-// other would wait for memory at each of them.
+// lay lays out the jobs in memory, each behind its length. It goes through the rows once, as they came, for finding
+// those of one job after the other would wait for memory at each of them.
 func (s *settler) lay() {
-	s.jobs = s.jobs[:0]
+	s.jobs = slices.Grow(s.jobs[:0], len(s.keys)+len(s.convs)+maxJobHead*len(s.groups))
 	for _, n := range s.order {
 		g := &s.groups[n]
-		s.jobs = binary.AppendUvarint(append(s.jobs, s.keyOf(g)...), uint64(g.rows))
+		count := binary.AppendUvarint(s.buf[:0], uint64(g.rows))
+		s.jobs = binary.AppendUvarint(s.jobs, uint64(g.keySize)+uint64(len(count))+uint64(g.size))
+		s.jobs = append(append(s.jobs, s.keyOf(g)...), count...)
 		g.end = uint32(len(s.jobs))
-		s.jobs = slices.Grow(s.jobs, int(g.size))[:len(s.jobs)+int(g.size)]
+		s.jobs = s.jobs[:len(s.jobs)+int(g.size)]
 	}
 	for i := range s.rows {
 		a := &s.rows[i]
@@ -379,23 +390,21 @@ func (s *settler) firstOf(g *group) (file int, line int64) {
 // crowded finds out whether a user has more distinct conversations over all groups than some documents allow, and
 // which row went over.
 func (s *settler) crowded(u *user) {
-	type row struct {
-		file int
-		line int64
-		conv []byte
-	}
-	rows := make([]row, 0, u.rows)
+	rows := s.placed[:0]
 	for _, n := range u.groups[:u.n] {
 		for b := s.membersOf(&s.groups[n]); len(b) > 0; {
 			member, conv, rest := cutMember(b)
 			file, line := place(member, conv)
-			rows = append(rows, row{file, line, member[:conv]})
+			rows = append(rows, placed{file, line, member[:conv]})
 			b = rest
 		}
 	}
-	slices.SortFunc(rows, func(a, b row) int { return cmp.Or(cmp.Compare(a.file, b.file), cmp.Compare(a.line, b.line)) })
+	s.placed = rows
+	slices.SortFunc(rows, func(a, b placed) int {
+		return cmp.Or(cmp.Compare(a.file, b.file), cmp.Compare(a.line, b.line))
+	})
 	clear(s.seen)
-	var over *row
+	var over *placed
 	for i := range rows {
 		s.seen[string(rows[i].conv)] = struct{}{}
 		if over == nil && len(s.seen) > chat.MaxConversationsPerGroup {

@@ -13,7 +13,8 @@ import (
 )
 
 // A spool holds what an intake puts aside until it has seen the whole input: in memory as long as that is little, else
-// in one file. What is not needed any more makes room for what comes. It may be used by several goroutines.
+// in one file of slots of chunkBytes. What is not needed any more makes room for what comes. It may be used by several
+// goroutines.
 //
 // The file is locked for as long as its process lives. That is how the leftover of a process that died is told from
 // the file of one at work, without asking for processes: whoever gets the lock may remove the file.
@@ -23,7 +24,7 @@ type spool struct {
 	mu       sync.Mutex
 	room     int          // bytes that may still stay in memory
 	resident [][]byte     // what did
-	vacant   []int64      // where extents were that had a whole slot
+	vacant   []int64      // slots that may be used again
 	rest     extent       // of a slot that was taken for less; size 0 if there is none
 	file     *os.File     // nil until it is needed
 	size     atomic.Int64 // of the file
@@ -35,10 +36,9 @@ type extent struct {
 	size int32
 }
 
-// alone tells whether an extent has a whole slot: the file consists of those, of chunkBytes each. So has a chunk that was
-// kept in memory.
+// alone tells whether an extent has one slot of the file for itself.
 func (e extent) alone() bool {
-	return e.size > chunkBytes-leastRest && e.size <= chunkBytes && (e.at < 0 || e.at%chunkBytes == 0)
+	return e.size > chunkBytes-leastRest && e.size <= chunkBytes && e.at%chunkBytes == 0
 }
 
 const (
@@ -128,17 +128,13 @@ func (s *spool) put(b []byte) (extent, error) {
 		s.mu.Unlock()
 		return e, nil
 	}
-	if e.at = s.allocate(len(b)); e.at < 0 {
-		s.resident[^e.at] = append(s.resident[^e.at][:0], b...)
-		s.mu.Unlock()
-		return e, nil
-	}
 	if s.file == nil {
 		if err := s.create(); err != nil {
 			s.mu.Unlock()
 			return e, s.fault(err)
 		}
 	}
+	e.at = s.allocate(len(b))
 	f := s.file
 	s.mu.Unlock()
 	if _, err := f.WriteAt(b, e.at); err != nil {
@@ -147,7 +143,7 @@ func (s *spool) put(b []byte) (extent, error) {
 	return e, nil
 }
 
-// allocate finds the place for n bytes, if possible one that was used before.
+// allocate finds the place for n bytes in the file, if possible one that was used before.
 func (s *spool) allocate(n int) (at int64) {
 	if n <= int(s.rest.size) {
 		at = s.rest.at
@@ -159,9 +155,6 @@ func (s *spool) allocate(n int) (at int64) {
 	if last := len(s.vacant) - 1; slots == 1 && last >= 0 {
 		at = s.vacant[last]
 		s.vacant = s.vacant[:last]
-		if at < 0 {
-			return at
-		}
 	} else {
 		at = s.size.Add(int64(slots)*chunkBytes) - int64(slots)*chunkBytes
 	}
@@ -172,27 +165,28 @@ func (s *spool) allocate(n int) (at int64) {
 }
 
 // release gives back what nobody will get any more.
-func (s *spool) release(extents []extent) {
+func (s *spool) release(e extent) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, e := range extents {
-		if e.alone() {
-			s.vacant = append(s.vacant, e.at)
-		}
+	switch {
+	case e.at < 0:
+		s.resident[^e.at] = nil
+		s.room += int(e.size)
+	case e.alone():
+		s.vacant = append(s.vacant, e.at)
 	}
 }
 
 // get returns what was put. It may use buf and may give it back; what it gives must not be changed.
 func (s *spool) get(e extent, buf []byte) ([]byte, error) {
 	s.mu.Lock()
-	f := s.file
-	var b []byte
-	if e.at < 0 {
-		b = s.resident[^e.at]
-	}
+	f, resident := s.file, s.resident
 	s.mu.Unlock()
-	if e.at < 0 {
-		return b, nil
+	switch {
+	case e.at < 0 && resident != nil:
+		return resident[^e.at], nil
+	case f == nil:
+		return nil, s.fault(os.ErrClosed)
 	}
 	if cap(buf) < int(e.size) {
 		buf = make([]byte, max(int(e.size), chunkBytes))
@@ -297,9 +291,9 @@ func (t *tape) flush() error {
 	return nil
 }
 
-// pieces calls take with all records, some whole ones at a time. What take gets is gone after the call. It reads into buf
-// and leaves there what it needed.
-func (t *tape) pieces(buf *[]byte, take func(records []byte) error) error {
+// drain calls take with all records, some whole ones at a time, and gives back their room. What take gets is gone after
+// the call. It reads into buf and leaves there what it needed.
+func (t *tape) drain(buf *[]byte, take func(records []byte) error) error {
 	for _, e := range t.extents {
 		b, err := t.spool.get(e, *buf)
 		if err != nil {
@@ -311,6 +305,7 @@ func (t *tape) pieces(buf *[]byte, take func(records []byte) error) error {
 		if err := take(b); err != nil {
 			return err
 		}
+		t.spool.release(e)
 	}
 	return take(t.buf)
 }

@@ -210,7 +210,8 @@ func (q *Queue) scan(
 //
 // Whether more has to be requested is looked at by the library when Next begins and whenever a message arrives, but not
 // while the goroutine that sends the requests is busy with the last one. If that one is not scheduled until all that it
-// asked for has arrived and was read, nobody looks again for half a minute. So Next is called again before.
+// asked for has arrived and was read, nobody looks again until ten seconds without a heartbeat have passed. So Next is
+// called again before.
 func nextOf(ctx context.Context, messages jetstream.MessagesContext) (jetstream.Msg, error) {
 	for end := time.Now().Add(scanPatience); ; {
 		c, cancel := context.WithTimeout(ctx, scanNudge)
