@@ -365,9 +365,9 @@ func (s *settler) lay() {
 	s.jobs = slices.Grow(s.jobs[:0], len(s.keys)+len(s.convs)+maxJobHead*len(s.groups))
 	for _, n := range s.order {
 		g := &s.groups[n]
-		count := binary.AppendUvarint(s.buf[:0], uint64(g.rows))
-		s.jobs = binary.AppendUvarint(s.jobs, uint64(g.keySize)+uint64(len(count))+uint64(g.size))
-		s.jobs = append(append(s.jobs, s.keyOf(g)...), count...)
+		s.buf = binary.AppendUvarint(append(s.buf[:0], s.keyOf(g)...), uint64(g.rows))
+		s.jobs = binary.AppendUvarint(s.jobs, uint64(len(s.buf))+uint64(g.size))
+		s.jobs = append(s.jobs, s.buf...)
 		g.end = uint32(len(s.jobs))
 		s.jobs = s.jobs[:len(s.jobs)+int(g.size)]
 	}

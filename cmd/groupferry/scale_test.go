@@ -203,7 +203,8 @@ func scaleParse() {
 	}
 }
 
-// scalePublish puts so many jobs on a queue, each with so many conversations, that differ in little but their ids.
+// scalePublish puts so many jobs on a queue, each with so many conversations, that differ in little but their ids. Ids and
+// lines have as many digits as those in the middle of the input that as many jobs come from.
 func scalePublish() {
 	n, err := strconv.Atoi(os.Args[1])
 	if err != nil {
@@ -219,10 +220,14 @@ func scalePublish() {
 		panic(err)
 	}
 	defer q.Close()
-	j := job.Job{Import: "scale", FromAccount: "user123456", GroupName: "Family 12", Files: []string{"shuffled.csv"}}
+	j := job.Job{
+		Import: "scale", FromAccount: fmt.Sprintf("user%d", n/scalePerUser/2), GroupName: "Family 12",
+		Files: []string{"shuffled.csv"},
+	}
 	for i := range each {
+		middle := n*scalePerGroup/2 + i
 		j.Conversations = append(j.Conversations,
-			job.Conversation{Type: job.OneToOne, ID: fmt.Sprintf("peer%d", 1000000+i), Line: int64(5000000 + i)})
+			job.Conversation{Type: job.OneToOne, ID: fmt.Sprintf("peer%d", middle), Line: int64(middle)})
 	}
 	if _, _, err := q.Begin(ctx, queue.Import{ID: j.Import, Digest: j.Import, Jobs: int64(n)}); err != nil {
 		panic(err)
