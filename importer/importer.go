@@ -104,7 +104,7 @@ type Config struct {
 
 	// SpoolDir is where rows are put aside when they are more than fit into a little memory, in one file that is
 	// removed by [Plan.Close]; "" means the system's directory for such files. It takes about as much room as CSV has
-	// content, and up to as much as JSONL has.
+	// content, and no more than JSONL has unless its ids are long.
 	SpoolDir string
 
 	// Stdin is what the input "-" reads. It may be nil when no input has that name.

@@ -33,11 +33,13 @@ type source struct {
 	size int64  // bytes as stored, -1 when unknown
 }
 
-// spooled tells about how many bytes are put aside for a source. Of a row of CSV about as many are as it has, and the
-// owner if it does not name one; the jobs, or what is over a limit, take the place of the rows. A row takes three times
-// as much as JSONL, and as little as its id in documents. Compressed input is taken for CSV at a quarter of its size.
-// Where nearly all rows are rejected it can be twice as much. TestScale measures the disk that was used.
+// spooled estimates how many bytes are put aside for a source of ordinary rows. Of a row of CSV about as many are as it
+// has, and the owner where one is given; the jobs, or what is over a limit, take the place of the rows. A row takes three
+// times as much as JSONL but not in a whole request body, and as little as its id in documents. Compressed input is taken
+// for CSV at a quarter of its size. Short rows take more, and so do those that are rejected. TestScale measures the disk
+// that was used.
 func (o *options) spooled(s source) int64 {
+	owner := s.size / 16 * int64(len(o.Owner))
 	switch {
 	case s.size < 0:
 		return 0
@@ -46,9 +48,9 @@ func (o *options) spooled(s source) int64 {
 	case o.preset.documents:
 		return 5 * s.size / 2
 	case o.Format == FormatJSONL, o.Format == FormatAuto && sniff(s.name, nil) == FormatJSONL:
-		return s.size
+		return s.size + owner
 	}
-	return s.size + s.size/4 + s.size/16*int64(len(o.Owner))
+	return s.size + s.size/4 + owner
 }
 
 const stdin = "-"

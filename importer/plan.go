@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"runtime"
 	"slices"
@@ -253,6 +254,9 @@ func (p *Plan) prepare(ready chan<- []job.Job, stop <-chan struct{}) error {
 				case <-stop:
 					return nil
 				}
+			}
+			if len(b) > 0 {
+				return p.spool.fault(io.ErrUnexpectedEOF)
 			}
 		}
 	}

@@ -202,7 +202,7 @@ func appendField(b, field []byte) []byte {
 type cursor struct {
 	spool  *spool
 	tape   *tape
-	number int // breaks ties: rows of one line are of one user, and so in one sequence, or rejected as they came
+	number int // breaks ties: rows of one line are of one user, and so in one sequence or, after a split, in the next one
 	piece  int // the next one
 	buf    []byte
 	b      []byte // what is left of the piece at hand

@@ -40,7 +40,7 @@ func spread[T string | []byte](id T) uint64 {
 }
 
 // A run is what a partition comes to: the jobs of some users, those whose hashes lie next to each other, and the rows
-// of theirs that went over a limit.
+// of theirs that went over a limit. One that is split leaves a run of such rows alone, before those of its parts.
 type run struct {
 	jobs  []extent
 	ranks [chat.MaxGroupsPerUser + 1]int32 // the jobs of rank r are in the extents ranks[r] to ranks[r+1]
@@ -70,9 +70,9 @@ func (c *counts) add(d *counts) {
 // it is one of the first 20 groups, one of the first 1,000 conversations or there already, and a row that is not
 // accepted leaves nothing behind. One user who has half of all rows is no special case: 20,000 of them can be accepted.
 //
-// A partition in which more is accepted than memory was given for is split by more bits of the hash, from the row on at
-// which that shows. Each piece of it gives back its room before the next one is read, so that jobs and rejects take no
-// more disk than the rows did.
+// A partition in which more is accepted than memory was given for is split by more bits of the hash, as soon as that
+// shows. Each piece of it gives back its room before the next one is read, so that jobs and rejects take the place of
+// the rows on disk.
 type settler struct {
 	spool     *spool
 	budget    int // bytes that the rows of a partition may take
