@@ -3,6 +3,7 @@ package queue
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
@@ -142,15 +143,14 @@ func (q *Queue) scan(
 	if !job.ValidImportID(importID) {
 		return 0, fmt.Errorf("%s: %w", doing, ErrNoImport)
 	}
-	var info *jetstream.StreamInfo
+	var last uint64
 	err = q.ask(ctx, func(c context.Context) (err error) {
-		info, err = q.results.Info(c)
+		last, err = q.newest(c, q.resultSubject(importID, "*"))
 		return err
 	})
 	if err != nil {
 		return 0, q.fault(ctx, doing, err)
 	}
-	last := info.State.LastSeq
 	if last <= after {
 		return after, nil
 	}
@@ -170,16 +170,12 @@ func (q *Queue) scan(
 	if err != nil {
 		return 0, q.fault(ctx, doing, err)
 	}
-	created := consumer.CachedInfo()
 	defer func() {
 		// It would go by itself in a minute; a status that is watched makes one every other second.
 		c, cancel := q.within(context.WithoutCancel(ctx))
 		defer cancel()
 		_ = q.results.DeleteConsumer(c, consumer.CachedInfo().Name)
 	}()
-	if created.NumPending == 0 {
-		return last, nil
-	}
 	messages, err := consumer.Messages(jetstream.PullMaxMessages(ahead))
 	if err != nil {
 		return 0, q.fault(ctx, doing, err)
@@ -200,10 +196,36 @@ func (q *Queue) scan(
 		if err := each(m, meta); err != nil {
 			return 0, fmt.Errorf("%s: %w", doing, err)
 		}
-		if meta.NumPending == 0 || meta.Sequence.Stream == last {
+		if meta.Sequence.Stream == last {
 			return last, nil
 		}
 	}
+}
+
+// newest is the sequence of the newest result with such a subject, 0 if there is none. It asks the leader of the stream:
+// the node that a consumer is on may not have that result yet, and does not know that it is behind.
+func (q *Queue) newest(ctx context.Context, subject string) (uint64, error) {
+	m, err := q.nc.RequestWithContext(ctx, q.apiPrefix+"STREAM.MSG.GET."+q.resultsStream(),
+		fmt.Appendf(nil, `{"last_by_subj":%q}`, subject))
+	if err != nil {
+		return 0, err
+	}
+	var answer struct {
+		Error   *jetstream.APIError `json:"error"`
+		Message struct {
+			Sequence uint64 `json:"seq"`
+		} `json:"message"`
+	}
+	if err := json.Unmarshal(m.Data, &answer); err != nil {
+		return 0, err
+	}
+	switch e := answer.Error; {
+	case e == nil:
+		return answer.Message.Sequence, nil
+	case e.ErrorCode == jetstream.JSErrCodeMessageNotFound:
+		return 0, nil
+	}
+	return 0, answer.Error
 }
 
 // nextOf waits for a message, for as long as scanPatience.
