@@ -153,7 +153,8 @@ func (p *Plan) WriteRejects(w io.Writer) error {
 	line := []byte(strings.Join(append(columnNames[:], extraColumns...), ",") + "\n")
 	// An error stays with the writer until it is asked for at the end.
 	_, _ = out.Write(line)
-	var why, code, reason []byte // why holds both, and the file: those of the reject before, most of the time
+	// Code and reason of the reject before, which most have again, and both with the file as they are written.
+	var code, reason, why []byte
 	file := -1
 	for r := range p.rejected() {
 		if r.file != file || !bytes.Equal(r.code, code) || !bytes.Equal(r.reason, reason) {
