@@ -67,12 +67,12 @@ func TestQueries(t *testing.T) {
 func madeUpImport(ctx context.Context, m *metrics.Metrics) {
 	commands := []string{"create_contact_group", "update_contact_group"}
 	m.WatchPace(func() metrics.Pace {
-		lane := metrics.Lane{Limit: 200, Effective: 180, Out: 150, Waiting: 12}
+		lane := metrics.Lane{Limit: 200, Effective: 180, InUse: 150, Waiting: 12}
 		return metrics.Pace{State: "running", Commands: map[string]metrics.Lane{commands[0]: lane, commands[1]: lane}}
 	})
-	m.WatchQueue(func() (metrics.Queue, bool) { return metrics.Queue{Pending: 1000, InHand: 12}, true })
+	m.WatchQueue(func() (metrics.Queue, bool) { return metrics.Queue{Pending: 1000, InFlight: 12}, true })
 	m.SetUserSigExpiry(time.Now().Add(24 * time.Hour))
-	m.JobStarted() // one that stays in hand
+	m.JobStarted() // one that stays in flight
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -86,7 +86,7 @@ func madeUpImport(ctx context.Context, m *metrics.Metrics) {
 			m.JobDone(outcome, 2-i, i, 100*time.Millisecond, 1+i)
 		}
 		m.JobStarted()
-		m.JobPutBack("retry")
+		m.JobRequeued("retry")
 		m.Retry(commands[0])
 		m.Throttled(commands[0])
 		select {

@@ -29,7 +29,7 @@ func TestHandler(t *testing.T) {
 		body   string // part of it
 	}{
 		{"index", nil, "/", 200, `href="/readyz"`},
-		{"metrics", nil, "/metrics", 200, "groupferry_jobs_in_hand 0"},
+		{"metrics", nil, "/metrics", 200, "groupferry_jobs_in_flight 0"},
 		{"alive", nil, "/livez", 200, "ok\n"},
 		{"alive though halted", halted, "/livez", 200, "ok\n"},
 		{"ready, nobody asked", nil, "/readyz", 200, "ok\n"},

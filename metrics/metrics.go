@@ -1,22 +1,23 @@
 // Package metrics watches the importer, the worker and the governor, and serves what it saw to Prometheus.
 //
-//	rows ──────► Rows, JobsEnqueued ───────────────┐
-//	calls ─────► CallDone, Retry, Throttled ───────┤
-//	jobs ──────► JobStarted, JobDone, JobPutBack ──┼──► registry ──► /metrics
-//	permits ───► Granted ──────────────────────────┤        ▲
-//	UserSig ───► SetUserSigExpiry ─────────────────┘        │ asked at each scrape
-//	governor, queue ◄── WatchPace, WatchQueue ──────────────┘
+//	rows ──────► Rows, JobsEnqueued ────────────────┐
+//	calls ─────► CallDone, Retry, Throttled ────────┤
+//	jobs ──────► JobStarted, JobDone, JobRequeued ──┼──► registry ──► /metrics
+//	permits ───► Granted ───────────────────────────┤        ▲
+//	UserSig ───► SetUserSigExpiry ──────────────────┘        │ asked at each scrape
+//	governor, queue ◄── WatchPace, WatchQueue ───────────────┘
 //
-// It never steers: no method returns anything that another room could act on, and none blocks. The rooms that it
+// It only observes: no method returns anything that another package could act on, and none blocks. The packages that it
 // watches do not know it; each has a small interface of its own that a [Metrics] happens to fulfil.
 //
 // Every series starts with groupferry_ and is in base units. Labels are closed sets: a value that is not in its set is
-// counted as "other", and no label ever holds an id, a name or a text that came from outside. Label values that are
-// known beforehand start at 0, for a rate cannot see the first event of a series that begins with it. Gauges that
-// nobody knows yet are left out, which an alert can tell from 0. [Table] lists all series.
+// counted as "other", and no label holds an id, a name or a text that came from outside. Label values that are known
+// beforehand start at 0, for a rate cannot see the first event of a series that begins with it. Gauges that nobody knows
+// yet are left out, which an alert can tell from 0. [Table] lists all series.
 //
-// Each process counts for itself, so counters are summed over the workers. What is true of the whole fleet (state, rate,
-// queue) is the same everywhere or known by one process only: take the max of it.
+// Each process counts for itself, so counters are summed over the processes. The pace (rate, permits) is known by the
+// leader only, and the queue is the same everywhere: take the max of both. The state is that of the process; a standby
+// says standby.
 package metrics
 
 import (
@@ -45,8 +46,8 @@ type BuildInfo struct {
 	Revision string
 }
 
-// words returns what [Metrics.CallDone] takes beside Config.Codes: how a call can end without an API code.
-func words() []string {
+// reasons returns what [Metrics.CallDone] takes beside Config.Codes: how a call can end without an API code.
+func reasons() []string {
 	return []string{
 		"ok", "partial",
 		"timeout", "refused", "reset", "cut-off", "undecodable", "network", "cancelled",
@@ -70,8 +71,8 @@ type Metrics struct {
 	jobAttempts       prometheus.Counter
 	conversations     *prometheus.CounterVec
 	jobDuration       prometheus.Histogram
-	jobsInHand        prometheus.Gauge
-	jobsPutBack       *prometheus.CounterVec
+	jobsInFlight      prometheus.Gauge
+	jobsRequeued      *prometheus.CounterVec
 	callDuration      *prometheus.HistogramVec
 	calls             *prometheus.CounterVec
 	callRetries       *prometheus.CounterVec
@@ -123,31 +124,31 @@ func New(cfg Config) *Metrics {
 		registry: reg,
 		watched:  newWatched(cfg.Commands),
 		commands: newSet(cfg.Commands...),
-		codes:    newSet(slices.Concat(words(), cfg.Codes)...),
+		codes:    newSet(slices.Concat(reasons(), cfg.Codes)...),
 		outcomes: set{},
-		reasons:  newSet("retry", "stop", "halt", "known"),
+		reasons:  newSet("retry", "stop", "halt"),
 
 		rows: counters("rows_total",
 			"Rows read, by what became of them: accepted, duplicate or rejected.", "outcome"),
 		jobsEnqueued: counter("jobs_enqueued_total",
-			"Jobs put on the stream by this process."),
+			"Jobs that this process put on the stream."),
 		jobs: counters("jobs_total",
-			"Jobs that got their result, by outcome: done, partial or failed.", "outcome"),
+			"Jobs that this process finished, by outcome: done, partial or failed.", "outcome"),
 		jobAttempts: counter("job_attempts_total",
-			"Attempts that the jobs with a result took. Over jobs_total: attempts per job."),
+			"Attempts that the finished jobs took. Over jobs_total: attempts per job."),
 		conversations: counters("conversations_total",
-			"Conversations of the jobs that got their result: done (in the group) or failed.", "outcome"),
-		jobsPutBack: counters("jobs_put_back_total",
-			"Jobs that left this process without a new result: to retry later, at a stop, at a halt, or known before.", "reason"),
+			"Conversations of the finished jobs: done (in the group) or failed.", "outcome"),
+		jobsRequeued: counters("jobs_requeued_total",
+			"Jobs that this process gave back without a result: to try again later, at a stop or at a halt.", "reason"),
 		calls: counters("calls_total",
-			"Calls that ended, by code: ok, partial, the API's error code, or a word where it gave none.",
+			"Calls that ended, by code: ok, partial, the API's error code, or a reason where it gave none.",
 			"command", "code"),
 		callRetries: counters("call_retries_total",
 			"Calls made again after a failure that may pass.", "command"),
 		permitsGranted: counters("permits_granted_total",
 			"Permits granted to this process.", "command"),
 		throttled: counters("throttled_total",
-			"Calls that the API refused because they came too fast.", "command"),
+			"Calls that the API throttled.", "command"),
 
 		// A job is 1 to 10 calls and as many waits for a permit; retries and throttling take it to minutes.
 		jobDuration: prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -166,8 +167,8 @@ func New(cfg Config) *Metrics {
 			Help:    "Time a call waited for its permit.",
 			Buckets: []float64{.001, .005, .025, .1, .25, .5, 1, 5, 30, 300},
 		}),
-		jobsInHand: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: prefix + "jobs_in_hand",
+		jobsInFlight: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: prefix + "jobs_in_flight",
 			Help: "Jobs that this process is working on.",
 		}),
 	}
@@ -177,7 +178,7 @@ func New(cfg Config) *Metrics {
 	}, []string{"version", "revision", "goversion"})
 	build.WithLabelValues(orUnknown(cfg.Build.Version), orUnknown(cfg.Build.Revision), runtime.Version()).Set(1)
 
-	reg.MustRegister(m.jobDuration, m.callDuration, m.permitWait, m.jobsInHand, m.watched, build)
+	reg.MustRegister(m.jobDuration, m.callDuration, m.permitWait, m.jobsInFlight, m.watched, build)
 	m.start()
 	return m
 }
@@ -194,7 +195,7 @@ func (m *Metrics) start() {
 	m.conversationsDone = m.conversations.WithLabelValues("done")
 	m.conversationsFail = m.conversations.WithLabelValues("failed")
 	for reason := range m.reasons {
-		m.jobsPutBack.WithLabelValues(reason)
+		m.jobsRequeued.WithLabelValues(reason)
 	}
 	for command := range m.commands {
 		m.callDuration.WithLabelValues(command)
@@ -225,13 +226,13 @@ func (m *Metrics) Rows(accepted, duplicates, rejected int64) {
 // JobsEnqueued counts n jobs that are on the stream now.
 func (m *Metrics) JobsEnqueued(n int) { m.jobsEnqueued.Add(float64(n)) }
 
-// CallDone counts a call that took d. The word is "ok", "partial" (OK, but some conversations were refused), the
+// CallDone counts a call that took d. The code is "ok", "partial" (OK, but some conversations were rejected), the
 // API's error code in decimal, or what happened where the API gave no code: "http-502", "timeout", "refused", "reset",
 // "cut-off", "undecodable", "network", "cancelled".
-func (m *Metrics) CallDone(command, word string, d time.Duration) {
+func (m *Metrics) CallDone(command, code string, d time.Duration) {
 	command = m.commands.fold(command)
 	m.callDuration.WithLabelValues(command).Observe(d.Seconds())
-	m.calls.WithLabelValues(command, m.codes.fold(word)).Inc()
+	m.calls.WithLabelValues(command, m.codes.fold(code)).Inc()
 }
 
 // Retry counts a call that is made again after a failure that may pass.
@@ -239,13 +240,13 @@ func (m *Metrics) Retry(command string) {
 	m.callRetries.WithLabelValues(m.commands.fold(command)).Inc()
 }
 
-// JobStarted says that this process has one more job in hand. Each is followed by one JobDone or JobPutBack.
-func (m *Metrics) JobStarted() { m.jobsInHand.Inc() }
+// JobStarted says that this process has one more job in flight. Each is followed by one JobDone or JobRequeued.
+func (m *Metrics) JobStarted() { m.jobsInFlight.Inc() }
 
 // JobDone counts a job that got its result: its outcome (a [job.Outcome]), its conversations that are in the group and
 // that are not, the time since JobStarted, and the attempts that it took over all processes.
 func (m *Metrics) JobDone(outcome string, conversationsDone, conversationsFailed int, d time.Duration, attempts int) {
-	m.jobsInHand.Dec()
+	m.jobsInFlight.Dec()
 	m.jobs.WithLabelValues(m.outcomes.fold(outcome)).Inc()
 	m.jobAttempts.Add(float64(attempts))
 	m.conversationsDone.Add(float64(conversationsDone))
@@ -254,12 +255,11 @@ func (m *Metrics) JobDone(outcome string, conversationsDone, conversationsFailed
 	m.watched.set(func(w *watched) { w.lastResult = time.Now() })
 }
 
-// JobPutBack counts a job that is no longer in hand and got no result here. The reason is "retry" (it goes back to the
-// stream after a failure that may pass), "stop" (after this process was told to leave), "halt", or "known" (it had its
-// result from an earlier attempt).
-func (m *Metrics) JobPutBack(reason string) {
-	m.jobsInHand.Dec()
-	m.jobsPutBack.WithLabelValues(m.reasons.fold(reason)).Inc()
+// JobRequeued counts a job that is no longer in flight here and has no result. The reason is "retry" (it is tried again
+// later, after a failure that may pass), "stop" (this process was told to leave) or "halt".
+func (m *Metrics) JobRequeued(reason string) {
+	m.jobsInFlight.Dec()
+	m.jobsRequeued.WithLabelValues(m.reasons.fold(reason)).Inc()
 }
 
 // Granted counts a permit that this process was given after it had waited.
@@ -268,7 +268,7 @@ func (m *Metrics) Granted(command string, wait time.Duration) {
 	m.permitWait.Observe(wait.Seconds())
 }
 
-// Throttled counts a call that the API refused because it came too fast.
+// Throttled counts a call that the API throttled.
 func (m *Metrics) Throttled(command string) {
 	m.throttled.WithLabelValues(m.commands.fold(command)).Inc()
 }
@@ -285,14 +285,13 @@ func (m *Metrics) WatchQueue(queue func() (Queue, bool)) {
 // SetUserSigExpiry says when the UserSig in use ends. The zero time means that nobody knows.
 func (m *Metrics) SetUserSigExpiry(t time.Time) { m.watched.set(func(w *watched) { w.expiry = t }) }
 
-// Pace is what the governor knows about the whole fleet.
+// Pace is what a process knows about who calls and how fast.
 type Pace struct {
 	State    string          // one of [States]
 	Commands map[string]Lane // of the process that leads; the others know none
 
-	Leading       bool          // this process grants the permits of all
+	Leader        bool          // this process leads
 	LeaderChanges int64         // that this process saw
-	Refused       int64         // permits that came too late to be used
 	Standstill    time.Duration // how long calls of this process have waited while none was permitted
 }
 
@@ -300,19 +299,21 @@ type Pace struct {
 type Lane struct {
 	Limit     float64 // calls a second, as configured
 	Effective float64 // calls a second, after throttling
-	Out       int     // permits that are out now
+	InUse     int     // permits whose calls have not ended
 	Waiting   int     // calls that wait for one
 }
 
 // Queue says how many jobs are on the stream.
 type Queue struct {
-	Pending int64 // not delivered to any worker
-	InHand  int64 // delivered, without a result yet
+	Pending  int64 // that wait
+	InFlight int64 // that the leader is working on
 }
 
-// States returns the values of Pace.State: calls go out; a person said wait; every job would fail the same way; the API
-// is out of reach.
-func States() []string { return []string{"running", "paused", "halted", "outage", "leaderless"} }
+// States returns the values of Pace.State: this process leads, and calls go out; another one leads; nobody does; a person
+// said wait; every job would fail the same way; this process leads, and the API is out of reach.
+func States() []string {
+	return []string{"running", "standby", "leaderless", "paused", "halted", "outage"}
+}
 
 const prefix = "groupferry_"
 
@@ -327,10 +328,10 @@ type watched struct {
 	expiry     time.Time
 	lastResult time.Time
 
-	state, limit, effective, out, waiting *prometheus.Desc
-	leading, changes, refused, standstill *prometheus.Desc
-	pending, inHand                       *prometheus.Desc
-	userSigExpiry, lastResultTime         *prometheus.Desc
+	state, limit, effective, inUse, waiting *prometheus.Desc
+	leader, changes, standstill             *prometheus.Desc
+	pending, inFlight                       *prometheus.Desc
+	userSigExpiry, lastResultTime           *prometheus.Desc
 }
 
 func newWatched(commands []string) *watched {
@@ -340,31 +341,29 @@ func newWatched(commands []string) *watched {
 	return &watched{
 		commands: commands,
 		state: desc("state",
-			"1 for the state that the fleet is in, 0 for the others: "+strings.Join(States(), ", ")+".", "state"),
+			"1 for the state that this process is in, 0 for the others: "+strings.Join(States(), ", ")+".", "state"),
 		limit: desc("rate_limit_calls_per_second",
-			"Calls a second that are allowed, for the whole app.", "command"),
+			"Calls a second that are allowed for the app. Only the leader has it.", "command"),
 		effective: desc("rate_effective_calls_per_second",
-			"Calls a second that are granted at most, after throttling.", "command"),
-		out: desc("permits_out",
-			"Permits that are out now.", "command"),
+			"Calls a second that are allowed after throttling. Only the leader has it.", "command"),
+		inUse: desc("permits_in_use",
+			"Permits whose calls have not ended. Only the leader has it.", "command"),
 		waiting: desc("permits_waiting",
-			"Calls that wait for a permit now.", "command"),
-		leading: desc("leading",
-			"1 if this process grants the permits of the fleet, else 0."),
+			"Calls that wait for a permit. Only the leader has it.", "command"),
+		leader: desc("leader",
+			"1 if this process leads and makes the calls, 0 if it stands by."),
 		changes: desc("leader_changes_total",
 			"Changes of the leader that this process saw."),
-		refused: desc("permits_refused_total",
-			"Permits that came too late to be used."),
 		standstill: desc("standstill_seconds_total",
 			"Time in which calls waited and none was permitted for over a second, halts apart."),
 		pending: desc("queue_pending_jobs",
-			"Jobs on the stream that no worker has yet."),
-		inHand: desc("queue_in_hand_jobs",
-			"Jobs that some worker has and that have no result yet."),
+			"Jobs on the stream that wait: not in flight, without a result."),
+		inFlight: desc("queue_in_flight_jobs",
+			"Jobs that the leader is working on."),
 		userSigExpiry: desc("usersig_expiry_timestamp_seconds",
 			"When the UserSig in use ends, in Unix time."),
 		lastResultTime: desc("last_result_timestamp_seconds",
-			"When this process last wrote a result, in Unix time."),
+			"When this process last finished a job, in Unix time."),
 	}
 }
 
@@ -377,7 +376,8 @@ func (w *watched) set(f func(*watched)) {
 // Describe implements [prometheus.Collector].
 func (w *watched) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		w.state, w.limit, w.effective, w.out, w.waiting, w.pending, w.inHand, w.userSigExpiry, w.lastResultTime,
+		w.state, w.limit, w.effective, w.inUse, w.waiting, w.leader, w.changes, w.standstill,
+		w.pending, w.inFlight, w.userSigExpiry, w.lastResultTime,
 	} {
 		ch <- d
 	}
@@ -404,13 +404,12 @@ func (w *watched) Collect(ch chan<- prometheus.Metric) {
 		counter := func(d *prometheus.Desc, v float64) {
 			ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v)
 		}
-		leading := 0.0
-		if p.Leading {
-			leading = 1
+		leader := 0.0
+		if p.Leader {
+			leader = 1
 		}
-		gauge(w.leading, leading)
+		gauge(w.leader, leader)
 		counter(w.changes, float64(p.LeaderChanges))
-		counter(w.refused, float64(p.Refused))
 		counter(w.standstill, p.Standstill.Seconds())
 		for _, command := range w.commands {
 			lane, ok := p.Commands[command]
@@ -419,14 +418,14 @@ func (w *watched) Collect(ch chan<- prometheus.Metric) {
 			}
 			gauge(w.limit, lane.Limit, command)
 			gauge(w.effective, lane.Effective, command)
-			gauge(w.out, float64(lane.Out), command)
+			gauge(w.inUse, float64(lane.InUse), command)
 			gauge(w.waiting, float64(lane.Waiting), command)
 		}
 	}
 	if queue != nil {
 		if q, ok := queue(); ok {
 			gauge(w.pending, float64(q.Pending))
-			gauge(w.inHand, float64(q.InHand))
+			gauge(w.inFlight, float64(q.InFlight))
 		}
 	}
 	if !expiry.IsZero() {

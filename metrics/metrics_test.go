@@ -85,36 +85,36 @@ func TestValues(t *testing.T) {
 			`permit_wait_seconds_bucket{le="+Inf"}`:   1,
 		}},
 		{"started", func(m *Metrics) { m.JobStarted(); m.JobStarted() }, map[string]float64{
-			`jobs_in_hand`: 2,
+			`jobs_in_flight`: 2,
 		}},
-		{"put back", func(m *Metrics) {
+		{"requeued", func(m *Metrics) {
 			m.JobStarted()
 			m.JobStarted()
-			m.JobPutBack("stop")
+			m.JobRequeued("stop")
 		}, map[string]float64{
-			`jobs_in_hand`:                       1,
-			`jobs_put_back_total{reason="stop"}`: 1,
+			`jobs_in_flight`:                     1,
+			`jobs_requeued_total{reason="stop"}`: 1,
 		}},
 		{"state", func(m *Metrics) {
 			m.WatchPace(func() Pace {
 				return Pace{State: "halted", Commands: map[string]Lane{
-					"create":  {Limit: 200, Effective: 150.5, Out: 3, Waiting: 9},
+					"create":  {Limit: 200, Effective: 150.5, InUse: 3, Waiting: 9},
 					"unknown": {Limit: 1},
-				}, Leading: true, LeaderChanges: 3, Refused: 2, Standstill: 1500 * time.Millisecond}
+				}, Leader: true, LeaderChanges: 3, Standstill: 1500 * time.Millisecond}
 			})
 		}, map[string]float64{
 			`state{state="running"}`: 0, `state{state="paused"}`: 0,
-			`state{state="halted"}`: 1, `state{state="outage"}`: 0, `state{state="leaderless"}`: 0,
-			`leading`: 1, `leader_changes_total`: 3, `permits_refused_total`: 2, `standstill_seconds_total`: 1.5,
+			`state{state="halted"}`: 1, `state{state="outage"}`: 0, `state{state="leaderless"}`: 0, `state{state="standby"}`: 0,
+			`leader`: 1, `leader_changes_total`: 3, `standstill_seconds_total`: 1.5,
 			`rate_limit_calls_per_second{command="create"}`:     200,
 			`rate_effective_calls_per_second{command="create"}`: 150.5,
-			`permits_out{command="create"}`:                     3,
+			`permits_in_use{command="create"}`:                  3,
 			`permits_waiting{command="create"}`:                 9,
 		}},
 		{"queue", func(m *Metrics) {
-			m.WatchQueue(func() (Queue, bool) { return Queue{Pending: 50, InHand: 4}, true })
+			m.WatchQueue(func() (Queue, bool) { return Queue{Pending: 50, InFlight: 4}, true })
 		}, map[string]float64{
-			`queue_pending_jobs`: 50, `queue_in_hand_jobs`: 4,
+			`queue_pending_jobs`: 50, `queue_in_flight_jobs`: 4,
 		}},
 		{"queue out of reach", func(m *Metrics) {
 			m.WatchQueue(func() (Queue, bool) { return Queue{Pending: 50}, false })
@@ -133,14 +133,14 @@ func TestValues(t *testing.T) {
 			m.Throttled("y")
 			m.Granted("z", 0)
 			m.JobStarted()
-			m.JobPutBack("no reason")
+			m.JobRequeued("no reason")
 		}, map[string]float64{
 			`calls_total{code="other",command="other"}`:     1,
 			`calls_total{code="other",command="create"}`:    1,
 			`call_retries_total{command="other"}`:           1,
 			`throttled_total{command="other"}`:              1,
 			`permits_granted_total{command="other"}`:        1,
-			`jobs_put_back_total{reason="other"}`:           1,
+			`jobs_requeued_total{reason="other"}`:           1,
 			`call_duration_seconds_count{command="other"}`:  1,
 			`call_duration_seconds_sum{command="other"}`:    0,
 			`call_duration_seconds_count{command="create"}`: 1,
@@ -185,7 +185,7 @@ func TestJobDone(t *testing.T) {
 
 	got := samples(t, m)
 	for series, want := range map[string]float64{
-		`jobs_in_hand`:                          0,
+		`jobs_in_flight`:                        0,
 		`jobs_total{outcome="done"}`:            1,
 		`jobs_total{outcome="partial"}`:         1,
 		`jobs_total{outcome="failed"}`:          0,
@@ -217,9 +217,8 @@ func TestStartAtZero(t *testing.T) {
 		`jobs_enqueued_total`,
 		`jobs_total{outcome="failed"}`,
 		`conversations_total{outcome="failed"}`,
-		`jobs_put_back_total{reason="retry"}`,
-		`jobs_put_back_total{reason="halt"}`,
-		`jobs_put_back_total{reason="known"}`,
+		`jobs_requeued_total{reason="retry"}`,
+		`jobs_requeued_total{reason="halt"}`,
 		`calls_total{code="cancelled",command="create"}`,
 		`calls_total{code="ok",command="create"}`,
 		`calls_total{code="60007",command="update"}`,
@@ -327,7 +326,7 @@ func TestConcurrency(t *testing.T) {
 				m.CallDone("create", "never heard of", time.Millisecond)
 				m.JobDone("done", 1, 0, time.Millisecond, 1)
 				m.JobStarted()
-				m.JobPutBack("halt")
+				m.JobRequeued("halt")
 				m.WatchPace(func() Pace { return Pace{State: "running"} })
 				m.WatchQueue(func() (Queue, bool) { return Queue{}, true })
 				m.SetUserSigExpiry(time.Now())
@@ -344,10 +343,10 @@ func TestConcurrency(t *testing.T) {
 	wg.Wait()
 	got := samples(t, m)
 	for series, want := range map[string]float64{
-		`jobs_in_hand`:                            0,
+		`jobs_in_flight`:                          0,
 		`jobs_total{outcome="done"}`:              workers * rounds,
 		`calls_total{code="ok",command="create"}`: workers * rounds,
-		`jobs_put_back_total{reason="halt"}`:      workers * rounds,
+		`jobs_requeued_total{reason="halt"}`:      workers * rounds,
 	} {
 		if got[series] != want {
 			t.Errorf("%s: got %v, want %v", series, got[series], want)

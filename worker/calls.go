@@ -20,12 +20,12 @@ import (
 //   - The first chunk goes out with create. Once a group is known to be there, all else is added with
 //     update_contact_group, conversations that are sent a second time included: a second create could replace them.
 //   - Where create is refused for what may be the group's existence, the same chunk goes out with update. If that is
-//     refused as well, the answer to create stands.
+//     refused as well, the response to create stands.
 //   - A retry adds what failed before with update, if the group was there then. Where update is not offered it writes the
 //     whole group with create, and reads it back.
 //   - Where update is not offered, later chunks go out with create. Two creates of one group, or a refused one, then
 //     leave it open what the group holds, so it is read back with get_contact_group, and what is not in it has failed.
-//     Where even that is not offered, create's own answers have to do, and a warning says so.
+//     Where even that is not offered, create's own responses have to do, and a warning says so.
 
 // Codes of a result that no code of the API stands for.
 const (
@@ -49,69 +49,103 @@ const (
 	repeatsToHalt = 5
 )
 
-// errAgain says that a job failed for now: a call failed as often as it may within one attempt.
-var errAgain = errors.New("failed for now")
+var (
+	// errAgain says that a job failed for now: a call failed as often as it may within one attempt.
+	errAgain = errors.New("failed for now")
 
-// errWhole says that a retry has to write the whole group anew, not only what failed before.
-var errWhole = errors.New("the whole group is needed")
+	// errNeedsAll says that a retry has to write the whole group anew, not only what failed before.
+	errNeedsAll = errors.New("the whole group is needed")
+
+	// errPrior says that the result which a retried job replaces could not be read.
+	errPrior = errors.New("read the earlier result")
+
+	// errUndecodable says that the message is no job that this binary can read.
+	errUndecodable = errors.New("not a job of this version")
+)
 
 // An attempt is one delivery of a job, on its way to a result.
 type attempt struct {
-	w       *Worker
-	result  job.Result // but for what final adds
-	settled []bool     // by conversation: an answer said what became of it
-	todo    []int      // the conversations to be sent
+	w      *Worker
+	d      Delivery
+	result job.Result // but for what final adds
+	known  []bool     // by conversation: a response said what became of it
+	todo   []int      // the conversations to be sent
 
-	made, calls int         // of this round: deliveries with this one, and calls
-	started     time.Time   // of this round
-	before      *job.Result // of an earlier round; nil in the first
+	made, calls int         // of this generation: attempts with this one, and calls
+	started     time.Time   // of the first attempt of this generation
+	before      *job.Result // of an earlier generation; nil in the first
 
-	there   bool // the group is known to exist
-	creates int  // creates that were answered well
-	doubt   bool // only reading the group tells what it holds
+	exists     bool // the group is known to exist
+	creates    int  // creates that were answered well
+	needsCheck bool // only reading the group tells what it holds
 }
 
-func newAttempt(w *Worker, j job.Job, started time.Time, earlier attempts) *attempt {
-	a := &attempt{
-		w: w, settled: make([]bool, len(j.Conversations)), todo: make([]int, len(j.Conversations)),
-		made: earlier.made + 1, calls: earlier.calls, started: started,
-		result: job.Result{
-			Import: j.Import, Job: j.ID, FromAccount: j.FromAccount, GroupName: j.GroupName, Files: j.Files, Round: j.Round,
-			Started: started, Conversations: make([]job.ConversationResult, len(j.Conversations)),
-		},
+// newAttempt starts an attempt with what earlier ones of the job took. It reads nothing of the job yet.
+func newAttempt(w *Worker, d Delivery, now time.Time) *attempt {
+	earlier := w.spentOn(d)
+	if earlier.started.IsZero() {
+		earlier.started = now
 	}
+	return &attempt{
+		w: w, d: d, made: d.Attempt(), calls: earlier.calls, started: earlier.started,
+		result: job.Result{Import: d.Import(), Job: sequenceName(d.Sequence()), Started: earlier.started},
+	}
+}
+
+// prepare reads the job, and the result that it replaces if it is one of a retry. Its errors are errUndecodable,
+// errPrior, or about ctx.
+func (a *attempt) prepare(ctx context.Context) error {
+	j, err := a.d.Job()
+	if err != nil {
+		return fmt.Errorf("%w: %w", errUndecodable, err)
+	}
+	a.result = job.Result{
+		Import: j.Import, Job: j.ID, FromAccount: j.FromAccount, GroupName: j.GroupName, Files: j.Files,
+		Generation: j.Generation, Replaces: j.Prior, Started: a.started,
+		Conversations: make([]job.ConversationResult, len(j.Conversations)),
+	}
+	a.known, a.todo = make([]bool, len(j.Conversations)), make([]int, len(j.Conversations))
 	for i, c := range j.Conversations {
 		a.result.Conversations[i].Conversation = c
 		a.todo[i] = i
 	}
-	return a
+	if j.Prior == 0 {
+		return nil
+	}
+	before, err := a.d.Prior(ctx)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errPrior, err)
+	}
+	if before != nil {
+		a.resume(before)
+	}
+	return nil
 }
 
-// goOn makes the attempt one of a retry, which goes on from the result of an earlier round: of the job's conversations
-// those are sent that failed then; all others keep what the earlier result says. A group that is known to be there is
-// added to.
-func (a *attempt) goOn(earlier job.Result) {
+// resume makes the attempt continue from the result of an earlier generation: of the job's conversations those are sent
+// that failed then; all others keep what the earlier result says. A group that is known to exist is added to.
+func (a *attempt) resume(before *job.Result) {
 	wanted := map[chat.Item]bool{}
 	for _, c := range a.result.Conversations {
 		wanted[chat.Item{Type: c.Type, ID: c.ID}] = true
 	}
-	a.before = &earlier
-	a.result.Started, a.result.GroupID, a.result.Files = earlier.Started, earlier.GroupID, earlier.Files
-	a.result.Conversations = slices.Clone(earlier.Conversations)
-	a.settled, a.todo = make([]bool, len(earlier.Conversations)), nil
-	for i, c := range earlier.Conversations {
+	a.before = before
+	a.result.Started, a.result.GroupID, a.result.Files = before.Started, before.GroupID, before.Files
+	a.result.Conversations = slices.Clone(before.Conversations)
+	a.known, a.todo = make([]bool, len(before.Conversations)), nil
+	for i, c := range before.Conversations {
 		if c.Code != "" && wanted[chat.Item{Type: c.Type, ID: c.ID}] {
 			a.todo = append(a.todo, i)
 		} else {
-			a.settled[i] = true
+			a.known[i] = true
 		}
 	}
-	if earlier.GroupID != 0 || earlier.Outcome == job.Partial {
-		a.there, a.creates = true, 1
+	if before.GroupID != 0 || before.Outcome == job.Partial {
+		a.exists, a.creates = true, 1
 	}
 }
 
-// doneBefore counts the conversations that an earlier round got into the group.
+// doneBefore counts the conversations that an earlier generation got into the group.
 func (a *attempt) doneBefore() int {
 	if a.before == nil {
 		return 0
@@ -119,7 +153,7 @@ func (a *attempt) doneBefore() int {
 	return len(a.before.Conversations) - a.before.FailedConversations()
 }
 
-// final gives the result with the attempts and calls of all rounds.
+// final gives the result with the attempts and calls of all generations.
 func (a *attempt) final() job.Result {
 	r := a.result
 	r.Attempts, r.Calls = a.made, a.calls
@@ -130,22 +164,22 @@ func (a *attempt) final() job.Result {
 	return r
 }
 
-// run makes the calls of the job and settles its result. An error means that there is none: halted, ctx's end, or
-// one that wraps errAgain.
+// run makes the calls of the job and sets the outcome. An error means that there is none: halted, ctx's end, the pace
+// closed, or one that wraps errAgain.
 func (a *attempt) run(ctx context.Context) error {
 	todo := a.todo
-	if a.before != nil && a.there && a.w.noUpdate.Load() {
-		todo = a.whole()
+	if a.before != nil && a.exists && a.w.noUpdate.Load() {
+		todo = a.allConversations()
 	}
-	for round := 0; len(todo) > 0; round++ {
-		if round > 0 {
-			if err := sleep(ctx, jittered(backoff(callBackoff, time.Second, round))); err != nil {
+	for pass := 0; len(todo) > 0; pass++ {
+		if pass > 0 {
+			if err := sleep(ctx, jittered(backoff(callBackoff, time.Second, pass))); err != nil {
 				return err
 			}
 		}
-		again, err := a.send(ctx, todo, round == resends)
-		if errors.Is(err, errWhole) {
-			todo, round = a.whole(), -1
+		again, err := a.send(ctx, todo, pass == resends)
+		if errors.Is(err, errNeedsAll) {
+			todo, pass = a.allConversations(), -1
 			continue
 		}
 		if err != nil {
@@ -153,33 +187,33 @@ func (a *attempt) run(ctx context.Context) error {
 		}
 		todo = again
 	}
-	if a.doubt {
+	if a.needsCheck {
 		if err := a.verify(ctx); err != nil {
 			return err
 		}
 	}
-	a.result.Settle()
+	a.result.SetOutcome()
 	return nil
 }
 
-// whole lists the conversations that the group should hold after a retry: where it cannot be added to, a create that
-// replaces has to bring what was done before as well.
-func (a *attempt) whole() []int {
+// allConversations lists the conversations that the group should hold after a retry: where it cannot be added to, a
+// create that replaces has to bring what was done before as well.
+func (a *attempt) allConversations() []int {
 	for _, i := range a.todo {
-		a.settled[i] = false
+		a.known[i] = false
 	}
 	var all []int
 	for i, c := range a.before.Conversations {
-		if c.Code == "" || !a.settled[i] {
-			a.settled[i] = false
+		if c.Code == "" || !a.known[i] {
+			a.known[i] = false
 			all = append(all, i)
 		}
 	}
 	return all
 }
 
-// untouched tells whether a conversation is in the group since an earlier round, and no create has been answered in
-// this one that could have taken it out.
+// untouched tells whether a conversation is in the group since an earlier generation, and no create has been answered
+// in this one that could have taken it out.
 func (a *attempt) untouched(i int) bool {
 	return a.before != nil && a.before.Conversations[i].Code == "" && a.creates <= 1
 }
@@ -188,17 +222,17 @@ func (a *attempt) untouched(i int) bool {
 func (a *attempt) send(ctx context.Context, places []int, last bool) (again []int, err error) {
 	for len(places) > 0 {
 		n := min(len(places), a.w.cfg.ChunkSize)
-		answer, err := a.sendChunk(ctx, places[:n])
-		if refused, ok := refusal(err); ok {
-			if endsJob(refused) {
+		response, err := a.sendChunk(ctx, places[:n])
+		if rejected, ok := rejection(err); ok {
+			if endsJob(rejected) {
 				n = len(places)
 			}
 			for _, i := range places[:n] {
-				a.settled[i] = true
+				a.known[i] = true
 				if a.untouched(i) {
 					continue
 				}
-				a.result.Conversations[i].Code, a.result.Conversations[i].Info = refused.Word(), refused.Info
+				a.result.Conversations[i].Code, a.result.Conversations[i].Info = rejected.Word(), rejected.Info
 			}
 			places = places[n:]
 			continue
@@ -206,12 +240,12 @@ func (a *attempt) send(ctx context.Context, places []int, last bool) (again []in
 		if err != nil {
 			return nil, err
 		}
-		if answer.GroupID != 0 {
-			a.result.GroupID = answer.GroupID
+		if response.GroupID != 0 {
+			a.result.GroupID = response.GroupID
 		}
 		for k, i := range places[:n] {
-			a.settled[i] = true
-			if a.note(&a.result.Conversations[i], answer.Items[k], last) {
+			a.known[i] = true
+			if a.note(&a.result.Conversations[i], response.Items[k], last) {
 				again = append(again, i)
 			}
 		}
@@ -220,14 +254,14 @@ func (a *attempt) send(ctx context.Context, places []int, last bool) (again []in
 	return again, nil
 }
 
-// refusal tells whether err is the API's last word on a call. Everything else that a call returns is about now: the
-// fleet is halted, the time is up, or the job should try again later.
-func refusal(err error) (*chat.Error, bool) {
+// rejection tells whether err is the API's last word on a call. Everything else that a call returns is about now: the
+// namespace is halted, the time is up, or the job should try again later.
+func rejection(err error) (*chat.Error, bool) {
 	e, ok := err.(*chat.Error) //nolint:errorlint // wrapped, it means something else; see call
 	return e, ok
 }
 
-// endsJob tells whether a refused chunk means that the rest of the job would be refused too. A chunk that the API
+// endsJob tells whether a rejected chunk means that the rest of the job would be rejected too. A chunk that the API
 // finds malformed says nothing about the others, and neither does a code that nobody knows.
 func endsJob(e *chat.Error) bool {
 	return e.Class() == chat.Permanent && e.Code != chat.CodeBadParameter
@@ -240,59 +274,64 @@ func (a *attempt) note(c *job.ConversationResult, r chat.ItemResult, last bool) 
 		return false
 	}
 	if !r.Answered {
-		c.Code, c.Info = CodeUnanswered, "the answer named other conversations, not this one"
+		c.Code, c.Info = CodeUnanswered, "the response named other conversations, not this one"
 		return !last
 	}
 	c.Code, c.Info = strconv.Itoa(r.Code), r.Info
 	return !last && chat.ClassOf(r.Code) != chat.Permanent
 }
 
-// sendChunk makes the one call that writes a chunk, by the plan above. A *chat.Error says that the chunk is refused
+// sendChunk makes the one call that writes a chunk, by the plan above. A *chat.Error says that the chunk is rejected
 // for good.
-func (a *attempt) sendChunk(ctx context.Context, chunk []int) (chat.Answer, error) {
+func (a *attempt) sendChunk(ctx context.Context, chunk []int) (chat.Response, error) {
 	items := make([]chat.Item, len(chunk))
 	for k, i := range chunk {
 		c := &a.result.Conversations[i]
 		items[k] = chat.Item{Type: c.Type, ID: c.ID}
 	}
-	if a.there && !a.w.noUpdate.Load() {
-		answer, err := a.update(ctx, items)
-		switch refused, ok := refusal(err); {
+	if a.exists && !a.w.noUpdate.Load() {
+		response, err := a.update(ctx, items)
+		switch rejected, ok := rejection(err); {
 		case notOffered(err):
 			a.w.missUpdate()
 			if a.before != nil {
-				return answer, errWhole
+				return response, errNeedsAll
 			}
-		case ok && refused.Code == chat.CodeNoSuchGroup && a.before != nil:
-			a.there, a.doubt = false, true // somebody deleted it since, with all that was done before
+		case ok && rejected.Code == chat.CodeNoSuchGroup && a.before != nil:
+			a.exists, a.needsCheck = false, true // somebody deleted it since, with all that was done before
 		default:
-			return answer, err
+			return response, err
 		}
 	}
+	return a.createOrAdd(ctx, items)
+}
+
+// createOrAdd writes a chunk of a group that is not known to exist.
+func (a *attempt) createOrAdd(ctx context.Context, items []chat.Item) (chat.Response, error) {
 	for try := 1; ; try++ {
-		answer, err := a.create(ctx, items)
-		refused, ok := refusal(err)
-		if !ok || !mayExist(refused) {
-			return answer, err
+		response, err := a.create(ctx, items)
+		rejected, ok := rejection(err)
+		if !ok || !mayExist(rejected) {
+			return response, err
 		}
 		if a.w.noUpdate.Load() {
-			a.doubt = true
-			return answer, err
+			a.needsCheck = true
+			return response, err
 		}
 		added, uerr := a.update(ctx, items)
-		if _, ok := refusal(uerr); !ok {
+		if _, ok := rejection(uerr); !ok {
 			return added, uerr
 		}
 		if notOffered(uerr) {
 			a.w.missUpdate()
-			a.doubt = true
-			return answer, err
+			a.needsCheck = true
+			return response, err
 		}
-		if refused.Class() != chat.Unknown || try == unknownTries {
-			return answer, err // neither would have it: the answer to create stands
+		if rejected.Class() != chat.Unknown || try == unknownTries {
+			return response, err // neither would have it: the response to create stands
 		}
 		if err := sleep(ctx, jittered(backoff(callBackoff, time.Second, try))); err != nil {
-			return answer, err
+			return response, err
 		}
 	}
 }
@@ -304,33 +343,33 @@ func mayExist(e *chat.Error) bool {
 }
 
 func notOffered(err error) bool {
-	e, ok := refusal(err)
+	e, ok := rejection(err)
 	return ok && e.NotOffered()
 }
 
-func (a *attempt) create(ctx context.Context, items []chat.Item) (chat.Answer, error) {
+func (a *attempt) create(ctx context.Context, items []chat.Item) (chat.Response, error) {
 	req := chat.CreateRequest{FromAccount: a.result.FromAccount, GroupName: a.result.GroupName, Items: items}
-	answer, err := call(ctx, a, chat.CreateContactGroup, func(ctx context.Context) (chat.Answer, error) {
+	response, err := call(ctx, a, chat.CreateContactGroup, func(ctx context.Context) (chat.Response, error) {
 		return a.w.api.Create(ctx, req)
-	}, worstOfItems)
+	}, codeOf)
 	if err == nil {
-		a.there = true
+		a.exists = true
 		if a.creates++; a.creates > 1 {
-			a.doubt = true
+			a.needsCheck = true
 		}
 	}
-	return answer, err
+	return response, err
 }
 
-func (a *attempt) update(ctx context.Context, items []chat.Item) (chat.Answer, error) {
+func (a *attempt) update(ctx context.Context, items []chat.Item) (chat.Response, error) {
 	req := chat.UpdateRequest{FromAccount: a.result.FromAccount, GroupName: a.result.GroupName, Add: items}
-	answer, err := call(ctx, a, chat.UpdateContactGroup, func(ctx context.Context) (chat.Answer, error) {
+	response, err := call(ctx, a, chat.UpdateContactGroup, func(ctx context.Context) (chat.Response, error) {
 		return a.w.api.Update(ctx, req)
-	}, worstOfItems)
+	}, codeOf)
 	if err == nil {
-		a.there = true
+		a.exists = true
 	}
-	return answer, err
+	return response, err
 }
 
 // missUpdate notes that there is no update_contact_group, and says so once.
@@ -352,8 +391,8 @@ func (a *attempt) verify(ctx context.Context) error {
 		}
 		return nil
 	}
-	if refused, ok := refusal(err); ok {
-		return fmt.Errorf("%w: read the group back: %w", errAgain, refused)
+	if rejected, ok := rejection(err); ok {
+		return fmt.Errorf("%w: read the group back: %w", errAgain, rejected)
 	}
 	if err != nil {
 		return err
@@ -404,7 +443,7 @@ func (a *attempt) read(ctx context.Context) (map[chat.Item]bool, error) {
 	return members, nil
 }
 
-func worstOfItems(a chat.Answer) string {
+func codeOf(a chat.Response) string {
 	for _, r := range a.Items {
 		if !r.Answered || r.Code != 0 {
 			return "partial"
@@ -416,7 +455,7 @@ func worstOfItems(a chat.Answer) string {
 // call makes one call as often as it takes: it waits for a permit each time, goes slower when told to, signs again
 // once, and tries again what may pass. A *chat.Error is the API's last word on it; it comes wrapped in errAgain when
 // more tries may help later, and in a *governor.HaltedError when every job would fail the same way.
-func call[A any](ctx context.Context, a *attempt, command chat.Command, do func(context.Context) (A, error), word func(A) string) (A, error) {
+func call[A any](ctx context.Context, a *attempt, command chat.Command, do func(context.Context) (A, error), code func(A) string) (A, error) {
 	var none A
 	tries, renewed := 0, false
 	for {
@@ -424,87 +463,130 @@ func call[A any](ctx context.Context, a *attempt, command chat.Command, do func(
 		if err != nil {
 			return none, err
 		}
-		start := time.Now()
-		answer, err := do(ctx)
-		took := time.Since(start)
-		a.calls++
+		response, excused, err := callOnce(ctx, a, permit, command, do, code)
 		if err == nil {
-			permit.Done(governor.Answered)
 			a.w.repeats.Store(0)
-			told := "ok"
-			if word != nil {
-				told = word(answer)
-			}
-			a.w.cfg.Observer.CallDone(string(command), told, took)
-			return answer, nil
+			return response, nil
+		}
+		if ctx.Err() != nil {
+			return none, ctx.Err()
 		}
 		var e *chat.Error
-		if ctx.Err() != nil || !errors.As(err, &e) {
-			permit.Done(governor.Answered) // it may have reached the API, and says nothing about its health
-			if ctx.Err() != nil {
-				return none, ctx.Err()
-			}
+		if !errors.As(err, &e) {
 			return none, fmt.Errorf("%w: %w", errAgain, err)
 		}
-		a.w.cfg.Observer.CallDone(string(command), e.Word(), took)
 		class := e.Class()
+		if e.Unsent() || class == chat.Throttle {
+			continue // with another permit; it counts as no try
+		}
 		if class != chat.HaltRepeated {
 			a.w.repeats.Store(0)
 		}
-		most := callTries
-		switch {
-		case class == chat.Throttle:
-			permit.Done(governor.Throttled)
-			continue
-		case e.NotOffered():
-			permit.Done(governor.Answered)
-			if command == chat.CreateContactGroup {
-				return none, a.halt(e)
-			}
-			return none, e
-		case e.Code == 0: // HTTP 200 carries every answer of the API; anything else came from something in between
-			if !permit.Done(governor.Lost) {
-				tries++
-			}
-		default:
-			permit.Done(governor.Answered)
+		if !excused {
 			tries++
 		}
-		switch class {
-		case chat.Halt:
-			return none, a.halt(e)
-		case chat.Refresh:
-			if renewed {
-				return none, a.halt(e)
-			}
-			renewed = true
-			if err := a.w.api.Renew(); err != nil {
-				return none, a.halt(fmt.Errorf("%w: %w", e, err))
-			}
-			continue
-		case chat.HaltRepeated:
-			if a.w.repeats.Add(1) >= repeatsToHalt {
-				return none, a.halt(e)
-			}
-		case chat.Permanent:
-			return none, e
-		case chat.ItemRetry:
-			if most = 1 + resends; tries >= most {
-				return none, e
-			}
-		case chat.Unknown:
-			if e.Code != 0 && (tries >= unknownTries || command == chat.CreateContactGroup) {
-				return none, e
-			}
+		again, err := a.repeat(e, command, tries, renewed)
+		if !again {
+			return none, err
 		}
-		if tries >= most {
-			return none, fmt.Errorf("%w: %w", errAgain, e)
+		if class == chat.Refresh {
+			renewed = true
+			continue
 		}
 		a.w.cfg.Observer.Retry(string(command))
 		if err := sleep(ctx, jittered(backoff(callBackoff, 5*time.Second, max(0, tries-1)))); err != nil {
 			return none, err
 		}
 	}
+}
+
+// callOnce makes one call under a permit. Excused says that a failure does not count, for there is an outage.
+func callOnce[A any](ctx context.Context, a *attempt, permit *governor.Permit, command chat.Command,
+	do func(context.Context) (A, error), code func(A) string,
+) (response A, excused bool, err error) {
+	// What a panic leaves open may still arrive.
+	outcome := governor.Cancelled
+	defer func() { excused = permit.Done(outcome) }()
+
+	start := time.Now()
+	response, err = do(chat.WithDeadline(ctx, permit.EndBy(), permit.Sendable))
+	took := time.Since(start)
+	outcome = outcomeOf(ctx, err)
+	if outcome == governor.Unsent {
+		return response, false, err
+	}
+	a.calls++
+	var e *chat.Error
+	switch {
+	case err == nil && code != nil:
+		a.w.cfg.Observer.CallDone(string(command), code(response), took)
+	case err == nil:
+		a.w.cfg.Observer.CallDone(string(command), "ok", took)
+	case errors.As(err, &e):
+		a.w.cfg.Observer.CallDone(string(command), e.Word(), took)
+	}
+	return response, false, err // excused is set by the deferred function
+}
+
+// outcomeOf tells the governor how a call ended.
+func outcomeOf(ctx context.Context, err error) governor.Outcome {
+	var e *chat.Error
+	switch {
+	case err == nil:
+		return governor.Answered
+	case !errors.As(err, &e):
+		return governor.Cancelled // nobody knows whether it was sent
+	case e.Unsent():
+		return governor.Unsent
+	case e.Class() == chat.Throttle:
+		return governor.Throttled
+	case e.Code != 0, e.NotOffered():
+		return governor.Answered
+	case e.Status == 0 && ctx.Err() != nil:
+		return governor.Cancelled
+	}
+	return governor.Lost // HTTP 200 carries every response of the API; anything else came from something in between
+}
+
+// repeat decides what follows a call that failed: again, or the error to return. Tries counts the failures of this call
+// that were not excused, this one included.
+func (a *attempt) repeat(e *chat.Error, command chat.Command, tries int, renewed bool) (again bool, err error) {
+	most := callTries
+	switch class := e.Class(); {
+	case e.NotOffered():
+		if command == chat.CreateContactGroup {
+			return false, a.halt(e)
+		}
+		return false, e
+	case class == chat.Halt:
+		return false, a.halt(e)
+	case class == chat.Refresh:
+		if renewed {
+			return false, a.halt(e)
+		}
+		if err := a.w.api.Renew(); err != nil {
+			return false, a.halt(fmt.Errorf("%w: %w", e, err))
+		}
+		return true, nil
+	case class == chat.HaltRepeated:
+		if a.w.repeats.Add(1) >= repeatsToHalt {
+			return false, a.halt(e)
+		}
+	case class == chat.Permanent:
+		return false, e
+	case class == chat.ItemRetry:
+		if tries >= 1+resends {
+			return false, e
+		}
+	case class == chat.Unknown && e.Code != 0:
+		if tries >= unknownTries || command == chat.CreateContactGroup {
+			return false, e
+		}
+	}
+	if tries >= most {
+		return false, fmt.Errorf("%w: %w", errAgain, e)
+	}
+	return true, nil
 }
 
 func (a *attempt) halt(cause error) error {
@@ -515,20 +597,29 @@ func (a *attempt) halt(cause error) error {
 // giveUp makes the failure of the last attempt final.
 func (a *attempt) giveUp(err error) {
 	var e *chat.Error
-	code, info := "network", err.Error()
+	code, info := chat.WordNetwork, err.Error()
 	if errors.As(err, &e) {
 		code, info = e.Word(), e.Info
 		if info == "" {
 			info = e.Error()
 		}
 	}
-	// What an answer said holds; the rest failed with the attempt.
+	a.fail(code, info)
+}
+
+// fail sets the outcome of a job that ended before its end. What a response said holds; the rest failed with code. A job
+// that could not be read has no conversations, and fails as a whole.
+func (a *attempt) fail(code, info string) {
+	if len(a.result.Conversations) == 0 {
+		a.result.Outcome, a.result.Code, a.result.Info = job.Failed, code, info
+		return
+	}
 	for i := range a.result.Conversations {
-		if !a.settled[i] {
+		if !a.known[i] {
 			a.result.Conversations[i].Code, a.result.Conversations[i].Info = code, info
 		}
 	}
-	a.result.Settle()
+	a.result.SetOutcome()
 }
 
 // backoff doubles from first with each step, up to most.
@@ -554,5 +645,3 @@ func sleep(ctx context.Context, d time.Duration) error {
 		return ctx.Err()
 	}
 }
-
-func seqName(n uint64) string { return "seq-" + strconv.FormatUint(n, 10) }

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -20,26 +23,33 @@ import (
 
 func always(error) bool { return true }
 
-// stream is a work queue in memory: what is fetched comes back after a minute without a heartbeat.
+// A stream gives out jobs and keeps their results, in memory.
 type stream struct {
 	mu      sync.Mutex
 	jobs    map[uint64]*message
 	next    uint64
+	closed  error // what Next returns from now on
 	results map[string]job.Result
-	puts    map[string]uint64 // how often each was put, which is its sequence
-	noPut   int               // so many results cannot be stored
+	kept    []job.Result // all results, by sequence from 1
+	failed  int          // so many reads of a prior result fail
+	taking  int          // calls of Next at this moment
 }
 
 type message struct {
-	raw   []byte
-	from  time.Time // not delivered before
-	held  bool
-	naks  int
-	beats int
+	raw      []byte
+	from     time.Time // not delivered before
+	inFlight bool
+	attempts int // counted ones
+	requeues []requeue
+}
+
+type requeue struct {
+	after   time.Duration
+	counted bool
 }
 
 func newStream(jobs ...job.Job) *stream {
-	s := &stream{jobs: map[uint64]*message{}, results: map[string]job.Result{}, puts: map[string]uint64{}}
+	s := &stream{jobs: map[uint64]*message{}, results: map[string]job.Result{}}
 	for _, j := range jobs {
 		s.add(j.AppendJSON(nil))
 	}
@@ -51,94 +61,134 @@ func (s *stream) add(raw []byte) {
 	s.jobs[s.next] = &message{raw: raw}
 }
 
-func (s *stream) Fetch(ctx context.Context, most int) ([]Delivery, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	for {
+func (s *stream) Next(ctx context.Context) (Delivery, error) {
+	s.mu.Lock()
+	if s.taking++; s.taking > 1 {
+		panic("Next is called twice at once")
+	}
+	s.mu.Unlock()
+	defer func() {
 		s.mu.Lock()
-		var got []Delivery
-		for seq := uint64(1); seq <= s.next && len(got) < most; seq++ {
-			if m := s.jobs[seq]; m != nil && (!m.held || time.Since(m.from) > time.Minute) && !time.Now().Before(m.from) {
-				m.held, m.from = true, time.Now()
-				got = append(got, &delivery{s, seq})
-			}
-		}
+		s.taking--
 		s.mu.Unlock()
-		if len(got) > 0 {
-			return got, nil
+	}()
+	for {
+		if d, err := s.due(); d != nil || err != nil {
+			return d, err
 		}
 		select {
 		case <-ctx.Done():
-			return nil, nil
-		case <-time.After(10 * time.Millisecond):
+			return nil, ctx.Err()
+		case <-time.After(10 * time.Millisecond): // fake time
 		}
 	}
 }
 
-func (s *stream) empty(context.Context) (bool, error) {
+func (s *stream) due() (Delivery, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.jobs) == 0, nil
+	if s.closed != nil {
+		return nil, s.closed
+	}
+	for seq := uint64(1); seq <= s.next; seq++ {
+		if m := s.jobs[seq]; m != nil && !m.inFlight && !time.Now().Before(m.from) {
+			m.inFlight = true
+			return &delivery{s: s, seq: seq, attempt: m.attempts + 1}, nil
+		}
+	}
+	return nil, nil
 }
 
-func (s *stream) Get(_ context.Context, imp, id string) (job.Result, uint64, error) {
+func (s *stream) empty() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	key := imp + "/" + id
-	return s.results[key], s.puts[key], nil
+	return len(s.jobs) == 0
 }
 
-func (s *stream) Put(_ context.Context, r job.Result, sequence uint64) (bool, error) {
+// inFlight counts the jobs that were taken and are neither finished nor requeued.
+func (s *stream) inFlight() (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.noPut > 0 {
-		s.noPut--
-		return false, errors.New("out of reach")
+	for _, m := range s.jobs {
+		if m.inFlight {
+			n++
+		}
 	}
-	key := r.Import + "/" + r.Job
-	if s.puts[key] != sequence {
-		return false, nil
-	}
-	s.results[key] = r
-	s.puts[key]++
-	return true, nil
+	return n
 }
 
 type delivery struct {
-	s   *stream
-	seq uint64
+	s       *stream
+	seq     uint64
+	attempt int
 }
 
 func (d *delivery) Import() string   { return "imp" }
 func (d *delivery) Sequence() uint64 { return d.seq }
+func (d *delivery) Attempt() int     { return d.attempt }
 func (d *delivery) Job() (job.Job, error) {
 	d.s.mu.Lock()
 	defer d.s.mu.Unlock()
 	return job.Decode(d.s.jobs[d.seq].raw)
 }
-func (d *delivery) Ack(context.Context) error {
+
+func (d *delivery) Prior(context.Context) (*job.Result, error) {
+	j, err := d.Job()
+	if err != nil {
+		return nil, err
+	}
 	d.s.mu.Lock()
 	defer d.s.mu.Unlock()
+	if d.s.failed > 0 {
+		d.s.failed--
+		return nil, errors.New("out of reach")
+	}
+	return &d.s.kept[j.Prior-1], nil
+}
+
+func (d *delivery) Finish(r job.Result) {
+	d.s.mu.Lock()
+	defer d.s.mu.Unlock()
+	if m := d.s.jobs[d.seq]; m == nil || !m.inFlight {
+		panic("finished and not in flight")
+	}
 	delete(d.s.jobs, d.seq)
-	return nil
+	d.s.kept = append(d.s.kept, r)
+	d.s.results[r.Import+"/"+r.Job] = r
 }
-func (d *delivery) Nak(_ context.Context, delay time.Duration) error {
+
+func (d *delivery) Requeue(after time.Duration, counted bool) {
 	d.s.mu.Lock()
 	defer d.s.mu.Unlock()
-	if m := d.s.jobs[d.seq]; m != nil {
-		m.held, m.from = false, time.Now().Add(delay)
-		m.naks++
+	m := d.s.jobs[d.seq]
+	if m == nil || !m.inFlight {
+		panic("requeued and not in flight")
 	}
-	return nil
+	m.inFlight, m.from = false, time.Now().Add(after)
+	m.requeues = append(m.requeues, requeue{after, counted})
+	if counted {
+		m.attempts++
+	}
 }
-func (d *delivery) Working(context.Context) error {
-	d.s.mu.Lock()
-	defer d.s.mu.Unlock()
-	if m := d.s.jobs[d.seq]; m != nil {
-		m.from = time.Now()
-		m.beats++
+
+// again puts the failed conversations of a job's last result on the stream, as the command retry does; of those only
+// the wanted ones, if any are named.
+func (s *stream) again(j job.Job, generation int, wanted ...job.Conversation) {
+	r := s.results["imp/"+j.ID]
+	j.Generation, j.Conversations = generation, wanted
+	if len(wanted) == 0 {
+		for _, c := range r.Conversations {
+			if c.Code != "" {
+				j.Conversations = append(j.Conversations, c.Conversation)
+			}
+		}
 	}
-	return nil
+	for i, k := range s.kept {
+		if k.Job == j.ID {
+			j.Prior = uint64(i + 1)
+		}
+	}
+	s.add(j.AppendJSON(nil))
 }
 
 // api is a model of the API, as small as the plan of calls.go needs it.
@@ -149,6 +199,7 @@ type api struct {
 	noUpdate error
 	noGet    error
 	groups   map[string]map[chat.Item]bool // by user/group
+	ids      map[string]int64              // by user/group: what Get numbers it
 	calls    []string                      // command names
 	underway map[string]int
 	renewed  int
@@ -161,13 +212,13 @@ type api struct {
 }
 
 func newAPI(existing string) *api {
-	return &api{existing: existing, refuse: chat.CodeBadParameter, groups: map[string]map[chat.Item]bool{}, underway: map[string]int{}}
+	return &api{existing: existing, refuse: chat.CodeBadParameter, groups: map[string]map[chat.Item]bool{}, ids: map[string]int64{}, underway: map[string]int{}}
 }
 
 func coded(c chat.Command, code int) error { return &chat.Error{Command: c, Code: code, Info: "told"} }
 func status(c chat.Command, s int) error   { return &chat.Error{Command: c, Status: s} }
 
-func (a *api) call(c chat.Command, user string, apply func() (chat.Answer, error)) (chat.Answer, error) {
+func (a *api) call(c chat.Command, user string, apply func() (chat.Response, error)) (chat.Response, error) {
 	a.mu.Lock()
 	a.calls = append(a.calls, string(c))
 	n := len(a.calls)
@@ -184,14 +235,14 @@ func (a *api) call(c chat.Command, user string, apply func() (chat.Answer, error
 			if applied {
 				apply()
 			}
-			return chat.Answer{}, err
+			return chat.Response{}, err
 		}
 	}
 	return apply()
 }
 
-func (a *api) add(key string, items []chat.Item) chat.Answer {
-	answer := chat.Answer{GroupID: 7}
+func (a *api) add(key string, items []chat.Item) chat.Response {
+	answer := chat.Response{GroupID: 7}
 	for i, it := range items {
 		r := chat.ItemResult{Item: it, Answered: true}
 		if a.item != nil {
@@ -208,11 +259,11 @@ func (a *api) add(key string, items []chat.Item) chat.Answer {
 	return answer
 }
 
-func (a *api) Create(_ context.Context, r chat.CreateRequest) (chat.Answer, error) {
-	return a.call(chat.CreateContactGroup, r.FromAccount, func() (chat.Answer, error) {
+func (a *api) Create(_ context.Context, r chat.CreateRequest) (chat.Response, error) {
+	return a.call(chat.CreateContactGroup, r.FromAccount, func() (chat.Response, error) {
 		key := r.FromAccount + "/" + r.GroupName
 		if a.groups[key] != nil && a.existing == "refuse" {
-			return chat.Answer{}, coded(chat.CreateContactGroup, a.refuse)
+			return chat.Response{}, coded(chat.CreateContactGroup, a.refuse)
 		}
 		if a.groups[key] == nil || a.existing == "replace" {
 			a.groups[key] = map[chat.Item]bool{}
@@ -221,14 +272,14 @@ func (a *api) Create(_ context.Context, r chat.CreateRequest) (chat.Answer, erro
 	})
 }
 
-func (a *api) Update(_ context.Context, r chat.UpdateRequest) (chat.Answer, error) {
-	return a.call(chat.UpdateContactGroup, r.FromAccount, func() (chat.Answer, error) {
+func (a *api) Update(_ context.Context, r chat.UpdateRequest) (chat.Response, error) {
+	return a.call(chat.UpdateContactGroup, r.FromAccount, func() (chat.Response, error) {
 		if a.noUpdate != nil {
-			return chat.Answer{}, a.noUpdate
+			return chat.Response{}, a.noUpdate
 		}
 		key := r.FromAccount + "/" + r.GroupName
 		if a.groups[key] == nil {
-			return chat.Answer{}, coded(chat.UpdateContactGroup, 51009)
+			return chat.Response{}, coded(chat.UpdateContactGroup, 51009)
 		}
 		return a.add(key, r.Add), nil
 	})
@@ -237,17 +288,19 @@ func (a *api) Update(_ context.Context, r chat.UpdateRequest) (chat.Answer, erro
 // Get gives pages of 70.
 func (a *api) Get(_ context.Context, user string, start int64) (chat.Page, error) {
 	var page chat.Page
-	_, err := a.call(chat.GetContactGroup, user, func() (chat.Answer, error) {
+	_, err := a.call(chat.GetContactGroup, user, func() (chat.Response, error) {
 		if a.noGet != nil {
-			return chat.Answer{}, a.noGet
+			return chat.Response{}, a.noGet
 		}
 		page.Groups = map[int64]string{}
 		var all []chat.Membership
-		id := int64(0)
 		for _, key := range slices.Sorted(maps.Keys(a.groups)) {
 			members := a.groups[key]
 			if name, ok := strings.CutPrefix(key, user+"/"); ok {
-				id++
+				if a.ids[key] == 0 { // it keeps its number while others come between two pages
+					a.ids[key] = int64(len(a.ids) + 1)
+				}
+				id := a.ids[key]
 				page.Groups[id] = name
 				for it := range members {
 					all = append(all, chat.Membership{Item: it, GroupIDs: []int64{id}})
@@ -257,7 +310,7 @@ func (a *api) Get(_ context.Context, user string, start int64) (chat.Page, error
 		slices.SortStableFunc(all, func(x, y chat.Membership) int { return strings.Compare(x.ID, y.ID) })
 		end := min(start+70, int64(len(all)))
 		page.Conversations, page.Next, page.Complete = all[start:end], end, end == int64(len(all))
-		return chat.Answer{}, nil
+		return chat.Response{}, nil
 	})
 	return page, err
 }
@@ -281,15 +334,80 @@ func testJob(user, group string, n int) job.Job {
 	return j
 }
 
-// work runs a worker until the stream is empty and gives it at most ten hours.
-func work(t *testing.T, cfg Config, s *stream, a *api) error {
+// startGovernor gives a governor whose lease holds until the test ends.
+func startGovernor(t *testing.T, cfg governor.Config) *governor.Governor {
+	t.Helper()
+	kick := make(chan struct{}, 1)
+	for _, c := range chat.Commands() {
+		cfg.Commands = append(cfg.Commands, string(c))
+	}
+	cfg.OnNeed = func() {
+		select {
+		case kick <- struct{}{}:
+		default:
+		}
+	}
+	g := governor.New(cfg, governor.Inherited{})
+	renew := func() {
+		calls, _ := g.Propose()
+		g.Promised(calls, cfg.Clock.In(2*time.Second))
+	}
+	renew()
+	stop, kept := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(kept)
+		tick := time.NewTicker(500 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				renew()
+			case <-kick:
+				renew()
+			case <-stop:
+				return
+			}
+		}
+	}()
+	t.Cleanup(func() { close(stop); <-kept; g.Close() })
+	return g
+}
+
+// work runs a worker until the stream is empty and gives it at most ten hours of fake time.
+func work(t *testing.T, cfg Config, s *stream, a API) error {
+	t.Helper()
+	return workWith(t, cfg, s, a, startGovernor(t, governor.Config{}))
+}
+
+func workWith(t *testing.T, cfg Config, s *stream, a API, pace Pace) error {
+	t.Helper()
+	return runUntilEmpty(t, New(cfg, s, a, pace), s)
+}
+
+func runUntilEmpty(t *testing.T, w *Worker, s *stream) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Hour)
 	defer cancel()
-	cfg.Finished = s.empty
-	err := New(cfg, s, s, a, governor.New(governor.Config{})).Run(ctx, nil)
+	stop, ended := make(chan struct{}), make(chan struct{})
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		for !s.empty() {
+			select {
+			case <-time.After(100 * time.Millisecond):
+			case <-ended:
+				return
+			}
+		}
+		close(stop)
+	})
+	err := w.Run(ctx, stop)
+	close(ended)
+	watching.Wait()
 	if ctx.Err() != nil {
 		t.Fatal("the work did not end")
+	}
+	if n := s.inFlight(); n != 0 {
+		t.Errorf("%d jobs were neither finished nor requeued", n)
 	}
 	return err
 }
@@ -553,9 +671,9 @@ func TestHalt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAPI("append")
 		a.latency = 10 * time.Millisecond
-		mended := false
+		fixed := false
 		a.fault = func(n int, c chat.Command, _ string) (error, bool) {
-			if n > 50 && !mended {
+			if n > 50 && !fixed {
 				return coded(c, 51013), false
 			}
 			return nil, false
@@ -576,7 +694,7 @@ func TestHalt(t *testing.T) {
 		if len(s.results)+len(s.jobs) != len(jobs) || len(s.results) != 50 {
 			t.Errorf("%d results and %d jobs left, want 50 and 150", len(s.results), len(s.jobs))
 		}
-		mended = true
+		fixed = true
 		if err := work(t, Config{}, s, a); err != nil {
 			t.Fatal(err)
 		}
@@ -589,24 +707,24 @@ func TestHalt(t *testing.T) {
 func TestHaltThenResume(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAPI("append")
-		mended := false
+		fixed := false
 		a.fault = func(_ int, c chat.Command, _ string) (error, bool) {
-			if !mended {
+			if !fixed {
 				return status(c, 404), false // of create: the URL is wrong, for every job
 			}
 			return nil, false
 		}
 		j := testJob("anna", "g", 3)
 		s := newStream(j)
-		g := governor.New(governor.Config{})
+		g := startGovernor(t, governor.Config{})
 		go func() {
 			time.Sleep(time.Hour)
 			a.mu.Lock()
-			mended = true
+			fixed = true
 			a.mu.Unlock()
 			g.Resume()
 		}()
-		if err := New(Config{Finished: s.empty}, s, s, a, g).Run(t.Context(), nil); err != nil {
+		if err := workWith(t, Config{}, s, a, g); err != nil {
 			t.Fatal(err)
 		}
 		if r := holds(t, s, a, j, job.Done); r.Attempts != 1 || len(a.calls) != 2 {
@@ -645,7 +763,7 @@ func TestSignsAgainOnce(t *testing.T) {
 	})
 }
 
-// TestRetry does a job of which some conversations fail, mends the cause of some, and does those again: what was done
+// TestRetry does a job of which some conversations fail, fixes the cause of some, and does those again: what was done
 // stays in the group under everything that create may do to a group that is there.
 func TestRetry(t *testing.T) {
 	for _, existing := range []string{"append", "replace", "refuse"} {
@@ -666,14 +784,9 @@ func TestRetry(t *testing.T) {
 
 					delete(failing, j.Conversations[3].ID)
 					delete(failing, j.Conversations[30].ID)
-					again := j
-					again.Round = 1
-					again.Conversations = []job.Conversation{j.Conversations[3], j.Conversations[30]}
-					for range 2 { // the second one finds the first one's result
-						s.add(again.AppendJSON(nil))
-						if err := work(t, Config{}, s, a); err != nil {
-							t.Fatal(err)
-						}
+					s.again(j, 1, j.Conversations[3], j.Conversations[30])
+					if err := work(t, Config{}, s, a); err != nil {
+						t.Fatal(err)
 					}
 					r := s.results["imp/"+j.ID]
 					// Where create refuses and nothing else is offered, the group cannot be changed.
@@ -687,9 +800,9 @@ func TestRetry(t *testing.T) {
 						}
 					}
 					holds(t, s, a, j, job.Partial)
-					if made := len(a.calls) - before; r.Round != 1 || r.Attempts != first.Attempts+1 || r.Calls != first.Calls+made {
-						t.Errorf("got round %d, %d attempts, %d calls; want 1, %d, %d", r.Round, r.Attempts, r.Calls,
-							first.Attempts+1, first.Calls+made)
+					if made := len(a.calls) - before; r.Generation != 1 || r.Replaces != 1 || r.Attempts != first.Attempts+1 || r.Calls != first.Calls+made {
+						t.Errorf("got generation %d in place of result %d, %d attempts, %d calls; want 1, 1, %d, %d", r.Generation, r.Replaces,
+							r.Attempts, r.Calls, first.Attempts+1, first.Calls+made)
 					}
 					if offered == "all" && len(a.calls) != before+1 {
 						t.Errorf("got %d calls for the retry, want 1", len(a.calls)-before)
@@ -726,15 +839,7 @@ func TestRetryOfMany(t *testing.T) {
 		failing = false
 		delete(a.groups, "bob/gone")
 		for _, j := range []job.Job{many, gone, failed} {
-			r := s.results["imp/"+j.ID]
-			again := j
-			again.Round, again.Conversations = 1, nil
-			for _, c := range r.Conversations {
-				if c.Code != "" {
-					again.Conversations = append(again.Conversations, c.Conversation)
-				}
-			}
-			s.add(again.AppendJSON(nil))
+			s.again(j, 1)
 		}
 		if err := work(t, Config{}, s, a); err != nil {
 			t.Fatal(err)
@@ -747,55 +852,302 @@ func TestRetryOfMany(t *testing.T) {
 	})
 }
 
-func TestPoisonAndKnown(t *testing.T) {
+// TestUndecodable records a message that is no job as failed, without a call.
+func TestUndecodable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAPI("append")
-		known := testJob("anna", "known", 3)
-		s := newStream(known)
+		s := newStream()
 		s.add([]byte("not a job"))
 		s.add([]byte(`{"v":99}`))
-		s.Put(t.Context(), job.Result{Import: "imp", Job: known.ID, Outcome: job.Done}, 0)
-		if err := work(t, Config{}, s, a); err != nil {
+		if err := work(t, Config{Name: "w"}, s, a); err != nil {
 			t.Fatal(err)
 		}
 		if len(a.calls) != 0 {
-			t.Errorf("%d calls for jobs that need none", len(a.calls))
+			t.Errorf("%d calls for jobs that cannot be read", len(a.calls))
 		}
-		for _, id := range []string{"seq-2", "seq-3"} {
-			if r := s.results["imp/"+id]; r.Outcome != job.Failed || r.Code != job.CodeUndecodable || r.Info == "" {
+		for _, id := range []string{"seq-1", "seq-2"} {
+			r := s.results["imp/"+id]
+			if r.Outcome != job.Failed || r.Code != job.CodeUndecodable || r.Info == "" || r.Worker != "w" || r.Finished.IsZero() {
 				t.Errorf("%s: got %+v, want failed as undecodable", id, r)
 			}
 		}
 	})
 }
 
-func TestResultBeforeAck(t *testing.T) {
+// TestPoisonJob has one job that fails in a way that may pass, for ever, among many slots. The attempts are those that
+// are allowed, of five calls each, and no more.
+func TestPoisonJob(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := newAPI("replace")
-		j := testJob("anna", "g", 250)
-		s := newStream(j)
-		s.noPut = 3
-		if err := work(t, Config{}, s, a); err != nil {
+		a := newAPI("append")
+		a.latency = 30 * time.Millisecond
+		a.fault = func(_ int, c chat.Command, user string) (error, bool) {
+			if user == "poison" {
+				return coded(c, 50004), false
+			}
+			return nil, false
+		}
+		poison := testJob("poison", "g", 3)
+		jobs := []job.Job{poison}
+		for i := range 100 {
+			jobs = append(jobs, testJob(fmt.Sprint("u", i), "g", 3))
+		}
+		s := newStream(jobs...)
+		first := s.jobs[1]
+		w := New(Config{Concurrency: 20, MaxAttempts: 8}, s, a, startGovernor(t, governor.Config{}))
+		if err := runUntilEmpty(t, w, s); err != nil {
 			t.Fatal(err)
 		}
-		holds(t, s, a, j, job.Done)
-		if n := a.count(chat.CreateContactGroup); n != 4 {
-			t.Errorf("done %d times, want 4: a job without a result comes back", n)
+		if made := len(a.calls) - 100; made != 8*callTries {
+			t.Errorf("got %d calls for the poison job, want %d", made, 8*callTries)
+		}
+		if r := holds(t, s, a, poison, job.Failed); r.Attempts != 8 || r.Calls != 8*callTries || r.Conversations[0].Code != "50004" {
+			t.Errorf("got %d attempts, %d calls, code %s; want 8, %d, 50004", r.Attempts, r.Calls, r.Conversations[0].Code, 8*callTries)
+		}
+		if len(first.requeues) != 7 {
+			t.Fatalf("requeued %d times, want 7", len(first.requeues))
+		}
+		for i, r := range first.requeues {
+			want := min(retryFirst<<i, retryMost)
+			if !r.counted || r.after < want*3/4 || r.after > want*5/4 {
+				t.Errorf("requeue %d: after %v, counted %v; want %v and counted", i, r.after, r.counted, want)
+			}
+		}
+		if len(w.spent) != 0 {
+			t.Errorf("what %d jobs took is kept after their results", len(w.spent))
 		}
 	})
 }
 
-func TestHeartbeatKeepsALongJob(t *testing.T) {
+// TestPriorOutOfReach waits with a retried job whose earlier result cannot be read, and counts no attempt.
+func TestPriorOutOfReach(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAPI("append")
-		a.latency = 3 * time.Minute
-		j := testJob("anna", "g", 250)
+		bad := true
+		a.item = func(it chat.Item) int {
+			if bad && it.ID == "c0001" {
+				return 50001
+			}
+			return 0
+		}
+		j := testJob("anna", "g", 3)
 		s := newStream(j)
 		if err := work(t, Config{}, s, a); err != nil {
 			t.Fatal(err)
 		}
-		if holds(t, s, a, j, job.Done); len(a.calls) != 3 {
-			t.Errorf("%d calls, want 3: a job in hand is not given out again", len(a.calls))
+		bad = false
+		s.again(j, 1)
+		s.failed = 10
+		if err := work(t, Config{MaxAttempts: 2}, s, a); err != nil {
+			t.Fatal(err)
+		}
+		if r := holds(t, s, a, j, job.Done); r.Attempts != 2 || len(a.calls) != 2 {
+			t.Errorf("got %d attempts and %d calls, want 2 and 2", r.Attempts, len(a.calls))
+		}
+	})
+}
+
+// TestPanic is about defects, in the middle of a job and before its first call. The job fails, what an answer said
+// holds, and the others go on. Neither the log nor the result tells ids.
+func TestPanic(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAPI("append")
+		a.latency = 10 * time.Millisecond
+		a.fault = func(n int, c chat.Command, user string) (error, bool) {
+			switch {
+			case user == "index" && c == chat.UpdateContactGroup:
+				_ = []int{}[n]
+			case user == "value":
+				panic("an id of " + user)
+			}
+			return nil, false
+		}
+		index, value := testJob("index", "g", 150), testJob("value", "g", 3)
+		jobs := []job.Job{index, value}
+		for i := range 50 {
+			jobs = append(jobs, testJob(fmt.Sprint("u", i), "g", 3))
+		}
+		s := newStream(jobs...)
+		var log strings.Builder
+		g := startGovernor(t, governor.Config{})
+		seen := &counter{}
+		cfg := Config{Concurrency: 5, Observer: seen, Log: slog.New(slog.NewTextHandler(&locked{w: &log}, nil))}
+		if err := workWith(t, cfg, s, a, g); err != nil {
+			t.Fatal(err)
+		}
+		for _, j := range jobs[2:] {
+			holds(t, s, a, j, job.Done)
+		}
+		r := holds(t, s, a, index, job.Partial)
+		if c := r.Conversations; c[99].Code != "" || c[100].Code != CodePanic || !strings.Contains(c[100].Info, "index out of range") {
+			t.Errorf("got %+v and %+v, want the first chunk done and the second ended by the panic", c[99], c[100])
+		}
+		r = holds(t, s, a, value, job.Failed)
+		if c := r.Conversations[0]; c.Code != CodePanic || c.Info != "a panic with a value of type string" {
+			t.Errorf("got %+v, want the type of the panic's value", c)
+		}
+		if text := log.String(); strings.Count(text, "level=ERROR") != 2 || !strings.Contains(text, "worker_test.go") || strings.Contains(text, "an id of") {
+			t.Errorf("got the log %q, want two errors with stacks and no value", text)
+		}
+		if len(seen.started) != 0 {
+			t.Errorf("%d jobs are in flight for the observer", len(seen.started))
+		}
+		// A call that panicked may still arrive: its permit is back after the call timeout and a second.
+		if n := g.UnderWay()[string(chat.CreateContactGroup)]; n == 0 {
+			t.Error("a call that ended in a panic is not under way any more")
+		}
+	})
+}
+
+// A counter counts as an observer.
+type counter struct {
+	nobody
+	mu       sync.Mutex
+	started  []struct{}
+	requeued []string
+	calls    []string
+}
+
+func (c *counter) JobStarted() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.started = append(c.started, struct{}{})
+}
+
+func (c *counter) JobDone(string, int, int, time.Duration, int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.started = c.started[1:]
+}
+
+func (c *counter) JobRequeued(reason string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.started, c.requeued = c.started[1:], append(c.requeued, reason)
+}
+
+func (c *counter) CallDone(_, code string, _ time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.calls = append(c.calls, code)
+}
+
+// locked is a writer for many goroutines.
+type locked struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (l *locked) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(b)
+}
+
+// TestUnsentIsRepeated has calls that were not sent: they are made again under another permit, without a try, an
+// attempt, or a call being counted, however many they are.
+func TestUnsentIsRepeated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAPI("append")
+		j := testJob("anna", "g", 3)
+		s := newStream(j)
+		seen := &counter{}
+		u := &unsentAPI{api: a, left: 50}
+		g := startGovernor(t, governor.Config{})
+		if err := workWith(t, Config{MaxAttempts: 1, Observer: seen}, s, u, g); err != nil {
+			t.Fatal(err)
+		}
+		if r := holds(t, s, a, j, job.Done); r.Attempts != 1 || r.Calls != 1 || len(seen.calls) != 1 || u.left != 0 {
+			t.Errorf("got %d attempts, %d calls, %d of them observed, %d unsent ones left; want 1, 1, 1, 0", r.Attempts, r.Calls, len(seen.calls), u.left)
+		}
+		if g.Snapshot().State == governor.Outage {
+			t.Error("unsent calls made an outage")
+		}
+	})
+}
+
+// unsentAPI is a real client whose permits have ended for some calls.
+type unsentAPI struct {
+	*api
+	left int
+}
+
+func (u *unsentAPI) Create(ctx context.Context, r chat.CreateRequest) (chat.Response, error) {
+	if u.left == 0 {
+		return u.api.Create(ctx, r)
+	}
+	u.left--
+	client, err := chat.New(chat.Config{BaseURL: "http://127.0.0.1:1", SDKAppID: 1, SecretKey: "k"})
+	if err != nil {
+		return chat.Response{}, err
+	}
+	return client.Create(chat.WithDeadline(ctx, time.Now().Add(time.Minute), func() bool { return false }), r)
+}
+
+func TestOutcomeOf(t *testing.T) {
+	live := t.Context()
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	client, err := chat.New(chat.Config{BaseURL: "http://127.0.0.1:1", SDKAppID: 1, SecretKey: "k"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, unsent := client.Get(chat.WithDeadline(live, time.Now(), func() bool { return false }), "u", 0)
+	_, before := client.Get(gone, "u", 0)
+	c := chat.CreateContactGroup
+	for _, tc := range []struct {
+		name string
+		ctx  context.Context
+		err  error
+		want governor.Outcome
+	}{
+		{"well", live, nil, governor.Answered},
+		{"well, as the context ended", gone, nil, governor.Answered},
+		{"a code", live, coded(c, 50001), governor.Answered},
+		{"a code, as the context ended", gone, coded(c, 51013), governor.Answered},
+		{"slower", live, coded(c, 60007), governor.Throttled},
+		{"slower, as the context ended", gone, coded(c, 60011), governor.Throttled},
+		{"not offered", live, status(c, 404), governor.Answered},
+		{"something in between", live, status(c, 502), governor.Lost},
+		{"something in between, as the context ended", gone, status(c, 502), governor.Lost},
+		{"forbidden by something in between", live, status(c, 403), governor.Lost},
+		{"no answer", live, &chat.Error{Command: c, Cause: os.ErrDeadlineExceeded}, governor.Lost},
+		{"given up", gone, &chat.Error{Command: c, Cause: context.Canceled}, governor.Cancelled},
+		{"given up before it was sent", gone, before, governor.Unsent},
+		{"not sent", live, unsent, governor.Unsent},
+		{"another error", live, errors.New("what"), governor.Cancelled},
+	} {
+		if got := outcomeOf(tc.ctx, tc.err); got != tc.want {
+			t.Errorf("%s: got %v, want %v", tc.name, got, tc.want)
+		}
+	}
+}
+
+// TestCancelledCallsStayUnderWay leaves at once while calls are under way. They count until they cannot arrive any more.
+func TestCancelledCallsStayUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var jobs []job.Job
+		for i := range 10 {
+			jobs = append(jobs, testJob(fmt.Sprint("u", i), "g", 3))
+		}
+		s := newStream(jobs...)
+		g := startGovernor(t, governor.Config{Timeout: 10 * time.Second})
+		ctx, cancel := context.WithCancel(t.Context())
+		left := make(chan error)
+		go func() {
+			left <- New(Config{Concurrency: 4}, s, &slowAPI{newAPI("append"), 5 * time.Second}, g).Run(ctx, nil)
+		}()
+		time.Sleep(time.Second)
+		cancel()
+		if err := <-left; err != nil {
+			t.Errorf("got %v, want nil", err)
+		}
+		underWay := func() int { return g.UnderWay()[string(chat.CreateContactGroup)] }
+		if n := underWay(); n != 4 {
+			t.Errorf("%d calls are under way after they were cancelled, want 4", n)
+		}
+		time.Sleep(10 * time.Second)
+		if n := underWay(); n != 0 {
+			t.Errorf("%d calls are under way after their timeout, want 0", n)
 		}
 	})
 }
@@ -808,14 +1160,12 @@ func TestStop(t *testing.T) {
 		wantDone  int
 		wantAfter time.Duration
 	}{
-		{"jobs in hand finish", 5 * time.Second, false, 4, 5 * time.Second},
-		{"what takes longer than the grace goes back", 2 * time.Minute, false, 0, 30 * time.Second},
+		{"jobs in flight finish", 5 * time.Second, false, 4, 5 * time.Second},
+		{"what takes longer than the grace is requeued", 2 * time.Minute, false, 0, 30 * time.Second},
 		{"the second signal leaves at once", 5 * time.Second, true, 0, 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				a := newAPI("append")
-				a.latency = 0
 				var jobs []job.Job
 				for i := range 10 {
 					jobs = append(jobs, testJob(fmt.Sprint("u", i), "g", 3))
@@ -824,8 +1174,9 @@ func TestStop(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
 				stop := make(chan struct{})
-				slow := &slowAPI{api: a, latency: tc.latency}
-				w := New(Config{Concurrency: 4, Finished: s.empty}, s, s, slow, governor.New(governor.Config{}))
+				seen := &counter{}
+				g := startGovernor(t, governor.Config{Timeout: 3 * time.Minute})
+				w := New(Config{Concurrency: 4, Observer: seen}, s, &slowAPI{newAPI("append"), tc.latency}, g)
 				left := make(chan error)
 				go func() { left <- w.Run(ctx, stop) }()
 				time.Sleep(time.Second) // fake time: the first four are under way
@@ -843,25 +1194,102 @@ func TestStop(t *testing.T) {
 				if len(s.results) != tc.wantDone || len(s.jobs) != 10-tc.wantDone {
 					t.Errorf("%d results and %d jobs left, want %d and %d", len(s.results), len(s.jobs), tc.wantDone, 10-tc.wantDone)
 				}
+				if n := s.inFlight(); n != 0 {
+					t.Errorf("%d jobs were not requeued", n)
+				}
 				for seq, m := range s.jobs {
-					if m.held {
-						t.Errorf("job %d was not put back", seq)
+					for _, r := range m.requeues {
+						if r.counted || r.after != 0 {
+							t.Errorf("job %d was requeued %+v, want at once and not counted", seq, r)
+						}
 					}
+				}
+				if len(seen.started) != 0 || len(seen.requeued) != 4-tc.wantDone {
+					t.Errorf("the observer has %d jobs in flight and %d requeued, want none and %d", len(seen.started), len(seen.requeued), 4-tc.wantDone)
 				}
 			})
 		})
 	}
 }
 
-// slowAPI heeds the context as a real client does.
+// TestNoMoreJobs ends with the error of who gives out the jobs, after those in flight are done.
+func TestNoMoreJobs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStream(testJob("anna", "g", 3), testJob("bob", "g", 3))
+		superseded := errors.New("superseded")
+		left := make(chan error)
+		go func() {
+			left <- New(Config{Concurrency: 4}, s, &slowAPI{newAPI("append"), 5 * time.Second}, startGovernor(t, governor.Config{})).Run(t.Context(), nil)
+		}()
+		time.Sleep(time.Second)
+		s.mu.Lock()
+		s.closed = superseded
+		s.mu.Unlock()
+		if err := <-left; !errors.Is(err, superseded) {
+			t.Errorf("got %v, want %v", err, superseded)
+		}
+		if len(s.results) != 2 {
+			t.Errorf("got %d results, want 2", len(s.results))
+		}
+	})
+}
+
+// TestPaceClosed requeues what waits for a permit of a term that is over, and leaves.
+func TestPaceClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAPI("append")
+		a.latency = time.Second
+		var jobs []job.Job
+		for i := range 20 {
+			jobs = append(jobs, testJob("anna", fmt.Sprint("g", i), 3)) // one at a time
+		}
+		s := newStream(jobs...)
+		g := startGovernor(t, governor.Config{})
+		left := make(chan error)
+		go func() { left <- New(Config{Concurrency: 8}, s, a, g).Run(t.Context(), nil) }()
+		time.Sleep(2500 * time.Millisecond)
+		g.Close()
+		if err := <-left; !errors.Is(err, governor.ErrClosed) {
+			t.Errorf("got %v, want %v", err, governor.ErrClosed)
+		}
+		if len(s.results) != 3 || s.inFlight() != 0 {
+			t.Errorf("got %d results and %d jobs in flight, want 3 and none", len(s.results), s.inFlight())
+		}
+		for seq, m := range s.jobs {
+			for _, r := range m.requeues {
+				if r.counted {
+					t.Errorf("job %d: an attempt was counted", seq)
+				}
+			}
+		}
+	})
+}
+
+// TestLeavesAHaltWhileIdle halts while every other slot waits for a job that does not come.
+func TestLeavesAHaltWhileIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAPI("append")
+		a.fault = func(_ int, c chat.Command, _ string) (error, bool) { return coded(c, 51013), false }
+		s := newStream(testJob("anna", "g", 3))
+		start := time.Now()
+		if err := work(t, Config{LeaveOn: always}, s, a); !governor.IsHalted(err) {
+			t.Errorf("got %v, want halted", err)
+		}
+		if d := time.Since(start); d > 2*haltDelay {
+			t.Errorf("left after %v, want the %v after which the job comes back", d, haltDelay)
+		}
+	})
+}
+
+// slowAPI ends with the context, as a real client does.
 type slowAPI struct {
 	*api
 	latency time.Duration
 }
 
-func (a *slowAPI) Create(ctx context.Context, r chat.CreateRequest) (chat.Answer, error) {
+func (a *slowAPI) Create(ctx context.Context, r chat.CreateRequest) (chat.Response, error) {
 	if err := sleep(ctx, a.latency); err != nil {
-		return chat.Answer{}, &chat.Error{Command: chat.CreateContactGroup, Cause: err}
+		return chat.Response{}, &chat.Error{Command: chat.CreateContactGroup, Cause: err}
 	}
 	return a.api.Create(ctx, r)
 }

@@ -10,9 +10,9 @@ import (
 )
 
 // leader gives the server that leads a stream.
-func leader(t testing.TB, nodes []*broker, stream string) *broker {
+func leader(t testing.TB, nodes []*natsProcess, stream string) *natsProcess {
 	t.Helper()
-	var found *broker
+	var found *natsProcess
 	await(t, "a leader of "+stream, func() bool {
 		for _, n := range nodes {
 			response, err := http.Get("http://" + n.status + "/jsz?accounts=true&streams=true")

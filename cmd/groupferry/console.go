@@ -89,9 +89,9 @@ func (c *console) warn(format string, args ...any) {
 	fmt.Fprintf(c, "groupferry: warning: "+format+"\n", args...)
 }
 
-func (c *console) error(err error)  { fmt.Fprintf(c, "groupferry: error: %v\n", err) }
-func (c *console) tell(text string) { fmt.Fprintf(c, "groupferry: %s\n", text) }
-func (c *console) hint(text string) { fmt.Fprintf(c, "groupferry: hint: %s\n", text) }
+func (c *console) error(err error)    { fmt.Fprintf(c, "groupferry: error: %v\n", err) }
+func (c *console) report(text string) { fmt.Fprintf(c, "groupferry: %s\n", text) }
+func (c *console) hint(text string)   { fmt.Fprintf(c, "groupferry: hint: %s\n", text) }
 
 // progress shows how far it is; text is asked only when it is to be shown.
 func (c *console) progress(text func() string) {
@@ -138,11 +138,11 @@ func (c *console) end() {
 	c.mu.Unlock()
 }
 
-// count writes a number with thin groups of three, as people read it: 1 234 567.
+// count writes a number in groups of three, as people read it: 1,234,567.
 func count[N int | int64](n N) string {
 	s := fmt.Sprint(n)
 	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
-		s = s[:i] + " " + s[i:]
+		s = s[:i] + "," + s[i:]
 	}
 	return s
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -19,7 +18,6 @@ import (
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
 	"groupferry/internal/governor"
-	"groupferry/internal/queue"
 )
 
 // envPrefix and a flag's name in capitals make the name of its environment variable.
@@ -40,7 +38,7 @@ func envName(flag string) string {
 	return envPrefix + name
 }
 
-// fromEnvironment sets the flags that were not given, and then the console, which every verb has.
+// fromEnvironment sets the flags that were not given, and then the console, which every command has.
 func (p *program) fromEnvironment(cmd *cobra.Command) error {
 	var err error
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
@@ -59,11 +57,11 @@ func (p *program) fromEnvironment(cmd *cobra.Command) error {
 	return p.setConsole(cmd)
 }
 
-// consoleFlags are the flags that every verb has.
+// consoleFlags are the flags that every command has.
 func (p *program) consoleFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.String("log-format", "text", "log lines as `text` or json")
-	f.String("log-level", "info", "least `level` of a log line: debug, info, warn or error")
+	f.String("log-level", "info", "minimum log `level`: debug, info, warn or error")
 	f.BoolP("quiet", "q", false, "no progress; only warnings, errors and the report")
 }
 
@@ -132,18 +130,6 @@ func hideLogin(s string) string { return login.ReplaceAllString(s, "://***@") }
 
 func (q *queueFlags) embedded() bool { return q.url == "" && q.context == "" }
 
-func (p *program) open(q queueFlags, joinOnly bool) (*queue.Queue, error) {
-	opened, err := queue.Open(p.soft, queue.Config{
-		URL: q.url, Creds: q.creds, Context: q.context, DataDir: q.dataDir, Namespace: q.namespace,
-		Replicas: q.replicas, Name: "groupferry " + processName(), Log: p.console.log, JoinOnly: joinOnly,
-		OnBroken: func(e *queue.DiskError) { p.fail(e) },
-	})
-	if errors.Is(err, queue.ErrNoData) {
-		return nil, hint(err, "name the directory with --data-dir, or the server with --nats-url")
-	}
-	return opened, err
-}
-
 // apiFlags say which app to call, as whom, and how fast.
 type apiFlags struct {
 	region, url      string
@@ -168,15 +154,15 @@ func (a *apiFlags) add(cmd *cobra.Command) {
 	f.StringVar(&a.sigFile, "usersig-file", "", "`file` with a ready UserSig (or "+envUserSig+"), instead of a key")
 	f.IntVar(&a.rate, "rate", governor.DefaultRate, "calls a second for each command of the app")
 	f.IntVar(&a.chunk, "chunk-size", chat.MaxItemsPerCall, "conversations in a call, at most 100")
-	f.IntVar(&a.concurrency, "concurrency", 256, "jobs in hand at once")
+	f.IntVar(&a.concurrency, "concurrency", 256, "jobs in flight at once")
 	f.IntVar(&a.attempts, "max-attempts", 8, "attempts of a job before its failure is final")
 	f.DurationVar(&a.timeout, "timeout", 10*time.Second, "of one call")
 }
 
-// An apiClient is the API's client, and the round trips that it saw.
+// An apiClient is the API's client, and the shortest round trip that it saw.
 type apiClient struct {
 	*chat.Client
-	trips *governor.Trips
+	minRTT *governor.MinRTT
 }
 
 // client makes the API's client, and says in terms of flags what is missing.
@@ -193,14 +179,14 @@ func (p *program) client(a *apiFlags) (*apiClient, error) {
 	case a.timeout <= 0:
 		return nil, usagef("--timeout %v: more than that", a.timeout)
 	}
-	trips := &governor.Trips{}
+	minRTT := &governor.MinRTT{}
 	made := func(c *chat.Client, err error) (*apiClient, error) {
 		if err != nil {
 			return nil, &usageError{err}
 		}
-		return &apiClient{c, trips}, nil
+		return &apiClient{c, minRTT}, nil
 	}
-	cfg := chat.Config{Admin: a.admin, Timeout: a.timeout, MaxConns: a.concurrency, OnTrip: trips.Note}
+	cfg := chat.Config{Admin: a.admin, Timeout: a.timeout, MaxConns: a.concurrency, OnTrip: minRTT.Note}
 	if a.simulator != "" {
 		cfg.BaseURL, cfg.SDKAppID, cfg.SecretKey = a.simulator, chatsim.DemoSDKAppID, chatsim.DemoSecretKey
 		return made(chat.New(cfg))
@@ -220,10 +206,10 @@ func (p *program) client(a *apiFlags) (*apiClient, error) {
 		}
 		cfg.BaseURL = url
 	default:
-		return nil, usagef("where is the app? give its --region or --api-url (or --simulate with 'run')")
+		return nil, usagef("--region or --api-url is required (or --simulate with 'run')")
 	}
 	if a.app == 0 {
-		return nil, usagef("which app? give its --sdk-app-id")
+		return nil, usagef("--sdk-app-id is required")
 	}
 	cfg.SDKAppID = a.app
 	var err error
@@ -314,7 +300,7 @@ func (i *inputFlags) budget(rows int64) (int64, error) {
 	return int64(n), nil
 }
 
-// outputFlag is --output with the formats that a verb knows, the default first.
+// outputFlag is --output with the formats that a command knows, the default first.
 type outputFlag struct {
 	format  string
 	formats []string

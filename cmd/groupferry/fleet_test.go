@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"groupferry/internal/broker"
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
 	"groupferry/internal/job"
@@ -50,7 +51,7 @@ const (
 	smooth       = 20 * time.Millisecond
 )
 
-// fleetPatience is enough for what a killed process had in hand: it is given to another one after a minute.
+// fleetPatience bounds every wait of these tests.
 const fleetPatience = 4 * time.Minute
 
 // A gate holds whoever comes while it is shut.
@@ -76,93 +77,15 @@ func (g *gate) open() {
 	}
 }
 
-func (g *gate) pass() {
+// pass waits until the gate is open, and tells whether it was shut.
+func (g *gate) pass() (held bool) {
 	g.mu.Lock()
 	opens := g.opens
 	g.mu.Unlock()
 	if opens != nil {
 		<-opens
 	}
-}
-
-// A cable carries what a worker and the NATS server say to each other. While its gate is shut it carries nothing and
-// nobody is told, and what was said meanwhile arrives, late, when it opens.
-type cable struct {
-	gate
-	listener net.Listener
-	to       string
-	running  sync.WaitGroup
-	mu       sync.Mutex
-	conns    []net.Conn
-	closed   bool
-}
-
-func startCable(t testing.TB, to string) *cable {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &cable{listener: l, to: to}
-	c.running.Go(c.serve)
-	t.Cleanup(func() {
-		l.Close()
-		c.mu.Lock()
-		c.closed = true
-		for _, conn := range c.conns {
-			conn.Close()
-		}
-		c.mu.Unlock()
-		c.open()
-		c.running.Wait()
-	})
-	return c
-}
-
-func (c *cable) url() string { return "nats://" + c.listener.Addr().String() }
-
-func (c *cable) serve() {
-	for {
-		near, err := c.listener.Accept()
-		if err != nil {
-			return
-		}
-		c.running.Go(func() {
-			c.pass()
-			far, err := net.Dial("tcp", c.to)
-			if err != nil {
-				near.Close()
-				return
-			}
-			c.mu.Lock()
-			c.conns = append(c.conns, near, far)
-			if c.closed {
-				near.Close()
-				far.Close()
-			}
-			c.mu.Unlock()
-			c.running.Go(func() { c.carry(near, far) })
-			c.carry(far, near)
-		})
-	}
-}
-
-func (c *cable) carry(to, from net.Conn) {
-	defer to.Close()
-	defer from.Close()
-	b := make([]byte, 32<<10)
-	for {
-		n, err := from.Read(b)
-		c.pass()
-		if n > 0 {
-			if _, err := to.Write(b[:n]); err != nil {
-				return
-			}
-		}
-		if err != nil {
-			return
-		}
-	}
+	return opens != nil
 }
 
 // A fleet is what a test has of workers, their queue and the API that they call.
@@ -172,8 +95,8 @@ type fleet struct {
 	sim     *chatsim.Sim
 	rate    int
 	perUser int // groups of a user
-	nats    *broker
-	queue   *queue.Queue
+	nats    *natsProcess
+	queue   *store
 	front   *door // of workers that are given no other
 
 	workers []*process
@@ -201,18 +124,14 @@ func newFleet(t *testing.T, rate int, cfg chatsim.Config) *fleet {
 		cfg.Rate = rate
 	}
 	cfg.SecretKey = testKey
-	f := &fleet{t: t, rate: rate, perUser: 5, sim: chatsim.New(cfg), nats: startBroker(t)}
+	f := &fleet{t: t, rate: rate, perUser: 5, sim: chatsim.New(cfg), nats: startNATS(t)}
 	t.Cleanup(f.sim.Close)
 	f.front = f.door()
 	f.shell = newShell(t, f.front.url())
 	f.env["GROUPFERRY_RATE"] = strconv.Itoa(rate)
 	f.env["NATS_URL"] = "nats://" + f.nats.client
-	q, err := queue.Open(t.Context(), queue.Config{URL: f.env["NATS_URL"]})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { q.Close() })
-	f.queue = q
+	f.queue = openStore(t, broker.Config{URL: f.env["NATS_URL"]})
+	t.Cleanup(func() { f.queue.Close() })
 	f.late = feelPulse(t)
 	return f
 }
@@ -352,34 +271,34 @@ func (f *fleet) enqueue(id string, groups, size int) {
 	f.imports = append(f.imports, id)
 }
 
-// begin starts a worker; see works.
-func (f *fleet) begin(args ...string) *process {
+// startWorker starts a worker; see awaitWorking.
+func (f *fleet) startWorker(args ...string) *process {
 	f.t.Helper()
 	p := f.spawn(append([]string{"work", "--listen", "127.0.0.1:0"}, args...)...)
 	f.workers = append(f.workers, p)
 	return p
 }
 
-// works waits until a worker takes jobs, or would.
-func (f *fleet) works(p *process) *process {
+// awaitWorking waits until a worker leads or stands by.
+func (f *fleet) awaitWorking(p *process) *process {
 	f.t.Helper()
 	f.await("a worker", func() bool { return strings.Contains(p.stderr.String(), "msg=working") })
 	return p
 }
 
-// muster starts so many workers at once.
-func (f *fleet) muster(n int, args ...string) {
+// startWorkers starts so many workers at once.
+func (f *fleet) startWorkers(n int, args ...string) {
 	f.t.Helper()
 	for range n {
-		f.begin(args...)
+		f.startWorker(args...)
 	}
 	for _, p := range f.workers {
-		f.works(p)
+		f.awaitWorking(p)
 	}
 }
 
-// dismiss stops all workers in the way of a service manager.
-func (f *fleet) dismiss() {
+// stopWorkers stops all workers in the way of a service manager.
+func (f *fleet) stopWorkers() {
 	f.t.Helper()
 	for _, p := range f.workers {
 		p.cmd.Process.Signal(syscall.SIGTERM)
@@ -420,7 +339,7 @@ func (f *fleet) leader(among ...*process) (leader *process) {
 		among = f.workers
 	}
 	f.await("a leader", func() bool {
-		i := slices.IndexFunc(among, func(p *process) bool { return p.samples()["groupferry_leading"] == 1 })
+		i := slices.IndexFunc(among, func(p *process) bool { return p.samples()["groupferry_leader"] == 1 })
 		if i >= 0 {
 			leader = among[i]
 		}
@@ -429,12 +348,12 @@ func (f *fleet) leader(among ...*process) (leader *process) {
 	return leader
 }
 
-// follower is a worker that does not lead.
-func (f *fleet) follower(leader *process) *process {
+// standby is a worker that does not lead.
+func (f *fleet) standby(leader *process) *process {
 	f.t.Helper()
 	i := slices.IndexFunc(f.workers, func(p *process) bool { return p != leader })
 	if i < 0 {
-		f.t.Fatal("there is nobody but the leader")
+		f.t.Fatal("there is no worker but the leader")
 	}
 	return f.workers[i]
 }
@@ -567,7 +486,7 @@ func TestFleetPace(t *testing.T) {
 		for _, latency := range []time.Duration{0, 50 * time.Millisecond} {
 			t.Run(fmt.Sprintf("workers=%d,latency=%v", workers, latency), func(t *testing.T) {
 				f := newFleet(t, 200, chatsim.Config{Latency: latency, Jitter: latency / 5})
-				f.muster(workers)
+				f.startWorkers(workers)
 				leader := f.leader()
 				f.enqueue("i", calls, 1)
 				start, messages, cpu := time.Now(), f.nats.messages(), leader.samples()["process_cpu_seconds_total"]
@@ -577,7 +496,7 @@ func TestFleetPace(t *testing.T) {
 				cpu = (leader.samples()["process_cpu_seconds_total"] - cpu) / time.Since(start).Seconds()
 				f.checkDone()
 				f.checkAttempts()
-				f.dismiss()
+				f.stopWorkers()
 				f.checkPace()
 				c := f.sim.Ledger().Commands[chat.CreateContactGroup]
 				fmt.Fprintf(&table, "%8d %10v %8.1f %6d %10d %16.1f %10.0f%%\n", workers, latency,
@@ -591,39 +510,38 @@ func TestFleetPace(t *testing.T) {
 // After a rest the fleet does not make up for it.
 func TestFleetIdle(t *testing.T) {
 	f := newFleet(t, 200, chatsim.Config{})
-	f.muster(2)
+	f.startWorkers(2)
 	f.enqueue("before", 300, 1)
 	f.awaitDone()
 	time.Sleep(either(4*time.Second, time.Minute))
 	f.enqueue("after", 400, 1)
 	f.checkDone()
 	f.checkPace()
-	f.dismiss()
+	f.stopWorkers()
 }
 
 // Groups of more than a hundred conversations need two commands, and each has a limit of its own.
 func TestFleetTwoCommands(t *testing.T) {
 	f := newFleet(t, 200, chatsim.Config{Latency: 10 * time.Millisecond})
-	f.muster(2)
+	f.startWorkers(2)
 	f.enqueue("i", either(400, 4000), 101)
 	f.checkDone()
 	f.checkAttempts()
 	f.checkPace()
-	f.dismiss()
+	f.stopWorkers()
 	if c := f.sim.Ledger().Commands[chat.UpdateContactGroup]; c.Calls != len(f.rows)/101 {
 		t.Errorf("update: got %d calls, want %d", c.Calls, len(f.rows)/101)
 	}
 }
 
-// The tests from here on run side by side, those that take longest first: what a killed worker had in hand is nobody
-// else's for a minute.
+// The tests from here on run side by side, those that take longest first.
 
-// Whoever is killed, the others go on, and never faster for it.
+// Whoever is killed, the others continue, and never faster for it.
 func TestFleetKilled(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, 100, chatsim.Config{Latency: 20 * time.Millisecond, Jitter: 10 * time.Millisecond})
-	hands := []string{"--concurrency", "16"}
-	f.muster(4, hands...)
+	slots := []string{"--concurrency", "16"}
+	f.startWorkers(4, slots...)
 	f.enqueue("i", 1500, 1)
 	f.awaitCalls(time.Time{}, 100, nil)
 	disaster := func(what string, strike func()) {
@@ -633,14 +551,14 @@ func TestFleetKilled(t *testing.T) {
 		f.awaitCalls(time.Now(), 100, nil)
 		t.Logf("%s: no call for %v", what, f.stoodStill(start).Round(10*time.Millisecond))
 	}
-	disaster("a worker killed", func() { f.kill(f.follower(f.leader())) })
-	f.muster(2, hands...)
+	disaster("a worker killed", func() { f.kill(f.standby(f.leader())) })
+	f.startWorkers(2, slots...)
 	disaster("the leader killed, and two successors before they could grant", func() {
 		for range 3 {
 			f.kill(f.leader())
 		}
 	})
-	f.muster(1, hands...)
+	f.startWorkers(1, slots...)
 	disaster("NATS killed for a second", func() {
 		f.nats.kill()
 		time.Sleep(time.Second)
@@ -649,111 +567,85 @@ func TestFleetKilled(t *testing.T) {
 	})
 	f.checkDone()
 	f.checkPace()
-	f.dismiss()
+	f.stopWorkers()
 }
 
-// Calls can take longer in one worker than in its leader. When that leader is killed while they are on their way, its
-// successor knows from the lease how long they may be, and grants nothing before they have arrived.
+// When a leader is killed while its calls are on their way, its successor knows from the lease how many they may be and
+// how long they may take, and does without their permits until then.
 func TestFleetTimeouts(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, 100, chatsim.Config{})
 	side := f.door()
-	leader := f.works(f.begin("--timeout", "2s"))
+	leader := f.awaitWorking(f.startWorker("--timeout", "12s", "--api-url", side.url()))
 	f.leader(leader)
-	patient := f.works(f.begin("--timeout", "25s", "--api-url", side.url()))
-	f.enqueue("i", 800, 1)
+	f.awaitWorking(f.startWorker("--timeout", "4s"))
+	f.enqueue("i", 1500, 1)
 	f.awaitCalls(time.Time{}, 50, side)
 
-	// Its calls leave it, and then it is as good as dead.
+	// Its calls leave it and do not arrive yet.
 	side.gate.shut()
 	f.await("calls on their way", func() bool { return side.waiting.Load() >= 10 })
-	patient.freeze(t)
-	f.works(f.begin("--timeout", "2s"))
 	f.kill(leader)
 	killed := time.Now()
-	// A successor that thought of its own calls and the leader's alone would have begun 14 s after the leader's last
-	// renewal: then these calls arrive among its own.
-	f.await("the moment", func() bool { return time.Since(killed) > 15500*time.Millisecond })
+	f.awaitCalls(killed, 300, f.front) // the successor is at its pace
+	t.Logf("the leader killed: no call for %v, %d of its calls on their way", f.stoodStill(killed).Round(10*time.Millisecond),
+		side.waiting.Load())
 	side.gate.open()
-	released := time.Now()
-	patient.thaw(t)
-	f.awaitCalls(released, 200, nil)
-	t.Logf("the leader killed: no call for %v", f.stoodStill(released).Round(10*time.Millisecond))
+	f.awaitCalls(time.Now(), 100, f.front)
 	f.checkDone()
 	f.checkPace()
-	f.dismiss()
+	f.stopWorkers()
 }
 
 // A leader that stands still for a while and then goes on is one too many.
 func TestFleetStopped(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, 100, chatsim.Config{Latency: 20 * time.Millisecond, Jitter: 10 * time.Millisecond})
-	f.muster(2, "--concurrency", "16")
+	f.startWorkers(2, "--concurrency", "16")
 	f.enqueue("i", 1000, 1)
 	f.awaitCalls(time.Time{}, 100, nil)
 	leader := f.leader()
 	start := time.Now()
-	leader.freeze(t)
+	freeze(t, leader.cmd)
 	time.Sleep(either(6*time.Second, 20*time.Second))
-	leader.thaw(t)
+	thaw(t, leader.cmd)
 	f.awaitCalls(time.Now(), 200, nil)
 	t.Logf("the leader stopped: no call for %v", f.stoodStill(start).Round(10*time.Millisecond))
 	f.checkDone()
 	f.checkPace()
-	f.dismiss()
+	f.stopWorkers()
 }
 
-// A worker without NATS makes no call once its permits have run out, and goes on when NATS is back; what was said
-// meanwhile comes late and does no harm.
+// A leader without NATS makes no call once its right has ended, and stands by when NATS is back.
 func TestFleetParted(t *testing.T) {
-	// As package governor has them: how long a permit can be used, and how long a leader grants without its lease.
-	const validity, reign, timeout = time.Second, 2 * time.Second, 3 * time.Second
-	for _, test := range []struct {
-		name  string
-		leads bool
-		last  time.Duration // a call arrives no later than that
-	}{
-		{"a worker", false, validity + timeout},
-		{"the leader", true, reign + validity + timeout},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			f := newFleet(t, 100, chatsim.Config{Latency: 20 * time.Millisecond, Jitter: 10 * time.Millisecond})
-			wire, side := startCable(t, f.nats.client), f.door()
-			flags := []string{"--concurrency", "16", "--timeout", timeout.String()}
-			apart := append([]string{"--nats-url", wire.url(), "--api-url", side.url()}, flags...)
-			if test.leads {
-				f.leader(f.works(f.begin(apart...)))
-				f.works(f.begin(flags...))
-			} else {
-				f.leader(f.works(f.begin(flags...)))
-				f.works(f.begin(apart...))
-			}
-			f.enqueue("i", 1200, 1)
-			f.awaitCalls(time.Time{}, 50, side)
-			f.awaitCalls(time.Time{}, 50, f.front)
-			wire.shut()
-			parted := time.Now()
-			time.Sleep(test.last + 2*time.Second)
-			f.awaitCalls(parted.Add(test.last), 50, f.front) // the other goes on
-			mended := time.Now()
-			wire.open()
-			late := f.arrived(parted, "", side)
-			if len(late) > 0 {
-				t.Logf("parted: %d calls, the last one after %v", len(late), late[len(late)-1].Sub(parted).Round(time.Millisecond))
-			}
-			for _, at := range late {
-				if d := at.Sub(parted); at.Before(mended) && d > test.last {
-					t.Errorf("parted: got a call after %v, want none after %v", d, test.last)
-				}
-			}
-			t.Logf("parted: no call at all for %v", f.stoodStill(parted).Round(10*time.Millisecond))
-			f.awaitCalls(mended, 20, side)
-			f.checkDone()
-			f.checkPace()
-			f.dismiss()
-		})
+	t.Parallel()
+	const right, timeout = 2 * time.Second, 3 * time.Second // of a leader whose lease is not renewed, and of a call
+	f := newFleet(t, 100, chatsim.Config{Latency: 20 * time.Millisecond, Jitter: 10 * time.Millisecond})
+	wire, side := newPath(t, f.nats.client), f.door()
+	flags := []string{"--concurrency", "16", "--timeout", timeout.String()}
+	apart := f.awaitWorking(f.startWorker(append([]string{"--nats-url", "nats://" + wire.address, "--api-url", side.url()}, flags...)...))
+	f.leader(apart)
+	f.awaitWorking(f.startWorker(flags...))
+	f.enqueue("i", 1200, 1)
+	f.awaitCalls(time.Time{}, 50, side)
+	wire.cut()
+	parted := time.Now()
+	f.awaitCalls(parted.Add(right+timeout), 50, f.front) // the other one leads
+	healed := time.Now()
+	wire.heal()
+	late := f.arrived(parted, "", side)
+	if len(late) > 0 {
+		t.Logf("parted: %d calls, the last one after %v", len(late), late[len(late)-1].Sub(parted).Round(time.Millisecond))
 	}
+	for _, at := range late {
+		if d := at.Sub(parted); at.Before(healed) && d > right+timeout {
+			t.Errorf("parted: got a call after %v, want none after %v", d, right+timeout)
+		}
+	}
+	t.Logf("parted: no call at all for %v", f.stoodStill(parted).Round(10*time.Millisecond))
+	f.checkDone()
+	f.checkPace()
+	f.stopWorkers()
 }
 
 // An API that takes less than it should is not asked for more, at no job's cost, and is asked for more again later.
@@ -761,7 +653,7 @@ func TestFleetThrottled(t *testing.T) {
 	t.Parallel()
 	const less = 120
 	f := newFleet(t, 200, chatsim.Config{Rate: less, Latency: 5 * time.Millisecond})
-	f.muster(2)
+	f.startWorkers(2)
 	f.enqueue("i", either(3000, 20_000), 1)
 	every, rises := either(2*time.Second, 5*time.Second), either(150.0, 195.0)
 	var seen chatsim.Calls
@@ -795,7 +687,7 @@ func TestFleetThrottled(t *testing.T) {
 	})
 	f.checkDone()
 	f.checkAttempts()
-	f.dismiss()
+	f.stopWorkers()
 	c := f.sim.Ledger().Commands[chat.CreateContactGroup]
 	t.Logf("%d of %d calls refused\n%s", c.Refused, c.Calls, &log)
 	if share := float64(c.Refused) / float64(c.Calls); share >= 0.05 {
@@ -807,7 +699,7 @@ func TestFleetThrottled(t *testing.T) {
 func TestFleetOutage(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, 100, chatsim.Config{Latency: 5 * time.Millisecond})
-	f.muster(2)
+	f.startWorkers(2)
 	f.enqueue("i", 500, 1)
 	f.awaitCalls(time.Time{}, 150, nil)
 	f.front.close()
@@ -821,7 +713,7 @@ func TestFleetOutage(t *testing.T) {
 	f.checkDone()
 	f.checkAttempts()
 	f.checkPace()
-	f.dismiss()
+	f.stopWorkers()
 }
 
 // standsStill checks that no call arrives from a moment on; it looks for two seconds more.
@@ -846,26 +738,26 @@ func (f *fleet) haltOf() *queue.Halt {
 	return r.Halt
 }
 
-// heeded is how soon a word to the fleet has reached all of it.
-const heeded = 2 * time.Second
+// followed is how soon a command to the fleet is followed by all of it.
+const followed = 2 * time.Second
 
 // A pause holds for all workers, those that come later included.
 func TestFleetPaused(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, 100, chatsim.Config{Latency: 5 * time.Millisecond})
-	f.muster(2)
+	f.startWorkers(2)
 	f.enqueue("i", 500, 1)
 	f.awaitCalls(time.Time{}, 100, nil)
 	f.run(exitDone, "pause")
-	paused := time.Now().Add(heeded)
-	f.works(f.begin())
+	paused := time.Now().Add(followed)
+	f.awaitWorking(f.startWorker())
 	f.standsStill(paused)
 	h := f.haltOf()
 	if h.State != queue.Paused || h.By == "" || h.Command != "groupferry resume" || h.Since.IsZero() {
-		t.Errorf("got %+v, want it paused, by whom, since when, and the command that goes on", h)
+		t.Errorf("got %+v, want it paused, by whom, since when, and the command that continues", h)
 	}
 	text := f.run(exitDone, "status").stdout.String()
-	for _, want := range []string{"paused since ", " by " + h.By, "then: groupferry resume"} {
+	for _, want := range []string{"paused by " + h.By + " since ", "then: groupferry resume"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("status: got no %q in\n%s", want, text)
 		}
@@ -874,7 +766,7 @@ func TestFleetPaused(t *testing.T) {
 	f.checkDone()
 	f.checkAttempts()
 	f.checkPace()
-	f.dismiss()
+	f.stopWorkers()
 }
 
 // One import is paused and another one cancelled, and the third does not notice.
@@ -884,7 +776,7 @@ func TestFleetSteeredImports(t *testing.T) {
 	f.enqueue("paused", 900, 1)
 	f.enqueue("cancelled", 900, 1)
 	f.enqueue("other", 300, 1)
-	f.muster(2, "--concurrency", "8")
+	f.startWorkers(2, "--concurrency", "8")
 	f.await("a result of each", func() bool {
 		for _, id := range f.imports {
 			if s, ok := f.status(id); !ok || s.Jobs.Done == 0 {
@@ -904,7 +796,7 @@ func TestFleetSteeredImports(t *testing.T) {
 	if s.Jobs.Dropped == 0 || s.Jobs.Done == 0 || s.Jobs.Done+s.Jobs.Dropped != s.Jobs.Total || s.addsUp() != nil {
 		t.Errorf("cancelled: got %+v, want some done and the others dropped", s.Jobs)
 	}
-	f.standsStill(time.Now().Add(heeded))
+	f.standsStill(time.Now().Add(followed))
 	f.run(exitDone, "resume", "paused")
 	f.awaitDone("paused")
 
@@ -918,7 +810,7 @@ func TestFleetSteeredImports(t *testing.T) {
 	}
 	checkState(t, f.sim, stateOf(want))
 	f.checkPace()
-	f.dismiss()
+	f.stopWorkers()
 }
 
 // A rate that is set while the fleet works holds for all of it, until it is left to the workers again.
@@ -926,7 +818,7 @@ func TestFleetRate(t *testing.T) {
 	t.Parallel()
 	const slower = 50
 	f := newFleet(t, 100, chatsim.Config{Latency: 5 * time.Millisecond})
-	f.muster(2)
+	f.startWorkers(2)
 	f.enqueue("i", 3000, 1)
 	limit := func() float64 {
 		return f.leader().samples()[`groupferry_rate_limit_calls_per_second{command="create_contact_group"}`]
@@ -936,8 +828,8 @@ func TestFleetRate(t *testing.T) {
 	said := time.Now()
 	f.await("the slower rate", func() bool { return limit() == slower })
 	slow := time.Now()
-	t.Logf("heeded after %v", slow.Sub(said).Round(time.Millisecond))
-	f.works(f.begin())
+	t.Logf("followed after %v", slow.Sub(said).Round(time.Millisecond))
+	f.awaitWorking(f.startWorker())
 	f.awaitCalls(slow.Add(time.Second), 3*slower, nil)
 	most := mostIn(time.Second, f.arrived(slow.Add(time.Second), chat.CreateContactGroup, nil))
 	t.Logf("at most %d calls in a second", most)
@@ -948,32 +840,32 @@ func TestFleetRate(t *testing.T) {
 	f.await("the rate of the workers", func() bool { return limit() == float64(f.rate) })
 	f.checkDone()
 	f.checkPace()
-	f.dismiss()
+	f.stopWorkers()
 }
 
-// When no job can succeed, the fleet stops and stays stopped, whoever leaves and joins, until a person has mended it.
+// When no job can succeed, the fleet stops and stays stopped, whoever leaves and joins, until a person has fixed it.
 func TestFleetHalted(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, 100, chatsim.Config{Latency: 5 * time.Millisecond, Faults: []chatsim.Fault{{Kind: "51013", After: 100}}})
-	f.muster(2)
+	f.startWorkers(2)
 	f.enqueue("i", 400, 1)
 	f.await("the first of these answers", func() bool {
 		return f.sim.Ledger().Commands[chat.CreateContactGroup].Faulted > 0
 	})
-	f.standsStill(time.Now().Add(heeded))
+	f.standsStill(time.Now().Add(followed))
 	t.Logf("%d calls were answered 51013", f.sim.Ledger().Commands[chat.CreateContactGroup].Faulted)
-	f.dismiss()
+	f.stopWorkers()
 	back := time.Now()
-	f.muster(2)
+	f.startWorkers(2)
 	f.standsStill(back)
 
 	h := f.haltOf()
-	if h.State != queue.Halted || h.Code != "51013" || h.By == "" || h.Since.IsZero() || h.Mend == "" ||
+	if h.State != queue.Halted || h.Code != "51013" || h.By == "" || h.Since.IsZero() || h.Remedy == "" ||
 		!strings.HasPrefix(h.Command, "groupferry resume") {
-		t.Errorf("got %+v, want it halted for 51013, by whom, since when, what to do, and the command that goes on", h)
+		t.Errorf("got %+v, want it halted for 51013, by whom, since when, what to do, and the command that continues", h)
 	}
 	text := f.run(exitDone, "status").stdout.String()
-	for _, want := range []string{"halted since ", " by " + h.By, "51013", "to mend it: " + h.Mend, "then: " + h.Command} {
+	for _, want := range []string{"halted by " + h.By + " since ", "51013", "remedy: " + h.Remedy, "then: " + h.Command} {
 		if !strings.Contains(text, want) {
 			t.Errorf("status: got no %q in\n%s", want, text)
 		}
@@ -989,14 +881,14 @@ func TestFleetHalted(t *testing.T) {
 	f.checkDone()
 	f.checkAttempts()
 	f.checkPace()
-	f.dismiss()
+	f.stopWorkers()
 }
 
 // A small import does not wait for a large one that came before.
 func TestFleetFair(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, 60, chatsim.Config{}) // slowly, so that the test is quicker than the fleet on any machine
-	f.muster(2)
+	f.startWorkers(2)
 	f.enqueue("large", 2000, 1)
 	f.awaitCalls(time.Time{}, 1, nil)
 	f.perUser = 1 // groups of one user wait for each other
@@ -1010,5 +902,5 @@ func TestFleetFair(t *testing.T) {
 	t.Logf("large import when the small one is complete: %d of %d jobs pending, %d when it was enqueued", s.Jobs.Pending, s.Jobs.Total, before.Jobs.Pending)
 	f.checkDone()
 	f.checkPace()
-	f.dismiss()
+	f.stopWorkers()
 }

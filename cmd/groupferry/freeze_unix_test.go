@@ -3,17 +3,18 @@
 package main
 
 import (
+	"os/exec"
 	"syscall"
 	"testing"
 )
 
-// freeze stops a process where it is, and thaw lets it go on.
-func (p *process) freeze(t *testing.T) { p.tell(t, syscall.SIGSTOP) }
-func (p *process) thaw(t *testing.T)   { p.tell(t, syscall.SIGCONT) }
+// freeze stops a process where it is, and thaw lets it continue.
+func freeze(t testing.TB, cmd *exec.Cmd) { signalTo(t, cmd, syscall.SIGSTOP) }
+func thaw(t testing.TB, cmd *exec.Cmd)   { signalTo(t, cmd, syscall.SIGCONT) }
 
-func (p *process) tell(t *testing.T, signal syscall.Signal) {
+func signalTo(t testing.TB, cmd *exec.Cmd, signal syscall.Signal) {
 	t.Helper()
-	if err := p.cmd.Process.Signal(signal); err != nil {
+	if err := cmd.Process.Signal(signal); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -20,8 +20,8 @@ func (p *program) importCommand() *cobra.Command {
 queue and prints the import ID. Workers ('groupferry work') make the calls, here
 or on other hosts.
 
-The same content again is the same import: it goes on where it stopped, or says
-that there is nothing to do. Rejected rows are kept in a file that can be mended
+The same content again is the same import: it continues where it stopped, or says
+that there is nothing to do. Rejected rows are kept in a file that can be fixed
 and imported as it is.
 
 ` + exitCodes,
@@ -37,27 +37,27 @@ and imported as it is.
 				return err
 			}
 			defer plan.Close()
-			q, err := p.open(qf, false)
+			s, err := p.open(qf, false)
 			if err != nil {
 				return err
 			}
-			defer q.Close()
-			if err := p.keepApart(p.soft, q, false); err != nil {
+			defer s.Close()
+			if err := p.notSimulated(s); err != nil {
 				return err
 			}
-			stored, err := p.begin(p.soft, q, record)
+			stored, err := p.begin(p.soft, s.Queue, record)
 			if err != nil {
 				return err
 			}
 			if stored.State == queue.Enqueueing {
-				if err := p.enqueue(p.soft, q, plan, nil); err != nil {
+				if err := p.enqueue(p.soft, s.Queue, plan, nil); err != nil {
 					if p.soft.Err() != nil {
 						return &unfinishedError{errInterrupted, p.commandLine(), false}
 					}
 					return err
 				}
 			}
-			if err := p.sayEnqueued(q, stored, plan.Summary.Jobs, out.format); err != nil {
+			if err := p.reportEnqueued(s, stored, plan.Summary.Jobs, out.format); err != nil {
 				return err
 			}
 			if record.Rejected > 0 {
@@ -73,13 +73,23 @@ and imported as it is.
 	return cmd
 }
 
-func (p *program) sayEnqueued(q *queue.Queue, i queue.Import, jobs int64, format string) error {
+// notSimulated refuses a namespace that works with a simulator: what it was told is in no app.
+func (p *program) notSimulated(s *store) error {
+	id, err := s.App(p.soft)
+	if err == nil && id != nil && id.Simulated {
+		err = hint(usagef("%s holds the results of a simulation, which reached no app", s.Where()),
+			"name another --data-dir or --namespace")
+	}
+	return err
+}
+
+func (p *program) reportEnqueued(s *store, i queue.Import, jobs int64, format string) error {
 	if format == "json" {
 		return writeJSON(p.stdout, map[string]any{"import": i.ID, "rows": i.Rows, "accepted": i.Accepted,
 			"duplicates": i.Duplicates, "rejected": i.Rejected, "jobs": jobs, "conversations": i.Conversations})
 	}
 	if i.State != queue.Complete {
-		p.console.say("%s rows made %s jobs, in %s; 'groupferry work' makes their calls", count(i.Rows), count(jobs), q.Where())
+		p.console.say("queued %s jobs (%s) in %s; start 'groupferry work' to send them", count(jobs), rows(i.Rows), s.Where())
 	}
 	_, err := fmt.Fprintln(p.stdout, i.ID)
 	return err

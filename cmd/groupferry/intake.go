@@ -106,7 +106,7 @@ func (p *program) withinBudget(plan *importer.Plan, in *inputFlags, rejectsFile 
 	if rejectsFile == "" {
 		return err
 	}
-	return hint(err, "mend the rows in %s, or allow more", rejectsFile)
+	return hint(err, "fix the rows in %s, or allow more", rejectsFile)
 }
 
 // take reads the input and keeps to the budget: what import and run have in common before they need a queue. The plan
@@ -126,7 +126,7 @@ func (p *program) take(inputs []string, in *inputFlags, chunk int) (_ *importer.
 		return nil, queue.Import{}, err
 	}
 	if rejects != "" {
-		p.console.say("%s rejected, kept in %s: mend and import that file", rows(plan.Summary.Rejected), rejects)
+		p.console.say("%s rejected, kept in %s: fix and import that file", rows(plan.Summary.Rejected), rejects)
 	}
 	if err := p.withinBudget(plan, in, rejects); err != nil {
 		return nil, queue.Import{}, err
@@ -162,11 +162,6 @@ func (p *program) begin(ctx context.Context, q *queue.Queue, i queue.Import) (qu
 	if err != nil {
 		return stored, err
 	}
-	if stored.State == queue.Complete { // who completed it may have been killed before it was done with the queue
-		if err := q.Complete(ctx, i.ID); err != nil {
-			return stored, err
-		}
-	}
 	at := stored.Created.Local().Format(time.DateTime)
 	switch {
 	case !existed:
@@ -175,7 +170,7 @@ func (p *program) begin(ctx context.Context, q *queue.Queue, i queue.Import) (qu
 	case stored.State == queue.Complete:
 		p.console.say("import %s was begun at %s and is complete: nothing to do", i.ID, at)
 	default:
-		p.console.say("going on with import %s, begun at %s", i.ID, at)
+		p.console.say("continuing import %s, begun at %s", i.ID, at)
 	}
 	return stored, nil
 }
@@ -200,24 +195,4 @@ func (p *program) enqueue(ctx context.Context, q *queue.Queue, plan *importer.Pl
 		p.console.say("%s jobs were on the queue already", count(stats.Skipped))
 	}
 	return err
-}
-
-// keepApart refuses to mix a simulation with the real thing: what a simulator was told is in no app, and what is
-// waiting for a simulator must not be sent to one.
-func (p *program) keepApart(ctx context.Context, q *queue.Queue, simulated bool) error {
-	all, err := q.Imports(ctx)
-	if err != nil {
-		return err
-	}
-	for _, i := range all {
-		switch {
-		case i.Simulated && !simulated:
-			return hint(usagef("%s holds the results of a simulation (import %s), which reached no app", q.Where(), i.ID),
-				"name another --data-dir or --namespace")
-		case !i.Simulated && simulated:
-			return hint(usagef("%s holds a real import (%s), with which a simulation must not mix", q.Where(), i.ID),
-				"leave out --data-dir, or name another one")
-		}
-	}
-	return nil
 }

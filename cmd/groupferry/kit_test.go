@@ -26,6 +26,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"groupferry/internal/broker"
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
 	"groupferry/internal/queue"
@@ -56,8 +57,18 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, commands)
 }
 
-// reenter is main, but for the transcript.
+// wallEnv names a file with the time by which the wall clock of a process is off, as time.ParseDuration takes it.
+const wallEnv = "GROUPFERRY_TEST_WALL_CLOCK"
+
+// reenter is main, but for the transcript and the wall clock.
 func reenter() {
+	if name := os.Getenv(wallEnv); name != "" {
+		wallClock = func() time.Time {
+			b, _ := os.ReadFile(name)
+			off, _ := time.ParseDuration(strings.TrimSpace(string(b)))
+			return time.Now().Add(off)
+		}
+	}
 	name := os.Getenv(transcriptEnv)
 	if name == "" {
 		main()
@@ -348,14 +359,14 @@ func (s *shell) run(code int, args ...string) *call {
 	return s.start(args...).wait(code)
 }
 
-// lastLine is where an unfinished run names the command that goes on.
+// lastLine is where an unfinished run names the command that continues.
 func (c *call) lastLine() string {
 	lines := strings.Split(strings.TrimSpace(c.stderr.String()), "\n")
 	return lines[len(lines)-1]
 }
 
-// goOn takes the command out of the last line, which begins with intro, and gives its arguments.
-func (c *call) goOn(intro string) []string {
+// resumeCommand takes the command out of the last line, which begins with intro, and gives its arguments.
+func (c *call) resumeCommand(intro string) []string {
 	c.t.Helper()
 	command, found := strings.CutPrefix(c.lastLine(), "groupferry: "+intro+": groupferry ")
 	if !found {
@@ -390,29 +401,52 @@ func (c *call) report() (r struct {
 	return r
 }
 
-// open opens the queue of the shell beside the program, to look at it.
-func (s *shell) open() *queue.Queue {
-	s.t.Helper()
-	q, err := queue.Open(s.t.Context(), queue.Config{DataDir: s.dir})
+// openStore opens the queue beside the program, to look at it.
+func openStore(t testing.TB, cfg broker.Config) *store {
+	t.Helper()
+	conn, err := broker.Open(t.Context(), cfg)
 	if err != nil {
-		s.t.Fatal(err)
+		t.Fatal(err)
 	}
-	return q
+	q, err := queue.Open(t.Context(), conn)
+	if err != nil {
+		conn.Close()
+		t.Fatal(err)
+	}
+	return &store{q, conn}
 }
 
-// onQueue counts the jobs of an import on the queue, the ones in hand included; 0 when it was never begun.
+// open opens the queue of the shell beside the program, to look at it.
+func (s *shell) open() *store {
+	s.t.Helper()
+	return openStore(s.t, broker.Config{DataDir: s.dir})
+}
+
+// onQueue counts the jobs of an import that have no result, the ones in flight included; 0 when it was never begun.
 func (s *shell) onQueue(importID string) int64 {
 	s.t.Helper()
 	q := s.open()
 	defer q.Close()
-	pending, inHand, err := q.Pending(s.t.Context(), importID)
-	if err != nil && !errors.Is(err, queue.ErrNoImport) {
-		s.t.Fatal(err)
-	}
-	return pending + inHand
+	return pendingJobs(s.t, q, importID)
 }
 
-// results reads what the verb results writes, with the flags given; each conversation has to be there once.
+// pendingJobs counts the jobs of an import that are on the queue and have no result.
+func pendingJobs(t testing.TB, q *store, importID string) int64 {
+	t.Helper()
+	p, err := q.Progress(t.Context(), importID)
+	if errors.Is(err, queue.ErrNoImport) {
+		return 0
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.Import.State.Over() {
+		return 0
+	}
+	return p.Pending
+}
+
+// results reads what the command results writes, with the flags given; each conversation has to be there once.
 func (s *shell) results(importID string, flags ...string) map[row]resultLine {
 	s.t.Helper()
 	c := s.run(exitDone, append([]string{"results", importID, "--output", "jsonl"}, flags...)...)

@@ -86,7 +86,7 @@ func TestListen(t *testing.T) {
 			return false // and the page is read after this call began, so the jobs before it are counted to the end
 		}
 		samples = scrape(t, base+"/metrics")
-		return sum("groupferry_jobs_total") == done && samples["groupferry_jobs_in_hand"] == 1
+		return sum("groupferry_jobs_total") == done && samples["groupferry_jobs_in_flight"] == 1
 	})
 	for path, want := range map[string]int{"/livez": 200, "/readyz": 200, "/": 200, "/nothing": 404} {
 		response, err := http.Get(base + path)
@@ -106,19 +106,19 @@ func TestListen(t *testing.T) {
 		t.Errorf("report: got %+v, want %d rows accepted, 2 duplicates, 1 rejected, some jobs done and some partial", r, accepted)
 	}
 	for name, want := range map[string]int64{
-		`groupferry_rows_total{outcome="accepted"}`:              r.Accepted,
-		`groupferry_rows_total{outcome="duplicate"}`:             r.Duplicates,
-		`groupferry_rows_total{outcome="rejected"}`:              r.Rejected,
-		`groupferry_jobs_enqueued_total`:                         r.Jobs.Total,
-		`groupferry_jobs_total{outcome="done"}`:                  r.Jobs.Done,
-		`groupferry_jobs_total{outcome="partial"}`:               r.Jobs.Partial,
-		`groupferry_jobs_total{outcome="failed"}`:                r.Jobs.Failed,
-		`groupferry_conversations_total{outcome="done"}`:         r.Conversations.Done,
-		`groupferry_conversations_total{outcome="failed"}`:       r.Conversations.Failed,
-		`groupferry_job_attempts_total`:                          done,
-		`groupferry_state{state="running"}`:                      1,
-		`groupferry_state{state="halted"}`:                       0,
-		`groupferry_permits_out{command="create_contact_group"}`: 1,
+		`groupferry_rows_total{outcome="accepted"}`:                 r.Accepted,
+		`groupferry_rows_total{outcome="duplicate"}`:                r.Duplicates,
+		`groupferry_rows_total{outcome="rejected"}`:                 r.Rejected,
+		`groupferry_jobs_enqueued_total`:                            r.Jobs.Total,
+		`groupferry_jobs_total{outcome="done"}`:                     r.Jobs.Done,
+		`groupferry_jobs_total{outcome="partial"}`:                  r.Jobs.Partial,
+		`groupferry_jobs_total{outcome="failed"}`:                   r.Jobs.Failed,
+		`groupferry_conversations_total{outcome="done"}`:            r.Conversations.Done,
+		`groupferry_conversations_total{outcome="failed"}`:          r.Conversations.Failed,
+		`groupferry_job_attempts_total`:                             done,
+		`groupferry_state{state="running"}`:                         1,
+		`groupferry_state{state="halted"}`:                          0,
+		`groupferry_permits_in_use{command="create_contact_group"}`: 1,
 	} {
 		if got, there := samples[name]; got != float64(want) || !there {
 			t.Errorf("%s: got %v, want %d", name, got, want)

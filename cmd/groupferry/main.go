@@ -1,8 +1,7 @@
 // Command groupferry imports conversation groups in bulk into Tencent Cloud Chat.
 //
-// This package is the only place that knows all the others: it reads flags and the environment, joins importer, queue,
-// worker, governor, API client and metrics, and says in words and exit codes what came of it. There is a file for
-// each verb.
+// It reads flags and the environment, calls internal/app and the importer, and says in words and exit codes what came
+// of it. There is a file for each command.
 package main
 
 import (
@@ -18,10 +17,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"groupferry/importer"
+	"groupferry/internal/app"
+	"groupferry/internal/broker"
 	"groupferry/internal/chat"
 	"groupferry/internal/governor"
 	"groupferry/internal/job"
-	"groupferry/internal/queue"
 )
 
 func main() {
@@ -66,12 +66,6 @@ func (e *usageError) Unwrap() error { return e.err }
 
 func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
 
-// An unreachableError is an API that does not answer before there is anything to wait for.
-type unreachableError struct{ err error }
-
-func (e *unreachableError) Error() string { return e.err.Error() }
-func (e *unreachableError) Unwrap() error { return e.err }
-
 // A budgetError is more rejects than wanted.
 type budgetError struct{ rejected, rows, allowed int64 }
 
@@ -94,10 +88,9 @@ func hint(err error, format string, args ...any) error {
 // exitCode is the one place where an error becomes an exit code.
 func exitCode(err error) int {
 	var (
-		usage       *usageError
-		config      *importer.ConfigError
-		budget      *budgetError
-		unreachable *unreachableError
+		usage  *usageError
+		config *importer.ConfigError
+		budget *budgetError
 	)
 	switch {
 	case err == nil:
@@ -106,14 +99,14 @@ func exitCode(err error) int {
 		return exitIncomplete
 	case errors.Is(err, errInterrupted), errors.Is(err, context.Canceled):
 		return exitInterrupted
-	case errors.As(err, &usage), errors.As(err, &config), errors.Is(err, queue.ErrTooOld), errors.Is(err, queue.ErrNoJetStream),
-		errors.Is(err, job.ErrVersion):
+	case errors.As(err, &usage), errors.As(err, &config), errors.Is(err, broker.ErrTooOld), errors.Is(err, broker.ErrNoJetStream),
+		errors.Is(err, broker.ErrSchema), errors.Is(err, job.ErrVersion):
 		return exitUsage
 	case governor.IsHalted(err):
 		return exitHalted
 	case errors.As(err, &budget):
 		return exitBudget
-	case errors.Is(err, queue.ErrUnreachable), errors.As(err, &unreachable):
+	case errors.Is(err, broker.ErrUnreachable), errors.Is(err, app.ErrAPIUnreachable):
 		return exitUnreachable
 	}
 	return exitFailed
@@ -123,23 +116,26 @@ func exitCode(err error) int {
 func hintFor(err error) string {
 	var h *hinted
 	var e *chat.Error
-	var disk *queue.DiskError
+	var disk *broker.DiskError
+	var damaged *broker.DamagedError
 	switch {
+	case errors.As(err, &damaged):
+		return damaged.Remedy
 	case errors.As(err, &disk):
 		return "make room on its disk, or see that it can be written to"
 	case errors.As(err, &h):
 		return h.hint
 	case errors.As(err, &e):
-		return e.Mend()
+		return e.Remedy()
 	}
 	return ""
 }
 
-// An unfinishedError ends with the command that goes on.
+// An unfinishedError ends with the command that continues.
 type unfinishedError struct {
 	error
 	command string
-	mend    bool // something has to be mended first
+	fix     bool // something has to be fixed first
 }
 
 func (e *unfinishedError) Unwrap() error { return e.error }
@@ -189,7 +185,7 @@ func run(signals <-chan os.Signal, args []string, getenv func(string) (string, b
 	root.SetErr(stderr)
 	cmd, err := root.ExecuteContextC(soft)
 	p.console.end()
-	var disk *queue.DiskError
+	var disk *broker.DiskError
 	if errors.As(context.Cause(hard), &disk) || errors.As(err, &disk) {
 		err = &unfinishedError{disk, p.commandLine(), true} // all else follows from that
 	}
@@ -203,7 +199,7 @@ func run(signals <-chan os.Signal, args []string, getenv func(string) (string, b
 	return exitCode(err)
 }
 
-// explain says what happened, what to do about it, and which command goes on.
+// explain says what happened, what to do about it, and which command continues.
 func (p *program) explain(err error, cmd *cobra.Command) {
 	if !errors.Is(err, errIncomplete) && !errors.Is(err, errInterrupted) {
 		p.console.error(err)
@@ -216,12 +212,12 @@ func (p *program) explain(err error, cmd *cobra.Command) {
 	var u *unfinishedError
 	switch {
 	case !errors.As(err, &u):
-	case u.mend:
-		p.console.tell("to go on, once that is mended: " + u.command)
+	case u.fix:
+		p.console.report("to continue, once that is fixed: " + u.command)
 	case errors.Is(err, errInterrupted):
-		p.console.tell("interrupted; to go on: " + u.command)
+		p.console.report("interrupted; to continue: " + u.command)
 	default:
-		p.console.tell("to go on: " + u.command)
+		p.console.report("to continue: " + u.command)
 	}
 }
 
@@ -234,7 +230,7 @@ func (p *program) root() *cobra.Command {
 It reads CSV or JSONL rows (one conversation of one group each), makes one job of
 each group, and writes the groups with the REST API at no more than 200 calls a
 second. The jobs and their results are kept by a NATS server: an embedded one
-that needs no set-up, or yours. Whatever stops it, the same command goes on.
+that needs no set-up, or yours. Whatever stops it, the same command continues.
 
 Every flag can be set in the environment: GROUPFERRY_ and its name in capitals,
 such as GROUPFERRY_SDK_APP_ID. The flags --nats-* have NATS_URL, NATS_CREDS and
@@ -250,7 +246,7 @@ rest to standard error.
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 	root.AddCommand(
 		p.runCommand(), p.checkCommand(), p.importCommand(), p.workCommand(),
-		p.statusCommand(), p.resultsCommand(), p.retryCommand(), p.forgetCommand(), p.pauseCommand(), p.resumeCommand(), p.cancelCommand(), p.rateCommand(),
+		p.statusCommand(), p.resultsCommand(), p.retryCommand(), p.deleteCommand(), p.pauseCommand(), p.resumeCommand(), p.cancelCommand(), p.rateCommand(),
 		p.simulateCommand(),
 	)
 	root.RunE = func(cmd *cobra.Command, args []string) error {
@@ -264,7 +260,7 @@ rest to standard error.
 	return root
 }
 
-// files checks the arguments of a verb that reads inputs.
+// files checks the arguments of a command that reads inputs.
 func files(_ *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return usagef("no input: name one or more files, or - for standard input")
@@ -272,20 +268,20 @@ func files(_ *cobra.Command, args []string) error {
 	return nil
 }
 
-// noArgs checks the arguments of a verb that takes none.
+// noArgs checks the arguments of a command that takes none.
 func noArgs(_ *cobra.Command, args []string) error {
 	if len(args) > 0 {
-		return usagef("%q: this verb takes no arguments", args[0])
+		return usagef("%q: this command takes no arguments", args[0])
 	}
 	return nil
 }
 
-// imports checks the arguments of a verb that takes import IDs.
+// imports checks the arguments of a command that takes import IDs.
 func imports(least, most int) cobra.PositionalArgs {
 	return func(_ *cobra.Command, args []string) error {
 		switch {
 		case len(args) < least:
-			return hint(usagef("which import?"), "'groupferry status' lists them")
+			return hint(usagef("IMPORT is required"), "'groupferry status' lists them")
 		case len(args) > most:
 			return usagef("one import at a time, not %d", len(args))
 		}

@@ -24,11 +24,11 @@ var (
 )
 
 // The crash matrix lives the life of an import again and again: run, retry, run, and for a second import: import,
-// cancel, forget; and for a third, two imports at once. Each command is killed a few times, at failpoints (see
-// internal/queue, which has them in builds with the tag failpoint) or at random moments, and called again each time,
+// cancel, delete; and for a third, two imports at once. Each command is killed a few times, at failpoints (see
+// internal/broker, which has them in builds with the tag failpoint) or at random moments, and called again each time,
 // until it ends by itself. The embedded server dies with it. After each of them everything has to be accounted for.
 //
-// The lives of a fleet are in squad_test.go.
+// The crash runs of a fleet are in crash_fleet_test.go.
 
 // A step of a life, with the failpoints that it passes, in their order.
 type lifeStep struct {
@@ -45,21 +45,16 @@ func around(names ...string) []string {
 }
 
 var lifeSteps = []lifeStep{
-	{"run", slices.Concat([]string{"heal-before", "heal-after", "home-locked"}, around("stream"),
-		[]string{"home-started"}, around("begin", "lease"), []string{"lead", "grant", "consumer-before"},
-		around("enqueue", "record-enqueued"), []string{"fetch-after"}, around("result", "ack"),
-		[]string{"reclaim-before", "reclaim-between", "reclaim-after"}, around("drop", "record-complete"),
-		[]string{"consumer-delete-before", "consumer-delete-after"})},
-	{"retry", slices.Concat([]string{"home-started"}, around("record-retrying"), []string{"consumer-before"},
-		around("retry", "record-enqueued"))},
-	{"again", slices.Concat(around("lease"), []string{"lead", "grant", "fetch-after"}, around("result", "ack"),
-		[]string{"reclaim-before", "reclaim-between", "reclaim-after"}, around("drop", "record-complete"))},
-	{"import", slices.Concat([]string{"home-locked"}, around("begin"), []string{"consumer-before"},
-		around("enqueue", "record-enqueued"))},
-	{"cancel", slices.Concat(around("record-cancelled"), []string{"drop-pause-before"}, around("drop"),
-		[]string{"consumer-delete-before", "consumer-delete-after"})},
-	{"forget", slices.Concat(around("record-forgetting", "drop", "forget"),
-		[]string{"forget-record-before", "forget-record-after"})},
+	{"run", slices.Concat([]string{"heal-before", "heal-after", "embedded-locked"}, around("stream"),
+		[]string{"embedded-started"}, around("lease"), []string{"lead"}, around("begin", "start", "marker"),
+		[]string{"grant"}, around("enqueue", "record-running"), []string{"fetch-after"}, around("group"),
+		around("record-complete", "end", "end-results", "drop"))},
+	{"retry", slices.Concat([]string{"embedded-started"}, around("record-retrying", "start", "retry", "record-running"))},
+	{"again", slices.Concat(around("lease"), []string{"lead"}, around("marker"), []string{"grant", "fetch-after"},
+		around("group", "record-complete", "end", "end-results", "drop"))},
+	{"import", slices.Concat([]string{"embedded-locked"}, around("begin", "start", "enqueue", "record-running"))},
+	{"cancel", around("record-cancelled", "end", "end-results", "drop")},
+	{"delete", slices.Concat(around("record-deleting", "end", "end-results", "drop", "delete", "delete-record"))},
 }
 
 // A crash is a failpoint, at one of the times it is passed, or a moment after the start. With a hold, who comes to the
@@ -155,7 +150,7 @@ func randomCrashes(seed uint64) map[string][]crash {
 		for range 1 + rng.IntN(4) {
 			c := crash{point: step.points[rng.IntN(len(step.points))], pass: 1 + rng.IntN(6)}
 			if strings.HasPrefix(c.point, "heal-") {
-				c.point = "home-locked" // streams are made once in a life
+				c.point = "embedded-locked" // streams are made once in a life
 			}
 			if rng.IntN(3) == 0 {
 				c = crash{after: time.Duration(rng.IntN(1500)) * time.Millisecond}
@@ -202,12 +197,9 @@ type life struct {
 func (l *life) do(step string, codes []int, args ...string) *process {
 	l.t.Helper()
 	for _, c := range l.crashes[step] {
-		switch { // without which the point is not come by
-		case strings.HasPrefix(c.point, "heal-"):
+		if strings.HasPrefix(c.point, "heal-") { // there is something to heal only then
 			l.crash(step, crash{point: "begin-before", pass: 1}, codes, args)
 			l.halfMade()
-		case strings.HasPrefix(c.point, "reclaim-"):
-			l.inHand(args)
 		}
 		l.crash(step, c, codes, args)
 	}
@@ -244,44 +236,6 @@ func (l *life) crash(step string, c crash, codes []int, args []string) {
 	l.seen.mu.Unlock()
 }
 
-// inHand kills a worker that has had a job in hand for long enough that it is known after the kill: the server writes
-// down who has what ten times a second, and later where the disk is busy. It may have done so before the call was seen.
-func (l *life) inHand(args []string) {
-	l.t.Helper()
-	before, since := l.calls(), time.Time{}
-	l.s.env["GROUPFERRY_FAILPOINT"] = "result-before:1:1h"
-	p := l.s.spawn(args...)
-	delete(l.s.env, "GROUPFERRY_FAILPOINT")
-	ended := p.killWhen(func() bool {
-		if since.IsZero() && l.calls() > before {
-			since = time.Now()
-		}
-		switch waited := time.Since(since); {
-		case since.IsZero(), waited < time.Second/2:
-			return false
-		case waited > 5*time.Second:
-			return true
-		}
-		return l.writtenSince(since)
-	})
-	if !ended {
-		l.kills++
-	}
-}
-
-// writtenSince tells whether the server wrote down what the consumers know since then.
-func (l *life) writtenSince(then time.Time) bool {
-	l.t.Helper()
-	states, err := filepath.Glob(filepath.Join(l.s.dir, "jetstream", "*", "streams", "*-jobs", "obs", "*", "o.dat"))
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	return slices.ContainsFunc(states, func(path string) bool {
-		info, err := os.Stat(path)
-		return err == nil && info.ModTime().After(then)
-	})
-}
-
 // halfMade leaves of the streams, in which there is nothing yet, what a kill leaves of one that is being made.
 func (l *life) halfMade() {
 	l.t.Helper()
@@ -298,7 +252,7 @@ func (l *life) halfMade() {
 
 func live(t *testing.T, binary string, seed uint64, crashes map[string][]crash, seen *reached) {
 	const failing = "friend-1"
-	hands := []int{4, 64}[seed/3%2] // with many of them results are written in groups
+	slots := []int{4, 64}[seed/3%2]
 	sizes := []int{230}
 	for i := range 60 {
 		sizes = append(sizes, 1+i%4)
@@ -318,19 +272,17 @@ func live(t *testing.T, binary string, seed uint64, crashes map[string][]crash, 
 	l := &life{t: t, s: newShell(t, url), sim: sim, crashes: crashes, seen: seen}
 	l.s.program = binary
 	l.s.env["GROUPFERRY_TIMEOUT"] = "1s"
-	// What a killed process had in hand has to be taken back by the next one: to wait for it would not end.
-	l.s.env["GROUPFERRY_FAILPOINT_ACK_WAIT"] = "1h"
 	file := writeRows(t, rows)
-	run := []string{"run", "--import-id", "life", "--concurrency", fmt.Sprint(hands), "--output", "json", file}
+	run := []string{"run", "--import-id", "life", "--concurrency", fmt.Sprint(slots), "--output", "json", file}
 
 	// Everything but what fails is in its group, and what fails is in a result.
 	l.check(l.do("run", []int{exitIncomplete}, run...), good, len(rows), len(rows)-len(good), 0)
 	calls := len(sizes) + 2 // one group takes three
-	if got, most := l.calls(), calls+l.kills*3*hands; got < calls || got > 2*most {
+	if got, most := l.calls(), calls+l.kills*3*slots; got < calls || got > 2*most {
 		t.Errorf("run: got %d calls after %d kills, want %d to %d", got, l.kills, calls, most)
 	}
 
-	// What failed is done, and nothing else again but what was in hand at a kill.
+	// What failed is done, and nothing else again but what was in flight at a kill.
 	if err := sim.Configure(func(c *chatsim.Config) { c.FailIDs = nil }); err != nil {
 		t.Fatal(err)
 	}
@@ -340,7 +292,7 @@ func live(t *testing.T, binary string, seed uint64, crashes map[string][]crash, 
 	}
 	before, kills := l.calls(), l.kills
 	l.check(l.do("again", []int{exitDone}, run...), rows, len(rows), 0, 1)
-	if got, most := l.calls()-before, bad+(l.kills-kills)*2*hands; got > 2*most {
+	if got, most := l.calls()-before, bad+(l.kills-kills)*2*slots; got > 2*most {
 		t.Errorf("retry: got %d calls after %d kills, want at most %d", got, l.kills-kills, most)
 	}
 
@@ -353,9 +305,9 @@ func live(t *testing.T, binary string, seed uint64, crashes map[string][]crash, 
 	if got := l.s.onQueue("second"); got != 0 {
 		t.Errorf("cancel: got %d jobs on the queue, want none", got)
 	}
-	l.do("forget", []int{exitDone, exitFailed}, "forget", "second") // exitFailed: there is none any more
+	l.do("delete", []int{exitDone, exitFailed}, "delete", "second") // exitFailed: there is none any more
 	if p := l.s.spawn("status", "second"); p.wait() != exitFailed || !strings.Contains(p.stderr.String(), "no such import") {
-		t.Errorf("forget: the import is still there:\n%s", &p.stdout)
+		t.Errorf("delete: the import is still there:\n%s", &p.stdout)
 	}
 
 	// Two at once, of which one stands still for a while before one of its pieces.
@@ -396,7 +348,7 @@ func (l *life) calls() int {
 }
 
 // check looks at the app, the report of a run, the results and the queue.
-func (l *life) check(p *process, inApp []row, conversations, failed, round int) {
+func (l *life) check(p *process, inApp []row, conversations, failed, generation int) {
 	l.t.Helper()
 	checkState(l.t, l.sim, stateOf(inApp))
 	var r importStatus
@@ -407,8 +359,8 @@ func (l *life) check(p *process, inApp []row, conversations, failed, round int) 
 	if r.Conversations != want {
 		l.t.Errorf("conversations: got %+v, want %+v", r.Conversations, want)
 	}
-	if round > 0 && (r.Retry == nil || r.Retry.Round != round || r.Retry.Pending != 0) {
-		l.t.Errorf("retry: got %+v, want round %d and none pending", r.Retry, round)
+	if generation > 0 && (r.Retry == nil || r.Retry.Generation != generation || r.Retry.Pending != 0) {
+		l.t.Errorf("retry: got %+v, want generation %d and none pending", r.Retry, generation)
 	}
 	if got := len(l.s.results("life")); got != conversations {
 		l.t.Errorf("results: got %d conversations, want %d", got, conversations)

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"encoding/csv"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -29,7 +30,7 @@ func (p *program) resultsCommand() *cobra.Command {
 		Long: `results writes one line for each conversation that has a result: where it came from,
 what the API said about it, and the group it is in. An empty code means that the
 conversation is in its group. The CSV begins with the columns of an input, so what
---failed writes can be mended and imported as it is.
+--failed writes can be fixed and imported as it is.
 
 --summary groups the failures by code instead, each with its count and an example.`,
 		Example: `  groupferry results 3f9a1c0be2d47a55 --failed > failed.csv
@@ -48,18 +49,18 @@ conversation is in its group. The CSV begins with the columns of an input, so wh
 			if err := out.check(); err != nil {
 				return err
 			}
-			q, err := p.open(qf, true)
+			s, err := p.open(qf, true)
 			if err != nil {
 				return err
 			}
-			defer q.Close()
-			if _, err := statusOf(p.soft, q, args[0]); err != nil {
+			defer s.Close()
+			if _, err := statusOf(p.soft, s, args[0]); err != nil {
 				return err
 			}
 			if summary {
-				return summarise(p, q, args[0], out.format)
+				return summarise(p, s.Queue, args[0], out.format)
 			}
-			return writeResults(p, q, args[0], out.format, failed)
+			return writeResults(p, s.Queue, args[0], out.format, failed)
 		},
 	}
 	qf.add(cmd)
@@ -141,9 +142,13 @@ func writeResults(p *program, q *queue.Queue, importID, format string, failedOnl
 	if format == "csv" {
 		write, flush = csvLines(buffered)
 	}
-	for r, err := range q.Results(p.soft, importID) {
+	var outcomes []job.Outcome // all
+	if failedOnly {
+		outcomes = []job.Outcome{job.Partial, job.Failed}
+	}
+	for r, err := range q.Results(p.soft, importID, outcomes...) {
 		if err != nil {
-			return err
+			return errors.Join(err, flush(), buffered.Flush())
 		}
 		for _, l := range lines(&r) {
 			if failedOnly && l.Code == "" {

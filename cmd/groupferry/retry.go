@@ -25,19 +25,19 @@ again. Workers ('groupferry work', or the 'groupferry run' of the import) make t
 calls, and the new results take the place of the old ones.
 
 It can be called as often as something fails, at once or a week later. Whatever
-stops it, the same command goes on, and no job is on the queue twice.
+stops it, the same command continues, and no job is on the queue twice.
 
 ` + exitCodes,
 		Example: `  groupferry retry 3f9a1c0be2d47a55
   groupferry retry 3f9a1c0be2d47a55 --code 50001,51007`,
 		Args: imports(1, 1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			q, err := p.open(qf, true)
+			s, err := p.open(qf, true)
 			if err != nil {
 				return err
 			}
-			defer q.Close()
-			return p.retry(q, args[0], codes, qf.args(p.getenv))
+			defer s.Close()
+			return p.retry(s.Queue, args[0], codes, qf.args(p.getenv))
 		},
 	}
 	cmd.Flags().StringSliceVar(&codes, "code", nil, "only failures with one of these `codes`; default: all")
@@ -68,45 +68,43 @@ func (p *program) retry(q *queue.Queue, id string, codes []string, where string)
 	}
 	switch {
 	case stats.Jobs == 0:
-		p.console.say("import %s has no such failures: nothing to do", id)
+		p.console.say("import %s: no failures to retry", id)
 	default:
 		p.console.say("retry %d of import %s: %s jobs with %s conversations are on the queue again; "+
-			"'groupferry work%s' makes their calls", i.Round, id, count(stats.Jobs), count(stats.Conversations), where)
+			"'groupferry work%s' makes their calls", i.Generation, id, count(stats.Jobs), count(stats.Conversations), where)
 	}
 	return nil
 }
 
-func (p *program) forgetCommand() *cobra.Command {
+func (p *program) deleteCommand() *cobra.Command {
 	return p.steering(&cobra.Command{
-		Use:   "forget IMPORT",
-		Short: "Remove an import with its results",
-		Long: `forget removes an import that is complete or cancelled: its results, with the ids of
+		Use:     "delete IMPORT",
+		Aliases: []string{"forget"},
+		Short:   "Remove an import with its results",
+		Long: `delete removes an import that is complete or cancelled: its results, with the ids of
 people in them, and its record. The groups that were written stay. The same
 content is a new import then.
 
 'groupferry work' and 'groupferry run' do this by themselves to imports that are
 older than --keep.`,
 		Args: imports(1, 1),
-	}, func(ctx context.Context, q *queue.Queue, args []string) error {
-		err := q.Forget(ctx, args[0])
+	}, func(ctx context.Context, s *store, args []string) error {
+		err := s.Delete(ctx, args[0])
 		if errors.Is(err, queue.ErrUnfinished) {
 			return hint(err, "wait for its end, or 'groupferry cancel %s'", args[0])
 		}
 		if err == nil {
-			p.console.say("import %s is forgotten", args[0])
+			p.console.say("import %s is deleted", args[0])
 		}
 		return err
 	})
 }
 
-// tidyEvery is how often a worker looks for imports that are too old to be kept.
-const tidyEvery = time.Hour
-
 // keepFlag is how long an import is kept after its end.
 type keepFlag time.Duration
 
 func (k *keepFlag) add(cmd *cobra.Command) {
-	cmd.Flags().Var(k, "keep", "forget imports that ended longer ago than this `time`, such as 30d; default: never")
+	cmd.Flags().Var(k, "keep", "delete imports that ended longer ago than this `time`, such as 30d; default: never")
 }
 
 // Set takes whole days as 30d, and what time.ParseDuration does.
@@ -136,16 +134,16 @@ func (k *keepFlag) String() string {
 
 func (k *keepFlag) Type() string { return "time" }
 
-// tidy forgets what is older than wanted.
+// tidy deletes what is older than wanted.
 func (p *program) tidy(ctx context.Context, q *queue.Queue, keep keepFlag) {
 	if keep == 0 {
 		return
 	}
-	gone, err := q.ForgetOlder(ctx, time.Duration(keep))
+	gone, err := q.DeleteOlder(ctx, time.Duration(keep))
 	for _, id := range gone {
-		p.console.log.Info("import is forgotten", "import", id, "keep", &keep)
+		p.console.log.Info("import is deleted", "import", id, "keep", &keep)
 	}
 	if err != nil && ctx.Err() == nil {
-		p.console.log.Warn("imports that are too old could not be forgotten", "err", err)
+		p.console.log.Warn("imports that are too old could not be deleted", "err", err)
 	}
 }

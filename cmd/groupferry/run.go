@@ -27,10 +27,11 @@ job for each group on the queue, makes the calls, and reports what came of every
 row. A FILE is CSV or JSONL, also compressed with gzip or zstd; - is standard
 input.
 
-Whatever stops it, the same command goes on: what is done is not done again. If
-it halted (every job would fail the same way), mend what it says first. The first
+Whatever stops it, the same command continues: what is done is not done again. If
+it halted (every job would fail the same way), fix what it says first. The first
 interrupt lets the calls under way finish, the second leaves at once; neither
-loses anything.
+loses anything. While another process leads, run shows the progress of its import
+and takes over if that process goes.
 
 With --simulate it needs nothing else: the API is simulated in the same process,
 and nothing is kept unless --data-dir names a place for it.
@@ -52,7 +53,7 @@ and nothing is kept unless --data-dir names a place for it.
 	return cmd
 }
 
-// A runner is one run of the verb run.
+// A runner is one run of the command run.
 type runner struct {
 	*program
 	in       inputFlags
@@ -94,42 +95,36 @@ func (r *runner) run(cmd *cobra.Command, inputs []string) error {
 		return err
 	}
 	defer plan.Close()
-	q, err := r.open(r.queue, false)
+	s, err := r.open(r.queue, false)
 	if err != nil {
 		return err
 	}
-	defer q.Close()
-	if err := r.keepApart(r.soft, q, r.simulate); err != nil {
+	defer s.Close()
+	m := newMetrics()
+	m.Rows(plan.Summary.Accepted, plan.Summary.Duplicates, plan.Summary.Rejected)
+	w, err := r.newWorkerProcess(s, api, &r.api, m, processOptions{
+		leaveOnHalt: true, liftHalt: true, resume: r.commandLine(),
+	})
+	if err != nil {
 		return err
 	}
 	record.Simulated = r.simulate
-	stored, err := r.begin(r.soft, q, record)
+	stored, err := r.begin(r.soft, s.Queue, record)
 	if err != nil {
 		return err
 	}
-	m := newMetrics()
-	m.Rows(plan.Summary.Accepted, plan.Summary.Duplicates, plan.Summary.Rejected)
-	c, err := r.muster(q, api, &r.api, m)
-	if err != nil {
-		return err
-	}
-	defer c.disband()
-	c.goOn, c.importID = r.commandLine(), plan.ImportID
 	started := time.Now()
 	if !stored.State.Over() {
-		if err := r.prepare(c, plan, stored); err != nil {
-			return r.unfinished(err)
-		}
-		if err := r.toTheEnd(c, plan, listener); err != nil {
+		if err := r.toTheEnd(w, plan, stored, listener); err != nil {
 			// What was done until then is worth a report; that it is unfinished is what counts.
-			if rerr := r.report(c, plan.ImportID, time.Since(started)); rerr != nil && !errors.Is(rerr, errIncomplete) {
+			if rerr := r.report(w, plan.ImportID, time.Since(started)); rerr != nil && !errors.Is(rerr, errIncomplete) {
 				r.console.log.Warn("no report", "err", rerr)
 			}
 			return r.unfinished(err)
 		}
 	}
-	err = r.report(c, plan.ImportID, time.Since(started))
-	r.tidy(r.soft, q, r.keep)
+	err = r.report(w, plan.ImportID, time.Since(started))
+	r.tidy(r.soft, s.Queue, r.keep)
 	return err
 }
 
@@ -165,55 +160,53 @@ func (r *runner) startSimulator(cmd *cobra.Command) (cleanUp func(), err error) 
 	return cleanUp, nil
 }
 
-// prepare proves the credentials, lifts a halt, and enqueues what is not enqueued yet.
-func (r *runner) prepare(c *crew, plan *importer.Plan, stored queue.Import) error {
-	standing, err := c.q.Halted(r.soft)
-	if err != nil {
+// toTheEnd enqueues what is not enqueued yet, and works, or waits for the process that leads, until the import is over.
+// An error of either ends the other.
+func (r *runner) toTheEnd(w *workerProcess, plan *importer.Plan, stored queue.Import, listener net.Listener) error {
+	if h, err := w.store.Halted(r.soft); err != nil {
 		return err
+	} else if h != nil && h.State == queue.Paused {
+		r.console.warn("%s: %s; to continue: %s", h.State, h.Reason, h.Command)
 	}
-	paused := standing != nil && standing.State == queue.Paused
-	if paused {
-		c.stand(standing) // the jobs can be enqueued meanwhile
-	} else if err := c.check(r.soft); err != nil {
-		return err
-	}
-	if standing != nil && !paused {
-		if _, err := c.q.ClearHalt(r.soft); err != nil {
-			return err
+	enqueueing, stopEnqueueing := context.WithCancel(r.soft)
+	defer stopEnqueueing()
+	stop := make(chan struct{}) // closed by a signal, or when the enqueueing failed
+	enqueued := make(chan error, 1)
+	go func() {
+		var err error
+		if stored.State == queue.Enqueueing {
+			err = r.enqueue(enqueueing, w.store.Queue, plan, w.metrics)
 		}
-		r.console.say("lifting the halt of %s: %s", standing.Since.Local().Format(time.DateTime), standing.Reason)
+		enqueued <- err
+		if err == nil {
+			<-r.soft.Done()
+		}
+		close(stop)
+	}()
+	err := w.run(stop, listener, func(ctx context.Context) (bool, error) {
+		p, err := w.store.Progress(ctx, plan.ImportID)
+		if err != nil {
+			return false, err
+		}
+		w.showProgress(p)
+		return p.Import.State.Over(), nil
+	})
+	stopEnqueueing()
+	if enqueueErr := <-enqueued; enqueueErr != nil && (err == nil || !errors.Is(enqueueErr, context.Canceled)) {
+		return enqueueErr
 	}
-	if stored.State != queue.Enqueueing {
-		return nil
-	}
-	return r.enqueue(r.soft, c.q, plan, c.metrics)
-}
-
-// toTheEnd makes the calls of the import until none of its jobs is left.
-func (r *runner) toTheEnd(c *crew, plan *importer.Plan, listener net.Listener) error {
-	id := plan.ImportID
-	c.cfg.LeaveOn = isNoPause
-	c.cfg.Finished = func(ctx context.Context) (bool, error) { return settled(ctx, c.q, id) }
-	i, err := c.q.Import(r.soft, id)
-	if err != nil {
+	if err != nil || r.soft.Err() == nil {
 		return err
 	}
-	todo, err := c.q.Todo(r.soft, i)
-	if err != nil {
-		return err
-	}
-	c.total.Store(todo)
-	if err := c.work(c.q.Source(id), listener); err != nil {
-		return err
-	}
-	err = c.q.Complete(r.hard, id)
-	if errors.Is(err, queue.ErrUnfinished) && r.soft.Err() != nil {
-		return errInterrupted
+	// The signal may have come after the last result.
+	i, err := w.store.Import(context.WithoutCancel(r.hard), plan.ImportID)
+	if err == nil && !i.State.Over() {
+		err = errInterrupted
 	}
 	return err
 }
 
-// unfinished adds the command that goes on, where there is one.
+// unfinished adds the command that continues, where there is one.
 func (r *runner) unfinished(err error) error {
 	switch code := exitCode(err); {
 	case r.soft.Err() != nil && code != exitHalted:
@@ -225,15 +218,15 @@ func (r *runner) unfinished(err error) error {
 }
 
 // report says what came of every row, and checks that it adds up.
-func (r *runner) report(c *crew, importID string, took time.Duration) error {
+func (r *runner) report(w *workerProcess, importID string, took time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.hard), 30*time.Second)
 	defer cancel()
-	s, err := statusOf(ctx, c.q, importID)
+	s, err := statusOf(ctx, w.store, importID)
 	if err != nil {
 		return err
 	}
 	s.Command = r.resultsLine(importID)
-	n := c.counters
+	n := w.counters
 	run := &runReport{
 		Seconds: took.Seconds(), Calls: n.calls.Load(), Throttled: n.throttled.Load(), Repeated: n.retries.Load(),
 	}

@@ -305,7 +305,7 @@ func TestHaltAndGoOn(t *testing.T) {
 	}
 
 	// The same again, before anything was mended, changes nothing.
-	goOn := c.goOn("to go on, once that is mended")
+	goOn := c.resumeCommand("to continue, once that is fixed")
 	s.run(exitHalted, goOn...).wantErr("51013")
 	if got := sim.Ledger().Conversations; got != l.Conversations {
 		t.Errorf("conversations after a try that halted: got %d, want %d", got, l.Conversations)
@@ -364,7 +364,7 @@ func TestHaltBeforeAnyJob(t *testing.T) {
 				t.Errorf("the UserSig is told:\n%s", &c.stderr)
 			}
 
-			goOn := c.goOn("to go on, once that is mended")
+			goOn := c.resumeCommand("to continue, once that is fixed")
 			s.env = right
 			err := sim.Configure(func(c *chatsim.Config) {
 				c.Edition, c.Disabled, c.Admins = chatsim.Ultimate, false, []string{chat.DefaultAdmin}
@@ -414,7 +414,7 @@ func TestAPIOutOfReach(t *testing.T) {
 		t.Errorf("jobs on the queue: got %d, want 0", got)
 	}
 	s.env["GROUPFERRY_API_URL"] = url
-	s.run(exitDone, c.goOn("to go on")...)
+	s.run(exitDone, c.resumeCommand("to continue")...)
 	checkState(t, sim, stateOf(rows))
 }
 

@@ -28,6 +28,7 @@ import (
 	"github.com/gocarina/gocsv"
 	"github.com/klauspost/compress/zstd"
 
+	"groupferry/internal/broker"
 	"groupferry/internal/job"
 	"groupferry/internal/queue"
 )
@@ -215,11 +216,15 @@ func scalePublish() {
 		panic(err)
 	}
 	ctx := context.Background()
-	q, err := queue.Open(ctx, queue.Config{DataDir: os.Getenv("GROUPFERRY_DATA_DIR")})
+	conn, err := broker.Open(ctx, broker.Config{DataDir: os.Getenv("GROUPFERRY_DATA_DIR")})
 	if err != nil {
 		panic(err)
 	}
-	defer q.Close()
+	defer conn.Close()
+	q, err := queue.Open(ctx, conn)
+	if err != nil {
+		panic(err)
+	}
 	j := job.Job{
 		Import: "scale", FromAccount: fmt.Sprintf("user%d", n/scalePerUser/2), GroupName: "Family 12",
 		Files: []string{"shuffled.csv"},

@@ -20,8 +20,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"groupferry/internal/broker"
 	"groupferry/internal/chatsim"
-	"groupferry/internal/queue"
 )
 
 // A stage is what a script has beside its files.
@@ -242,9 +242,9 @@ func cmdState(ts *testscript.TestScript, neg bool, args []string) {
 func cmdNATS(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, neg, args, 0, 0)
 	dir := ts.MkAbs("nats")
-	q, err := queue.Open(context.Background(), queue.Config{DataDir: dir, Namespace: "unused"})
+	conn, err := broker.Open(context.Background(), broker.Config{DataDir: dir, Namespace: "unused"})
 	ts.Check(err)
-	ts.Defer(func() { q.Close() })
+	ts.Defer(func() { conn.Close() })
 	b, err := os.ReadFile(filepath.Join(dir, "server.json"))
 	ts.Check(err)
 	var server struct{ URL, Token string }

@@ -32,13 +32,13 @@ look at an embedded server while another groupferry works with it.`,
 			if err := out.check(); err != nil {
 				return err
 			}
-			q, err := p.open(qf, true)
+			opened, err := p.open(qf, true)
 			if err != nil {
 				return err
 			}
-			defer q.Close()
+			defer opened.Close()
 			for {
-				s, err := p.statusAll(p.soft, q, args)
+				s, err := p.statusAll(p.soft, opened, args)
 				if err != nil {
 					return err
 				}
@@ -51,7 +51,7 @@ look at an embedded server while another groupferry works with it.`,
 				} else {
 					_, err = io.WriteString(p.stdout, text)
 				}
-				if err != nil || !watch || s.settled() {
+				if err != nil || !watch || s.over() {
 					return err
 				}
 				select {
@@ -72,7 +72,7 @@ look at an embedded server while another groupferry works with it.`,
 // An importStatus is how far an import is. Its JSON form is read by programs: fields are added, never changed.
 type importStatus struct {
 	Import        string             `json:"import"`
-	State         string             `json:"state"` // enqueueing, enqueued, complete, cancelled, retrying, forgetting
+	State         string             `json:"state"` // enqueueing, running, complete, cancelled, retrying, deleting
 	Paused        bool               `json:"paused"`
 	Simulated     bool               `json:"simulated,omitempty"`
 	Files         []string           `json:"files"`
@@ -96,20 +96,20 @@ type importStatus struct {
 
 // A retryStatus is how far a retry is. Until a job of it has its new result, it counts as what it was before.
 type retryStatus struct {
-	Round   int      `json:"round"`
-	Jobs    int64    `json:"jobs"`            // 0 until all are on the queue
-	Pending int64    `json:"pending"`         // those in hand included
-	Codes   []string `json:"codes,omitempty"` // of the failures that it is about; all when empty
+	Generation int      `json:"generation"`      // 1 for the first retry
+	Jobs       int64    `json:"jobs"`            // 0 until all are on the queue
+	Pending    int64    `json:"pending"`         // those in flight included
+	Codes      []string `json:"codes,omitempty"` // of the failures that it is about; all when empty
 }
 
 type jobCounts struct {
-	Total   int64 `json:"total"`
-	Done    int64 `json:"done"`
-	Partial int64 `json:"partial"`
-	Failed  int64 `json:"failed"`
-	Pending int64 `json:"pending"` // without a result, those in hand included
-	InHand  int64 `json:"in_hand"`
-	Dropped int64 `json:"dropped"` // by cancel
+	Total    int64 `json:"total"`
+	Done     int64 `json:"done"`
+	Partial  int64 `json:"partial"`
+	Failed   int64 `json:"failed"`
+	Pending  int64 `json:"pending"` // without a result, those in flight included
+	InFlight int64 `json:"in_flight"`
+	Dropped  int64 `json:"dropped"` // by cancel
 }
 
 type conversationCounts struct {
@@ -121,32 +121,24 @@ type conversationCounts struct {
 }
 
 // statusOf gathers what the queue knows about an import.
-func statusOf(ctx context.Context, q *queue.Queue, id string) (importStatus, error) {
-	i, err := q.Import(ctx, id)
+func statusOf(ctx context.Context, q *store, id string) (importStatus, error) {
+	p, err := q.Progress(ctx, id)
 	if err != nil {
 		if errors.Is(err, queue.ErrNoImport) {
 			err = hint(err, "'groupferry status' lists the imports of %s", q.Where())
 		}
 		return importStatus{}, err
 	}
-	tally, err := q.Tally(ctx, id)
-	if err != nil {
-		return importStatus{}, err
-	}
-	var pending, inHand int64
-	if !i.State.Over() {
-		if pending, inHand, err = q.Pending(ctx, id); err != nil {
-			return importStatus{}, err
-		}
-	}
+	i, n := p.Import, p.Counts
+	results := n.Jobs.Done + n.Jobs.Partial + n.Jobs.Failed
 	s := importStatus{
 		Import: i.ID, State: string(i.State), Paused: i.Paused, Simulated: i.Simulated, Files: i.Files, Created: i.Created,
 		Rows: i.Rows, Accepted: i.Accepted, Duplicates: i.Duplicates, Rejected: i.Rejected, RejectsFile: i.RejectsFile,
-		Jobs: jobCounts{Total: i.Jobs, Done: tally.Jobs.Done, Partial: tally.Jobs.Partial, Failed: tally.Jobs.Failed,
-			Pending: i.Jobs - tally.Total(), InHand: inHand},
-		Conversations: conversationCounts{Total: i.Conversations, Done: tally.Conversations.Done, Failed: tally.Conversations.Failed,
-			Pending: i.Conversations - tally.Conversations.Done - tally.Conversations.Failed},
-		Calls: tally.Calls,
+		Jobs: jobCounts{Total: i.Jobs, Done: n.Jobs.Done, Partial: n.Jobs.Partial, Failed: n.Jobs.Failed,
+			Pending: i.Jobs - results, InFlight: p.InFlight},
+		Conversations: conversationCounts{Total: i.Conversations, Done: n.Conversations.Done, Failed: n.Conversations.Failed,
+			Pending: i.Conversations - n.Conversations.Done - n.Conversations.Failed},
+		Calls: n.Calls,
 	}
 	if s.Files == nil {
 		s.Files = []string{}
@@ -154,41 +146,25 @@ func statusOf(ctx context.Context, q *queue.Queue, id string) (importStatus, err
 	if !i.Completed.IsZero() {
 		s.Completed = &i.Completed
 	}
-	if !tally.LastResult.IsZero() {
-		s.LastResult = &tally.LastResult
+	if !n.LastResult.IsZero() {
+		s.LastResult = &n.LastResult
 	}
 	todo := s.Jobs.Pending
-	if i.Round > 0 {
-		if todo = pending + inHand; i.State == queue.Enqueued {
-			if todo, err = q.Todo(ctx, i); err != nil {
-				return importStatus{}, err
-			}
-		}
-		todo = max(todo, 0)
-		s.Retry = &retryStatus{Round: i.Round, Jobs: i.Retried, Pending: todo, Codes: i.RetryCodes}
+	if i.Generation > 0 {
+		todo = p.Pending
+		s.Retry = &retryStatus{Generation: i.Generation, Jobs: i.Retried, Pending: todo, Codes: i.RetryCodes}
 	}
-	// After a crash the server takes jobs for being in hand that have their result.
-	s.Jobs.InHand = min(inHand, todo)
 	if i.State == queue.Cancelled {
 		s.Jobs.Pending, s.Jobs.Dropped = 0, s.Jobs.Pending
 		s.Conversations.Pending, s.Conversations.Dropped = 0, s.Conversations.Pending
 	}
-	if i.State.Over() {
+	switch {
+	case i.State.Over():
 		zero := 0.0
 		s.SecondsLeft = &zero
-		return s, nil
-	}
-	window := time.Minute
-	if age := time.Since(i.Created); age > 0 {
-		window = min(window, age)
-	}
-	recent, err := q.Recent(ctx, id, window)
-	if err != nil {
-		return s, err
-	}
-	if recent > 0 {
-		s.Rate = float64(recent) / window.Seconds()
-		left := float64(todo) / s.Rate
+	case p.Rate > 0:
+		s.Rate = p.Rate
+		left := float64(todo) / p.Rate
 		s.SecondsLeft = &left
 	}
 	return s, nil
@@ -240,7 +216,7 @@ func (s *importStatus) text() string {
 		count(s.Conversations.Total), count(s.Conversations.Done), count(s.Conversations.Failed), count(s.Conversations.Pending),
 		dropped(s.Conversations.Dropped))
 	if r := s.Retry; r != nil {
-		fmt.Fprintf(&b, "  retry %-8d %-9s pending %s", r.Round, count(r.Jobs), count(r.Pending))
+		fmt.Fprintf(&b, "  retry %-8d %-9s pending %s", r.Generation, count(r.Jobs), count(r.Pending))
 		if len(r.Codes) > 0 {
 			fmt.Fprintf(&b, " · codes %s", strings.Join(r.Codes, ", "))
 		}
@@ -265,7 +241,7 @@ type statusReport struct {
 	Halt    *queue.Halt    `json:"halt"` // null while work may go on
 }
 
-func (p *program) statusAll(ctx context.Context, q *queue.Queue, ids []string) (statusReport, error) {
+func (p *program) statusAll(ctx context.Context, q *store, ids []string) (statusReport, error) {
 	r := statusReport{Imports: []importStatus{}}
 	var err error
 	if r.Halt, err = q.Halted(ctx); err != nil {
@@ -293,9 +269,9 @@ func (p *program) statusAll(ctx context.Context, q *queue.Queue, ids []string) (
 func (r *statusReport) text() string {
 	var b strings.Builder
 	if h := r.Halt; h != nil {
-		fmt.Fprintf(&b, "%s since %s by %s: %s\n", h.State, h.Since.Local().Format(time.DateTime), h.By, h.Reason)
-		if h.Mend != "" {
-			fmt.Fprintf(&b, "  to mend it: %s\n", h.Mend)
+		fmt.Fprintf(&b, "%s by %s since %s: %s\n", h.State, h.By, h.Since.Local().Format(time.DateTime), h.Reason)
+		if h.Remedy != "" {
+			fmt.Fprintf(&b, "  remedy: %s\n", h.Remedy)
 		}
 		if h.Command != "" {
 			fmt.Fprintf(&b, "  then: %s\n", h.Command)
@@ -311,7 +287,7 @@ func (r *statusReport) text() string {
 }
 
 // settled tells whether nothing is going to change.
-func (r *statusReport) settled() bool {
+func (r *statusReport) over() bool {
 	for _, i := range r.Imports {
 		if !queue.ImportState(i.State).Over() {
 			return false

@@ -12,16 +12,16 @@ import (
 	"groupferry/internal/queue"
 )
 
-// steering makes a verb that changes what workers do, while they run or before they do.
-func (p *program) steering(cmd *cobra.Command, steer func(context.Context, *queue.Queue, []string) error) *cobra.Command {
+// steering makes a command that changes what workers do, while they run or before they do.
+func (p *program) steering(cmd *cobra.Command, steer func(context.Context, *store, []string) error) *cobra.Command {
 	var qf queueFlags
 	cmd.RunE = func(_ *cobra.Command, args []string) error {
-		q, err := p.open(qf, true)
+		s, err := p.open(qf, true)
 		if err != nil {
 			return err
 		}
-		defer q.Close()
-		err = steer(p.soft, q, args)
+		defer s.Close()
+		err = steer(p.soft, s, args)
 		if errors.Is(err, queue.ErrNoImport) {
 			return hint(err, "'groupferry status%s' lists the imports", qf.args(p.getenv))
 		}
@@ -37,24 +37,24 @@ func (p *program) pauseCommand() *cobra.Command {
 		Use:   "pause [IMPORT]",
 		Short: "Make no more calls until resumed",
 		Long: `pause stops the calls of all workers, those that join later included, until
-'groupferry resume'. With an IMPORT it is that import alone, and the others go on.
+'groupferry resume'. With an IMPORT it is that import alone, and the others continue.
 Calls under way end, and nothing is lost.`,
 		Args: imports(0, 1),
-	}, func(ctx context.Context, q *queue.Queue, args []string) error {
+	}, func(ctx context.Context, s *store, args []string) error {
 		if len(args) == 1 {
-			if err := q.PauseImport(ctx, args[0]); err != nil {
+			if err := s.PauseImport(ctx, args[0]); err != nil {
 				return err
 			}
-			p.console.say("import %s is paused; to go on: groupferry resume %s", args[0], args[0])
+			p.console.say("import %s is paused; to continue: groupferry resume %s", args[0], args[0])
 			return nil
 		}
-		err := q.SetHalt(ctx, queue.Halt{
+		err := s.SetHalt(ctx, queue.Halt{
 			State: queue.Paused, Reason: "by hand", Command: "groupferry resume", By: processName(),
 		})
 		if err != nil {
 			return err
 		}
-		p.console.say("paused; to go on: groupferry resume")
+		p.console.say("paused; to continue: groupferry resume")
 		return nil
 	})
 }
@@ -62,20 +62,20 @@ Calls under way end, and nothing is lost.`,
 func (p *program) resumeCommand() *cobra.Command {
 	return p.steering(&cobra.Command{
 		Use:   "resume [IMPORT]",
-		Short: "Go on after a pause or a halt",
-		Long: `resume ends a pause, or a halt once what made it is mended: workers that wait go on
-at once, and those that are started make calls again. 'groupferry status' says why
+		Short: "Continue after a pause or a halt",
+		Long: `resume ends a pause, or a halt once its cause is fixed: the worker that leads
+continues at once, and those that are started make calls again. 'groupferry status' says why
 they stand still. With an IMPORT it ends the pause of that import.`,
 		Args: imports(0, 1),
-	}, func(ctx context.Context, q *queue.Queue, args []string) error {
+	}, func(ctx context.Context, s *store, args []string) error {
 		if len(args) == 1 {
-			if err := q.ResumeImport(ctx, args[0]); err != nil {
+			if err := s.ResumeImport(ctx, args[0]); err != nil {
 				return err
 			}
-			p.console.say("import %s goes on", args[0])
+			p.console.say("import %s continues", args[0])
 			return nil
 		}
-		was, err := q.ClearHalt(ctx)
+		was, err := s.ClearHalt(ctx)
 		switch {
 		case err != nil:
 			return err
@@ -91,21 +91,21 @@ they stand still. With an IMPORT it ends the pause of that import.`,
 func (p *program) cancelCommand() *cobra.Command {
 	return p.steering(&cobra.Command{
 		Use:   "cancel IMPORT",
-		Short: "Drop the jobs of an import that are not begun",
-		Long: `cancel drops the jobs of an import that no worker has in hand. What is in hand ends,
-and the results so far are kept; 'groupferry status' counts what was dropped.
+		Short: "Drop the jobs of an import that have not started",
+		Long: `cancel drops the jobs of an import that have no result. Calls under way end, and
+the results so far are kept; 'groupferry status' counts what was dropped.
 The groups that were written stay. To import the same content again, give it
 another --import-id.`,
 		Args: imports(1, 1),
-	}, func(ctx context.Context, q *queue.Queue, args []string) error {
-		if err := q.Cancel(ctx, args[0]); err != nil {
+	}, func(ctx context.Context, s *store, args []string) error {
+		if err := s.Cancel(ctx, args[0]); err != nil {
 			return err
 		}
-		s, err := statusOf(ctx, q, args[0])
+		i, err := statusOf(ctx, s, args[0])
 		if err != nil {
 			return err
 		}
-		p.console.say("import %s is cancelled: %s of %s jobs had a result", args[0], count(s.Jobs.Total-s.Jobs.Pending-s.Jobs.Dropped), count(s.Jobs.Total))
+		p.console.say("import %s is cancelled: %s of %s jobs had a result", args[0], count(i.Jobs.Total-i.Jobs.Pending-i.Jobs.Dropped), count(i.Jobs.Total))
 		return nil
 	})
 }
@@ -119,9 +119,9 @@ on and for those that join later; it goes before their --rate. Without CALLS it
 shows what is set, and 0 leaves it to the workers again.`,
 		Example: "  groupferry rate 160",
 		Args:    cobra.MaximumNArgs(1),
-	}, func(ctx context.Context, q *queue.Queue, args []string) error {
+	}, func(ctx context.Context, s *store, args []string) error {
 		if len(args) == 0 {
-			rate, err := q.Rate(ctx)
+			rate, err := s.Rate(ctx)
 			if err == nil {
 				_, err = fmt.Fprintln(p.stdout, rate)
 			}
@@ -131,7 +131,7 @@ shows what is set, and 0 leaves it to the workers again.`,
 		if err != nil || n < 0 {
 			return usagef("rate %q: a number of calls a second", args[0])
 		}
-		if err := q.SetRate(ctx, n); err != nil {
+		if err := s.SetRate(ctx, n); err != nil {
 			return err
 		}
 		if n == 0 {

@@ -212,7 +212,7 @@ func TestInterrupt(t *testing.T) {
 	if text := c.stdout.String(); !strings.Contains(text, "pending") {
 		t.Errorf("no report of what was done:\n%s", text)
 	}
-	s.run(exitDone, c.goOn("interrupted; to go on")...)
+	s.run(exitDone, c.resumeCommand("interrupted; to continue")...)
 	checkState(t, sim, stateOf(rows))
 	if got := sim.Ledger().Readded; got != 0 {
 		t.Errorf("conversations sent twice: got %d, want 0: the first interrupt lets calls finish", got)
@@ -232,7 +232,7 @@ func TestInterruptAtStart(t *testing.T) {
 		if strings.Contains(c.stderr.String(), "error:") {
 			t.Errorf("%q: got an error, want none:\n%s", args, &c.stderr)
 		}
-		if got := c.goOn("interrupted; to go on"); !slices.Equal(got, args) {
+		if got := c.resumeCommand("interrupted; to continue"); !slices.Equal(got, args) {
 			t.Errorf("%q: got %q to go on, want the same", args, got)
 		}
 	}
@@ -252,6 +252,6 @@ func TestSecondInterrupt(t *testing.T) {
 	if err := sim.Configure(func(c *chatsim.Config) { c.Faults = nil }); err != nil {
 		t.Fatal(err)
 	}
-	s.run(exitDone, c.goOn("interrupted; to go on")...)
+	s.run(exitDone, c.resumeCommand("interrupted; to continue")...)
 	checkState(t, sim, stateOf(rows))
 }

@@ -11,9 +11,6 @@ import (
 	"groupferry/internal/queue"
 )
 
-// completeEvery is how often a worker looks whether an import has become complete.
-const completeEvery = 5 * time.Second
-
 func (p *program) workCommand() *cobra.Command {
 	var api apiFlags
 	var qf queueFlags
@@ -24,12 +21,14 @@ func (p *program) workCommand() *cobra.Command {
 		Use:   "work",
 		Short: "Make the calls of the jobs on the queue",
 		Long: `work takes jobs from the queue, makes their calls and writes their results, until it
-is stopped; with --drain, until the queue is empty.
+is stopped; with --drain, until the queue is empty. Of several workers one leads and
+makes all calls; the others stand by and take over when it stops or dies.
 
 When every job would fail the same way (a wrong key, an edition without groups) it
-halts: it keeps the jobs, makes no more calls, is not ready, and goes on after
-'groupferry resume', also over restarts. The first interrupt lets jobs in hand
-finish for up to 30 seconds, the second leaves at once; neither loses anything.
+halts: it keeps the jobs, makes no more calls, is not ready, and continues after
+'groupferry resume', also over restarts. A worker whose credentials have never
+worked ends with code 4 instead. The first interrupt lets jobs in flight finish for
+up to 30 seconds, the second leaves at once; neither loses anything.
 
 ` + exitCodes,
 		Example: `  groupferry work --nats-url nats://queue:4222 --region singapore --sdk-app-id 1400000000 --secret-key-file key
@@ -49,67 +48,38 @@ finish for up to 30 seconds, the second leaves at once; neither loses anything.
 				defer listener.Close()
 				p.console.log.Info("serving metrics and status", "url", "http://"+listener.Addr().String())
 			}
-			q, err := p.open(qf, drain)
+			s, err := p.openWaiting(qf, drain)
 			if err != nil {
 				return err
 			}
-			defer q.Close()
-			if err := p.keepApart(p.soft, q, false); err != nil {
-				return err
-			}
-			c, err := p.muster(q, client, &api, newMetrics())
+			defer s.Close()
+			resume := "groupferry resume" + qf.args(p.getenv)
+			w, err := p.newWorkerProcess(s, client, &api, newMetrics(), processOptions{leaveOnHalt: drain, resume: resume})
 			if err != nil {
 				return err
 			}
-			defer c.disband()
-			c.goOn = "groupferry resume" + qf.args(p.getenv)
+			if err := p.reportHalt(s); err != nil {
+				return err
+			}
+			p.console.log.Info("working", "queue", s.Where(), "calls_per_second", api.rate)
+			done := w.never
 			if drain {
-				c.cfg.LeaveOn = isNoPause
-				c.cfg.Finished = drained(q)
+				done = w.drained
 			}
-
-			standing, err := q.Halted(p.soft)
-			switch {
-			case err != nil:
-				return err
-			case standing != nil:
-				c.stand(standing)
-			default:
-				var unreachable *unreachableError
-				if err := c.check(p.soft); errors.As(err, &unreachable) && !drain {
-					p.console.log.Warn("the API does not answer yet", "err", err)
-				} else if err != nil && p.soft.Err() == nil {
-					return err
-				}
-			}
-			p.console.log.Info("working", "queue", q.Where(), "calls_per_second", api.rate)
-
-			closing, stop := context.WithCancel(p.soft)
-			closed := make(chan struct{})
+			tidied := make(chan struct{})
+			tidying, stopTidying := context.WithCancel(p.soft)
 			go func() {
-				defer close(closed)
-				for tidied := (time.Time{}); ; {
-					if time.Since(tidied) > tidyEvery {
-						tidied = time.Now()
-						p.tidy(closing, q, keep)
-					}
-					if !sleepFor(closing, completeEvery) {
-						return
-					}
-					p.completeAll(closing, q)
-				}
+				defer close(tidied)
+				p.tidyRepeatedly(tidying, s.Queue, keep)
 			}()
-			err = c.work(q.Source(), listener)
-			stop()
-			<-closed
-			gone := p.completeAll(p.hard, q)
+			err = w.run(p.soft.Done(), listener, done)
+			stopTidying()
+			<-tidied
 			switch {
 			case governor.IsHalted(err):
-				return &unfinishedError{err, c.goOn + " && " + p.commandLine(), true}
+				return &unfinishedError{err, resume + " && " + p.commandLine(), true}
 			case err == nil && drain && p.soft.Err() != nil:
 				return &unfinishedError{errInterrupted, p.commandLine(), false}
-			case err == nil && drain:
-				return gone
 			}
 			return err
 		},
@@ -123,38 +93,64 @@ finish for up to 30 seconds, the second leaves at once; neither loses anything.
 	return cmd
 }
 
-// drained tells whether nothing is left to do for any import.
-func drained(q *queue.Queue) func(context.Context) (bool, error) {
-	return func(ctx context.Context) (bool, error) {
-		all, err := q.Imports(ctx)
+// reportHalt says that the namespace is halted or paused already.
+func (p *program) reportHalt(s *store) error {
+	h, err := s.Halted(p.soft)
+	if err == nil && h != nil {
+		p.console.warn("%s: %s; to continue: %s", h.State, h.Reason, h.Command)
+	}
+	return err
+}
+
+// never shows how far the imports are; work without --drain does not end by itself.
+func (w *workerProcess) never(ctx context.Context) (bool, error) {
+	_, err := w.showOpen(ctx)
+	return false, err
+}
+
+// drained tells whether nothing is left to do for any import, whoever did it.
+func (w *workerProcess) drained(ctx context.Context) (bool, error) {
+	left, err := w.showOpen(ctx)
+	return err == nil && left == 0, err
+}
+
+// showOpen draws the progress line of the imports that are not over, as if they were one, and counts them.
+func (w *workerProcess) showOpen(ctx context.Context) (left int, err error) {
+	open, err := w.store.OpenImports(ctx)
+	if err != nil {
+		return 0, err
+	}
+	var all queue.Progress
+	for _, id := range open {
+		p, err := w.store.Progress(ctx, id)
+		if errors.Is(err, queue.ErrNoImport) || err == nil && p.Import.State.Over() {
+			continue // its jobs are just being removed
+		}
 		if err != nil {
-			return false, err
+			return 0, err
 		}
-		for _, i := range all {
-			if done, err := settled(ctx, q, i.ID); !done {
-				return false, err
-			}
-		}
-		return true, nil
+		left++
+		all.Pending += p.Pending
+		all.Rate += p.Rate
+		all.Import.Jobs += p.Import.Jobs
+		all.Counts.Jobs.Done += p.Counts.Jobs.Done
+		all.Counts.Jobs.Partial += p.Counts.Jobs.Partial
+		all.Counts.Jobs.Failed += p.Counts.Jobs.Failed
 	}
+	if left > 0 {
+		w.showProgress(all)
+	}
+	return left, nil
 }
 
-// settled tells whether nothing is left to do for an import, or nothing can be done: whoever completes the import is told
-// why.
-func settled(ctx context.Context, q *queue.Queue, id string) (bool, error) {
-	done, err := q.Settled(ctx, id)
-	if errors.Is(err, queue.ErrJobsGone) {
-		return true, nil
-	}
-	return done, err
-}
+// tidyEvery is how often a worker looks for imports that are too old to be kept.
+const tidyEvery = time.Hour
 
-// sleepFor waits, and returns false when ctx ends first.
-func sleepFor(ctx context.Context, d time.Duration) bool {
-	select {
-	case <-time.After(d):
-		return true
-	case <-ctx.Done():
-		return false
+func (p *program) tidyRepeatedly(ctx context.Context, q *queue.Queue, keep keepFlag) {
+	for {
+		p.tidy(ctx, q, keep)
+		if !sleepFor(ctx, tidyEvery) {
+			return
+		}
 	}
 }

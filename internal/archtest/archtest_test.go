@@ -1,14 +1,19 @@
-// Package archtest keeps the house in order: it reads what the packages of this module import and fails on an import
-// that the house does not allow, on a package without a room, and on anything at the root that does not belong there.
+// Package archtest keeps the layout: it reads what the packages of this module import and fails on an import that the
+// layout does not allow, on a package that it does not know, and on anything at the root that does not belong there.
 //
-//	cmd/groupferry ──► importer   worker   metrics        do not know each other
-//	       │               │        │         │
-//	       └───────────────┴───┬────┴─────────┘
-//	                           ▼
-//	        internal/: job  chat  governor  queue  chatsim
+//	cmd/groupferry ──► internal/app
+//	                        │
+//	       ┌────────────────┼───────────────┐
+//	       ▼                ▼               ▼
+//	   importer          worker          metrics            do not know each other
+//	       │                │               │
+//	       └────────────────┴───┬───────────┘
+//	                            ▼
+//	   internal/: queue ──► broker ──► lease ──► clock      governor ──► clock      job  chat  chatsim
 //
-// Every third-party module has one room, so that it can be replaced there, but for becomingStandard. A room that is
-// opened on purpose is added to the table here, in the commit that opens it.
+// Every third-party module has one package that imports it, so that it can be replaced there, but for becomingStandard
+// and for NATS, which queue and broker share. A package that gets one more is added to the table here, in the commit
+// that does it.
 package archtest
 
 import (
@@ -32,27 +37,35 @@ const (
 	root   = "../.."
 )
 
-// A room says what a package may import beside the standard library.
-type room struct {
+// Rules say what a package may import beside the standard library.
+type rules struct {
 	own         []string // packages of this module
 	modules     []string // third-party modules: the path itself, or all paths under one that ends in a slash
 	testOwn     []string // what its tests may import too
 	testModules []string
 }
 
-// becomingStandard is on its way into the standard library, as encoding/json/jsontext; there every room may use it, so
+// becomingStandard is on its way into the standard library, as encoding/json/jsontext; there every package may use it, so
 // more than one has it here.
 const becomingStandard = "github.com/go-json-experiment/json"
 
-var house = map[string]room{
+var layout = map[string]rules{
 	"cmd/groupferry": {
 		own: []string{
-			"importer", "worker", "metrics",
-			"internal/job", "internal/queue", "internal/chat", "internal/governor", "internal/chatsim",
+			"importer", "worker", "metrics", "internal/app",
+			"internal/job", "internal/queue", "internal/broker", "internal/clock", "internal/chat", "internal/governor",
+			"internal/chatsim",
 		},
 		modules: []string{"github.com/spf13/cobra", "github.com/spf13/pflag", "golang.org/x/term"},
 		testModules: []string{"github.com/rogpeppe/go-internal",
 			"github.com/gocarina/gocsv", "github.com/klauspost/compress"}, // to measure against
+	},
+	"internal/app": {
+		own: []string{
+			"worker", "internal/queue", "internal/broker", "internal/lease", "internal/governor", "internal/clock",
+			"internal/chat",
+		},
+		testOwn: []string{"internal/chatsim", "internal/job"},
 	},
 	"importer": {
 		own: []string{"internal/job", "internal/chat"},
@@ -63,7 +76,7 @@ var house = map[string]room{
 	"worker": {
 		own:     []string{"internal/job", "internal/chat", "internal/governor"},
 		modules: []string{"golang.org/x/sync"},
-		testOwn: []string{"internal/chatsim", "internal/queue"},
+		testOwn: []string{"internal/chatsim", "internal/lease", "internal/clock"},
 	},
 	"metrics": {
 		own:     []string{"internal/job"},
@@ -71,14 +84,20 @@ var house = map[string]room{
 	},
 	"internal/job": {},
 	"internal/queue": {
-		own:     []string{"internal/job", "internal/governor"},
+		own:     []string{"internal/job", "internal/broker"},
+		modules: []string{"github.com/nats-io/", "github.com/synadia-io/orbit.go/"},
+	},
+	"internal/broker": {
+		own:     []string{"internal/lease", "internal/job"},
 		modules: []string{"github.com/nats-io/", "github.com/synadia-io/orbit.go/", "github.com/gofrs/flock"},
 	},
+	"internal/lease": {own: []string{"internal/clock"}},
+	"internal/clock": {},
 	"internal/chat": {
 		modules: []string{becomingStandard},
 		testOwn: []string{"internal/chatsim"},
 	},
-	"internal/governor": {},
+	"internal/governor": {own: []string{"internal/clock"}},
 	"internal/chatsim":  {own: []string{"internal/chat"}},
 	"internal/archtest": {},
 	"deploy":            {testOwn: []string{"metrics"}}, // tests only
@@ -98,24 +117,24 @@ type pkg struct {
 	XTestImports []string // of the tests beside it, in package x_test
 }
 
-// violations returns a sentence for each thing about p that the house does not allow.
+// violations returns a sentence for each thing about p that the layout does not allow.
 func violations(p pkg) []string {
 	name := strings.TrimPrefix(p.ImportPath, module+"/")
-	r, ok := house[name]
+	r, ok := layout[name]
 	if !ok {
-		return []string{fmt.Sprintf("package %s has no room in the house", p.ImportPath)}
+		return []string{fmt.Sprintf("package %s is not in the layout", p.ImportPath)}
 	}
 	var found []string
 	for _, path := range p.Imports {
 		if !allowed(path, r.own, r.modules) {
-			found = append(found, fmt.Sprintf("%s imports %s, which its room does not allow", name, path))
+			found = append(found, fmt.Sprintf("%s imports %s, which the layout does not allow", name, path))
 		}
 	}
 	own := slices.Concat(r.own, r.testOwn, []string{name}) // a test in package x_test imports its own x
 	modules := slices.Concat(r.modules, r.testModules)
 	for _, path := range slices.Concat(p.TestImports, p.XTestImports) {
 		if !allowed(path, own, modules) {
-			found = append(found, fmt.Sprintf("a test of %s imports %s, which its room does not allow", name, path))
+			found = append(found, fmt.Sprintf("a test of %s imports %s, which the layout does not allow", name, path))
 		}
 	}
 	return found
@@ -197,13 +216,13 @@ func touch(t *testing.T) {
 }
 
 func TestOneRoomPerModule(t *testing.T) {
-	roomOf := map[string]string{}
-	for name, r := range house {
-		for _, m := range r.modules { // a test may measure against what another room uses
-			if first, ok := roomOf[m]; ok && m != becomingStandard {
-				t.Errorf("module %s: got two rooms, %s and %s, want one", m, first, name)
+	packageOf := map[string]string{}
+	for name, r := range layout {
+		for _, m := range r.modules { // a test may measure against what another package uses
+			if first, ok := packageOf[m]; ok && m != becomingStandard {
+				t.Errorf("module %s: got two packages, %s and %s, want one", m, first, name)
 			}
-			roomOf[m] = name
+			packageOf[m] = name
 		}
 	}
 }
@@ -247,7 +266,7 @@ func TestViolations(t *testing.T) {
 			"worker imports groupferry/importer"},
 		{"neighbours in a test", pkg{ImportPath: "groupferry/metrics", TestImports: []string{"groupferry/worker"}},
 			"a test of metrics imports groupferry/worker"},
-		{"module in the wrong room", pkg{ImportPath: "groupferry/worker", Imports: []string{
+		{"module in the wrong package", pkg{ImportPath: "groupferry/worker", Imports: []string{
 			"github.com/nats-io/nats.go"}}, "worker imports github.com/nats-io/nats.go"},
 		{"module with the start of another's name", pkg{ImportPath: "groupferry/importer", Imports: []string{
 			"github.com/gocarina/gocsvx"}}, "importer imports github.com/gocarina/gocsvx"},
@@ -256,8 +275,8 @@ func TestViolations(t *testing.T) {
 		{"what a test may, outside a test", pkg{ImportPath: "groupferry/deploy", Imports: []string{
 			"groupferry/metrics"}}, "deploy imports groupferry/metrics"},
 		{"cgo", pkg{ImportPath: "groupferry/internal/queue", Imports: []string{"C"}}, "internal/queue imports C"},
-		{"no room", pkg{ImportPath: "groupferry/internal/util"}, "groupferry/internal/util has no room"},
-		{"no room below a room", pkg{ImportPath: "groupferry/importer/csv"}, "groupferry/importer/csv has no room"},
+		{"unknown package", pkg{ImportPath: "groupferry/internal/util"}, "groupferry/internal/util is not in the layout"},
+		{"unknown package below another", pkg{ImportPath: "groupferry/importer/csv"}, "groupferry/importer/csv is not in the layout"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

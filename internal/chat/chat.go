@@ -3,12 +3,16 @@
 //
 //	CreateRequest ──► JSON body ──► POST HOST/v4/recentcontact/COMMAND?sdkappid=…&usersig=… ──► HTTP 200
 //	                                                                                               │
-//	     *Error ◄── Class: retry, throttle, refresh, halt … ◄── a code, or no readable answer ◄────┤
-//	     Answer ◄── one ItemResult per conversation, in the order of the request ◄─────────────────┘
+//	     *Error ◄── Class: retry, throttle, refresh, halt … ◄── a code, or no readable response ◄────┤
+//	     Response ◄── one ItemResult per conversation, in the order of the request ◄─────────────────┘
 //
 // A call is one HTTP request. The client makes it once: it keeps no pace, repeats nothing and follows no redirect.
 // Whoever calls decides that from [Error.Class]. A call that the API accepted is no error even where some of its
 // conversations failed; their results say so.
+//
+// Who paces the calls says with [WithDeadline] until when one may be sent. That is looked at where the connection is
+// written to, so a process that stood still in between sends nothing. Where the system has TCP_USER_TIMEOUT (Linux), its
+// kernel drops what was not acknowledged for as long as a call may take.
 //
 // A [Client] signs its own UserSig from the secret key and signs a new one after three quarters of its lifetime, or
 // takes one that is ready. Neither the key nor the signature, nor a URL that holds one, is in anything that this
@@ -76,8 +80,8 @@ type UpdateRequest struct {
 	Add, Remove []Item
 }
 
-// An Answer says what became of every conversation of a call that the API accepted.
-type Answer struct {
+// A Response says what became of every conversation of a call that the API accepted.
+type Response struct {
 	GroupID int64        // as the API numbered the group; 0 when it did not say
 	Items   []ItemResult // one for each conversation of the request, in its order; Add before Remove
 }

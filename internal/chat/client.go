@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
@@ -33,8 +32,8 @@ const (
 	// load balancers allow, so that a call seldom meets a connection that the other side is just closing.
 	idleTimeout = 45 * time.Second
 
-	// maxAnswer bounds what is read of an answer, in bytes. One about 100 conversations has about 20 kB.
-	maxAnswer = 1 << 20
+	// maxResponse bounds what is read of a response, in bytes. One about 100 conversations has about 20 kB.
+	maxResponse = 1 << 20
 )
 
 // Config says which app to call, where and as whom. BaseURL, SDKAppID and one of SecretKey and UserSig have to be
@@ -51,8 +50,8 @@ type Config struct {
 	Timeout  time.Duration // of one call, connecting included; default 10 s
 	MaxConns int           // connections kept open between calls; default 256
 
-	// OnTrip hears the round trip of each call that got an answer: from when the call had its connection to the first
-	// byte of the answer. It may be nil, and must not block.
+	// OnTrip hears the round trip of each call that got a response: from when the call had its connection to the first
+	// byte of the response. It may be nil, and must not block.
 	OnTrip func(time.Duration) `json:"-"`
 }
 
@@ -101,13 +100,13 @@ func New(c Config) (*Client, error) {
 	case err != nil:
 		return nil, err
 	case c.SDKAppID == 0:
-		return nil, errors.New("SDKAppID: not given")
+		return nil, errors.New("SDKAppID: required")
 	case !printableASCII(c.Admin) || len(c.Admin) > MaxUserIDBytes:
 		return nil, fmt.Errorf("Admin: not 1 to %d bytes of printable ASCII", MaxUserIDBytes)
 	case c.SecretKey == "" && c.UserSig == "":
-		return nil, errors.New("SecretKey: neither it nor UserSig is given")
+		return nil, errors.New("SecretKey: required, or UserSig")
 	case c.SecretKey != "" && c.UserSig != "":
-		return nil, errors.New("UserSig: given beside SecretKey; give one of them")
+		return nil, errors.New("UserSig: SecretKey is set as well; set one of them")
 	case strings.ContainsFunc(c.SecretKey.Reveal(), notInSecret):
 		return nil, errors.New("SecretKey: holds white space or a control character")
 	case strings.ContainsFunc(c.UserSig.Reveal(), notInSecret):
@@ -129,11 +128,11 @@ func New(c Config) (*Client, error) {
 		onTrip:   c.OnTrip,
 		http: &http.Transport{
 			Proxy:               http.ProxyFromEnvironment,
-			DialContext:         dial,
+			DialContext:         dialer(c.Timeout),
 			MaxIdleConns:        c.MaxConns,
 			MaxIdleConnsPerHost: c.MaxConns,
 			IdleConnTimeout:     idleTimeout,
-			DisableCompression:  true, // answers are small; unpacking would cost more than it saves
+			DisableCompression:  true, // responses are small; unpacking would cost more than it saves
 			Protocols:           new(http.Protocols),
 		},
 	}
@@ -149,21 +148,10 @@ func New(c Config) (*Client, error) {
 	return client, nil
 }
 
-// dial makes connections that drop what they have not sent when they are closed. A call that was given up, or whose
-// process died, then no longer sits in a buffer of this machine, to arrive at the API when its permit is long back.
-func dial(ctx context.Context, network, address string) (net.Conn, error) {
-	d := net.Dialer{Timeout: dialTimeout}
-	conn, err := d.DialContext(ctx, network, address)
-	if tcp, ok := conn.(*net.TCPConn); ok {
-		_ = tcp.SetLinger(0) // where that cannot be had, the cooldown of the permits is what remains
-	}
-	return conn, err
-}
-
 // parseBaseURL quotes nothing of a URL in its errors: people paste whole sample URLs, with a signature in them.
 func parseBaseURL(s string) (*url.URL, error) {
 	if s == "" {
-		return nil, errors.New("BaseURL: not given")
+		return nil, errors.New("BaseURL: required")
 	}
 	u, err := url.Parse(s)
 	switch {
@@ -246,7 +234,7 @@ func (c *Client) signature() *signature {
 // wallClock leaves the monotonic clock out: a UserSig ends by the calendar, also while a machine is asleep.
 func wallClock() time.Time { return time.Now().Round(0) }
 
-// Check makes one get_contact_group for the admin account. It returns nil when the answer shows that the API takes the
+// Check makes one get_contact_group for the admin account. It returns nil when the response shows that the API takes the
 // signature, whatever it says beside: also when it does not offer the command, or does not know the account as a user.
 // Any other error is an [*Error].
 func (c *Client) Check(ctx context.Context) error {
@@ -262,13 +250,13 @@ func (c *Client) Check(ctx context.Context) error {
 	return err
 }
 
-// call makes one call and decodes the answer into answer. The error is an [*Error] or nil.
-func (c *Client) call(ctx context.Context, command Command, request any, answer interface {
+// call makes one call and decodes the response into response. The error is an [*Error] or nil.
+func (c *Client) call(ctx context.Context, command Command, request any, response interface {
 	wireObject
-	base() *baseAnswer
+	base() *baseResponse
 }) error {
-	text := answerTexts.Get().(*bytes.Buffer)
-	defer answerTexts.Put(text)
+	text := responseTexts.Get().(*bytes.Buffer)
+	defer responseTexts.Put(text)
 	text.Reset()
 	status, cause := c.roundTrip(ctx, command, encode(request), text)
 	switch {
@@ -277,10 +265,10 @@ func (c *Client) call(ctx context.Context, command Command, request any, answer 
 	case status != http.StatusOK:
 		return &Error{Command: command, Status: status}
 	}
-	if cause := decode(text.Bytes(), answer); cause != nil {
+	if cause := decode(text.Bytes(), response); cause != nil {
 		return &Error{Command: command, Cause: cause}
 	}
-	base := answer.base()
+	base := response.base()
 	switch {
 	case !base.ErrorCode.ok, base.ErrorCode.n == 0 && base.ActionStatus != "OK":
 		cause = fmt.Errorf("%w: no ErrorCode, or one that contradicts ActionStatus", errUndecodable)
@@ -291,12 +279,16 @@ func (c *Client) call(ctx context.Context, command Command, request any, answer 
 	return nil
 }
 
-var answerTexts = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+var responseTexts = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
-// roundTrip sends body. It gives the HTTP status, and for 200 fills answer; or the cause why there is none.
-func (c *Client) roundTrip(ctx context.Context, command Command, body []byte, answer *bytes.Buffer) (int, error) {
-	limited, cancel := context.WithTimeout(ctx, c.timeout)
-	defer cancel()
+// roundTrip sends body. It gives the HTTP status, and for 200 fills text; or the cause why there is none.
+func (c *Client) roundTrip(ctx context.Context, command Command, body []byte, text *bytes.Buffer) (int, error) {
+	g, limited := guardCall(ctx, c.timeout)
+	defer g.cancel()
+	if !g.sendable() {
+		return 0, errPermitEnded
+	}
+	limited = httptrace.WithClientTrace(limited, c.trace(g))
 
 	target := c.base
 	target.Path = strings.TrimSuffix(target.Path, "/") + PathPrefix + string(command)
@@ -310,53 +302,59 @@ func (c *Client) roundTrip(ctx context.Context, command Command, body []byte, an
 		Body:          io.NopCloser(bytes.NewReader(body)),
 		GetBody:       func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil },
 		ContentLength: int64(len(body)),
-	}).WithContext(c.traced(limited))
+	}).WithContext(limited)
 
 	// The transport by itself follows no redirect. It sends a POST again only where not one byte of it had gone out
 	// on a connection that turned out to be closed.
 	response, err := c.http.RoundTrip(request)
 	if err != nil {
-		return 0, c.ended(ctx, limited, networkCause(err, c.clean))
+		return 0, c.ended(ctx, limited, g, networkCause(err, c.clean))
 	}
 	defer response.Body.Close()
 	// Reading to the end is also what lets the connection be kept.
-	_, err = answer.ReadFrom(io.LimitReader(response.Body, maxAnswer+1))
+	_, err = text.ReadFrom(io.LimitReader(response.Body, maxResponse+1))
 	switch {
 	case response.StatusCode != http.StatusOK:
 		return response.StatusCode, nil
 	case err != nil:
-		return 0, c.ended(ctx, limited, errCutOff)
-	case answer.Len() > maxAnswer:
-		return 0, fmt.Errorf("%w: more than %d bytes", errUndecodable, maxAnswer)
+		return 0, c.ended(ctx, limited, g, errCutOff)
+	case text.Len() > maxResponse:
+		return 0, fmt.Errorf("%w: more than %d bytes", errUndecodable, maxResponse)
 	}
 	return http.StatusOK, nil
 }
 
-// traced makes the round trip of the call known to onTrip: from when it had its connection, made and shaken hands on,
-// to the first byte of the answer.
-func (c *Client) traced(ctx context.Context) context.Context {
-	if c.onTrip == nil {
-		return ctx
-	}
+// trace guards the connection that a call gets, and makes the round trip of the call known to onTrip: from when it had
+// its connection, made and shaken hands on, to the first byte of the response.
+func (c *Client) trace(g *guard) *httptrace.ClientTrace {
 	var start time.Time
-	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GotConn: func(httptrace.GotConnInfo) { start = time.Now() },
-		GotFirstResponseByte: func() {
+	t := &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
+		start = time.Now()
+		g.take(info.Conn)
+	}}
+	if c.onTrip != nil {
+		t.GotFirstResponseByte = func() {
 			if !start.IsZero() {
 				c.onTrip(time.Since(start))
 			}
-		},
-	})
+		}
+	}
+	return t
 }
 
-// ended tells why a call ended that failed with cause: the end of its context or the timeout goes before what the
-// network made of it.
-func (c *Client) ended(ctx, limited context.Context, why error) error {
+// ended tells why a call ended that failed with why: that it was not sent, the end of its context and the timeout go
+// before what the network made of it. A call that got no connection in time is the network's failure.
+func (c *Client) ended(ctx, limited context.Context, g *guard, why error) error {
+	connected, written := g.close()
 	switch {
+	case ctx.Err() != nil && !written:
+		return fmt.Errorf("%w: %w", errUnsent, ctx.Err())
 	case ctx.Err() != nil:
 		return ctx.Err()
+	case limited.Err() != nil && connected && !written:
+		return errPermitEnded
 	case limited.Err() != nil:
-		return &cause{text: fmt.Sprintf("no answer within %v", c.timeout), kind: errNoAnswer}
+		return &cause{text: fmt.Sprintf("no response within %v", c.timeout), kind: errNoResponse}
 	}
 	return why
 }

@@ -49,7 +49,7 @@ func newClient(t testing.TB, c Config) *Client {
 	return client
 }
 
-// answering serves one fixed answer.
+// answering serves one fixed response.
 func answering(t testing.TB, status int, body string) *Client {
 	return serve(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(status)
@@ -108,19 +108,19 @@ func TestNewNamesTheFieldThatIsWrong(t *testing.T) {
 
 func TestBodyIsWhatCreateSends(t *testing.T) {
 	r := CreateRequest{"<u&v>", "家族 \"q\"", []Item{{OneToOne, "a"}, {GroupChat, "@TGS#1"}}}
-	_, _, sent := exchange(t, func(c *Client) error { _, err := c.Create(t.Context(), r); return err }, okAnswer)
+	_, _, sent := exchange(t, func(c *Client) error { _, err := c.Create(t.Context(), r); return err }, okResponse)
 	if got := string(r.Body()); got != sent {
 		t.Errorf("got %s, want %s", got, sent)
 	}
 }
 
 // exchange makes one call and gives the query and body that the server saw.
-func exchange(t *testing.T, make func(*Client) error, answer string) (path string, query url.Values, body string) {
+func exchange(t *testing.T, make func(*Client) error, response string) (path string, query url.Values, body string) {
 	t.Helper()
 	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		b, _ := io.ReadAll(r.Body)
 		path, query, body = r.Method+" "+r.URL.Path, r.URL.Query(), string(b)
-		io.WriteString(w, answer)
+		io.WriteString(w, response)
 	})
 	if err := make(c); err != nil {
 		t.Fatal(err)
@@ -128,7 +128,7 @@ func exchange(t *testing.T, make func(*Client) error, answer string) (path strin
 	return path, query, body
 }
 
-const okAnswer = `{"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":""}`
+const okResponse = `{"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":""}`
 
 func TestRequestsOnTheWire(t *testing.T) {
 	ctx := context.Background()
@@ -165,7 +165,7 @@ func TestRequestsOnTheWire(t *testing.T) {
 		},
 	}
 	for _, tt := range tests {
-		path, query, body := exchange(t, tt.make, okAnswer)
+		path, query, body := exchange(t, tt.make, okResponse)
 		if path != tt.path {
 			t.Errorf("path: got %s, want %s", path, tt.path)
 		}
@@ -193,7 +193,7 @@ func TestRandomIsFresh(t *testing.T) {
 		mu.Lock()
 		seen[r.URL.Query().Get("random")] = true
 		mu.Unlock()
-		io.WriteString(w, okAnswer)
+		io.WriteString(w, okResponse)
 	})
 	for range 5 {
 		call(t, c)
@@ -207,7 +207,7 @@ func TestBaseURLPrefixAndOddAdmin(t *testing.T) {
 	var path, admin string
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		path, admin = r.URL.Path, r.URL.Query().Get("identifier")
-		io.WriteString(w, okAnswer)
+		io.WriteString(w, okResponse)
 	}))
 	t.Cleanup(server.Close)
 	c := newClient(t, Config{BaseURL: server.URL + "/chat/", Admin: "a&b c"})
@@ -218,7 +218,7 @@ func TestBaseURLPrefixAndOddAdmin(t *testing.T) {
 }
 
 func TestAnswersWithoutACode(t *testing.T) {
-	big := `{"ActionStatus":"OK","ErrorCode":0,"x":"` + strings.Repeat("x", maxAnswer) + `"}`
+	big := `{"ActionStatus":"OK","ErrorCode":0,"x":"` + strings.Repeat("x", maxResponse) + `"}`
 	tests := []struct {
 		name   string
 		status int
@@ -233,9 +233,9 @@ func TestAnswersWithoutACode(t *testing.T) {
 		{"no code", 200, `{"ActionStatus":"OK"}`, WordUndecodable, Retry},
 		{"a contradiction", 200, `{"ActionStatus":"FAIL","ErrorCode":0}`, WordUndecodable, Retry},
 		{"no number", 200, `{"ActionStatus":"FAIL","ErrorCode":{}}`, WordUndecodable, Retry},
-		{"half", 200, okAnswer[:20], WordCutOff, Retry},
-		{"more than an answer can be", 200, big, WordUndecodable, Retry},
-		{"bad gateway with an answer", 502, okAnswer, "http-502", Retry},
+		{"half", 200, okResponse[:20], WordCutOff, Retry},
+		{"more than a response can be", 200, big, WordUndecodable, Retry},
+		{"bad gateway with a response", 502, okResponse, "http-502", Retry},
 		{"too many", 429, "", "http-429", Retry},
 		{"forbidden", 403, "", "http-403", Unknown},
 		{"not found", 404, "", "http-404", Halt},
@@ -286,11 +286,11 @@ func TestResultsStandInTheOrderOfTheRequest(t *testing.T) {
 	bare := func(it Item) ItemResult { return ItemResult{Item: it, Answered: true} }
 
 	tests := []struct {
-		name    string
-		answer  string
-		items   []Item
-		create  []ItemResult
-		groupID int64
+		name     string
+		response string
+		items    []Item
+		create   []ItemResult
+		groupID  int64
 	}{
 		{"in order", wrap(result(a, 0, 0), result(b, 51007, 0)), []Item{a, b}, []ItemResult{done(a, 0), done(b, 51007)}, 12},
 		{"in another", wrap(result(g, 3, 0), result(b, 2, 0), result(a, 1, 0)), []Item{a, b, g},
@@ -303,15 +303,15 @@ func TestResultsStandInTheOrderOfTheRequest(t *testing.T) {
 			[]ItemResult{done(a, 1), done(b, 0), done(a, 2)}, 12},
 		{"never asked", wrap(result(g, 0, 0), result(a, 0, 0)), []Item{a}, []ItemResult{done(a, 0)}, 12},
 		{"an empty list", wrap(), []Item{a}, []ItemResult{open(a)}, 12},
-		{"no list", okAnswer, []Item{a}, []ItemResult{open(a)}, 0},
+		{"no list", okResponse, []Item{a}, []ItemResult{open(a)}, 0},
 		{"no code", strings.ReplaceAll(wrap(result(a, 0, 0)), `"ResultCode":0,`, ""), []Item{a}, []ItemResult{open(a)}, 12},
 		{"no type", strings.ReplaceAll(wrap(result(a, 0, 0)), `"Type":1,`, ""), []Item{a}, []ItemResult{done(a, 0)}, 12},
 		{"no type of a group", strings.ReplaceAll(wrap(result(g, 0, 0)), `"Type":2,`, ""), []Item{g}, []ItemResult{done(g, 0)}, 12},
 	}
 	for _, tt := range tests {
-		c := answering(t, 200, tt.answer)
+		c := answering(t, 200, tt.response)
 		got, err := c.Create(context.Background(), CreateRequest{"u", "g", tt.items})
-		if want := (Answer{tt.groupID, tt.create}); err != nil || !reflect.DeepEqual(got, want) {
+		if want := (Response{tt.groupID, tt.create}); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: got %+v, %v, want %+v", tt.name, got, err, want)
 		}
 	}
@@ -323,23 +323,23 @@ func TestResultsStandInTheOrderOfTheRequest(t *testing.T) {
 		return `{"UpdateGroupType":2,"GroupName":"x","GroupId":5,"ContactResultItem":[` + strings.Join(results, ",") + `]}`
 	}
 	updates := []struct {
-		name   string
-		answer string
-		want   Answer
+		name     string
+		response string
+		want     Response
 	}{
-		{"as documented", updated(members(result(a, 1, 1), result(a, 2, 2))), Answer{5, []ItemResult{done(a, 1), done(a, 2)}}},
-		{"removed first", updated(members(result(a, 2, 2), result(a, 1, 1))), Answer{5, []ItemResult{done(a, 1), done(a, 2)}}},
-		{"no operation told", updated(members(result(a, 1, 0), result(a, 2, 0))), Answer{5, []ItemResult{done(a, 1), done(a, 2)}}},
-		{"short", updated(members(result(a, 2, 2))), Answer{5, []ItemResult{open(a), done(a, 2)}}},
-		{"empty", updated(members()), Answer{5, []ItemResult{open(a), open(a)}}},
-		{"in a list", updated("[" + members(result(a, 1, 1), result(a, 2, 2)) + "]"), Answer{5, []ItemResult{done(a, 1), done(a, 2)}}},
-		{"in create's shape", wrap(result(a, 1, 0), result(a, 2, 0)), Answer{12, []ItemResult{done(a, 1), done(a, 2)}}},
-		{"no list", updated(`{"GroupId":5}`), Answer{5, []ItemResult{bare(a), bare(a)}}},
-		{"no result", updated("null"), Answer{0, []ItemResult{bare(a), bare(a)}}},
-		{"nothing", okAnswer, Answer{0, []ItemResult{bare(a), bare(a)}}},
+		{"as documented", updated(members(result(a, 1, 1), result(a, 2, 2))), Response{5, []ItemResult{done(a, 1), done(a, 2)}}},
+		{"removed first", updated(members(result(a, 2, 2), result(a, 1, 1))), Response{5, []ItemResult{done(a, 1), done(a, 2)}}},
+		{"no operation told", updated(members(result(a, 1, 0), result(a, 2, 0))), Response{5, []ItemResult{done(a, 1), done(a, 2)}}},
+		{"short", updated(members(result(a, 2, 2))), Response{5, []ItemResult{open(a), done(a, 2)}}},
+		{"empty", updated(members()), Response{5, []ItemResult{open(a), open(a)}}},
+		{"in a list", updated("[" + members(result(a, 1, 1), result(a, 2, 2)) + "]"), Response{5, []ItemResult{done(a, 1), done(a, 2)}}},
+		{"in create's shape", wrap(result(a, 1, 0), result(a, 2, 0)), Response{12, []ItemResult{done(a, 1), done(a, 2)}}},
+		{"no list", updated(`{"GroupId":5}`), Response{5, []ItemResult{bare(a), bare(a)}}},
+		{"no result", updated("null"), Response{0, []ItemResult{bare(a), bare(a)}}},
+		{"nothing", okResponse, Response{0, []ItemResult{bare(a), bare(a)}}},
 	}
 	for _, tt := range updates {
-		c := answering(t, 200, tt.answer)
+		c := answering(t, 200, tt.response)
 		got, err := c.Update(context.Background(), UpdateRequest{"u", "g", []Item{a}, []Item{a}})
 		if err != nil || !reflect.DeepEqual(got, tt.want) {
 			t.Errorf("update, %s: got %+v, %v, want %+v", tt.name, got, err, tt.want)
@@ -382,7 +382,7 @@ func TestCheck(t *testing.T) {
 		body   string
 		word   string // "": passes
 	}{
-		{200, okAnswer, ""},
+		{200, okResponse, ""},
 		{200, code(50001), ""},
 		{200, code(50002), ""},
 		{200, code(60009), ""},
@@ -417,7 +417,7 @@ func TestNotOneRedirectIsFollowed(t *testing.T) {
 	var visits atomic.Int32
 	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		visits.Add(1)
-		io.WriteString(w, okAnswer)
+		io.WriteString(w, okResponse)
 	}))
 	t.Cleanup(other.Close)
 	for _, status := range []int{301, 302, 303, 307, 308} {
@@ -462,7 +462,7 @@ func expectNoSecret(t *testing.T, c *Client, err error) {
 
 func TestNoErrorHoldsASecret(t *testing.T) {
 	// A listener whose connections are treated at will, below HTTP.
-	raw := func(answer func(query string, conn net.Conn)) *Client {
+	raw := func(response func(query string, conn net.Conn)) *Client {
 		listener, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
@@ -477,7 +477,7 @@ func TestNoErrorHoldsASecret(t *testing.T) {
 				b := make([]byte, 64<<10)
 				n, _ := conn.Read(b)
 				line, _, _ := strings.Cut(string(b[:n]), "\r\n")
-				answer(line, conn)
+				response(line, conn)
 				conn.Close()
 			}
 		})
@@ -512,7 +512,7 @@ func TestNoErrorHoldsASecret(t *testing.T) {
 		{"a bad redirect that echoes", raw(func(q string, c net.Conn) {
 			fmt.Fprintf(c, "HTTP/1.1 302 Found\r\nLocation: http://%%zz/%s\r\nContent-Length: 0\r\n\r\n", q)
 		}), "http-302"},
-		{"TLS that is none", newClient(t, Config{BaseURL: "https" + strings.TrimPrefix(answering(t, 200, okAnswer).base.String(), "http")}),
+		{"TLS that is none", newClient(t, Config{BaseURL: "https" + strings.TrimPrefix(answering(t, 200, okResponse).base.String(), "http")}),
 			WordNetwork},
 		{"an info that echoes the query", serve(t, func(w http.ResponseWriter, r *http.Request) {
 			info, _ := json.Marshal("bad query " + r.URL.RawQuery)
@@ -618,7 +618,7 @@ func TestTimeoutAndCancel(t *testing.T) {
 func TestConnectionsAreKept(t *testing.T) {
 	var opened atomic.Int32
 	replies := []func(http.ResponseWriter){
-		func(w http.ResponseWriter) { io.WriteString(w, okAnswer) },
+		func(w http.ResponseWriter) { io.WriteString(w, okResponse) },
 		func(w http.ResponseWriter) { io.WriteString(w, "no JSON"+strings.Repeat(" ", 10_000)) },
 		func(w http.ResponseWriter) { http.Error(w, strings.Repeat("x", 10_000), http.StatusBadGateway) },
 		func(w http.ResponseWriter) { io.WriteString(w, `{"ActionStatus":"FAIL","ErrorCode":50002}`) },
@@ -648,7 +648,7 @@ func TestSignatureIsRenewed(t *testing.T) {
 	var sigs []string
 	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		sigs = append(sigs, r.URL.Query().Get("usersig"))
-		io.WriteString(w, okAnswer)
+		io.WriteString(w, okResponse)
 	})
 	if left := time.Until(c.SigExpiry()); left < 23*time.Hour || left > 24*time.Hour {
 		t.Errorf("lifetime: got %v, want 24h", left)

@@ -42,9 +42,9 @@ type Class int
 const (
 	Unknown      Class = iota // in no document: a few tries, then permanent
 	Retry                     // the same job later, with back-off and jitter
-	Throttle                  // slow the fleet down and make the call again; counts as no attempt
+	Throttle                  // slow the command down and make the call again; counts as no attempt
 	Refresh                   // sign again once and repeat; if it fails again, halt
-	Halt                      // every job would fail the same way: stop the fleet and keep the jobs
+	Halt                      // every job would fail the same way: stop all calls and keep the jobs
 	HaltRepeated              // retry; halt when repeated
 	Permanent                 // of this job or this conversation only: record it as failed and go on
 	ItemRetry                 // of one conversation: try it twice more, then permanent for it
@@ -63,17 +63,17 @@ func (c Class) String() string {
 
 // What an operator can do, where more than one code calls for it.
 const (
-	mendKey     = "check that the secret key is the one of this SDKAppID"
-	mendAdmin   = "give an app admin account of this app as the admin"
-	mendRequest = "check the API URL, the SDKAppID and the admin account"
-	mendRegion  = "check the SDKAppID and that the region is the one the app was made in"
+	remedyKey     = "check that the secret key is the one of this SDKAppID"
+	remedyAdmin   = "set the admin to an app admin account of this app"
+	remedyRequest = "check the API URL, the SDKAppID and the admin account"
+	remedyRegion  = "check the SDKAppID and that the region is the one the app was made in"
 )
 
 type codeFacts struct {
 	code    int
 	class   Class
 	meaning string
-	mend    string
+	remedy  string
 }
 
 // codes is the one table of what is known about a code, in the order of the codes. Numbers and meanings are from the
@@ -81,7 +81,7 @@ type codeFacts struct {
 var codes = [...]codeFacts{
 	{50001, Permanent, "the user id was never imported", ""},
 	{50002, Permanent, "bad parameter", ""},
-	{50003, Halt, "the caller is no app admin", mendAdmin},
+	{50003, Halt, "the caller is no app admin", remedyAdmin},
 	{50004, Retry, "internal error", ""},
 	{50005, Retry, "internal timeout", ""},
 	{51006, Permanent, "no conversations, or more than 100", ""},
@@ -92,18 +92,18 @@ var codes = [...]codeFacts{
 	{51011, Permanent, "the group name has more than 32 bytes", ""},
 	{51012, Permanent, "too many pinned conversations", ""},
 	{51013, Halt, "the app's edition lacks the feature", "upgrade the app to the Ultimate edition in the console"},
-	{60002, HaltRepeated, "the URL could not be parsed", mendRequest},
+	{60002, HaltRepeated, "the URL could not be parsed", remedyRequest},
 	{60003, Permanent, "the JSON could not be parsed", ""},
-	{60004, HaltRepeated, "the account or the signature of the request is wrong", mendRequest},
-	{60005, HaltRepeated, "the account or the signature of the request is wrong", mendRequest},
+	{60004, HaltRepeated, "the account or the signature of the request is wrong", remedyRequest},
+	{60005, HaltRepeated, "the account or the signature of the request is wrong", remedyRequest},
 	{60006, Halt, "bad SDKAppID", "check the SDKAppID"},
 	{60007, Throttle, "over the call limit of this command", ""},
 	{60008, Retry, "the service timed out", ""},
 	{60009, Halt, "wrong resource: the command is not offered here", "check the API URL and the region"},
-	{60010, Halt, "the caller is no app admin", mendAdmin},
+	{60010, Halt, "the caller is no app admin", remedyAdmin},
 	{60011, Throttle, "over the call limit of the app", ""},
-	{60012, Halt, "the SDKAppID is missing", "give the SDKAppID"},
-	{60013, Retry, "the service's answer could not be parsed", ""},
+	{60012, Halt, "the SDKAppID is missing", "set the SDKAppID"},
+	{60013, Retry, "the service's response could not be parsed", ""},
 	{60014, Retry, "the change of accounts timed out", ""},
 	{60015, Permanent, "an account in the request is no string", ""},
 	{60016, Halt, "the app is disabled", "enable the app in the console"},
@@ -112,28 +112,28 @@ var codes = [...]codeFacts{
 	{60019, Throttle, "too many requests", ""},
 	{60020, Halt, "the app's plan has expired", "renew the plan in the console"},
 	{60021, Halt, "the caller's IP address is not on the allow-list", "put this host's address on the app's allow-list"},
-	{70001, Refresh, "the UserSig has expired", "give a fresh UserSig, or the secret key; check this host's clock"},
-	{70002, Halt, "the UserSig is empty", "give the secret key or a UserSig"},
-	{70003, Halt, "the UserSig cannot be parsed", "check that the UserSig is complete; " + mendKey},
-	{70005, Halt, "the UserSig's check failed", mendKey},
-	{70009, Halt, "the UserSig was made with another key", mendKey},
+	{70001, Refresh, "the UserSig has expired", "set a fresh UserSig, or the secret key; check this host's clock"},
+	{70002, Halt, "the UserSig is empty", "set the secret key or a UserSig"},
+	{70003, Halt, "the UserSig cannot be parsed", "check that the UserSig is complete; " + remedyKey},
+	{70005, Halt, "the UserSig's check failed", remedyKey},
+	{70009, Halt, "the UserSig was made with another key", remedyKey},
 	{70013, Halt, "the UserSig was made for another account", "check the admin account"},
 	{70014, Halt, "the UserSig was made for another SDKAppID", "check the SDKAppID"},
-	{70016, Halt, "no key was found for the app", mendRegion},
-	{70020, Halt, "the app was not found", mendRegion},
-	{70050, Halt, "locked for a minute after repeated signature failures", mendKey + ", and wait a minute"},
+	{70016, Halt, "no key was found for the app", remedyRegion},
+	{70020, Halt, "the app was not found", remedyRegion},
+	{70050, Halt, "locked for a minute after repeated signature failures", remedyKey + ", and wait a minute"},
 	{70051, Permanent, "the account is blocked", ""},
-	{70052, Refresh, "the UserSig is no longer valid", "give a fresh UserSig, or the secret key"},
+	{70052, Refresh, "the UserSig is no longer valid", "set a fresh UserSig, or the secret key"},
 	{70107, Permanent, "the account does not exist", ""},
-	{70114, Halt, "refused for security reasons", "check the secret key and the admin account"},
+	{70114, Halt, "rejected for security reasons", "check the secret key and the admin account"},
 	{70169, Retry, "internal timeout of the account system", ""},
 	{70202, Retry, "internal timeout of the account system", ""},
 	{70206, Permanent, "bad number in the request", ""},
 	{70398, Permanent, "over the limit of accounts", ""},
 	{70402, Permanent, "bad parameter for the account system", ""},
-	{70403, Halt, "the caller may not do this", mendAdmin},
+	{70403, Halt, "the caller may not do this", remedyAdmin},
 	{70500, Retry, "internal error of the account system", ""},
-	{80001, Permanent, "the text was refused by the content filter", ""},
+	{80001, Permanent, "the text was rejected by the content filter", ""},
 }
 
 // lookup finds what is known about a code.
@@ -157,9 +157,9 @@ func Meaning(code int) string {
 	return lookup(code).meaning
 }
 
-// Mend says what an operator does about a code of class [Halt], [HaltRepeated] or [Refresh], and is empty for others.
-func Mend(code int) string {
-	return lookup(code).mend
+// Remedy says what an operator does about a code of class [Halt], [HaltRepeated] or [Refresh], and is empty for others.
+func Remedy(code int) string {
+	return lookup(code).remedy
 }
 
 // Codes lists all known codes in ascending order.

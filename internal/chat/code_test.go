@@ -35,8 +35,8 @@ func TestEveryCodeHasItsClass(t *testing.T) {
 				t.Errorf("class of %d: got %v, want %v", code, got, class)
 			}
 			stops := class == Halt || class == HaltRepeated || class == Refresh
-			if got := Mend(code) != ""; got != stops {
-				t.Errorf("mend of %d: got %q, want one: %v", code, Mend(code), stops)
+			if got := Remedy(code) != ""; got != stops {
+				t.Errorf("remedy of %d: got %q, want one: %v", code, Remedy(code), stops)
 			}
 			if m := Meaning(code); m == "" || m == Meaning(1) {
 				t.Errorf("meaning of %d: got %q, want its own", code, m)
@@ -89,10 +89,12 @@ func TestErrorTellsWhatToDo(t *testing.T) {
 		{Error{Cause: context.DeadlineExceeded}, Retry, true, false, "timeout", ""},
 		{Error{Cause: fmt.Errorf("dial: %w", syscall.ECONNREFUSED)}, Retry, true, false, "refused", ""},
 		{Error{Cause: syscall.ECONNRESET}, Retry, true, false, "reset", ""},
+		{Error{Cause: errPermitEnded}, Retry, false, false, "unsent", "c: not sent: the permit has ended"},
+		{Error{Cause: fmt.Errorf("%w: %w", errUnsent, context.DeadlineExceeded)}, Retry, false, false, "unsent", ""},
 		{Error{Cause: errCutOff}, Retry, true, false, "cut-off", ""},
 		{Error{Cause: errUndecodable}, Retry, true, false, "undecodable", ""},
 		{Error{Cause: io.ErrShortWrite}, Retry, true, false, "network", ""},
-		{Error{}, Retry, true, false, "network", "c: no answer"},
+		{Error{}, Retry, true, false, "network", "c: no response"},
 	}
 	for _, tt := range tests {
 		e := tt.err
@@ -112,8 +114,8 @@ func TestErrorTellsWhatToDo(t *testing.T) {
 		if got := e.Error(); tt.text != "" && got != tt.text {
 			t.Errorf("text: got %q, want %q", got, tt.text)
 		}
-		if tt.class == Halt && e.Mend() == "" {
-			t.Errorf("mend of %v: got none", &e)
+		if tt.class == Halt && e.Remedy() == "" {
+			t.Errorf("remedy of %v: got none", &e)
 		}
 		known := e.Code != 0 || e.Status != 0 || slices.Contains(Words(), e.Word())
 		if !known {

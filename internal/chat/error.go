@@ -18,22 +18,22 @@ import (
 // maxText bounds a text of the server or the network that is kept, in bytes.
 const maxText = 256
 
-// An Error is a call that the API did not accept, or that got no answer. One of Code, Status and Cause is set.
+// An Error is a call that the API did not accept, or that got no response. One of Code, Status and Cause is set.
 type Error struct {
 	Command Command
 	Code    int    // what the API answered; 0 when it answered with no code
 	Info    string // the server's text for the code, cleaned and cut; for people
 	Status  int    // HTTP status other than 200
-	Cause   error  // no readable answer: the network, a timeout, an end of the context, a body cut off or undecodable
+	Cause   error  // no readable response: the network, a timeout, an end of the context, a body cut off or undecodable
 }
 
-// What became of an answer that is none; an [Error]'s Cause wraps one of these, a context's error or a syscall.Errno.
+// What became of a response that is none; an [Error]'s Cause wraps one of these, a context's error or a syscall.Errno.
 var (
-	errNoAnswer    = os.ErrDeadlineExceeded
+	errNoResponse  = os.ErrDeadlineExceeded
 	errReset       = syscall.ECONNRESET
 	errRefused     = syscall.ECONNREFUSED
-	errCutOff      = errors.New("the answer was cut off")
-	errUndecodable = errors.New("the answer is undecodable")
+	errCutOff      = errors.New("the response was cut off")
+	errUndecodable = errors.New("the response is undecodable")
 )
 
 // The words of [Error.Word] that are no code and no HTTP status.
@@ -45,12 +45,13 @@ const (
 	WordUndecodable = "undecodable"
 	WordCancelled   = "cancelled"
 	WordNetwork     = "network"
+	WordUnsent      = "unsent" // nothing of it reached the API
 )
 
 // Words lists the words of [Error.Word] that are no code and no HTTP status.
 func Words() []string {
 	return []string{
-		WordTimeout, WordRefused, WordReset, WordCutOff, WordUndecodable, WordCancelled, WordNetwork,
+		WordTimeout, WordRefused, WordReset, WordCutOff, WordUndecodable, WordCancelled, WordNetwork, WordUnsent,
 	}
 }
 
@@ -65,7 +66,7 @@ func (e *Error) Error() string {
 	case e.Cause != nil:
 		return fmt.Sprintf("%s: %v", e.Command, e.Cause)
 	}
-	return string(e.Command) + ": no answer"
+	return string(e.Command) + ": no response"
 }
 
 // Unwrap gives the cause, so that errors.Is finds context.Canceled in a call whose context ended.
@@ -89,23 +90,27 @@ func (e *Error) Class() Class {
 }
 
 // Transport tells whether the call failed on the way and says nothing about the request: refused, reset, timed out,
-// an HTTP status of class [Retry], or an answer that cannot be read. A call that its own caller cancelled is not
-// among them, for it says nothing about the way either.
+// an HTTP status of class [Retry], or a response that cannot be read. A call that its own caller cancelled, or that was
+// not sent, is not among them, for it says nothing about the way either.
 func (e *Error) Transport() bool {
-	return e.Code == 0 && e.Class() == Retry && !errors.Is(e.Cause, context.Canceled)
+	return e.Code == 0 && e.Class() == Retry && !errors.Is(e.Cause, context.Canceled) && !e.Unsent()
 }
+
+// Unsent tells whether no byte of the request was written, because its permit had ended or its caller had given up: the
+// API cannot have seen it, and the network had no part in it.
+func (e *Error) Unsent() bool { return errors.Is(e.Cause, errUnsent) }
 
 // NotOffered tells whether the command is not there: HTTP 404, or code 60009.
 func (e *Error) NotOffered() bool {
 	return e.Code == CodeNotOffered || e.Code == 0 && e.Status == 404
 }
 
-// Mend says what an operator does about an error that stops everything, and is empty where nothing is known.
-func (e *Error) Mend() string {
+// Remedy says what an operator does about an error that stops everything, and is empty where nothing is known.
+func (e *Error) Remedy() string {
 	if e.NotOffered() {
-		return Mend(CodeNotOffered)
+		return Remedy(CodeNotOffered)
 	}
-	return Mend(e.Code)
+	return Remedy(e.Code)
 }
 
 // Word is a short stable word for results and metrics: the code in decimal, "http-502" for a status, or one of
@@ -116,9 +121,11 @@ func (e *Error) Word() string {
 		return strconv.Itoa(e.Code)
 	case e.Status != 0:
 		return "http-" + strconv.Itoa(e.Status)
+	case e.Unsent():
+		return WordUnsent
 	case errors.Is(e.Cause, context.Canceled):
 		return WordCancelled
-	case errors.Is(e.Cause, context.DeadlineExceeded), errors.Is(e.Cause, errNoAnswer):
+	case errors.Is(e.Cause, context.DeadlineExceeded), errors.Is(e.Cause, errNoResponse):
 		return WordTimeout
 	case errors.Is(e.Cause, errRefused):
 		return WordRefused
@@ -150,7 +157,7 @@ func networkCause(err error, clean func(string) string) error {
 	c := &cause{text: clean(err.Error())}
 	switch {
 	case errors.As(err, &timeout) && timeout.Timeout():
-		c.kind = errNoAnswer
+		c.kind = errNoResponse
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.EPIPE):
 		c.kind = errReset
 	case errors.As(err, &errno):

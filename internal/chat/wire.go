@@ -88,25 +88,25 @@ func (r CreateRequest) wire() *createBody {
 }
 
 // Create makes a group with conversations in it.
-func (c *Client) Create(ctx context.Context, r CreateRequest) (Answer, error) {
-	var a createAnswer
+func (c *Client) Create(ctx context.Context, r CreateRequest) (Response, error) {
+	var a createResponse
 	if err := c.call(ctx, CreateContactGroup, r.wire(), &a); err != nil {
-		return Answer{}, err
+		return Response{}, err
 	}
 	m := matcher{clean: c.clean}
-	var answer Answer
+	var response Response
 	for _, g := range a.GroupResultItem {
 		m.add(g.ResultItem)
-		answer.GroupID = cmp.Or(answer.GroupID, g.GroupItem.GroupID.n)
+		response.GroupID = cmp.Or(response.GroupID, g.GroupItem.GroupID.n)
 	}
-	answer.Items = m.match(make([]ItemResult, 0, len(r.Items)), r.Items, optNone)
-	return answer, nil
+	response.Items = m.match(make([]ItemResult, 0, len(r.Items)), r.Items, optNone)
+	return response, nil
 }
 
-// Update adds conversations to a group that exists and takes others out of it. An accepted update whose answer has no
+// Update adds conversations to a group that exists and takes others out of it. An accepted update whose response has no
 // list of conversations at all counts as done for every one, for documents do not agree on its shape; a list that is
 // too short leaves the rest unanswered.
-func (c *Client) Update(ctx context.Context, r UpdateRequest) (Answer, error) {
+func (c *Client) Update(ctx context.Context, r UpdateRequest) (Response, error) {
 	body := updateBody{FromAccount: r.FromAccount, UpdateType: updateGroup}
 	body.UpdateGroup.UpdateGroupType = updateMembers
 	body.UpdateGroup.OldGroupName = r.GroupName
@@ -119,20 +119,20 @@ func (c *Client) Update(ctx context.Context, r UpdateRequest) (Answer, error) {
 	}
 	body.UpdateGroup.ContactUpdateItem = list
 
-	var a updateAnswer
+	var a updateResponse
 	if err := c.call(ctx, UpdateContactGroup, &body, &a); err != nil {
-		return Answer{}, err
+		return Response{}, err
 	}
 	m := matcher{clean: c.clean}
-	var answer Answer
+	var response Response
 	for _, g := range a.UpdateGroupResult {
 		m.add(g.ContactResultItem)
 		m.add(g.ResultItem)
-		answer.GroupID = cmp.Or(answer.GroupID, g.GroupID.n)
+		response.GroupID = cmp.Or(response.GroupID, g.GroupID.n)
 	}
 	for _, g := range a.GroupResultItem {
 		m.add(g.ResultItem)
-		answer.GroupID = cmp.Or(answer.GroupID, g.GroupItem.GroupID.n)
+		response.GroupID = cmp.Or(response.GroupID, g.GroupItem.GroupID.n)
 	}
 	items := make([]ItemResult, 0, len(list))
 	if m.listed {
@@ -146,13 +146,13 @@ func (c *Client) Update(ctx context.Context, r UpdateRequest) (Answer, error) {
 			items = append(items, ItemResult{Item: it, Answered: true})
 		}
 	}
-	answer.Items = items
-	return answer, nil
+	response.Items = items
+	return response, nil
 }
 
 // Get reads a page of a user's groups: the first from start 0, each other from the Next of the one before it.
 func (c *Client) Get(ctx context.Context, fromAccount string, start int64) (Page, error) {
-	var a getAnswer
+	var a getResponse
 	err := c.call(ctx, GetContactGroup, &getBody{FromAccount: fromAccount, StartIndex: start}, &a)
 	if err != nil {
 		return Page{}, err
@@ -179,7 +179,7 @@ func (c *Client) Get(ctx context.Context, fromAccount string, start int64) (Page
 
 // Delete removes a group of a user. That there is no such group is no error: it is what was asked for.
 func (c *Client) Delete(ctx context.Context, fromAccount, groupName string) error {
-	var a baseAnswer
+	var a baseResponse
 	err := c.call(ctx, DelContactGroup, &deleteBody{FromAccount: fromAccount, GroupName: [1]string{groupName}}, &a)
 	if e, ok := err.(*Error); ok && e.Code == CodeNoSuchGroup {
 		return nil
@@ -187,11 +187,11 @@ func (c *Client) Delete(ctx context.Context, fromAccount, groupName string) erro
 	return err
 }
 
-// A matcher finds for each conversation of a request what the answer says about it.
+// A matcher finds for each conversation of a request what the response says about it.
 type matcher struct {
 	clean   func(string) string
 	listed  bool // there was a list, if an empty one
-	results []answerResult
+	results []responseResult
 	next    int                 // while the server keeps the order of the request, the result that is due
 	byItem  map[resultKey][]int // where it does not: the results that are not used yet
 }
@@ -201,16 +201,16 @@ type resultKey struct {
 	Item
 }
 
-func (m *matcher) add(list []answerResult) {
+func (m *matcher) add(list []responseResult) {
 	m.listed = m.listed || list != nil
 	if m.results == nil {
-		m.results = list // the usual answer has one
+		m.results = list // the usual response has one
 	} else {
 		m.results = append(m.results, list...)
 	}
 }
 
-// match appends a result for each of items to out. Every result of the answer serves one conversation only, so that a
+// match appends a result for each of items to out. Every result of the response serves one conversation only, so that a
 // conversation that is asked for twice has to be answered twice.
 func (m *matcher) match(out []ItemResult, items []Item, opt int64) []ItemResult {
 	for _, it := range items {
@@ -225,7 +225,7 @@ func (m *matcher) match(out []ItemResult, items []Item, opt int64) []ItemResult 
 	return out
 }
 
-func (m *matcher) take(want resultKey) *answerResult {
+func (m *matcher) take(want resultKey) *responseResult {
 	if m.byItem == nil {
 		if m.next < len(m.results) {
 			got := m.key(m.next)

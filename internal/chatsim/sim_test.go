@@ -57,11 +57,11 @@ func users(first, n int) []chat.Item {
 	return items
 }
 
-func create(c *chat.Client, user, group string, items ...chat.Item) (chat.Answer, error) {
+func create(c *chat.Client, user, group string, items ...chat.Item) (chat.Response, error) {
 	return c.Create(context.Background(), chat.CreateRequest{FromAccount: user, GroupName: group, Items: items})
 }
 
-func add(c *chat.Client, user, group string, items ...chat.Item) (chat.Answer, error) {
+func add(c *chat.Client, user, group string, items ...chat.Item) (chat.Response, error) {
 	return c.Update(context.Background(), chat.UpdateRequest{FromAccount: user, GroupName: group, Add: items})
 }
 

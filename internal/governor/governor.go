@@ -1,145 +1,115 @@
-// Package governor paces the calls of a whole fleet: it hands out permits, one for each call, and decides when none may
-// be made.
+// Package governor paces the calls of the process that leads: it hands out permits, one for each call, and decides when
+// no call may be made.
 //
-//	 one of the members leads, elected by a lease
-//	┌───────────────────────────────────────────────────────────────────┐
-//	│ Governor     waiting: first come first served, one call of a user │◄── wants of the other members
-//	│                 │                                                 │
-//	│                 ▼     granted when a permit of the command is     │
-//	│               permit  free, the pace allows it, nothing is halted │──► grants
-//	│                 │                                                 │
-//	│  Done(outcome) ◄┘ call                                            │◄── outcomes
-//	│      │                                                            │
-//	│      └─► cooling: free again one second after the call has ended  │
-//	└───────────────────────────────────────────────────────────────────┘
+//	          ┌────────────────────────────────────────────────────────────┐
+//	Acquire ─►│ waiting   first come, first served; one call of a user     │
+//	          │    │                                                       │
+//	          │    ▼      granted when a permit of the command is free,    │
+//	          │ permit    the pace allows it, the promise has a place left,│
+//	          │    │      the right has not passed and nothing is halted   │
+//	          │    ▼                                                       │
+//	Done    ─►│ cooling   free one second after the call has ended         │
+//	          └────────────────────────────────────────────────────────────┘
+//	              ▲ Propose, Promised: the lease record says how many calls may be under way
 //
-// A [Governor] does that for one process. [Member] is a process of a fleet: it asks whoever leads, and leads when
-// nobody does. The package uses the standard library only; a [Link] carries its lease and its messages.
+// There is one [Governor] for each term of leadership. A [Gate] and a [MinRTT] outlive it. The package does no I/O and
+// uses the standard library and internal/clock only.
 //
 // # Never over the limit
 //
-// Every command has as many permits as calls are allowed in a second. A call reaches the server after its permit was
-// granted and before its end is known, and the permit stays taken for a second after that. So all calls that arrive
-// within any one second hold different permits at the end of that second, and there are no more calls than permits.
-// Neither the delay of the network nor the clock of any other machine is in that argument: each process measures only
-// how much time has passed.
+// Claim: no more calls of a command arrive at the API within any second than its rate, as long as the rate is not changed.
 //
-// In a fleet the leader may not hear of a call's end. A member gives its leader signs of life, and a grant answers the
-// last one. Its call begins within [validity] of that sign, or the permit goes back unused; it is over after the
-// timeout of that member's calls. So a permit of which nothing is heard is free after validity + timeout + 1 s.
+// One process. A command has as many permits as calls are allowed in a second. A call arrives after its permit was
+// granted and before its end is known ([Permit.Done]). Nobody waits for the end of a call that was cancelled: it
+// arrives before its deadline ([Permit.EndBy]) or not at all, and is under way until then. The permit stays taken for
+// a second after the end. So two calls with the same permit arrive at least a second apart, and calls that arrive
+// within one second hold different permits. The delay of the network is not in that argument.
 //
-// There are never two leaders that grant. A leader grants until [reign] after it sent the last renewal of its lease
-// that succeeded. A member that takes the lease from it first waits until everything that may have been granted is
-// over: reign + validity + the longest timeout + 1 s after it first saw the last renewal. It waits no more than a second
-// after a lease that was handed over with all permits back, and not at all after one that is long past. Where the leader
-// alone used the permits and ran the embedded server that this process runs now, it is dead, its connections have
-// dropped what they held, and what is on the wire gets [wire].
+// The next process. Rights of two processes do not overlap (package lease), and no byte of a call is written after the
+// right under which its permit was granted ([Permit.Sendable]). So when a right has ended, two kinds of calls are
+// left. Those whose end was known arrived before it did. The others arrive within the call timeout, and they are no
+// more than the lease record says, whichever record the successor finds: a higher number is used only after its renewal
+// was acknowledged, a lower one is kept from before it is sent. So a successor grants nothing for a second, and keeps that
+// many permits taken for the call timeout and a second. Calls that it inherited count as its own in the next record.
 //
-// What this takes for granted: a caller says Done only when its call cannot reach the server any more (the client drops
-// what is unsent with a connection that it gives up); clocks run at the same speed, and do not stand still while the
-// machine works; the server of the lease does not lose what it has acknowledged. Outside of it are a process that
-// freezes between looking at the validity of its permit and writing the call, and other programs that call the API for
-// the same app.
+// A change of the rate. A second that begins after the rate was lowered can have more calls than the new rate only of
+// those that were under way at that moment.
+//
+// A time that holds something back is measured on the monotonic clock: it can only get longer while a machine is
+// suspended. What gives a right ends on the monotonic or the wall clock, whichever says so first.
+//
+// What this assumes:
+//
+//   - Nothing delivers bytes of a call after its connection was given up: no proxy and no paused machine holds unsent bytes.
+//     A process that was killed or frozen leaves its bytes to the kernel, which drops them within the call timeout.
+//   - A process is not stopped between its last look at [Permit.Sendable] and the write that follows.
+//   - NATS keeps the lease record that it acknowledged.
+//   - Nobody else calls the API for the app.
+//   - Our clock runs at most 0.1 % faster than that of the API (see drift).
+//   - The path never loses more than half of its shortest round trip (see the next section).
 //
 // # Close to the limit
 //
-// A permit is taken for the length of its call and a second, so the rate is limit / (1 s + call time). But of two calls
-// with one permit the first was at the server before its answer began the way back, and the second is there only after
-// the way there: the second can be shorter by the shortest round trip there is. The shortest that was seen of many, less
-// a margin of a twentieth and a millisecond at least, is taken for that; see [Trips] and TestRoundTripCredit. A path that suddenly is shorter than it ever was by more than the margin can let a
-// second have as many calls too many as the difference makes, until the first answer on it is in.
+// A permit is taken for the length of its call and a second, so the rate is limit / (1 s + call time). But of two
+// calls with one permit the first was at the API before its response began the way back, and the second is there only
+// after the way there. One way back and one way there make a round trip. So the second is shortened by half of the
+// shortest round trip that the process has ever seen, by [creditMost] at most, if the API answered ([MinRTT]). A round
+// trip includes the time in the API. At one that is shorter than that half, a second can have as many calls
+// too many as the rate makes in the missing time, until the first response on it is in. Calls of another process get no credit.
 //
 // # A steady stream
 //
-// Permits alone would let 200 calls go in one instant after a start or a pause. Grants are therefore spaced as well,
-// a little closer than the rate asks so that the permits, not the spacing, set the pace; time lost is caught up by
-// at most [burst] calls at once. And when nothing is answered for a moment, the calls that pile up on the way would
-// arrive together: only so many go out ahead of the last answer as are under way at the usual length of a call, and
-// [ahead] more; then one each [trickle].
+// Permits alone would let 200 calls go in one instant after a start or a pause. Grants are therefore spaced as well, a
+// little closer than the rate asks, so that the permits and not the spacing set the pace. Time lost is caught up by at
+// most [burst] calls at once. When nothing is answered for a moment, calls pile up on the way and arrive together. So
+// only as many go out ahead of the last response as are under way at the usual length of a call, and [ahead] more;
+// then a few at growing pauses. The first response after that starts a rest of [rest], in which what has piled up arrives alone.
 //
 // # Slower, or not at all
 //
-// A throttled call lowers the rate of its command for everybody to what the API has just taken, and time without one
-// raises it again. A halt refuses all permits until somebody resumes. When calls fail one after another without
-// reaching the API (an outage), one probe at a time goes out until one gets through.
+// A throttled call lowers the rate of its command to what the API has just taken, and time without one raises it
+// again. A halt refuses all permits until somebody resumes. When calls fail one after another without reaching the API (an outage),
+// one probe at a time goes out until one is answered.
 package governor
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"math"
-	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
+
+	"groupferry/internal/clock"
 )
 
 // DefaultRate is the vendor's limit for each command of an app, in calls a second.
 const DefaultRate = 200
 
+// DefaultTimeout is how long a call may take unless Config says otherwise.
+const DefaultTimeout = 10 * time.Second
+
 const (
-	// cooldown is how long a permit stays taken after its call has ended: the length of the window that the limit
-	// is counted in.
-	cooldown = time.Second
+	// drift is by how much a second of ours is made longer: NTP slews a clock by 500 ppm at most, so two clocks that
+	// are corrected in opposite directions differ by 0.1 %.
+	drift = time.Millisecond
 
-	// spacing is how much closer than 1/rate grants may follow each other.
-	spacing = 1.05
+	// cooldown is how long a permit stays taken after its call has ended: the second that the limit is counted in.
+	cooldown = time.Second + drift
 
-	// burst is how many grants may come at once after time was lost. In 100 ms there are then at most
-	// 0.1 s × 200/s × 1.05 + 4 = 25.
-	burst = 4
-
-	// ahead is how many calls more than usual may be under way that were granted after the last one answered. When
-	// a server that stood still goes on, they arrive within the same 100 ms as the next 25: 37 at most, of the 40
-	// that are allowed.
-	ahead = 12
-
-	// trickle is how long nothing is granted then until one call goes out all the same: those that are not answered may
-	// be of one process whose way to the API is cut, and the next one's answer says that the way of others is not.
-	trickle = 250 * time.Millisecond
-
-	// smoothing is the weight of one call in the usual length of a call.
-	smoothing = 1.0 / 16
-
-	// A throttled call lowers the rate to slowdown times what the API has taken in the last second, and by a step at
-	// least: the limit that it enforces cannot be lower than what it took. It stays above the full rate times least,
-	// for an API that refuses calls at random, or because of others, gives no rate to settle at.
-	slowdown = 0.97
-	step     = 0.95
-	least    = 0.05
-
-	// After that the rate stays for hold. Then it rises, each second by firstGain of the full rate, twice as much
-	// after each doubling without a throttled call, up to mostGain. So it finds the limit again with a refused call now
-	// and then, and a limit that is gone is noticed: from half of the full rate it takes 21 s to the whole.
-	hold      = 2 * time.Second
-	firstGain = 0.005
-	mostGain  = 0.05
-	doubling  = 5 * time.Second
-
-	// An outage is outageStreak calls in a row without an answer, or outageFew of them over outageTime: with few
+	// An outage is outageStreak calls in a row without a response, or outageFew of them over outageTime: with few
 	// calls under way a long streak would take too long to gather.
 	outageStreak = 10
 	outageFew    = 3
 	outageTime   = 2 * time.Second
 
 	// The pause between probes grows from probeFirst to probeMost, which is also how late the end of an outage is
-	// noticed at most.
+	// noticed at most while calls wait.
 	probeFirst = 250 * time.Millisecond
 	probeMost  = 5 * time.Second
 )
 
-// Outcome is what became of a permit.
-type Outcome int
-
-const (
-	Unsent    Outcome = iota // no call was made: the permit is free at once
-	Answered                 // the API answered, whatever it said
-	Throttled                // the API answered: slower
-	Lost                     // no answer: refused, reset, timed out, or from something in between
-
-	vanished Outcome = -1 // nobody said: the permit is free when its call must have ended, and a second later
-)
+// ErrClosed is what waiters of a governor get that hands out no more permits.
+var ErrClosed = errors.New("the governor is closed")
 
 // State says in one word what the governor does.
 type State string
@@ -148,63 +118,63 @@ const (
 	Running State = "running"
 	Halted  State = "halted" // see [Gate.Halt]
 	Outage  State = "outage" // probing
-
-	Leaderless State = "leaderless" // of a member that knows no leader
 )
 
-// Config says how fast. The zero value is ready to use.
+// Config says how fast. The zero value is ready to use. The functions are called without any lock held, and must not
+// block; each may be nil.
 type Config struct {
-	Rate       int                                // calls a second for each command; 0 means DefaultRate
-	Quarantine time.Duration                      // no permit is granted before this much time has passed; see [New]
-	Gate       *Gate                              // who halts; nil means a gate of its own
-	RoundTrip  func() time.Duration               // see [MemberConfig]; may be nil
-	OnSlower   func(command string, rate float64) // a throttled call lowered the rate
-	OnOutage   func(on bool)
+	Rate      int           // calls a second for each command; 0 means DefaultRate
+	Timeout   time.Duration // of a call; 0 means DefaultTimeout
+	Commands  []string      // what the first promise is made for; other commands can be used and are added to the next
+	Gate      *Gate         // who halts; nil means a gate of its own
+	RoundTrip *MinRTT       // nil means none: a permit is always taken for the whole second
+	Clock     clock.Clock   // what the deadlines of calls are read from
+
+	OnSlower func(command string, rate float64)         // a throttled call lowered the rate
+	OnOutage func(on bool)                              // an outage begins or ends
+	OnNeed   func()                                     // only the promise holds calls back: renew it soon; once for each proposal
+	OnGrant  func(command string, waited time.Duration) // a permit was granted
 }
 
-// errClosed is what waiters of a governor get that hands out no more permits.
-var errClosed = errors.New("another governor leads")
+// Inherited is what a predecessor's lease record says about its calls.
+type Inherited struct {
+	Any     bool           // there was a predecessor
+	Calls   map[string]int // by command: calls that may be under way
+	Timeout time.Duration  // the longest that one of them may take; 0 means that of Config
+}
 
-// A Governor hands out permits. All of its methods may be called at the same time.
+// A Governor hands out permits for one term of leadership. All of its methods may be called at the same time.
 type Governor struct {
 	*Gate
 	cfg       Config
-	notBefore time.Time
+	notBefore time.Time // no grant until then: calls of a predecessor may have arrived until a second before
+	inherited struct {
+		timeout time.Duration
+		until   time.Time // the predecessor's calls are over; their permits are taken for another second
+	}
 
 	mu      sync.Mutex
 	lanes   map[string]*lane
 	users   map[string]*user
 	timer   *time.Timer
-	tickets uint64        // counts the waiters
-	until   time.Time     // no grant from then on; zero for ever
+	tickets uint64 // counts the waiters
+	right   clock.Deadline
+	promise promise
+	asked   bool // OnNeed was called since the last proposal
+	need    bool // OnNeed has to be called
+	closed  bool
 	over    chan struct{} // closed by Close
 
+	open       int       // permits that are not done
+	openSince  time.Time // when it was 0 last
+	answeredAt time.Time // the last response
+
 	outage     bool
-	streak     int       // calls without an answer since the last one with one
+	streak     int       // calls without a response since the last one with one
 	streakFrom time.Time // end of the first of them
 	probing    bool      // a probe is out
 	probeAt    time.Time // the next probe not before
 	probePause time.Duration
-}
-
-// A lane holds the permits of one command.
-type lane struct {
-	command   string
-	limit     float64     // calls a second, as configured
-	rate      float64     // calls a second now: less than limit after a throttled call
-	floor     float64     // what it was lowered to
-	slowed    time.Time   // when that was
-	taken     []time.Time // when calls of the last second were answered, throttled ones apart
-	out       int         // permits whose call has not ended
-	granted   uint64      // counts the grants
-	answered  uint64      // number of the latest grant whose call has ended
-	usual     float64     // length of a call in seconds, smoothed
-	cooling   []time.Time // when the others come back, in order
-	last      time.Time   // of the last grant
-	next      time.Time   // a grant at this time would be on the dot
-	ready     []*waiter   // by ticket; each is the first of its user
-	waiting   int         // all waiters, also those behind another of the same user
-	throttled int
 }
 
 // A user has at most one call under way, over all commands.
@@ -215,75 +185,61 @@ type user struct {
 }
 
 type waiter struct {
-	ticket  uint64 // counts the arrivals
-	lane    *lane
-	user    *user
-	grant   chan *Permit // one place
-	granted *grant       // what is in grant
-	gone    bool         // its caller left: skip it
-}
-
-// A Permit is the right to make one call now.
-type Permit struct {
-	granted time.Time
-	ended   atomic.Bool
-	end     func(o Outcome, roundTrip time.Duration) (excused bool)
-}
-
-// Done hands the permit back with what became of its call. Until then the call counts as under way; a second Done
-// does nothing. It tells whether a lost call is excused: during an outage it says nothing about the job it was for.
-func (p *Permit) Done(o Outcome) (excused bool) {
-	return p.doneAfter(o, -1)
-}
-
-// doneAfter is Done for a call of a process that has seen round trips as short as the given one; negative for this
-// process.
-func (p *Permit) doneAfter(o Outcome, roundTrip time.Duration) (excused bool) {
-	if p.ended.Swap(true) {
-		return false
-	}
-	return p.end(o, roundTrip)
-}
-
-// A grant is a permit that is out, as its governor sees it.
-type grant struct {
+	ticket uint64 // counts the arrivals
 	lane   *lane
 	user   *user
-	number uint64 // counts the grants of the lane
-	at     time.Time
-	probe  bool
+	grant  chan *Permit // one place
+	gone   bool         // its caller left: skip it
 }
 
-// New returns a governor that grants from now on, or after the quarantine. A quarantine is needed where calls of an
-// earlier governor of the same app may still be on their way: it has to cover the longest call and a second.
-func New(cfg Config) *Governor {
+// New returns a governor for a term. It grants nothing before [Governor.Promised] was called. If there was a
+// predecessor it grants nothing for a second, and keeps the permits of its calls taken for their timeout and a second.
+func New(cfg Config, from Inherited) *Governor {
 	if cfg.Rate <= 0 {
 		cfg.Rate = DefaultRate
 	}
+	if cfg.Timeout <= 0 {
+		cfg.Timeout = DefaultTimeout
+	}
+	if from.Timeout <= 0 {
+		from.Timeout = cfg.Timeout
+	}
 	g := &Governor{
-		cfg:       cfg,
-		notBefore: time.Now().Add(cfg.Quarantine),
-		lanes:     map[string]*lane{},
-		users:     map[string]*user{},
-		over:      make(chan struct{}),
-		Gate:      cfg.Gate,
+		Gate:  cfg.Gate,
+		cfg:   cfg,
+		lanes: map[string]*lane{},
+		users: map[string]*user{},
+		over:  make(chan struct{}),
 	}
 	if g.Gate == nil {
 		g.Gate = &Gate{}
+	}
+	now := time.Now()
+	if from.Any {
+		g.notBefore = now.Add(cooldown)
+	}
+	g.inherited.timeout, g.inherited.until = from.Timeout, now.Add(from.Timeout)
+	for _, command := range cfg.Commands {
+		g.lane(command)
+	}
+	for command, n := range from.Calls {
+		g.lane(command).inherited = max(0, n)
 	}
 	g.timer = time.AfterFunc(math.MaxInt64, g.tick)
 	g.timer.Stop()
 	return g
 }
 
-// Acquire waits for the right to make one call of a command for a user. It returns a *[HaltedError] at once while
-// the governor is halted, and ctx's error when that ends first. The permit has to be handed back with [Permit.Done].
+// Acquire waits for the right to make one call of a command for a user. It returns a *[HaltedError] at once while the
+// gate is halted, [ErrClosed] after Close, and ctx's error when that ends first. The permit has to be handed back with
+// [Permit.Done].
 func (g *Governor) Acquire(ctx context.Context, command, userID string) (*Permit, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	start := time.Now()
+	halted := g.Gate.closed()
 	w := &waiter{grant: make(chan *Permit, 1)}
-	closed := g.closed()
 	g.mu.Lock()
 	w.lane = g.lane(command)
 	w.lane.waiting++
@@ -296,28 +252,31 @@ func (g *Governor) Acquire(ctx context.Context, command, userID string) (*Permit
 	}
 	w.user.waiting = append(w.user.waiting, w)
 	if !w.user.busy && len(w.user.waiting) == 1 {
-		w.lane.line(w)
+		w.lane.queue(w)
 	}
 	g.pump()
-	g.mu.Unlock()
+	g.unlock()
 
 	var err error
 	select {
 	case p := <-w.grant:
+		if g.cfg.OnGrant != nil {
+			g.cfg.OnGrant(command, time.Since(start))
+		}
 		return p, nil
-	case <-closed:
+	case <-halted:
 		err = &HaltedError{g.Halted()}
 	case <-g.over:
-		err = errClosed
+		err = ErrClosed
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
 	g.mu.Lock()
-	defer g.mu.Unlock()
+	defer g.unlock()
 	select {
 	case p := <-w.grant: // granted in the meantime
 		p.ended.Store(true)
-		g.end(w.granted, Unsent, 0, time.Now())
+		g.end(p, Unsent, time.Now())
 	default:
 		w.leave()
 		g.forget(w.user)
@@ -326,25 +285,28 @@ func (g *Governor) Acquire(ctx context.Context, command, userID string) (*Permit
 	return nil, err
 }
 
-// done takes a permit back.
-func (g *Governor) done(t *grant, o Outcome, roundTrip time.Duration) (excused bool) {
-	if roundTrip < 0 {
-		roundTrip = 0
-		if g.cfg.RoundTrip != nil {
-			roundTrip = g.cfg.RoundTrip()
-		}
-	}
-	g.mu.Lock()
-	now := time.Now()
-	before, rate := g.outage, t.lane.rate
-	g.end(t, o, roundTrip, now)
-	after, slower := g.outage, t.lane.rate < rate
-	rate = t.lane.rate
-	g.pump()
+// unlock releases the lock and asks for a higher promise if that is due.
+func (g *Governor) unlock() {
+	need := g.need
+	g.need = false
 	g.mu.Unlock()
+	if need && g.cfg.OnNeed != nil {
+		g.cfg.OnNeed()
+	}
+}
+
+// done takes a permit back.
+func (g *Governor) done(p *Permit, o Outcome) (excused bool) {
+	g.mu.Lock()
+	before, rate := g.outage, p.lane.rate
+	g.end(p, o, time.Now())
+	after, slower := g.outage, p.lane.rate < rate
+	rate = p.lane.rate
+	g.pump()
+	g.unlock()
 
 	if slower && g.cfg.OnSlower != nil {
-		g.cfg.OnSlower(t.lane.command, rate)
+		g.cfg.OnSlower(p.lane.command, rate)
 	}
 	if before != after && g.cfg.OnOutage != nil {
 		g.cfg.OnOutage(after)
@@ -352,57 +314,60 @@ func (g *Governor) done(t *grant, o Outcome, roundTrip time.Duration) (excused b
 	return o == Lost && after
 }
 
-// end takes a permit back; the lock is held.
-func (g *Governor) end(t *grant, o Outcome, roundTrip time.Duration, now time.Time) {
-	l, u := t.lane, t.user
-	l.out--
-	if o != Unsent {
-		free := now.Add(cooldown)
-		if o == Answered || o == Throttled {
-			free = free.Add(-credit(roundTrip))
-		}
-		i := len(l.cooling)
-		for i > 0 && l.cooling[i-1].After(free) {
-			i--
-		}
-		l.cooling = slices.Insert(l.cooling, i, free)
-	}
-	l.answered = max(l.answered, t.number)
-	if o == Answered {
-		l.forgetTaken(now)
-		l.taken = append(l.taken, now)
-		l.usual += smoothing * (now.Sub(t.at).Seconds() - l.usual)
-	}
-	u.busy = false
-	if len(u.waiting) > 0 {
-		next := u.waiting[0]
-		next.lane.line(next)
-	}
-	g.forget(u)
-
-	if t.probe {
+// end notes what became of a call, and releases its permit unless the call was cancelled; the lock is held.
+func (g *Governor) end(p *Permit, o Outcome, now time.Time) {
+	g.open--
+	if p.probe {
 		g.probing = false
 	}
 	switch o {
-	case Answered, Throttled:
-		g.streak, g.outage = 0, false
+	case Unsent:
+		g.release(p, time.Time{})
+	case Cancelled: // says nothing about the API
+		if p.probe && g.outage {
+			g.probeAt = now.Add(g.probePause)
+		}
+		if left := p.endBy.Sub(now); left > 0 {
+			time.AfterFunc(left, func() {
+				g.mu.Lock()
+				defer g.unlock()
+				g.release(p, time.Now().Add(cooldown))
+				g.pump()
+			})
+			return
+		}
+		g.release(p, now.Add(cooldown))
 	case Lost:
-		g.lost(t, now)
-	}
-	if o == Throttled {
-		l.throttle(t.at, now)
+		g.lost(p, now)
+		g.release(p, now.Add(cooldown))
+	case Answered, Throttled:
+		g.answeredAt, g.streak, g.outage = now, 0, false
+		p.lane.responded(now)
+		g.release(p, now.Add(cooldown-g.cfg.RoundTrip.credit()))
+		if o == Answered {
+			p.lane.took(p.granted, now)
+		} else {
+			p.lane.throttle(p.granted, now)
+		}
 	}
 }
 
-// credit is how much earlier than a second after its call a permit may come back; see the package comment.
-func credit(roundTrip time.Duration) time.Duration {
-	return max(0, roundTrip-max(roundTrip/20, time.Millisecond))
+// release lets the permit of a call that is over be free at the given time, at once if that is zero; the lock is held.
+func (g *Governor) release(p *Permit, free time.Time) {
+	p.lane.release(p.number, free)
+	u := p.user
+	u.busy = false
+	if len(u.waiting) > 0 {
+		next := u.waiting[0]
+		next.lane.queue(next)
+	}
+	g.forget(u)
 }
 
-// lost notes a call without an answer.
-func (g *Governor) lost(t *grant, now time.Time) {
+// lost notes a call without a response; the lock is held.
+func (g *Governor) lost(p *Permit, now time.Time) {
 	if g.outage {
-		if t.probe {
+		if p.probe {
 			g.probePause = min(2*g.probePause, probeMost)
 			g.probeAt = now.Add(g.probePause)
 		}
@@ -419,61 +384,14 @@ func (g *Governor) lost(t *grant, now time.Time) {
 	}
 }
 
-// throttle lowers the rate, once for all the calls that were granted before the last lowering could show.
-func (l *lane) throttle(granted, now time.Time) {
-	l.throttled++
-	if !granted.After(l.slowed) {
-		return
-	}
-	l.recover(now)
-	l.forgetTaken(now)
-	l.rate = max(1, l.limit*least, min(l.rate*step, float64(len(l.taken))*slowdown))
-	l.floor, l.slowed = l.rate, now
-}
-
-// recover gives back what time has healed.
-func (l *lane) recover(now time.Time) {
-	if l.rate < l.limit {
-		l.rate = min(l.limit, l.floor+l.limit*gain(now.Sub(l.slowed)))
-	}
-}
-
-// gain is the share of the full rate that comes back within d after it was lowered.
-func gain(d time.Duration) float64 {
-	var sum float64
-	for d, each := d-hold, firstGain; d > 0; d, each = d-doubling, min(2*each, mostGain) {
-		sum += min(d, doubling).Seconds() * each
-		if each == mostGain {
-			return sum + max(0, d-doubling).Seconds()*each
-		}
-	}
-	return sum
-}
-
-// forgetTaken forgets calls that were answered more than a second ago.
-func (l *lane) forgetTaken(now time.Time) {
-	old := 0
-	for old < len(l.taken) && now.Sub(l.taken[old]) >= cooldown {
-		old++
-	}
-	l.taken = l.taken[old:]
-}
-
 // lane returns the lane of a command; the lock is held.
 func (g *Governor) lane(command string) *lane {
 	l := g.lanes[command]
 	if l == nil {
-		rate := float64(g.cfg.Rate)
-		l = &lane{command: command, limit: rate, rate: rate}
+		l = &lane{command: command, limit: float64(g.cfg.Rate), rate: float64(g.cfg.Rate)}
 		g.lanes[command] = l
 	}
 	return l
-}
-
-// line puts a waiter whose turn it is for its user where it would stand if it had never waited for another of that user.
-func (l *lane) line(w *waiter) {
-	i, _ := slices.BinarySearchFunc(l.ready, w.ticket, func(o *waiter, t uint64) int { return cmp.Compare(o.ticket, t) })
-	l.ready = slices.Insert(l.ready, i, w)
 }
 
 // forget drops a user of whom nothing is left; the lock is held.
@@ -495,7 +413,7 @@ func (w *waiter) leave() {
 		u.waiting = append(u.waiting[:i], u.waiting[i+1:]...)
 		if i == 0 && !u.busy && len(u.waiting) > 0 {
 			next := u.waiting[0]
-			next.lane.line(next)
+			next.lane.queue(next)
 		}
 		return
 	}
@@ -503,7 +421,7 @@ func (w *waiter) leave() {
 
 func (g *Governor) tick() {
 	g.mu.Lock()
-	defer g.mu.Unlock()
+	defer g.unlock()
 	g.pump()
 }
 
@@ -535,26 +453,28 @@ func (g *Governor) pumpLane(l *lane, now time.Time) time.Time {
 		}
 		l.ready = l.ready[1:]
 		l.waiting--
-		l.out++
-		l.granted++
-		l.last = now
-		space := time.Duration(float64(time.Second) / (l.rate * spacing))
-		l.next = later(l.next, now.Add(-(burst-1)*space)).Add(space)
 		w.user.busy = true
 		w.user.waiting = w.user.waiting[1:]
+		if g.open == 0 {
+			g.openSince = now
+		}
+		g.open++
 		if g.outage {
 			g.probing = true
 		}
-		t := &grant{lane: l, user: w.user, number: l.granted, at: now, probe: g.outage}
-		w.granted = t
-		w.grant <- &Permit{granted: now, end: func(o Outcome, trip time.Duration) bool { return g.done(t, o, trip) }}
+		w.grant <- &Permit{
+			governor: g, lane: l, user: w.user, number: l.grant(now), probe: g.outage,
+			granted: now,
+			endBy:   now.Add(g.cfg.Timeout),
+			sendBy:  clock.Earlier(g.right, g.cfg.Clock.In(g.cfg.Timeout)),
+		}
 	}
 	return time.Time{}
 }
 
 // mayGrant tells whether a permit of the lane can be granted now, and if not, when to ask again.
 func (g *Governor) mayGrant(l *lane, now time.Time) (time.Time, bool) {
-	if g.Halted() != nil || !g.until.IsZero() && !now.Before(g.until) {
+	if g.closed || g.Halted() != nil || g.right.Passed() {
 		return time.Time{}, false
 	}
 	if now.Before(g.notBefore) {
@@ -568,47 +488,88 @@ func (g *Governor) mayGrant(l *lane, now time.Time) (time.Time, bool) {
 			return g.probeAt, false
 		}
 	}
-	l.recover(now)
-	for len(l.cooling) > 0 && !now.Before(l.cooling[0]) {
-		l.cooling = l.cooling[1:]
+	inheritedFree := g.inherited.until.Add(cooldown)
+	taken := 0
+	if now.Before(inheritedFree) {
+		taken = l.inherited
 	}
-	if l.out+len(l.cooling) >= int(l.rate) {
-		if len(l.cooling) == 0 {
-			return time.Time{}, false
+	if at, ok := l.free(now, taken, inheritedFree); !ok {
+		return at, false
+	}
+	if at, ok := l.spaced(now); !ok {
+		return at, false
+	}
+	if inherited := g.inheritedCalls(l, now); l.out+inherited >= g.promise.inUse(l.command) {
+		if !g.asked && l.want(now)+inherited > g.promise.latest(l.command) {
+			g.asked, g.need = true, true
 		}
-		return l.cooling[0], false
-	}
-	if float64(l.granted-l.answered) >= ahead+l.rate*l.usual && now.Sub(l.last) < trickle {
-		return l.last.Add(trickle), false
-	}
-	if now.Before(l.next) {
-		return l.next, false
+		if inherited > 0 {
+			return g.inherited.until, false
+		}
+		return time.Time{}, false
 	}
 	return time.Time{}, true
 }
 
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
+// inheritedCalls is how many of the predecessor's calls may be under way.
+func (g *Governor) inheritedCalls(l *lane, now time.Time) int {
+	if now.Before(g.inherited.until) {
+		return l.inherited
 	}
-	return b
+	return 0
 }
 
-// Until lets the governor grant only before t, until it is told a later time.
-func (g *Governor) Until(t time.Time) {
+// Propose returns what the next renewal of the lease shall promise: for each command how many calls may be under way,
+// inherited ones included, and how long the longest of them may take. Numbers that are lower than before hold from now on.
+func (g *Governor) Propose() (calls map[string]int, timeout time.Duration) {
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.until = t
+	defer g.unlock()
+	now := time.Now()
+	calls, timeout = make(map[string]int, len(g.lanes)), g.cfg.Timeout
+	for _, l := range g.lanes {
+		inherited := g.inheritedCalls(l, now)
+		if inherited > 0 {
+			timeout = max(timeout, g.inherited.timeout)
+		}
+		calls[l.command] = l.want(now) + inherited
+	}
+	g.promise.propose(calls)
+	g.asked = false
+	return calls, timeout
+}
+
+// Promised tells that a renewal was acknowledged: the lease record says these numbers of calls, which may be used
+// until right passes. No renewal that was sent before can change the record any more.
+func (g *Governor) Promised(calls map[string]int, right clock.Deadline) {
+	g.mu.Lock()
+	defer g.unlock()
+	g.promise.acknowledge(calls)
+	g.right = right
 	g.pump()
 }
 
-// SetRate changes the calls a second for each command. Throttled commands begin anew.
-func (g *Governor) SetRate(rate int) {
+// UnderWay returns how many calls of each command may still arrive: those that have not ended, cancelled ones
+// until their deadline, and inherited ones until theirs.
+func (g *Governor) UnderWay() map[string]int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	now := time.Now()
+	calls := map[string]int{}
+	for _, l := range g.lanes {
+		if n := l.out + g.inheritedCalls(l, now); n > 0 {
+			calls[l.command] = n
+		}
+	}
+	return calls
+}
+
+// SetRate changes the calls a second for each command; 0 means DefaultRate. Throttled commands begin anew.
+func (g *Governor) SetRate(rate int) {
 	if rate <= 0 {
 		rate = DefaultRate
 	}
+	g.mu.Lock()
+	defer g.unlock()
 	g.cfg.Rate = rate
 	for _, l := range g.lanes {
 		l.limit, l.rate, l.slowed = float64(rate), float64(rate), time.Time{}
@@ -616,53 +577,44 @@ func (g *Governor) SetRate(rate int) {
 	g.pump()
 }
 
-// Close ends all granting. Those who wait get an error; permits that are out can still be handed back. Close can be
-// called once.
+// Close ends all granting. Those who wait get [ErrClosed]; permits that are out can still be handed back.
 func (g *Governor) Close() {
-	g.Until(time.Unix(0, 0))
-	close(g.over)
-}
-
-// Out counts the permits that are out.
-func (g *Governor) Out() int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	n := 0
-	for _, l := range g.lanes {
-		n += l.out
+	if !g.closed {
+		g.closed = true
+		close(g.over)
 	}
-	return n
 }
 
-// waiting counts the calls that wait.
-func (g *Governor) waiting() int {
+// Silent returns for how long the API has not answered: since its last response, or since calls are under way if that
+// is shorter; in an outage since the first call without a response. It is 0 while nothing is under way, outages apart.
+func (g *Governor) Silent() time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	n := 0
-	for _, l := range g.lanes {
-		n += l.waiting
+	switch {
+	case g.outage:
+		return time.Since(g.streakFrom)
+	case g.open == 0:
+		return 0
 	}
-	return n
+	return time.Since(later(g.openSince, g.answeredAt))
 }
 
-// A Snapshot is what a governor, or a member, looks like at one moment.
+// A Snapshot is what a governor looks like at one moment.
 type Snapshot struct {
 	State State
-	Lanes map[string]LaneSnapshot // by command; of a governor, or a member that leads
-
-	// Of members.
-	Leading       bool
-	Waiting, Out  int           // calls of this member that wait, or are under way, where another one leads
-	LeaderChanges int64         // so far, as this member saw them
-	Refused       int64         // permits that came too late to be used
-	Standstill    time.Duration // how long calls of this member have waited while none was permitted
+	Right time.Duration           // how long grants may go on without another renewal
+	Lanes map[string]LaneSnapshot // by command
 }
 
 // A LaneSnapshot is what the permits of one command look like.
 type LaneSnapshot struct {
 	Limit     float64 // calls a second, as configured
 	Effective float64 // calls a second, as lowered by throttled calls
-	Out       int     // permits whose call has not ended
+	Out       int     // own calls that may still arrive: not ended, or cancelled and before their deadline
+	Inherited int     // calls of a predecessor that may still arrive
+	Promised  int     // what Out and Inherited together may be
 	Waiting   int     // calls that wait for a permit
 	Throttled int     // throttled calls so far
 }
@@ -671,7 +623,7 @@ type LaneSnapshot struct {
 func (g *Governor) Snapshot() Snapshot {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	s := Snapshot{State: Running, Lanes: make(map[string]LaneSnapshot, len(g.lanes))}
+	s := Snapshot{State: Running, Right: g.right.Left(), Lanes: make(map[string]LaneSnapshot, len(g.lanes))}
 	switch {
 	case g.Halted() != nil:
 		s.State = Halted
@@ -681,7 +633,17 @@ func (g *Governor) Snapshot() Snapshot {
 	now := time.Now()
 	for _, l := range g.lanes {
 		l.recover(now)
-		s.Lanes[l.command] = LaneSnapshot{l.limit, l.rate, l.out, l.waiting, l.throttled}
+		s.Lanes[l.command] = LaneSnapshot{
+			Limit: l.limit, Effective: l.rate, Out: l.out, Inherited: g.inheritedCalls(l, now),
+			Promised: g.promise.inUse(l.command), Waiting: l.waiting, Throttled: l.throttled,
+		}
 	}
 	return s
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }

@@ -51,7 +51,8 @@ type Job struct {
 	ID            string   // [ID] of the import, the user and the group name
 	FromAccount   string   // the user whose group it is
 	GroupName     string   //
-	Round         int      // 0 at first; the n-th retry of the import makes it n
+	Generation    int      // 0 at first; the n-th retry of the import makes it n
+	Prior         uint64   // in a retry: the sequence, on the results stream, of the result that it is going to replace
 	Files         []string // names of the inputs; what Conversation.File counts into
 	Conversations []Conversation
 }
@@ -83,11 +84,12 @@ type Result struct {
 	GroupName     string
 	GroupID       int64 // as the API numbered the group; 0 when no call told
 	Outcome       Outcome
-	Code          string // why the job as a whole failed, where that is not a matter of its conversations
+	Code          string // why the job as a whole failed, if its conversations do not say it
 	Info          string
-	Round         int // of the job that led to it; a job of a later round is not done yet
-	Attempts      int // deliveries that this result took, over all rounds
-	Calls         int // calls that this result took, over all rounds and all attempts of the workers that wrote it
+	Generation    int    // of the job that led to it
+	Replaces      uint64 // the sequence of the result that this one supersedes; 0 when it is the job's first
+	Attempts      int    // attempts that this result took, over all generations
+	Calls         int    // calls that this result took, over all generations and all attempts of the workers that wrote it
 	Files         []string
 	Conversations []ConversationResult
 	Started       time.Time // first attempt, by the worker's clock
@@ -96,11 +98,11 @@ type Result struct {
 }
 
 // CodeUndecodable is the code of a result for a message that is no job this binary can read. Such a result has no
-// conversations, for nobody knows them.
+// conversations: they are not known.
 const CodeUndecodable = "undecodable"
 
-// Settle sets the outcome from the codes of the conversations.
-func (r *Result) Settle() {
+// SetOutcome sets the outcome from the codes of the conversations.
+func (r *Result) SetOutcome() {
 	failed := r.FailedConversations()
 	switch {
 	case failed == 0:
@@ -138,7 +140,7 @@ func ID(importID, fromAccount, groupName string) string {
 
 var idEncoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
 
-// MaxImportID is the longest import ID in bytes: it becomes a subject token and a consumer name.
+// MaxImportID is the longest import ID in bytes: it becomes a token of subjects and of a key.
 const MaxImportID = 64
 
 // ValidImportID tells whether s can be an import ID: 1 to [MaxImportID] of A–Z, a–z, 0–9, - and _.
@@ -166,7 +168,7 @@ func (j *Job) AppendJSON(b []byte) []byte {
 	b = appendField(b, "job", j.ID)
 	b = appendField(b, "from_account", j.FromAccount)
 	b = appendField(b, "group_name", j.GroupName)
-	b = appendRound(b, j.Round)
+	b = appendGeneration(b, j.Generation, "prior", j.Prior)
 	b = appendFiles(b, j.Files)
 	b = append(b, `,"conversations":[`...)
 	for i := range j.Conversations {
@@ -193,7 +195,7 @@ func (r *Result) AppendJSON(b []byte) []byte {
 	if r.Info != "" {
 		b = appendField(b, "info", r.Info)
 	}
-	b = appendRound(b, r.Round)
+	b = appendGeneration(b, r.Generation, "replaces", r.Replaces)
 	b = appendInt(b, "attempts", int64(r.Attempts))
 	b = appendInt(b, "calls", int64(r.Calls))
 	b = appendField(b, "started", r.Started.UTC().Format(time.RFC3339Nano))
@@ -234,12 +236,16 @@ func appendConversation(b []byte, c *Conversation) []byte {
 	return appendInt(b, "line", c.Line)
 }
 
-// appendRound leaves the first round out, as binaries do that know of none.
-func appendRound(b []byte, round int) []byte {
-	if round == 0 {
-		return b
+// appendGeneration leaves out what is zero, as both are for the jobs of most imports.
+func appendGeneration(b []byte, generation int, key string, seq uint64) []byte {
+	if generation != 0 {
+		b = appendInt(b, "generation", int64(generation))
 	}
-	return appendInt(b, "round", int64(round))
+	if seq != 0 {
+		b = append(append(append(b, `,"`...), key...), `":`...)
+		b = strconv.AppendUint(b, seq, 10)
+	}
+	return b
 }
 
 func appendFiles(b []byte, files []string) []byte {
@@ -265,15 +271,15 @@ func appendField(b []byte, key, s string) []byte {
 
 // appendString takes the short way for the strings that nearly all are, and encoding/json's for the rest.
 func appendString(b []byte, s string) []byte {
-	plain := true
+	unescaped := true
 	for i := range len(s) {
 		c := s[i]
 		if c < ' ' || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' || c >= utf8.RuneSelf {
-			plain = false
+			unescaped = false
 			break
 		}
 	}
-	if plain {
+	if unescaped {
 		b = append(b, '"')
 		b = append(b, s...)
 		return append(b, '"')
@@ -304,7 +310,9 @@ type wire struct {
 	Outcome       Outcome            `json:"outcome"`
 	Code          string             `json:"code"`
 	Info          string             `json:"info"`
-	Round         int                `json:"round"`
+	Generation    int                `json:"generation"`
+	Prior         uint64             `json:"prior"`
+	Replaces      uint64             `json:"replaces"`
 	Attempts      int                `json:"attempts"`
 	Calls         int                `json:"calls"`
 	Started       time.Time          `json:"started"`
@@ -335,8 +343,8 @@ func decode(b []byte, what string) (*wire, error) {
 	if !ValidImportID(w.Import) || w.Job == "" {
 		return nil, fmt.Errorf("decode %s: import or job id missing", what)
 	}
-	if w.Round < 0 {
-		return nil, fmt.Errorf("decode %s: round %d", what, w.Round)
+	if w.Generation < 0 {
+		return nil, fmt.Errorf("decode %s: generation %d", what, w.Generation)
 	}
 	for i := range w.Conversations {
 		c := &w.Conversations[i]
@@ -356,7 +364,7 @@ func (c *wireConversation) conversation() Conversation {
 
 // Decode reads the wire form of a job. The error wraps [ErrVersion] when it was written by a newer binary.
 func Decode(b []byte) (Job, error) {
-	if j, ok := plainJob(b); ok {
+	if j, ok := fastDecode(b); ok {
 		return j, nil
 	}
 	return decodeJob(b)
@@ -375,7 +383,8 @@ func decodeJob(b []byte) (Job, error) {
 		ID:            w.Job,
 		FromAccount:   w.FromAccount,
 		GroupName:     w.GroupName,
-		Round:         w.Round,
+		Generation:    w.Generation,
+		Prior:         w.Prior,
 		Files:         w.Files,
 		Conversations: make([]Conversation, len(w.Conversations)),
 	}
@@ -405,7 +414,8 @@ func DecodeResult(b []byte) (Result, error) {
 		Outcome:       w.Outcome,
 		Code:          w.Code,
 		Info:          w.Info,
-		Round:         w.Round,
+		Generation:    w.Generation,
+		Replaces:      w.Replaces,
 		Attempts:      w.Attempts,
 		Calls:         w.Calls,
 		Files:         w.Files,

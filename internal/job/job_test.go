@@ -73,7 +73,7 @@ func TestWireForm(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(r, r2) {
 		t.Errorf("result: got %+v, %v, want %+v", r2, err, r)
 	}
-	j.Round, r.Round = 2, 2
+	j.Generation, r.Generation, j.Prior, r.Replaces = 2, 2, 70_001, 70_001
 	jb, rb = j.AppendJSON(nil), r.AppendJSON(nil)
 	golden(t, "job.retry.v1.json", jb)
 	golden(t, "result.retry.v1.json", rb)
@@ -102,7 +102,7 @@ func TestDecodeRefuses(t *testing.T) {
 		"type 3":           strings.Replace(ok, `"type":2`, `"type":3`, 1),
 		"file off the end": strings.Replace(ok, `"file":1`, `"file":2`, 1),
 		"no conversations": `{"v":1,"import":"i","job":"j","files":[]}`,
-		"round -1":         strings.Replace(ok, `"v":1,`, `"v":1,"round":-1,`, 1),
+		"generation -1":    strings.Replace(ok, `"v":1,`, `"v":1,"generation":-1,`, 1),
 		"cut off":          ok[:len(ok)-5],
 	} {
 		if j, err := Decode([]byte(b)); err == nil {
@@ -138,7 +138,7 @@ func TestID(t *testing.T) {
 	}
 }
 
-func TestSettle(t *testing.T) {
+func TestSetOutcome(t *testing.T) {
 	for codes, want := range map[string]Outcome{"..": Done, ".x": Partial, "xx": Failed} {
 		var r Result
 		for _, c := range codes {
@@ -148,7 +148,7 @@ func TestSettle(t *testing.T) {
 			}
 			r.Conversations = append(r.Conversations, ConversationResult{Code: code})
 		}
-		if r.Settle(); r.Outcome != want {
+		if r.SetOutcome(); r.Outcome != want {
 			t.Errorf("%s: got %s, want %s", codes, r.Outcome, want)
 		}
 	}
@@ -185,8 +185,8 @@ func FuzzString(f *testing.F) {
 }
 
 // The short way reads nothing that encoding/json would read in another way.
-func FuzzPlainJob(f *testing.F) {
-	long := Job{Import: "i", ID: "j", FromAccount: "ana", GroupName: "Familie Müller", Round: 2, Files: []string{"a.csv", "b.csv"}}
+func FuzzFastDecode(f *testing.F) {
+	long := Job{Import: "i", ID: "j", FromAccount: "ana", GroupName: "Familie Müller", Generation: 2, Prior: 1 << 50, Files: []string{"a.csv", "b.csv"}}
 	for i := range 30 {
 		long.Conversations = append(long.Conversations, Conversation{Type: 1 + i%2, ID: "x", File: i % 2, Line: int64(i)})
 	}
@@ -196,7 +196,7 @@ func FuzzPlainJob(f *testing.F) {
 		f.Add(j.AppendJSON(nil))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		got, ok := plainJob(b)
+		got, ok := fastDecode(b)
 		if !ok {
 			return
 		}
@@ -207,18 +207,18 @@ func FuzzPlainJob(f *testing.F) {
 }
 
 // It is the way that nearly all jobs take.
-func TestPlainJob(t *testing.T) {
+func TestFastDecode(t *testing.T) {
 	j := Job{
-		Import: "i", ID: "j", FromAccount: "ana", GroupName: "家族", Round: 1, Files: []string{"a.csv"},
+		Import: "i", ID: "j", FromAccount: "ana", GroupName: "家族", Generation: 1, Prior: 9, Files: []string{"a.csv"},
 		Conversations: []Conversation{{Type: OneToOne, ID: "bob", Line: 2}, {Type: GroupChat, ID: "@TGS#1", Line: 1 << 40}},
 	}
-	got, ok := plainJob(j.AppendJSON(nil))
+	got, ok := fastDecode(j.AppendJSON(nil))
 	if !ok || !reflect.DeepEqual(got, j) {
 		t.Errorf("got %+v, %v, want %+v", got, ok, j)
 	}
 	for _, odd := range []string{"a\"b", "a\\b", "a\tb", "<b>", "\xff"} {
 		j.GroupName = odd
-		if got, ok := plainJob(j.AppendJSON(nil)); ok && got.GroupName != odd {
+		if got, ok := fastDecode(j.AppendJSON(nil)); ok && got.GroupName != odd {
 			t.Errorf("name %q: got %q", odd, got.GroupName)
 		}
 	}
@@ -243,7 +243,7 @@ func BenchmarkDecode(b *testing.B) {
 		j.Conversations = append(j.Conversations, Conversation{Type: OneToOne, ID: "user-12345", Line: int64(i)})
 	}
 	buf := j.AppendJSON(nil)
-	for name, decode := range map[string]func([]byte) (Job, error){"plain": Decode, "json": decodeJob} {
+	for name, decode := range map[string]func([]byte) (Job, error){"fast": Decode, "json": decodeJob} {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {

@@ -5,12 +5,107 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"groupferry/internal/broker"
 	"groupferry/internal/job"
 )
+
+// The keys of the control bucket, beside those of the import records.
+const (
+	appKey  = "app"
+	haltKey = "halt" // its value is null when there is no halt, so that each change has a revision
+	rateKey = "rate"
+)
+
+// controlVersion is the version of app and halt that this package writes, and the newest that it reads.
+const controlVersion = 1
+
+// An App is what a namespace belongs to: the pace is kept for one app, by one process at a time.
+type App struct {
+	SDKAppID  uint64 `json:"sdk_app_id"`
+	Simulated bool   `json:"simulated,omitempty"` // its calls go to the simulator
+}
+
+func (a App) String() string {
+	if a.Simulated {
+		return fmt.Sprintf("SDKAppID %d, simulated", a.SDKAppID)
+	}
+	return fmt.Sprintf("SDKAppID %d", a.SDKAppID)
+}
+
+// An OtherAppError says that a namespace belongs to another app.
+type OtherAppError struct{ Want, Have App }
+
+func (e *OtherAppError) Error() string {
+	return fmt.Sprintf("the namespace belongs to another app (%v, not %v): use one --namespace, or one --data-dir, per app",
+		e.Have, e.Want)
+}
+
+type storedApp struct {
+	Version int `json:"v"`
+	App
+}
+
+// ClaimApp makes the namespace one of that app, if it is none's yet. The error is an [*OtherAppError] when it is another
+// one's.
+func (q *Queue) ClaimApp(ctx context.Context, app App) error {
+	b, err := json.Marshal(storedApp{controlVersion, app})
+	if err != nil {
+		return err
+	}
+	for {
+		have, err := q.App(ctx)
+		switch {
+		case err != nil:
+			return err
+		case have != nil && *have == app:
+			return nil
+		case have != nil:
+			return &OtherAppError{Want: app, Have: *have}
+		}
+		err = q.conn.Ask(ctx, func(ctx context.Context) error {
+			_, err := q.control.Create(ctx, appKey, b)
+			return err
+		})
+		if err != nil && !broker.LostRace(err) && !errors.Is(err, jetstream.ErrKeyExists) {
+			return q.fault(ctx, "write the app of the namespace", err)
+		}
+	}
+}
+
+// App reads which app the namespace belongs to; nil when it is none's yet.
+func (q *Queue) App(ctx context.Context) (*App, error) {
+	b, _, err := q.controlValue(ctx, appKey)
+	if err != nil || b == nil {
+		return nil, err
+	}
+	var s storedApp
+	if err := decodeVersioned(b, controlVersion, &s); err != nil {
+		return nil, fmt.Errorf("decode the app of the namespace: %w", err)
+	}
+	return &s.App, nil
+}
+
+// controlValue reads a key of the control bucket: its value, nil if it was never set, and its revision.
+func (q *Queue) controlValue(ctx context.Context, key string) ([]byte, uint64, error) {
+	var e jetstream.KeyValueEntry
+	err := q.conn.Ask(ctx, func(ctx context.Context) (err error) {
+		e, err = q.control.Get(ctx, key)
+		return err
+	})
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return nil, 0, nil
+	}
+	if err != nil {
+		return nil, 0, q.fault(ctx, "read "+key, err)
+	}
+	return e.Value(), e.Revision(), nil
+}
 
 // The states of a [Halt].
 const (
@@ -18,26 +113,16 @@ const (
 	Paused = "paused" // a person said wait
 )
 
-// A Halt says why the fleet stands still. It stays until somebody clears it, over restarts too.
+// A Halt says why no call is made. It stays until somebody clears it, over restarts too.
 type Halt struct {
 	State   string    `json:"state"`             // Halted or Paused
 	Code    string    `json:"code,omitempty"`    // the API's code, if that was the reason
 	Reason  string    `json:"reason,omitempty"`  // what happened
-	Mend    string    `json:"mend,omitempty"`    // what to do about it
-	Command string    `json:"command,omitempty"` // which command goes on afterwards
+	Remedy  string    `json:"remedy,omitempty"`  // what to do about it
+	Command string    `json:"command,omitempty"` // which command resumes afterwards
 	By      string    `json:"by,omitempty"`      // who said so
 	Since   time.Time `json:"since,omitzero"`
 }
-
-const (
-	// haltKey is where the halt stands; the value is null when there is none, so that each change has a revision.
-	haltKey = "halt"
-
-	haltVersion = 1
-
-	// haltPoll is how late a change is noticed at most when the server's notification of it is lost.
-	haltPoll = 5 * time.Second
-)
 
 type storedHalt struct {
 	Version int `json:"v"`
@@ -45,42 +130,32 @@ type storedHalt struct {
 }
 
 func decodeHalt(b []byte) (*Halt, error) {
-	var s *storedHalt
-	if err := json.Unmarshal(b, &s); err != nil {
-		return nil, fmt.Errorf("decode halt: %w", err)
-	}
-	if s == nil {
+	if b == nil || string(b) == "null" {
 		return nil, nil
 	}
-	if s.Version > haltVersion {
-		return nil, fmt.Errorf("decode halt: version %d: %w", s.Version, job.ErrVersion)
+	var s storedHalt
+	if err := decodeVersioned(b, controlVersion, &s); err != nil {
+		return nil, fmt.Errorf("decode halt: %w", err)
 	}
 	return &s.Halt, nil
 }
 
-// Halted reads the halt; it is nil when the fleet may work.
+// Halted reads the halt; it is nil when calls may be made.
 func (q *Queue) Halted(ctx context.Context) (*Halt, error) {
 	h, _, err := q.halt(ctx)
 	return h, err
 }
 
 func (q *Queue) halt(ctx context.Context) (*Halt, uint64, error) {
-	var e jetstream.KeyValueEntry
-	err := q.ask(ctx, func(c context.Context) (err error) {
-		e, err = q.control.Get(c, haltKey)
-		return err
-	})
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return nil, 0, nil
-	}
+	b, revision, err := q.controlValue(ctx, haltKey)
 	if err != nil {
-		return nil, 0, q.fault(ctx, "read halt", err)
+		return nil, 0, err
 	}
-	h, err := decodeHalt(e.Value())
-	return h, e.Revision(), err
+	h, err := decodeHalt(b)
+	return h, revision, err
 }
 
-// SetHalt stops the fleet. A halt that is there already stays as it is: the first reason is the one to mend. Since is
+// SetHalt lets no call be made. A halt that is there already stays as it is: the first reason is the one to fix. Since is
 // set unless it is.
 func (q *Queue) SetHalt(ctx context.Context, h Halt) error {
 	if h.State != Halted && h.State != Paused {
@@ -90,7 +165,7 @@ func (q *Queue) SetHalt(ctx context.Context, h Halt) error {
 		h.Since = time.Now()
 	}
 	h.Since = h.Since.UTC()
-	b, err := json.Marshal(storedHalt{haltVersion, h})
+	b, err := json.Marshal(storedHalt{controlVersion, h})
 	if err != nil {
 		return err
 	}
@@ -98,7 +173,7 @@ func (q *Queue) SetHalt(ctx context.Context, h Halt) error {
 	return err
 }
 
-// ClearHalt lets the fleet work again, and returns what it cleared: nil when there was nothing.
+// ClearHalt lets calls be made again, and returns what it cleared: nil when there was nothing.
 func (q *Queue) ClearHalt(ctx context.Context) (was *Halt, err error) {
 	return q.swapHalt(ctx, []byte("null"), func(now *Halt) bool { return now != nil })
 }
@@ -110,94 +185,184 @@ func (q *Queue) swapHalt(ctx context.Context, b []byte, wanted func(now *Halt) b
 		if err != nil || !wanted(now) {
 			return now, err
 		}
-		err = q.ask(ctx, func(c context.Context) (err error) {
+		err = q.conn.Ask(ctx, func(ctx context.Context) (err error) {
 			if revision == 0 {
-				_, err = q.control.Create(c, haltKey, b)
+				_, err = q.control.Create(ctx, haltKey, b)
 			} else {
-				_, err = q.control.Update(c, haltKey, b, revision)
+				_, err = q.control.Update(ctx, haltKey, b, revision)
 			}
 			return err
 		})
 		if err == nil {
 			return now, nil
 		}
-		if !lostRace(err) && !errors.Is(err, jetstream.ErrKeyExists) {
+		if !broker.LostRace(err) && !errors.Is(err, jetstream.ErrKeyExists) {
 			return nil, q.fault(ctx, "write halt", err)
 		}
 	}
 }
 
-// WatchHalt calls changed with the halt as it is, and again after each change, one call at a time, until ctx ends; it
-// returns nil then. While the server is out of reach nothing is known and nothing is called. Changes that follow each
-// other quickly may come as one. The error is the one of the first read, or says that a newer binary wrote the halt.
-func (q *Queue) WatchHalt(ctx context.Context, changed func(*Halt)) error {
-	known, told := uint64(0), false
-	tell := func(h *Halt, revision uint64) {
-		if !told || revision > known {
-			known, told = revision, true
-			changed(h)
-		}
-	}
-	h, revision, err := q.halt(ctx)
+// Rate reads how many calls a second somebody has allowed for the namespace; 0 when nobody has.
+func (q *Queue) Rate(ctx context.Context) (int, error) {
+	rate, _, err := q.rate(ctx)
+	return rate, err
+}
+
+func (q *Queue) rate(ctx context.Context) (rate int, revision uint64, err error) {
+	b, revision, err := q.controlValue(ctx, rateKey)
 	if err != nil {
-		if ctx.Err() != nil {
+		return 0, 0, err
+	}
+	rate, err = decodeRate(b)
+	return rate, revision, err
+}
+
+func decodeRate(b []byte) (int, error) {
+	if b == nil {
+		return 0, nil
+	}
+	n, err := strconv.Atoi(string(b))
+	if err != nil || n < 0 {
+		return 0, fmt.Errorf("read rate: %q is no number of calls", b)
+	}
+	return n, nil
+}
+
+// SetRate allows so many calls a second for the namespace, whatever its workers were started with; 0 leaves it to them.
+func (q *Queue) SetRate(ctx context.Context, calls int) error {
+	if calls < 0 {
+		return fmt.Errorf("set rate: %d calls a second", calls)
+	}
+	err := q.conn.Ask(ctx, func(ctx context.Context) error {
+		_, err := q.control.Put(ctx, rateKey, []byte(strconv.Itoa(calls)))
+		return err
+	})
+	return q.fault(ctx, "set rate", err)
+}
+
+// A Watcher has what [Queue.Watch] calls; each may be nil. They are called one at a time.
+type Watcher struct {
+	Halt func(*Halt) // nil: calls may be made
+	Rate func(int)   // as by Queue.Rate
+
+	Import func(id string) // the record of the import changed; when it is removed, it was deleting before
+	Resync func()          // any record may have changed
+}
+
+const (
+	// watchPoll is how late a change is noticed at most when the server's notification of it is lost.
+	watchPoll = 5 * time.Second
+
+	// watchRetry is the pause before a watch that broke is begun again. It is as long as that of a lost connection.
+	watchRetry = 250 * time.Millisecond
+
+	// watchLife bounds one watch: it is far longer than connections live.
+	watchLife = 365 * 24 * time.Hour
+)
+
+// Watch calls w with the present halt and rate, and again after each change, until ctx ends; it returns nil then. While
+// the server is out of reach nothing is known and nothing is called; afterwards w gets the halt and the rate as they
+// are then, and Resync. Changes that follow each other quickly may come as one.
+//
+// The error is that of the first read, or wraps [job.ErrVersion] when a newer binary wrote the halt.
+func (q *Queue) Watch(ctx context.Context, w Watcher) error {
+	for first := true; ; first = false {
+		err := q.watch(ctx, w, first)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case first && err != nil, errors.Is(err, job.ErrVersion):
+			return err
+		case err != nil && !broker.Unreachable(err):
+			q.log.Warn("watching the control bucket failed; trying again", "err", err)
+		}
+		if !pause(ctx, watchRetry) {
 			return nil
 		}
+	}
+}
+
+// watch is Watch over one connection. It returns nil when the watch broke after it had begun.
+func (q *Queue) watch(ctx context.Context, w Watcher, first bool) error {
+	life, cancel := q.conn.Within(ctx, watchLife)
+	defer cancel()
+	// The watch begins before the first read, so that no change falls in between.
+	var updates jetstream.KeyWatcher
+	err := q.conn.Ask(ctx, func(context.Context) (err error) {
+		updates, err = q.control.WatchAll(life, jetstream.UpdatesOnly())
+		return err
+	})
+	if err != nil {
+		return q.fault(ctx, "watch the control bucket", err)
+	}
+	defer updates.Stop()
+
+	seen, err := q.lastSeq(ctx, q.controlStream()) // changes up to this one are in what is read after it
+	if err != nil {
 		return err
 	}
-	tell(h, revision)
-
-	poll := time.NewTicker(haltPoll)
-	defer poll.Stop()
-	var w jetstream.KeyWatcher
-	var line context.Context // the connection that w came with, and goes with
-	stop := func() {
-		if w != nil {
-			_ = w.Stop()
-			w = nil
-		}
+	halt, haltRevision, err := q.halt(ctx)
+	if err != nil {
+		return err
 	}
-	defer stop()
+	rate, rateRevision, err := q.rate(ctx)
+	if err != nil {
+		return err
+	}
+	w.halt(halt)
+	w.rate(rate)
+	if !first && w.Resync != nil {
+		w.Resync()
+	}
+
+	poll := time.NewTicker(watchPoll)
+	defer poll.Stop()
 	for {
-		var updates <-chan jetstream.KeyValueEntry
-		if w == nil {
-			// Without one the poll goes on, and tries again.
-			line = q.line.Load().ctx
-			w, _ = q.control.Watch(ctx, haltKey)
-		}
-		if w != nil {
-			updates = w.Updates()
-		}
 		select {
-		case <-ctx.Done():
+		case <-life.Done():
 			return nil
-		case <-line.Done():
-			stop()
-			pause(ctx, reconnectWait)
-		case e, ok := <-updates:
+		case e, ok := <-updates.Updates():
 			if !ok {
-				w = nil
-				pause(ctx, reconnectWait)
-				continue
+				return nil
 			}
 			if e == nil {
 				continue
 			}
-			h, err := decodeHalt(e.Value())
-			if err != nil {
-				return err
+			seen = max(seen, e.Revision())
+			switch key := e.Key(); {
+			case e.Operation() != jetstream.KeyValuePut: // not by this package
+			case key == haltKey && e.Revision() > haltRevision:
+				h, err := decodeHalt(e.Value())
+				if err != nil {
+					return err
+				}
+				w.halt(h)
+			case key == rateKey && e.Revision() > rateRevision:
+				n, err := decodeRate(e.Value())
+				if err != nil {
+					return err
+				}
+				w.rate(n)
+			case strings.HasPrefix(key, importPrefix) && w.Import != nil:
+				w.Import(strings.TrimPrefix(key, importPrefix))
 			}
-			tell(h, e.Revision())
 		case <-poll.C:
-			h, revision, err := q.halt(ctx)
-			if errors.Is(err, job.ErrVersion) {
-				return err
-			}
-			if err == nil && revision > known {
-				// The watch should have said so first: it is dead.
-				stop()
-				tell(h, revision)
+			last, err := q.lastSeq(ctx, q.controlStream())
+			if err == nil && last > seen && len(updates.Updates()) == 0 {
+				return nil // the watch should have said so: begin again
 			}
 		}
+	}
+}
+
+func (w *Watcher) halt(h *Halt) {
+	if w.Halt != nil {
+		w.Halt(h)
+	}
+}
+
+func (w *Watcher) rate(n int) {
+	if w.Rate != nil {
+		w.Rate(n)
 	}
 }

@@ -2,8 +2,6 @@ package queue
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,6 +15,7 @@ import (
 	"github.com/nats-io/nuid"
 	"github.com/synadia-io/orbit.go/jetstreamext"
 
+	"groupferry/internal/broker"
 	"groupferry/internal/job"
 )
 
@@ -38,14 +37,18 @@ const (
 	// commitTimeout is for a whole batch. The server gives up one that has been quiet for 10 s.
 	commitTimeout = 10 * time.Second
 
-	// enqueuePatience is how long one batch is tried again before Enqueue gives up.
-	enqueuePatience = 30 * time.Second
-
 	// headerRoom is what headers and protocol may add to a job.
 	headerRoom = 1024
-
-	checkpointVersion = 1
 )
+
+// maxBatchJobs and the checkpoint make 1,000 messages, the server's limit for an atomic batch. With failpoints it is
+// small, so that a small import goes onto the queue in many pieces.
+var maxBatchJobs = func() int {
+	if broker.Failpoints {
+		return 17
+	}
+	return 999
+}()
 
 // JetStream's codes for a batch that did not arrive as a whole, or had to wait for others. The stream holds nothing
 // of it then.
@@ -53,11 +56,6 @@ const (
 	codeBatchMissingSeq jetstream.ErrorCode = 10175
 	codeBatchIncomplete jetstream.ErrorCode = 10176
 	codeBatchInflight   jetstream.ErrorCode = 10210
-)
-
-const (
-	codeConsumerFailed jetstream.ErrorCode = 10012 // a consumer could not be made
-	codeStoreFailed    jetstream.ErrorCode = 10077 // a stream takes no more
 )
 
 // ErrOrder is wrapped by the error of an [Queue.Enqueue] whose jobs are not those that the import began with.
@@ -70,121 +68,75 @@ type EnqueueStats struct {
 	Skipped int64 // found there: put by an earlier call, or by another process in the meantime
 }
 
-// A checkpoint says how much of an import is on the queue. It is written with the jobs that it counts, in one piece.
-type checkpoint struct {
-	Version int    `json:"v"`
-	Jobs    int64  `json:"jobs"`   // from the first one on
-	Digest  string `json:"digest"` // chain over the ids of those jobs, in order
-	Done    bool   `json:"done"`   // these are all
-	Writer  string `json:"writer"` // which call of Enqueue wrote it
-}
-
-// A chain is a digest that grows job by job.
-type chain [sha256.Size]byte
-
-func (c chain) add(jobID string) chain {
-	var buf [sha256.Size + 32]byte
-	return sha256.Sum256(append(append(buf[:0], c[:]...), jobID...))
-}
-
-func (c chain) String() string { return hex.EncodeToString(c[:]) }
-
-// Enqueue puts the jobs of an import, each with an ID of its own, on the queue, each exactly once, however often it is called, by however many
-// processes, and wherever an earlier call was cut off; then it sets the record to [Enqueued]. The sequence of jobs must
+// Enqueue puts the jobs of an import on the queue, each exactly once, however often it is called, by however many
+// processes, and wherever an earlier call was cut off; then it sets the record to [Running]. The sequence of jobs must
 // be the same each time: jobs that are there already are skipped, and the error wraps [ErrOrder] when they are not the
 // ones that were put there, or not as many as the record announced. An import that is enqueued as a whole is not read
 // again.
 //
-// After each piece, progress, unless nil, hears how many jobs are on the queue. An Enqueue that ends early, by ctx or
-// by an error, leaves the record [Enqueueing] and what it put on the queue there; workers may have begun with it.
+// After each batch, progress, unless nil, gets how many jobs are on the queue. An Enqueue that ends early, by ctx or by an
+// error, leaves the record [Enqueueing] and what it put on the queue there; the leader may have begun with it. Once the
+// import is cancelled no further batch goes on the queue; the error wraps [ErrCancelled], or [ErrNoImport] when it was
+// deleted.
 func (q *Queue) Enqueue(
+	ctx context.Context, importID string, jobs iter.Seq[job.Job], progress func(done int64),
+) (EnqueueStats, error) {
+	stats, err := q.enqueue(ctx, importID, jobs, progress)
+	if err != nil {
+		err = fmt.Errorf("enqueue import %s: %w", importID, err)
+	}
+	return stats, err
+}
+
+func (q *Queue) enqueue(
 	ctx context.Context, importID string, jobs iter.Seq[job.Job], progress func(done int64),
 ) (EnqueueStats, error) {
 	rec, err := q.Import(ctx, importID)
 	if err != nil {
 		return EnqueueStats{}, err
 	}
-	if rec.State == Cancelled {
-		return EnqueueStats{}, fmt.Errorf("enqueue import %s: %w", importID, ErrCancelled)
+	switch rec.State {
+	case Enqueueing:
+	case Cancelled:
+		return EnqueueStats{}, ErrCancelled
+	case Deleting:
+		return EnqueueStats{}, fmt.Errorf("%w: it is being deleted", ErrNoImport)
+	default:
+		return EnqueueStats{Skipped: rec.Jobs}, nil
 	}
-	e := &enqueuer{q: q, id: importID, writer: nuid.Next(), progress: progress, announced: rec.Jobs, aside: 1}
-	if e.last, e.seq, err = q.checkpoint(ctx, importID); err != nil {
-		return EnqueueStats{}, err
+	w := &writer{q: q, rec: rec, announced: rec.Jobs, progress: progress}
+	err = w.open(ctx)
+	if err == nil && !w.last.Done {
+		err = w.putAll(ctx, jobs)
 	}
-	if !e.last.Done {
-		// Before the first job, so that no job is ever on the queue without one who would fetch it.
-		if err := q.createConsumer(ctx, importID, 0); err != nil {
-			return EnqueueStats{}, err
-		}
-		if err := e.run(ctx, jobs); err != nil {
-			return e.stats(), err
-		}
+	if err == nil {
+		rec, err = q.Update(ctx, importID, func(i *Import) { i.enqueued(w.last) })
 	}
-	rec, err = q.Update(ctx, importID, func(i *Import) {
-		i.Jobs = e.last.Jobs
-		if i.State == Enqueueing {
-			i.State, i.Enqueued = Enqueued, time.Now().UTC()
-		}
-	})
-	if err == nil && rec.State == Complete {
-		// Another process enqueued and finished it while this one looked: the consumer made above is one too many.
-		err = q.deleteConsumer(ctx, importID)
+	switch {
+	case errors.Is(err, errElsewhere): // and it is over by now
+		rec, err = q.Import(ctx, importID)
+		return EnqueueStats{Jobs: w.written, Skipped: rec.Jobs - w.written}, err
+	case err == nil && rec.Incarnation != w.rec.Incarnation:
+		err = fmt.Errorf("%w: it was deleted", ErrNoImport)
+	case err == nil && rec.State == Cancelled:
+		err = ErrCancelled
 	}
-	if err == nil && rec.State == Cancelled { // meanwhile: what came after that is dropped as well
-		if err = q.drop(ctx, importID, 0); err == nil {
-			err = fmt.Errorf("enqueue import %s: %w", importID, ErrCancelled)
-		}
-	}
-	return e.stats(), err
+	return EnqueueStats{Jobs: w.written, Skipped: w.last.Jobs - w.written}, err
 }
 
-// checkpoint reads how far an import is enqueued, and the sequence to compare with: zero when it is not at all.
-func (q *Queue) checkpoint(ctx context.Context, importID string) (p checkpoint, seq uint64, err error) {
-	seq, err = q.readPoint(ctx, q.checkpointSubject(importID), "checkpoint of import "+importID, checkpointVersion, &p)
-	return p, seq, err
-}
-
-// readPoint reads the newest message on a subject of the jobs stream into p, if there is one of a version up to newest,
-// and gives its sequence, else 0.
-func (q *Queue) readPoint(ctx context.Context, subject, what string, newest int, p any) (uint64, error) {
-	var m *jetstream.RawStreamMsg
-	err := q.ask(ctx, func(c context.Context) (err error) {
-		m, err = q.jobs.GetLastMsgForSubject(c, subject)
-		return err
-	})
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, q.fault(ctx, "read "+what, err)
-	}
-	var v struct {
-		Version int `json:"v"`
-	}
-	if err := json.Unmarshal(m.Data, &v); err != nil {
-		return 0, fmt.Errorf("decode %s: %w", what, err)
-	}
-	if v.Version > newest {
-		return 0, fmt.Errorf("%s: version %d: %w", what, v.Version, job.ErrVersion)
-	}
-	if err := json.Unmarshal(m.Data, p); err != nil {
-		return 0, fmt.Errorf("decode %s: %w", what, err)
-	}
-	return m.Sequence, nil
-}
-
-// An enqueuer is one run of Enqueue. The jobs that it has read and that are not on the queue yet wait in msgs:
+// A writer puts the jobs of one generation of an import on the queue, in batches that end with a checkpoint. The jobs that
+// it took and that are not on the queue yet wait in msgs:
 //
-//	jobs of the input   0 ──────────────── last.Jobs ──────────── seen ─────────►
-//	                    on the stream      │ waiting in msgs      │ not read yet
+//	jobs of the source   0 ──────────────── last.Jobs ──────────── seen ─────────►
+//	                     on the stream      │ waiting in msgs      │ not taken yet
 //
-// While seen is below last.Jobs nothing waits, and what is read is skipped.
-type enqueuer struct {
+// While seen is below last.Jobs nothing waits, and what is taken is skipped.
+type writer struct {
 	q         *Queue
-	id        string
-	writer    string
+	rec       Import // as it was when the writer began: its incarnation and generation are what counts
 	progress  func(int64)
 	announced int64 // jobs that the record promises; 0 when it does not
+	name      string
 
 	last checkpoint // the newest known one
 	seq  uint64     // its sequence
@@ -193,138 +145,146 @@ type enqueuer struct {
 	turn   int // batches since another import had its turn
 	untidy int // bytes sent since the checkpoints before were removed
 
-	seen    int64 // jobs that the input gave so far
-	chain   chain // over them
-	written int64 // of them, put on the queue by this run
+	seen    int64      // jobs that were taken so far
+	chain   chain      // over them
+	source  checkpoint // what a retry adds to each checkpoint: After, Looked and so on
+	written int64      // jobs that this writer put on the queue
 
 	msgs   []*nats.Msg // waiting; what lies between len and cap is used again
 	chains []chain     // after each of them
 	bytes  []byte      // what they hold
 }
 
-func (e *enqueuer) stats() EnqueueStats {
-	return EnqueueStats{Jobs: e.written, Skipped: e.last.Jobs - e.written}
+// open finds out how far the generation is on the queue, and removes what a batch left there that was cut off.
+func (w *writer) open(ctx context.Context) (err error) {
+	w.name, w.aside = nuid.Next(), 1
+	w.last, w.seq, err = w.q.startGeneration(ctx, w.rec)
+	if err == nil && !w.last.Done {
+		err = w.dropTorn(ctx)
+	}
+	return err
 }
 
-func (e *enqueuer) run(ctx context.Context, jobs iter.Seq[job.Job]) error {
+// putAll takes all jobs of an input, from the first one on.
+func (w *writer) putAll(ctx context.Context, jobs iter.Seq[job.Job]) error {
 	for j := range jobs {
-		if ctx.Err() != nil {
-			return e.interrupted(ctx)
-		}
-		if err := e.take(&j); err != nil {
+		if err := w.take(ctx, &j); err != nil {
 			return err
-		}
-		if len(e.msgs) == maxBatchJobs || len(e.bytes) >= maxBatchBytes {
-			if err := e.commit(ctx, false); err != nil {
-				return err
-			}
 		}
 	}
 	// An iterator stops early when its context ends, and that must not pass for the end of the input.
 	if ctx.Err() != nil {
-		return e.interrupted(ctx)
+		return context.Cause(ctx)
 	}
-	if e.seen < e.last.Jobs || e.announced != 0 && e.seen != e.announced {
-		return fmt.Errorf("enqueue import %s: %d jobs, want %d: %w",
-			e.id, e.seen, max(e.last.Jobs, e.announced), ErrOrder)
+	if w.seen < w.last.Jobs || w.announced != 0 && w.seen != w.announced {
+		return fmt.Errorf("%d jobs, want %d: %w", w.seen, max(w.last.Jobs, w.announced), ErrOrder)
 	}
-	return e.commit(ctx, true)
+	return w.commit(ctx, true)
 }
 
-func (e *enqueuer) interrupted(ctx context.Context) error {
-	return fmt.Errorf("enqueue import %s: %w", e.id, context.Cause(ctx))
-}
-
-// take reads one job: it joins those that wait, or is skipped.
-func (e *enqueuer) take(j *job.Job) error {
-	if j.Import != e.id || j.ID == "" {
-		return fmt.Errorf("enqueue import %s: job %q of import %q does not belong to it", e.id, j.ID, j.Import)
+// take takes one job: it joins those that wait, or is skipped. When enough wait they go on the queue.
+func (w *writer) take(ctx context.Context, j *job.Job) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
-	e.seen++
-	e.chain = e.chain.add(j.ID)
-	if e.seen <= e.last.Jobs {
-		if e.seen == e.last.Jobs && e.chain.String() != e.last.Digest {
-			return fmt.Errorf("enqueue import %s: %w", e.id, ErrOrder)
+	if j.Import != w.rec.ID || j.ID == "" {
+		return fmt.Errorf("job %q of import %q does not belong to it", j.ID, j.Import)
+	}
+	w.seen++
+	w.chain = w.chain.add(j.ID)
+	if w.seen <= w.last.Jobs {
+		if w.seen == w.last.Jobs && w.chain.String() != w.last.Digest {
+			return ErrOrder
 		}
 		return nil
 	}
-	if e.last.Done { // by another process, in the meantime, and there were fewer
-		return fmt.Errorf("enqueue import %s: %w", e.id, ErrOrder)
+	if w.last.Done { // by another process, in the meantime, and there were fewer
+		return ErrOrder
 	}
-	start := len(e.bytes)
-	e.bytes = j.AppendJSON(e.bytes)
-	data := e.bytes[start:len(e.bytes):len(e.bytes)]
-	if room := e.q.nc.MaxPayload() - headerRoom; int64(len(data)) > room {
-		return fmt.Errorf("enqueue import %s: job %s has %d bytes and the server takes %d: raise its max_payload",
-			e.id, j.ID, len(data), room)
+	start := len(w.bytes)
+	w.bytes = j.AppendJSON(w.bytes)
+	data := w.bytes[start:len(w.bytes):len(w.bytes)]
+	if room := w.q.conn.MaxPayload() - headerRoom; int64(len(data)) > room {
+		return fmt.Errorf("job %s has %d bytes and the server takes %d: raise its max_payload", j.ID, len(data), room)
 	}
-	m := e.slot()
-	m.Subject, m.Reply, m.Data = e.q.jobsSubject(e.id), "", data
-	e.chains = append(e.chains, e.chain)
+	m := w.slot()
+	m.Subject, m.Reply, m.Data = w.q.jobsSubject(w.rec.ID), "", data
+	w.chains = append(w.chains, w.chain)
+	if len(w.msgs) == maxBatchJobs || len(w.bytes) >= maxBatchBytes {
+		return w.commit(ctx, false)
+	}
 	return nil
 }
 
 // slot adds a message, one that was used before if there is one. Publishing copies what a message holds.
-func (e *enqueuer) slot() *nats.Msg {
-	n := len(e.msgs)
-	if n < cap(e.msgs) && e.msgs[:n+1][n] != nil {
-		e.msgs = e.msgs[:n+1]
+func (w *writer) slot() *nats.Msg {
+	n := len(w.msgs)
+	if n < cap(w.msgs) && w.msgs[:n+1][n] != nil {
+		w.msgs = w.msgs[:n+1]
 	} else {
-		e.msgs = append(e.msgs, &nats.Msg{Header: nats.Header{}})
+		w.msgs = append(w.msgs, &nats.Msg{Header: nats.Header{}})
 	}
-	return e.msgs[n]
+	return w.msgs[n]
 }
 
-// commit puts what waits on the queue, together with a checkpoint that says so, in one piece and only if nobody else
+// commit puts what waits on the queue, together with a checkpoint that says so, as one batch and only if nobody else
 // moved the checkpoint. If someone did, what they wrote is taken for written, and the rest is tried again. When no
 // answer came, the checkpoint tells what happened.
-func (e *enqueuer) commit(ctx context.Context, done bool) error {
+func (w *writer) commit(ctx context.Context, done bool) error {
 	var giveUp time.Time
-	for wait := 50 * time.Millisecond; len(e.msgs) > 0 || done && !e.last.Done; wait = min(2*wait, 2*time.Second) {
-		err := e.publish(ctx, done)
+	for wait := 50 * time.Millisecond; len(w.msgs) > 0 || done && !w.last.Done; wait = min(2*wait, 2*time.Second) {
+		err := w.publish(ctx, done)
 		if err == nil {
 			break
 		}
 		if ctx.Err() != nil {
-			return e.interrupted(ctx)
+			return context.Cause(ctx)
 		}
-		if api := apiError(err); api != nil && api.ErrorCode == codeStoreFailed {
-			return fmt.Errorf("enqueue import %s: stream %s takes no more jobs: %w; its limits have to hold all jobs of the "+
-				"imports that are not complete", e.id, e.q.jobsStream(), err)
+		if api := broker.APIError(err); api != nil && api.ErrorCode == broker.CodeStoreFailed {
+			return fmt.Errorf("stream %s takes no more jobs: %w; its limits have to hold all jobs of the imports that are "+
+				"not over", w.q.jobsStream(), err)
 		}
-		if !lostRace(err) && !transient(err) {
-			return fmt.Errorf("enqueue import %s: %w", e.id, err)
+		outrun := broker.LostRace(err)
+		if !outrun && !transient(err) {
+			return err
 		}
 		if giveUp.IsZero() {
-			giveUp = time.Now().Add(enqueuePatience)
+			giveUp = time.Now().Add(patience)
 		}
-		shared := lostRace(err) && e.aside == 0
-		if shared && !e.share(ctx) {
-			return e.interrupted(ctx)
+		before := w.seq
+		readErr := w.catchUp(ctx)
+		if readErr == nil && !outrun {
+			readErr = w.dropTorn(ctx) // of this very batch: the server may have been killed in it
 		}
-		before := e.seq
-		if readErr := e.catchUp(ctx); readErr != nil {
+		if readErr != nil {
 			if !transient(readErr) {
 				return readErr
 			}
 			err = readErr
 		}
-		if done && e.seen < e.last.Jobs { // the other one's input goes on where ours ended
-			return fmt.Errorf("enqueue import %s: %w", e.id, ErrOrder)
+		if done && w.seen < w.last.Jobs { // the other one's input goes on where ours ended
+			return ErrOrder
 		}
-		if e.seq != before || shared {
+		if w.seq != before {
+			giveUp = time.Time{}
+			continue
+		}
+		if outrun && w.aside == 0 && readErr == nil { // by another import
+			if !w.share(ctx) {
+				return context.Cause(ctx)
+			}
 			giveUp = time.Time{}
 			continue
 		}
 		if time.Now().After(giveUp) {
-			return e.q.fault(ctx, "enqueue import "+e.id, err)
+			return w.q.fault(ctx, "put jobs on the queue", err)
 		}
 		if !pause(ctx, wait) {
-			return e.interrupted(ctx)
+			return context.Cause(ctx)
 		}
 	}
-	if e.progress != nil {
-		e.progress(e.last.Jobs)
+	if w.progress != nil {
+		w.progress(w.last.Jobs)
 	}
 	return nil
 }
@@ -332,72 +292,78 @@ func (e *enqueuer) commit(ctx context.Context, done bool) error {
 // share is called when another import turned out to be enqueued at the same time. The two take turns, so that neither
 // makes the other send everything twice: who had the stream for long steps back, who has just begun goes on, for a while
 // in a way that the other one cannot disturb. It returns false when ctx ends.
-func (e *enqueuer) share(ctx context.Context) bool {
-	if e.turn < batchesInTurn {
-		e.aside = batchesInTurn - e.turn
+func (w *writer) share(ctx context.Context) bool {
+	if w.turn < batchesInTurn {
+		w.aside = batchesInTurn - w.turn
 		return true
 	}
-	e.aside, e.turn = 1, 0
+	w.aside, w.turn = 1, 0
 	return pause(ctx, turnPause)
 }
 
-// publish sends what waits, and a checkpoint behind it, to be written as one and only if the checkpoint is where this run
-// saw it last.
+// publish sends what waits, and a checkpoint behind it, to be written as one and only if the checkpoint is where this
+// writer saw it last.
 //
 // It could say so by the last message of the checkpoint's subject, and have each checkpoint remove the one before. But
 // the server reads a message to compare with it or to remove it, and it keeps the block of the stream, 8 MiB, in which
 // a message was read for 10 seconds longer than the others, which it gives up when they are full: at full speed that
-// is hundreds of MB. So it says that the whole stream ends with this run's last checkpoint, which the server knows
+// is hundreds of MB. So it says that the whole stream ends with this writer's last checkpoint, which the server knows
 // without reading, and which is true unless another import is enqueued at the same time; only then it goes by the
 // subject for some batches. And old checkpoints are removed many at a time; until then the last one is what counts.
-func (e *enqueuer) publish(ctx context.Context, done bool) error {
-	ctx, cancel := e.q.withinTime(ctx, commitTimeout)
+//
+// The first batch goes by the subject: the stream still ends with the initial checkpoint when that was removed.
+func (w *writer) publish(ctx context.Context, done bool) error {
+	ctx, cancel := w.q.conn.Within(ctx, commitTimeout)
 	defer cancel()
-	next := checkpoint{
-		Version: checkpointVersion, Jobs: e.seen, Digest: e.chain.String(), Done: done, Writer: e.writer,
-	}
+	next := w.source
+	next.Version, next.Incarnation, next.Generation = checkpointVersion, w.rec.Incarnation, w.rec.Generation
+	next.Jobs, next.Digest, next.Done, next.Writer = w.seen, w.chain.String(), done, w.name
 	data, err := json.Marshal(next)
 	if err != nil {
 		return err
 	}
-	last := &nats.Msg{Subject: e.q.checkpointSubject(e.id), Data: data, Header: nats.Header{}}
-	tidy := done || e.untidy >= bytesToTidy
+	last := &nats.Msg{Subject: w.q.checkpointSubject(w.rec.ID), Data: data, Header: nats.Header{}}
+	tidy := done || w.untidy >= bytesToTidy
 	if tidy {
 		last.Header.Set(jetstream.MsgRollup, jetstream.MsgRollupSubject)
 	}
-	batch := slices.Concat(e.msgs, []*nats.Msg{last})
-	if e.aside > 0 {
-		last.Header.Set(jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(e.seq, 10))
+	batch := slices.Concat(w.msgs, []*nats.Msg{last})
+	if w.aside > 0 {
+		last.Header.Set(jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(w.seq, 10))
 	} else {
 		// The server takes it with the first message only, which is used again.
-		batch[0].Header.Set(jetstream.ExpectedLastSeqHeader, strconv.FormatUint(e.seq, 10))
+		batch[0].Header.Set(jetstream.ExpectedLastSeqHeader, strconv.FormatUint(w.seq, 10))
 		defer batch[0].Header.Del(jetstream.ExpectedLastSeqHeader)
 	}
-	failpoint("enqueue-before")
-	failInside("enqueue-inside")
-	ack, err := jetstreamext.PublishMsgBatch(ctx, e.q.js, batch)
+	name := "enqueue"
+	if w.rec.Generation > 0 {
+		name = "retry"
+	}
+	broker.Failpoint(name + "-before")
+	broker.FailInside(name + "-inside")
+	ack, err := jetstreamext.PublishMsgBatch(ctx, w.q.js, batch)
 	if err != nil {
 		return err
 	}
-	failpoint("enqueue-after")
-	e.last, e.seq = next, ack.Sequence
-	e.aside = max(0, e.aside-1)
-	e.turn++
-	e.untidy += len(e.bytes)
+	broker.Failpoint(name + "-after")
+	w.last, w.seq = next, ack.Sequence
+	w.aside = max(0, w.aside-1)
+	w.turn++
+	w.untidy += len(w.bytes)
 	if tidy {
-		e.untidy = 0
+		w.untidy = 0
 	}
-	e.written += int64(len(e.msgs))
-	e.drop(len(e.msgs))
+	w.written += int64(len(w.msgs))
+	w.drop(len(w.msgs))
 	return nil
 }
 
 // transient tells whether a batch may go through when it is sent again.
 func transient(err error) bool {
-	if unreachable(err) || errors.Is(err, jetstreamext.ErrInvalidBatchAck) {
+	if broker.Unreachable(err) || errors.Is(err, jetstreamext.ErrInvalidBatchAck) {
 		return true
 	}
-	if api := apiError(err); api != nil {
+	if api := broker.APIError(err); api != nil {
 		switch api.ErrorCode {
 		case codeBatchIncomplete, codeBatchMissingSeq, codeBatchInflight:
 			return true
@@ -406,43 +372,92 @@ func transient(err error) bool {
 	return false
 }
 
-// catchUp reads the checkpoint again and takes what it counts for written.
-func (e *enqueuer) catchUp(ctx context.Context) error {
-	now, seq, err := e.q.checkpoint(ctx, e.id)
+// catchUp reads the checkpoint again and takes what it counts for written. The error is that of [Queue.notLive] when the
+// generation has ended.
+func (w *writer) catchUp(ctx context.Context) error {
+	p, seq, err := w.q.checkpoint(ctx, w.rec.ID)
+	if err != nil || seq == w.seq {
+		return err
+	}
+	// The record is read after the checkpoint: see the fence.
+	rec, err := w.q.Import(ctx, w.rec.ID)
 	if err != nil {
 		return err
 	}
-	if seq == e.seq {
-		return nil
+	if !rec.live() || !rec.same(&w.rec) {
+		return w.q.notLive(ctx, &w.rec)
 	}
-	covered := now.Jobs - e.last.Jobs
-	waiting := int64(len(e.msgs))
-	if seq < e.seq || covered < 0 || now.Done && now.Jobs < e.seen {
-		return fmt.Errorf("enqueue import %s: %w", e.id, ErrOrder)
+	if seq < w.seq || !p.of(&w.rec) || p.Ended || p.Jobs < w.last.Jobs {
+		return lost(w.rec.ID, "it is %s, and the checkpoint of its first %d jobs is gone", rec.State, w.last.Jobs)
+	}
+	covered := p.Jobs - w.last.Jobs
+	waiting := int64(len(w.msgs))
+	if p.Done && p.Jobs < w.seen {
+		return ErrOrder
 	}
 	if n := min(covered, waiting); n > 0 {
-		if covered <= waiting && e.chains[n-1].String() != now.Digest {
-			return fmt.Errorf("enqueue import %s: %w", e.id, ErrOrder)
+		if covered <= waiting && w.chains[n-1].String() != p.Digest {
+			return ErrOrder
 		}
-		if now.Writer == e.writer {
-			e.written += n
+		if p.Writer == w.name {
+			w.written += n
 		}
-		e.drop(int(n))
+		w.drop(int(n))
 	}
-	e.last, e.seq = now, seq
+	w.last, w.seq = p, seq
 	return nil
 }
 
 // drop takes the first n messages away from those that wait.
-func (e *enqueuer) drop(n int) {
-	if n == len(e.msgs) {
-		e.msgs, e.chains, e.bytes = e.msgs[:0], e.chains[:0], e.bytes[:0]
+func (w *writer) drop(n int) {
+	if n == len(w.msgs) {
+		w.msgs, w.chains, w.bytes = w.msgs[:0], w.chains[:0], w.bytes[:0]
 		return
 	}
 	// The dropped ones go behind the rest, to be used again.
-	dropped := slices.Clone(e.msgs[:n])
-	copy(e.msgs, e.msgs[n:])
-	copy(e.msgs[len(e.msgs)-n:], dropped)
-	e.msgs = e.msgs[:len(e.msgs)-n]
-	e.chains = append(e.chains[:0], e.chains[n:]...)
+	dropped := slices.Clone(w.msgs[:n])
+	copy(w.msgs, w.msgs[n:])
+	copy(w.msgs[len(w.msgs)-n:], dropped)
+	w.msgs = w.msgs[:len(w.msgs)-n]
+	w.chains = append(w.chains[:0], w.chains[n:]...)
+}
+
+// dropTorn takes the jobs of a batch off the queue that is not there as a whole.
+//
+// The server writes a batch message by message. What a kill cuts off it completes when it starts, but when its disk is
+// full, and full still at the next start, it throws the rest away. Nobody sees a batch before it is there with the
+// checkpoint at its end. So a job after the newest checkpoint, while that stays the newest, is of such a one.
+//
+// A stream with copies on several servers takes a batch as one.
+func (w *writer) dropTorn(ctx context.Context) error {
+	if w.q.jobs.CachedInfo().Config.Replicas > 1 {
+		return nil
+	}
+	stream, subject := w.q.jobsStream(), w.q.jobsSubject(w.rec.ID)
+	n := 0
+	for after := w.seq; ; {
+		m, err := w.q.conn.NextMsg(ctx, stream, after+1, subject)
+		if errors.Is(err, broker.ErrNotFound) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		// Read after each job: another process may enqueue the import, and its jobs have their checkpoint.
+		if _, newest, err := w.q.checkpoint(ctx, w.rec.ID); err != nil {
+			return err
+		} else if newest != w.seq {
+			break
+		}
+		after = m.Sequence
+		err = w.q.conn.Ask(ctx, func(ctx context.Context) error { return w.q.jobs.DeleteMsg(ctx, after) })
+		if err != nil && !errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful) {
+			return w.q.fault(ctx, "remove what a batch left that was cut off", err)
+		}
+		n++
+	}
+	if n > 0 {
+		w.q.log.Warn("removed jobs that were not written as a whole; they are written again", "import", w.rec.ID, "jobs", n)
+	}
+	return nil
 }

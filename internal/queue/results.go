@@ -1,246 +1,395 @@
 package queue
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
-	"strings"
+	"slices"
+	"strconv"
 	"time"
 
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
-
+	"groupferry/internal/broker"
 	"groupferry/internal/job"
 )
 
-var (
-	// ErrNoResult is wrapped by the error of a [Queue.Result] for a job that has none.
-	ErrNoResult = errors.New("no result yet")
-
-	// ErrResultExists is wrapped by the error of a [Queue.PutResult] that came second.
-	ErrResultExists = errors.New("the job has another result by now")
-)
-
 const (
-	// tallyHeader carries what Tally counts: outcome, conversations done, conversations failed, calls, and the sequence
-	// of the result that this one replaced, or 0; if it is not, the first four of that result follow. A result of a retry
-	// has its round at the end.
-	tallyHeader = "Groupferry-Result"
+	// resultsAtOnce and resultsBytes bound one reading of results, and with it the memory that it takes, here and in the
+	// server.
+	resultsAtOnce = 1000
+	resultsBytes  = 2 << 20
 
-	// resultsAhead bounds the results that wait in memory while they are read: at about 250 KB for the largest, 8 MB.
-	resultsAhead = 32
-
-	// headersAhead is the same for headers alone.
-	headersAhead = 1000
-
-	// scanPatience is how long the server may be silent while results are read.
-	scanPatience = 2 * opTimeout
-
-	// scanNudge is after how much silence the library is asked anew: see nextOf.
-	scanNudge = time.Second
+	// followerWait is how long results are waited for that the stream's leader counts, and the server that answers does not
+	// have: a replica catches up in far less.
+	followerWait = 5 * time.Second
 )
 
-// Result reads the result of a job, and the sequence to give to [Queue.PutResult] to replace it. The error wraps
-// [ErrNoResult] when there is none.
-func (q *Queue) Result(ctx context.Context, importID, jobID string) (job.Result, uint64, error) {
-	m, err := q.rawResult(ctx, importID, jobID)
+// lastState reads the state of an import and its sequence; nil if there is none. The stream's leader answers.
+func (q *Queue) lastState(ctx context.Context, id string) (*state, uint64, error) {
+	m, err := q.conn.LastMsg(ctx, q.resultsStream(), q.resultSubject(id, stateKind))
+	if errors.Is(err, broker.ErrNotFound) {
+		return nil, 0, nil
+	}
 	if err != nil {
-		return job.Result{}, 0, err
+		return nil, 0, err
+	}
+	s, err := decodeState(m.Data)
+	if errors.Is(err, job.ErrVersion) {
+		return nil, 0, fmt.Errorf("import %s: %w", id, err)
+	}
+	if err != nil {
+		return nil, 0, q.resultsDamaged(id, err.Error())
+	}
+	return s, m.Sequence, nil
+}
+
+// resultAt reads one result of an import. The error is a [*broker.DamagedError] when it is not there, or not one.
+func (q *Queue) resultAt(ctx context.Context, id string, seq uint64) (job.Result, error) {
+	m, err := q.conn.MsgAt(ctx, q.resultsStream(), seq)
+	if errors.Is(err, broker.ErrNotFound) {
+		return job.Result{}, q.resultsDamaged(id, fmt.Sprintf("the result at %d is missing", seq))
+	}
+	if err != nil {
+		return job.Result{}, err
 	}
 	r, err := job.DecodeResult(m.Data)
+	if err == nil && r.Import != id {
+		err = fmt.Errorf("it is of import %s", r.Import)
+	}
+	if err != nil && !errors.Is(err, job.ErrVersion) {
+		err = q.resultsDamaged(id, fmt.Sprintf("the result at %d cannot be read: %v", seq, err))
+	}
+	return r, err
+}
+
+func (q *Queue) resultsDamaged(id, what string) error { return q.damaged(q.resultsStream(), id, what) }
+func (q *Queue) jobsDamaged(id, what string) error    { return q.damaged(q.jobsStream(), id, what) }
+
+func (q *Queue) damaged(stream, id, what string) error {
+	return &broker.DamagedError{
+		Path: "stream " + stream,
+		What: "import " + id + ": " + what,
+		Remedy: fmt.Sprintf("restore a backup, or export what is there with 'groupferry results %s', delete the import, "+
+			"and import its files again", id),
+	}
+}
+
+// countResults asks the stream's leader how many results of an import there are, by outcome.
+func (q *Queue) countResults(ctx context.Context, id string) (map[job.Outcome]int64, error) {
+	s, err := q.conn.StreamState(ctx, q.resultsStream(), q.resultSubject(id, "*"))
 	if err != nil {
-		return job.Result{}, 0, err
+		return nil, err
 	}
-	return r, m.Sequence, nil
+	n := make(map[job.Outcome]int64, len(job.Outcomes))
+	for _, o := range job.Outcomes {
+		n[o] = int64(s.Subjects[q.resultSubject(id, string(o))])
+	}
+	return n, nil
 }
 
-func (q *Queue) rawResult(ctx context.Context, importID, jobID string) (*jetstream.RawStreamMsg, error) {
-	doing := "read result of job " + jobID
-	m, err := q.last(ctx, q.resultSubject(importID, jobID))
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return nil, fmt.Errorf("%s: %w", doing, ErrNoResult)
+func sum(n map[job.Outcome]int64, outcomes ...job.Outcome) (all int64) {
+	for _, o := range outcomes {
+		all += n[o]
 	}
-	return m, q.fault(ctx, doing, err)
+	return all
 }
 
-// PutResult writes a result, if the job's newest one has the given sequence: 0 when it must have none, else what
-// [Queue.Result] said. The error wraps [ErrResultExists] when it does not. After an error that wraps [ErrUnreachable]
-// it is open whether the result was written; putting the same again tells, for a result that is there already,
-// byte for byte, is taken for written.
-func (q *Queue) PutResult(ctx context.Context, r job.Result, seq uint64) error {
-	if !job.ValidImportID(r.Import) || r.Job == "" || strings.ContainsAny(r.Job, ".*> \t\r\n") {
-		return fmt.Errorf("put result: import %q, job %q cannot be a subject", r.Import, r.Job)
+// checkCounts compares a state, which no one is going to replace meanwhile, with what the stream's leader counts. A nil
+// state stands for none.
+func (q *Queue) checkCounts(ctx context.Context, id string, s *state) error {
+	n, err := q.countResults(ctx, id)
+	if err != nil {
+		return err
 	}
-	doing := "put result of job " + r.Job
-	m := &nats.Msg{
-		Subject: q.resultSubject(r.Import, r.Job),
-		Data:    r.AppendJSON(make([]byte, 0, 512+64*len(r.Conversations))),
-		Header:  nats.Header{},
+	there := sum(n, job.Outcomes...)
+	switch {
+	case s == nil && there > 0:
+		return q.resultsDamaged(id, fmt.Sprintf("its state is missing, with %d results there", there))
+	case s != nil && there != s.Counts.Results:
+		return q.resultsDamaged(id, fmt.Sprintf("%d results are there, and its state counts %d", there, s.Counts.Results))
 	}
-	replaced := ""
-	if seq != 0 {
-		stored, err := q.rawResult(ctx, r.Import, r.Job)
-		switch {
-		case err != nil && !errors.Is(err, ErrNoResult):
-			return err
-		case err == nil && bytes.Equal(stored.Data, m.Data):
-			return nil // an earlier try arrived though its answer did not
-		case err != nil, stored.Sequence != seq:
-			return fmt.Errorf("%s: %w", doing, ErrResultExists)
+	return nil
+}
+
+// resultsEnd gives the sequence at which the results stream ends, and removes first what is left there of a group that was
+// not written as a whole.
+//
+// The server writes a batch message by message. What a kill cuts off it completes when it starts, but when its disk is
+// full, and full still at the next start, it throws the rest away. A part of a group ends with its state, so results at
+// the end of the stream belong to such a one. A stream with replicas takes a batch as one entry of its log.
+func (q *Queue) resultsEnd(ctx context.Context) (uint64, error) {
+	for {
+		s, err := q.conn.StreamState(ctx, q.resultsStream(), "")
+		if err != nil {
+			return 0, err
 		}
-		replaced = stored.Header.Get(tallyHeader)
+		if s.Msgs == 0 || q.results.CachedInfo().Config.Replicas > 1 {
+			return s.LastSeq, nil
+		}
+		torn, id, err := q.tornResults(ctx, s.LastSeq)
+		if err != nil {
+			return 0, err
+		}
+		if len(torn) == 0 {
+			return s.LastSeq, nil
+		}
+		// Who reads a message waits for the end of a batch that is being written, but who asks for the state does not.
+		again, err := q.conn.StreamState(ctx, q.resultsStream(), "")
+		if err != nil {
+			return 0, err
+		}
+		if again.LastSeq != s.LastSeq {
+			continue
+		}
+		if err := q.dropTornResults(ctx, id, torn); err != nil {
+			return 0, err
+		}
+		return s.LastSeq, nil
 	}
-	m.Header.Set(tallyHeader, tallyLine(&r, seq, replaced))
-	if room := q.nc.MaxPayload() - headerRoom; int64(len(m.Data)) > room {
-		return fmt.Errorf("%s: it has %d bytes and the server takes %d: raise its max_payload", doing, len(m.Data), room)
-	}
-	failpoint("result-before")
-	failInside("result-inside")
-	err := q.put(ctx, m, seq)
-	failpoint("result-after")
-	if !lostRace(err) {
-		return q.fault(ctx, doing, err)
-	}
-	stored, readErr := q.rawResult(ctx, r.Import, r.Job)
-	if readErr == nil && bytes.Equal(stored.Data, m.Data) {
-		return nil // an earlier try arrived though its answer did not
-	}
-	return fmt.Errorf("%s: %w", doing, ErrResultExists)
 }
 
-// Results reads the results of an import in the order in which they were written, those that were there when it began.
-// It keeps few of them in memory. After an error, which is the last thing it yields, the rest is missing.
-func (q *Queue) Results(ctx context.Context, importID string) iter.Seq2[job.Result, error] {
+// tornResults gives the sequences of the results at the end of the stream, newest first, and the import they are of.
+func (q *Queue) tornResults(ctx context.Context, end uint64) (torn []uint64, id string, err error) {
+	for seq := end; seq > 0; seq-- {
+		m, err := q.conn.MsgAt(ctx, q.resultsStream(), seq)
+		if errors.Is(err, broker.ErrNotFound) {
+			break
+		}
+		if err != nil {
+			return nil, "", err
+		}
+		of, kind, ok := q.importOfSubject(m.Subject)
+		if !ok || !slices.Contains(outcomeKinds(), kind) || id != "" && of != id {
+			break
+		}
+		id = of
+		torn = append(torn, seq)
+	}
+	return torn, id, nil
+}
+
+func (q *Queue) dropTornResults(ctx context.Context, id string, torn []uint64) error {
+	last, _, err := q.lastState(ctx, id)
+	if err != nil {
+		return err
+	}
+	n, err := q.countResults(ctx, id)
+	if err != nil {
+		return err
+	}
+	counted := int64(0)
+	if last != nil {
+		counted = last.Counts.Results
+	}
+	if sum(n, job.Outcomes...)-int64(len(torn)) != counted {
+		return nil // something else is wrong: whoever loads the import finds that
+	}
+	// The oldest comes first: if this is cut off, what is left stands at the end of the stream.
+	for _, seq := range slices.Backward(torn) {
+		broker.Failpoint("torn-before")
+		err := q.conn.Ask(ctx, func(ctx context.Context) error { return q.results.DeleteMsg(ctx, seq) })
+		if err != nil && !errors.Is(err, broker.ErrNotFound) {
+			return q.fault(ctx, "remove results of a group that was cut off", err)
+		}
+	}
+	q.log.Warn("results were removed that were not written as a whole; their jobs are done again",
+		"import", id, "results", len(torn))
+	return nil
+}
+
+// Results reads the results of an import in the order in which they were written, those that were there when it began:
+// the newest one of each job, with one of the outcomes, or any if none is named. It keeps few of them in memory; after
+// a retry, 8 bytes more for each job that was retried.
+//
+// It compares what it read with what the stream's leader counts. If something is missing, the last thing that it yields is
+// a [*broker.DamagedError]. After any error, which is the last thing too, the rest is missing. The error wraps
+// [ErrNoImport] when there is no such import, or it was deleted meanwhile.
+func (q *Queue) Results(ctx context.Context, id string, outcomes ...job.Outcome) iter.Seq2[job.Result, error] {
 	return func(yield func(job.Result, error) bool) {
-		stopped := errors.New("stopped by the caller")
-		_, err := q.scan(ctx, importID, 0, false, func(m jetstream.Msg, _ *jetstream.MsgMetadata) error {
-			r, err := job.DecodeResult(m.Data())
-			if err != nil {
-				return err
-			}
-			if !yield(r, nil) {
-				return stopped
-			}
-			return nil
-		})
-		if err != nil && !errors.Is(err, stopped) {
+		if len(outcomes) == 0 {
+			outcomes = job.Outcomes
+		}
+		if err := q.readResults(ctx, id, outcomes, yield); err != nil && !errors.Is(err, errStopped) {
 			yield(job.Result{}, err)
 		}
 	}
 }
 
-// scan gives the results of an import after a sequence, as many as there are when it begins, and returns the sequence
-// up to which it saw everything. It stops at the first error that each returns, and returns that. A result that is
-// replaced while it runs is left out rather than seen twice.
-func (q *Queue) scan(
-	ctx context.Context, importID string, after uint64, headersOnly bool,
-	each func(jetstream.Msg, *jetstream.MsgMetadata) error,
-) (upTo uint64, err error) {
-	doing := "read results of import " + importID
-	if !job.ValidImportID(importID) {
-		return 0, fmt.Errorf("%s: %w", doing, ErrNoImport)
-	}
-	var last uint64
-	err = q.ask(ctx, func(c context.Context) (err error) {
-		last, err = q.newest(c, q.resultSubject(importID, "*"))
+// errStopped says that the caller wants no more.
+var errStopped = errors.New("stopped by the caller")
+
+func (q *Queue) readResults(
+	ctx context.Context, id string, outcomes []job.Outcome, yield func(job.Result, error) bool,
+) error {
+	record, err := q.Import(ctx, id)
+	if err != nil {
 		return err
+	}
+	// What is counted now has to be found up to the end that the stream has after it.
+	counted, err := q.countResults(ctx, id)
+	if err != nil {
+		return err
+	}
+	end, err := q.lastSeq(ctx, q.resultsStream())
+	if err != nil {
+		return err
+	}
+	scan := resultScan{q: q, id: id, end: end, read: make(map[job.Outcome]int64)}
+	replaced, err := q.replacedResults(ctx, &record, end)
+	if err != nil {
+		return err
+	}
+	for _, o := range outcomes {
+		if counted[o] > 0 {
+			scan.sources = append(scan.sources, &resultSource{outcome: o, want: counted[o]})
+		}
+	}
+	err = scan.run(ctx, func(m stored) error {
+		for len(replaced) > 0 && replaced[0] < m.seq {
+			replaced = replaced[1:]
+		}
+		if len(replaced) > 0 && replaced[0] == m.seq {
+			return nil
+		}
+		r, err := job.DecodeResult(m.Data)
+		if err != nil && !errors.Is(err, job.ErrVersion) {
+			err = q.resultsDamaged(id, fmt.Sprintf("the result at %d cannot be read: %v", m.seq, err))
+		}
+		if err != nil {
+			return err
+		}
+		if !yield(r, nil) {
+			return errStopped
+		}
+		return nil
 	})
 	if err != nil {
-		return 0, q.fault(ctx, doing, err)
+		return err
 	}
-	if last <= after {
-		return after, nil
+	want, got := sum(counted, outcomes...), sum(scan.read, outcomes...)
+	if got >= want {
+		return nil
 	}
-	ahead := resultsAhead
-	if headersOnly {
-		ahead = headersAhead
+	// A deletion, or a repair, may have been at work.
+	again, err := q.Import(ctx, id)
+	if err != nil || again.State == Deleting || again.Incarnation != record.Incarnation {
+		return errors.Join(err, fmt.Errorf("read results: %w: %s was deleted", ErrNoImport, id))
 	}
-	c, cancel := q.within(ctx)
-	defer cancel()
-	consumer, err := q.results.OrderedConsumer(c, jetstream.OrderedConsumerConfig{
-		FilterSubjects:    []string{q.resultSubject(importID, "*")},
-		DeliverPolicy:     jetstream.DeliverByStartSequencePolicy,
-		OptStartSeq:       after + 1,
-		HeadersOnly:       headersOnly,
-		InactiveThreshold: time.Minute,
+	if counted, err = q.countResults(ctx, id); err != nil {
+		return err
+	}
+	if want = min(want, sum(counted, outcomes...)); got < want {
+		return q.resultsDamaged(id, fmt.Sprintf("%d of its %d results cannot be read", want-got, want))
+	}
+	return nil
+}
+
+// replacedResults gives the sequences of results that the result of a retry replaced, in rising order.
+func (q *Queue) replacedResults(ctx context.Context, i *Import, end uint64) ([]uint64, error) {
+	if i.Generation == 0 {
+		return nil, nil
+	}
+	counted, err := q.countResults(ctx, i.ID)
+	if err != nil {
+		return nil, err
+	}
+	scan := resultScan{q: q, id: i.ID, end: end, read: make(map[job.Outcome]int64)}
+	for _, o := range job.Outcomes {
+		if counted[o] > 0 {
+			scan.sources = append(scan.sources, &resultSource{outcome: o, next: i.FirstRetry + 1})
+		}
+	}
+	var seqs []uint64
+	err = scan.run(ctx, func(m stored) error {
+		value := m.Header.Get(replacesHeader)
+		if value == "" {
+			return nil
+		}
+		seq, err := strconv.ParseUint(value, 10, 64)
+		if err != nil {
+			return q.resultsDamaged(i.ID, fmt.Sprintf("header %s of the result at %d: %v", replacesHeader, m.seq, err))
+		}
+		seqs = append(seqs, seq)
+		return nil
 	})
-	if err != nil {
-		return 0, q.fault(ctx, doing, err)
-	}
-	defer func() {
-		// It would go by itself in a minute; a status that is watched makes one every other second.
-		c, cancel := q.within(context.WithoutCancel(ctx))
-		defer cancel()
-		_ = q.results.DeleteConsumer(c, consumer.CachedInfo().Name)
-	}()
-	messages, err := consumer.Messages(jetstream.PullMaxMessages(ahead))
-	if err != nil {
-		return 0, q.fault(ctx, doing, err)
-	}
-	defer messages.Stop()
-	for {
-		m, err := nextOf(ctx, messages)
-		if err != nil {
-			return 0, q.fault(ctx, doing, err)
-		}
-		meta, err := m.Metadata()
-		if err != nil {
-			return 0, fmt.Errorf("%s: %w", doing, err)
-		}
-		if meta.Sequence.Stream > last {
-			return last, nil
-		}
-		if err := each(m, meta); err != nil {
-			return 0, fmt.Errorf("%s: %w", doing, err)
-		}
-		if meta.Sequence.Stream == last {
-			return last, nil
-		}
-	}
+	slices.Sort(seqs)
+	return seqs, err
 }
 
-// newest is the sequence of the newest result with such a subject, 0 if there is none. It asks the leader of the stream:
-// the node that a consumer is on may not have that result yet, and does not know that it is behind.
-func (q *Queue) newest(ctx context.Context, subject string) (uint64, error) {
-	m, err := q.nc.RequestWithContext(ctx, q.apiPrefix+"STREAM.MSG.GET."+q.resultsStream(),
-		fmt.Appendf(nil, `{"last_by_subj":%q}`, subject))
-	if err != nil {
-		return 0, err
-	}
-	var answer struct {
-		Error   *jetstream.APIError `json:"error"`
-		Message struct {
-			Sequence uint64 `json:"seq"`
-		} `json:"message"`
-	}
-	if err := json.Unmarshal(m.Data, &answer); err != nil {
-		return 0, err
-	}
-	switch e := answer.Error; {
-	case e == nil:
-		return answer.Message.Sequence, nil
-	case e.ErrorCode == jetstream.JSErrCodeMessageNotFound:
-		return 0, nil
-	}
-	return 0, answer.Error
-}
-
-// nextOf waits for a message, for as long as scanPatience.
+// A resultScan reads the results of an import with some outcomes, in the order of the stream, up to a sequence:
 //
-// Whether more has to be requested is looked at by the library when Next begins and whenever a message arrives, but not
-// while the goroutine that sends the requests is busy with the last one. If that one is not scheduled until all that it
-// asked for has arrived and was read, nobody looks again until ten seconds without a heartbeat have passed. So Next is
-// called again before.
-func nextOf(ctx context.Context, messages jetstream.MessagesContext) (jetstream.Msg, error) {
-	for end := time.Now().Add(scanPatience); ; {
-		c, cancel := context.WithTimeout(ctx, scanNudge)
-		m, err := messages.Next(jetstream.NextContext(c))
-		cancel()
-		if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil || time.Now().After(end) {
-			return m, err
+//	done    ──►┐
+//	partial ──►├─ the one with the lowest sequence ──► each
+//	failed  ──►┘
+type resultScan struct {
+	q       *Queue
+	id      string
+	end     uint64
+	sources []*resultSource
+	read    map[job.Outcome]int64 // how many were read
+}
+
+// A resultSource is the results with one outcome.
+type resultSource struct {
+	outcome job.Outcome
+	next    uint64 // where the next reading begins
+	want    int64  // how many there are at least; 0 if that is not known
+	got     []stored
+	over    bool
+}
+
+func (s *resultScan) run(ctx context.Context, each func(stored) error) error {
+	r := s.q.newBatchReader(s.q.resultsStream())
+	defer r.close()
+	for {
+		var first *resultSource
+		for _, src := range s.sources {
+			if len(src.got) == 0 && !src.over {
+				if err := s.fill(ctx, r, src); err != nil {
+					return s.q.fault(ctx, "read results of import "+s.id, err)
+				}
+			}
+			if len(src.got) > 0 && (first == nil || src.got[0].seq < first.got[0].seq) {
+				first = src
+			}
+		}
+		if first == nil {
+			return nil
+		}
+		m := first.got[0]
+		first.got[0], first.got = stored{}, first.got[1:]
+		s.read[first.outcome]++
+		if err := each(m); err != nil {
+			return err
+		}
+	}
+}
+
+// fill reads more of a source, or finds that it is over.
+func (s *resultScan) fill(ctx context.Context, r *batchReader, src *resultSource) error {
+	subject := s.q.resultSubject(s.id, string(src.outcome))
+	for giveUp := time.Now().Add(followerWait); ; {
+		got, err := r.read(ctx, src.next, subject, resultsAtOnce, resultsBytes)
+		if len(got) == 0 && err != nil {
+			if !broker.Unreachable(err) || ctx.Err() != nil || time.Now().After(giveUp) {
+				return err
+			}
+		}
+		if n := len(got); n > 0 {
+			src.next = got[n-1].seq + 1
+			for n > 0 && got[n-1].seq > s.end {
+				n--
+				src.over = true
+			}
+			src.got = got[:n]
+			return nil
+		}
+		if err == nil && (s.read[src.outcome] >= src.want || time.Now().After(giveUp)) {
+			src.over = true
+			return nil
+		}
+		if !pause(ctx, checkpointEvery) {
+			return context.Cause(ctx)
 		}
 	}
 }

@@ -2,115 +2,154 @@ package queue
 
 import (
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
-	"github.com/synadia-io/orbit.go/jetstreamext"
-
+	"groupferry/internal/broker"
 	"groupferry/internal/job"
 )
 
-// retryPointVersion is the version of a retry point that this package writes, and the newest that it reads.
-const retryPointVersion = 1
-
-// A retryPoint says how much of a retry is on the queue. It is written with the jobs that it counts, in one piece.
-type retryPoint struct {
-	Version int    `json:"v"`
-	Round   int    `json:"round"`
-	After   uint64 `json:"after"` // results up to this sequence were looked at
-	Done    bool   `json:"done"`  // all were
-	RetryStats
-}
+const (
+	// resultsAhead and resultsAheadBytes bound what one request for results brings.
+	resultsAhead      = 256
+	resultsAheadBytes = 1 << 20
+)
 
 // RetryStats says what a retry put on the queue.
 type RetryStats struct {
-	Jobs          int64 `json:"jobs"`
-	Conversations int64 `json:"conversations"` // that failed, and are wanted again
-	Unreadable    int64 `json:"unreadable"`    // failed jobs that cannot be retried, for nobody could read them
+	Jobs          int64 // each with what failed of a job
+	Conversations int64 // that failed, and are wanted again
+	Unreadable    int64 // failed jobs that cannot be retried: they could not be read
 }
 
-// Retry puts the failed and partial jobs of an import on the queue again, with the conversations that failed alone; if
-// codes are given, with those alone that failed with one of them. Each is put there exactly once, wherever an earlier
-// call was cut off, and however many processes call it; progress, unless nil, hears how many there are.
+// Retry puts the failed and partial jobs of an import on the queue again, each with the conversations that failed; if
+// codes are given, with those alone that failed with one of them. What counts is the newest result of a job. Each is put
+// there exactly once, wherever an earlier call was cut off, and however many processes call it; progress, unless nil, gets
+// how many there are.
 //
 // The import has to be complete; the error wraps [ErrUnfinished] when it is not, and [ErrCancelled] when it was
-// cancelled. A retry that was cut off goes on, if the codes are the same. The record's Round tells the retries apart,
-// and workers by it that a result is of an earlier one.
+// cancelled, or the retry is, meanwhile. A retry that was cut off is resumed if the codes are the same. The record's
+// Generation counts the retries. A retry for which there are no such failures leaves the import complete.
 func (q *Queue) Retry(
 	ctx context.Context, id string, codes []string, progress func(jobs int64),
 ) (Import, RetryStats, error) {
-	var none RetryStats
-	codes = slices.Compact(slices.Sorted(slices.Values(codes)))
-	rec, err := q.Import(ctx, id)
-	if err == nil && rec.State == Enqueued { // the last result may just have come
-		if err = q.Complete(ctx, id); err == nil {
-			rec, err = q.Import(ctx, id)
-		}
+	rec, stats, err := q.retry(ctx, id, slices.Compact(slices.Sorted(slices.Values(codes))), progress)
+	if err != nil {
+		err = fmt.Errorf("retry import %s: %w", id, err)
+	}
+	return rec, stats, err
+}
+
+func (q *Queue) retry(
+	ctx context.Context, id string, codes []string, progress func(jobs int64),
+) (Import, RetryStats, error) {
+	rec, err := q.beginRetry(ctx, id, codes)
+	if err != nil {
+		return rec, RetryStats{}, err
+	}
+	w := &writer{q: q, rec: rec, progress: progress}
+	if err = w.open(ctx); err == nil && !w.last.Done {
+		err = w.putFailures(ctx)
+	}
+	p := w.last
+	stats := RetryStats{Jobs: p.Jobs, Conversations: p.Conversations, Unreadable: p.Unreadable}
+	if errors.Is(err, errElsewhere) { // and it is over by now
+		rec, err = q.Import(ctx, id)
+		return rec, RetryStats{Jobs: rec.Retried}, err
 	}
 	if err != nil {
-		return rec, none, err
+		return rec, stats, err
 	}
-	switch rec.State {
-	case Cancelled:
-		return rec, none, fmt.Errorf("retry import %s: %w", id, ErrCancelled)
-	case Complete, Retrying:
-	default:
-		return rec, none, fmt.Errorf("retry import %s: %w: it is %s", id, ErrUnfinished, rec.State)
-	}
-	if rec.State == Complete {
-		// What was counted up to here is what the count goes on from while results are replaced.
-		if _, err := q.Tally(ctx, id); err != nil {
-			return rec, none, err
-		}
-		from, err := q.lastOf(ctx, q.results)
-		if err != nil {
-			return rec, none, q.fault(ctx, "retry import "+id, err)
-		}
-		round := rec.Round // another process can do a whole retry meanwhile
-		rec, err = q.Update(ctx, id, func(i *Import) {
-			if i.State == Complete && i.Round == round {
-				i.State, i.Round, i.Retried, i.RetryCodes, i.InHand = Retrying, i.Round+1, 0, codes, 0
-				i.Completed, i.RetryFrom = time.Time{}, from
-			}
-		})
-		if err != nil {
-			return rec, none, err
-		}
-	}
-	if rec.State == Retrying && !slices.Equal(rec.RetryCodes, codes) {
-		return rec, none, fmt.Errorf("retry import %s: %w: a retry of %s was begun and not ended",
-			id, ErrUnfinished, codeList(rec.RetryCodes))
-	}
-	// Before the first job, so that no job is ever on the queue without one who would fetch it.
-	if err := q.createConsumer(ctx, id, 0); err != nil {
-		return rec, none, err
-	}
-	p, err := q.putRetries(ctx, rec, progress)
-	if err != nil {
-		return rec, p.RetryStats, err
-	}
-	round := rec.Round
-	rec, err = q.Update(ctx, id, func(i *Import) {
-		if i.State == Retrying && i.Round == round {
-			i.State, i.Retried, i.Enqueued = Enqueued, p.Jobs, time.Now().UTC()
+	now, err := q.Update(ctx, id, func(i *Import) {
+		i.enqueued(p)
+		if p.Jobs == 0 && i.same(&rec) && i.live() { // nothing that a leader would have to do
+			i.State, i.Completed, i.Paused = Complete, i.Enqueued, false
 		}
 	})
-	switch {
-	case err != nil:
-	case rec.State.Over() && p.Jobs > 0: // done with, or cancelled, meanwhile
-		err = q.drop(ctx, id, 0)
-	case p.Jobs == 0:
-		if err = q.Complete(ctx, id); err == nil {
-			rec, err = q.Import(ctx, id)
+	if err == nil && now.State == Complete && p.Jobs == 0 {
+		if err = q.finishEnd(ctx, now); err == nil {
+			now, err = q.Import(ctx, id)
 		}
 	}
-	return rec, p.RetryStats, err
+	if err == nil && now.Incarnation != rec.Incarnation {
+		err = fmt.Errorf("%w: it was deleted", ErrNoImport)
+	}
+	return now, stats, err
+}
+
+// beginRetry makes a complete import's record one that is being retried, or finds one that is already, for these codes.
+func (q *Queue) beginRetry(ctx context.Context, id string, codes []string) (Import, error) {
+	for {
+		rec, err := q.Import(ctx, id)
+		if err != nil {
+			return rec, err
+		}
+		switch rec.State {
+		case Complete:
+		case Retrying:
+			if !slices.Equal(rec.RetryCodes, codes) {
+				return rec, fmt.Errorf("%w: a retry of %s was begun and not finished", ErrUnfinished, codeList(rec.RetryCodes))
+			}
+			return rec, nil
+		case Cancelled:
+			return rec, ErrCancelled
+		case Deleting:
+			return rec, fmt.Errorf("%w: it is being deleted", ErrNoImport)
+		default:
+			return rec, fmt.Errorf("%w: it is %s", ErrUnfinished, rec.State)
+		}
+		// The end of the generation before may have been cut off. After it, no result of the import comes any more, until
+		// there are jobs of the next one.
+		if err := q.finishEnd(ctx, rec); err != nil {
+			return rec, err
+		}
+		if rec, err = q.Import(ctx, id); err != nil { // with the counts
+			return rec, err
+		}
+		s, err := q.conn.StreamState(ctx, q.resultsStream(), q.resultSubject(id, "*"))
+		if err != nil {
+			return rec, err
+		}
+		var results, failures int64
+		for _, kind := range job.Outcomes {
+			n := int64(s.Subjects[q.resultSubject(id, string(kind))])
+			if results += n; kind != job.Done {
+				failures += n
+			}
+		}
+		if results != rec.Counts.Results {
+			now, err := q.Import(ctx, id)
+			if err == nil && now.State == Complete && now.same(&rec) {
+				err = lost(id, "it had %d results when it was complete, and %d are there", rec.Counts.Results, results)
+			}
+			if err != nil {
+				return rec, err
+			}
+			continue
+		}
+		changed := false
+		now, err := q.Update(ctx, id, func(i *Import) {
+			if changed = i.State == Complete && i.same(&rec); !changed {
+				return
+			}
+			i.State, i.Generation, i.RetryCodes = Retrying, i.Generation+1, codes
+			i.RetryFrom, i.RetryOf, i.Retried = s.LastSeq, failures, 0
+			if i.FirstRetry == 0 {
+				i.FirstRetry = i.RetryFrom
+			}
+			i.Enqueued, i.Completed, i.Counts = time.Time{}, time.Time{}, Counts{}
+		})
+		if err != nil {
+			return rec, err
+		}
+		if !changed { // another process retries it, or deletes it
+			continue
+		}
+		return now, nil
+	}
 }
 
 func codeList(codes []string) string {
@@ -120,142 +159,158 @@ func codeList(codes []string) string {
 	return "the codes " + strings.Join(codes, ",")
 }
 
-// retryPoint reads how far the last retry of an import is enqueued, and the sequence to compare with.
-func (q *Queue) retryPoint(ctx context.Context, id string) (p retryPoint, seq uint64, err error) {
-	what := "checkpoint of a retry of import " + id
-	seq, err = q.readPoint(ctx, q.retryPointSubject(id), what, retryPointVersion, &p)
-	return p, seq, err
-}
-
-// putRetries puts the jobs of the record's round on the queue that are not there yet. Whenever it is not known whether
-// a piece arrived, or another process wrote one, it goes on from what the retry point says.
-func (q *Queue) putRetries(ctx context.Context, rec Import, progress func(int64)) (retryPoint, error) {
-	giveUp, seen := time.Now().Add(enqueuePatience), uint64(0)
-	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
-		p, seq, err := q.retryPoint(ctx, rec.ID)
-		if err == nil {
-			if p.Round > rec.Round || p.Round == rec.Round && p.Done {
-				return p, nil
-			}
-			if p.Round < rec.Round {
-				p = retryPoint{Version: retryPointVersion, Round: rec.Round}
-			}
-			if seq != seen {
-				giveUp, seen = time.Now().Add(enqueuePatience), seq
-			}
-			r := retrier{q: q, rec: rec, at: p, seq: seq, progress: progress}
-			if err = r.run(ctx); err == nil {
-				return r.at, nil
-			}
-		}
-		switch {
-		case ctx.Err() != nil:
-			return p, fmt.Errorf("retry import %s: %w", rec.ID, context.Cause(ctx))
-		case !lostRace(err) && !transient(err), time.Now().After(giveUp):
-			return p, q.fault(ctx, "retry import "+rec.ID, err)
-		}
-		pause(ctx, wait)
-	}
-}
-
-// A retrier reads results and makes jobs of what failed:
+// putFailures takes a job for each result that failed, after those that were looked at before:
 //
-//	results of the import  ──── at.After ───────────── looked ─────────►
-//	                       done │ jobs waiting in msgs │ not read yet
-type retrier struct {
-	q        *Queue
-	rec      Import
-	progress func(int64)
-
-	at     retryPoint // the newest known one
-	seq    uint64     // its sequence
-	looked uint64
-
-	msgs  []*nats.Msg // waiting
-	stats RetryStats  // of those
-	bytes int
-}
-
-func (r *retrier) run(ctx context.Context) error {
-	r.looked = r.at.After
-	upTo, err := r.q.scan(ctx, r.rec.ID, r.at.After, false, func(m jetstream.Msg, meta *jetstream.MsgMetadata) error {
-		result, err := job.DecodeResult(m.Data())
-		if err != nil {
-			return err
-		}
-		r.looked = meta.Sequence.Stream
-		if result.Round >= r.rec.Round || result.Outcome == job.Done {
+//	results of the import  ──── last.After ─────────── source.After ─────────► RetryFrom
+//	                       done │ their jobs wait      │ not read yet
+//
+// The results, and so the jobs and their order, are the same each time.
+func (w *writer) putFailures(ctx context.Context) (err error) {
+	if w.chain, err = parseChain(w.last.Digest); err != nil {
+		return err
+	}
+	w.seen, w.source = w.last.Jobs, checkpoint{
+		After: w.last.After, Looked: w.last.Looked, Conversations: w.last.Conversations, Unreadable: w.last.Unreadable,
+	}
+	replaced, err := w.q.replaced(ctx, w.rec)
+	if err != nil {
+		return err
+	}
+	kinds := []job.Outcome{job.Partial, job.Failed}
+	err = w.q.eachResult(ctx, w.rec.ID, kinds, w.source.After, w.rec.RetryFrom, func(seq uint64, r *job.Result) error {
+		w.source.After = seq
+		w.source.Looked++
+		if _, found := slices.BinarySearch(replaced, seq); found {
 			return nil
 		}
-		r.take(&result)
-		if len(r.msgs) == maxBatchJobs || r.bytes >= maxBatchBytes {
-			return r.commit(ctx, false)
+		if len(r.Conversations) == 0 {
+			w.source.Unreadable++
 		}
-		return nil
+		j := retryJob(&w.rec, seq, r)
+		if len(j.Conversations) == 0 {
+			return nil
+		}
+		w.source.Conversations += int64(len(j.Conversations))
+		return w.take(ctx, &j)
 	})
 	if err != nil {
 		return err
 	}
-	r.looked = max(r.looked, upTo)
-	return r.commit(ctx, true)
+	if w.source.Looked != w.rec.RetryOf {
+		return lost(w.rec.ID, "%d results of partial and failed jobs can be read, of %d", w.source.Looked, w.rec.RetryOf)
+	}
+	w.source.After = w.rec.RetryFrom
+	return w.commit(ctx, true)
 }
 
-// take makes a job of what failed in a result, if anything did that is wanted.
-func (r *retrier) take(result *job.Result) {
+// retryJob makes a job of what failed in a result, if anything did that is wanted.
+func retryJob(rec *Import, seq uint64, r *job.Result) job.Job {
 	j := job.Job{
-		Import: result.Import, ID: result.Job, FromAccount: result.FromAccount, GroupName: result.GroupName,
-		Round: r.rec.Round, Files: result.Files,
+		Import: rec.ID, ID: r.Job, FromAccount: r.FromAccount, GroupName: r.GroupName,
+		Generation: rec.Generation, Prior: seq, Files: r.Files,
 	}
-	for _, c := range result.Conversations {
-		if c.Code != "" && (len(r.rec.RetryCodes) == 0 || slices.Contains(r.rec.RetryCodes, c.Code)) {
+	for _, c := range r.Conversations {
+		if c.Code != "" && (len(rec.RetryCodes) == 0 || slices.Contains(rec.RetryCodes, c.Code)) {
 			j.Conversations = append(j.Conversations, c.Conversation)
 		}
 	}
-	if len(result.Conversations) == 0 {
-		r.stats.Unreadable++
-	}
-	if len(j.Conversations) == 0 {
-		return
-	}
-	data := j.AppendJSON(nil)
-	r.msgs = append(r.msgs, &nats.Msg{Subject: r.q.jobsSubject(r.rec.ID), Data: data, Header: nats.Header{}})
-	r.bytes += len(data)
-	r.stats.Jobs++
-	r.stats.Conversations += int64(len(j.Conversations))
+	return j
 }
 
-// commit puts what waits on the queue, with a retry point, all or nothing, and only if nobody else moved the point.
-func (r *retrier) commit(ctx context.Context, done bool) error {
-	c, cancel := r.q.withinTime(ctx, commitTimeout)
-	defer cancel()
-	next := r.at
-	next.After, next.Done = r.looked, done
-	next.Jobs += r.stats.Jobs
-	next.Conversations += r.stats.Conversations
-	next.Unreadable += r.stats.Unreadable
-	data, err := json.Marshal(next)
-	if err != nil {
-		return err
+// replaced lists the results, by sequence and in order, that an earlier retry has replaced: 8 bytes of memory for each.
+func (q *Queue) replaced(ctx context.Context, rec Import) ([]uint64, error) {
+	var all []uint64
+	if rec.FirstRetry >= rec.RetryFrom {
+		return nil, nil
 	}
-	last := &nats.Msg{
-		Subject: r.q.retryPointSubject(r.rec.ID),
-		Data:    data,
-		Header: nats.Header{
-			jetstream.ExpectedLastSubjSeqHeader: {strconv.FormatUint(r.seq, 10)},
-			jetstream.MsgRollup:                 {jetstream.MsgRollupSubject},
-		},
+	err := q.eachResult(ctx, rec.ID, job.Outcomes, rec.FirstRetry, rec.RetryFrom, func(_ uint64, r *job.Result) error {
+		if r.Replaces != 0 {
+			all = append(all, r.Replaces)
+		}
+		return nil
+	})
+	slices.Sort(all)
+	return all, err
+}
+
+// eachResult reads the results of an import with some outcomes, after a sequence and up to another, in their order. It
+// stops at the first error that each returns, and returns that.
+func (q *Queue) eachResult(
+	ctx context.Context, id string, outcomes []job.Outcome, after, upTo uint64, each func(seq uint64, r *job.Result) error,
+) error {
+	cursors := make([]*cursor, 0, len(outcomes))
+	for _, o := range outcomes {
+		c := &cursor{q: q, subject: q.resultSubject(id, string(o)), next: after + 1, upTo: upTo}
+		cursors = append(cursors, c)
+		m, err := q.conn.LastMsg(ctx, q.resultsStream(), c.subject)
+		if err != nil && !errors.Is(err, broker.ErrNotFound) {
+			return err
+		}
+		if err == nil {
+			c.last = m.Sequence
+		}
 	}
-	failpoint("retry-before")
-	failInside("retry-inside")
-	ack, err := jetstreamext.PublishMsgBatch(c, r.q.js, append(r.msgs, last))
-	if err != nil {
-		return err
+	reader := q.newBatchReader(q.resultsStream())
+	defer reader.close()
+	for {
+		var first *cursor
+		for _, c := range cursors {
+			if err := c.fill(ctx, reader); err != nil {
+				return err
+			}
+			if len(c.ahead) > 0 && (first == nil || c.ahead[0].seq < first.ahead[0].seq) {
+				first = c
+			}
+		}
+		if first == nil {
+			return nil
+		}
+		m := first.ahead[0]
+		first.ahead = first.ahead[1:]
+		r, err := job.DecodeResult(m.Data)
+		if err != nil {
+			return fmt.Errorf("result %d: %w", m.seq, err)
+		}
+		if err := each(m.seq, &r); err != nil {
+			return err
+		}
 	}
-	failpoint("retry-after")
-	r.at, r.seq = next, ack.Sequence
-	r.msgs, r.stats, r.bytes = nil, RetryStats{}, 0
-	if r.progress != nil {
-		r.progress(r.at.Jobs)
+}
+
+// A cursor reads the messages with one subject of the results stream, in their order.
+type cursor struct {
+	q       *Queue
+	subject string
+	next    uint64 // where those begin that were not read
+	last    uint64 // the last one that there is, as the stream's leader says
+	upTo    uint64 // none after it is wanted
+	ahead   []stored
+}
+
+// fill reads ahead if there is nothing ahead, and something left. A server that lags behind the leader is waited for.
+func (c *cursor) fill(ctx context.Context, reader *batchReader) error {
+	giveUp := time.Now().Add(patience)
+	for len(c.ahead) == 0 && c.next <= min(c.last, c.upTo) {
+		got, err := reader.read(ctx, c.next, c.subject, resultsAhead, resultsAheadBytes)
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case err != nil && (!broker.Unreachable(err) || time.Now().After(giveUp)):
+			return c.q.fault(ctx, "read results", err)
+		case len(got) == 0:
+			if time.Now().After(giveUp) {
+				return fmt.Errorf("read results: those after %d are missing, up to %d", c.next-1, c.last)
+			}
+			if !pause(ctx, 50*time.Millisecond) {
+				return context.Cause(ctx)
+			}
+			continue
+		}
+		c.next = got[len(got)-1].seq + 1
+		for len(got) > 0 && got[len(got)-1].seq > c.upTo {
+			got = got[:len(got)-1]
+		}
+		c.ahead = got
 	}
 	return nil
 }

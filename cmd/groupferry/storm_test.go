@@ -1,0 +1,318 @@
+package main
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"groupferry/internal/chat"
+	"groupferry/internal/chatsim"
+)
+
+var (
+	stormFaults = flag.Int("storm", 14, "so many faults in TestStorm; 300 take about ten minutes")
+	stormSeed   = flag.Uint64("storm-seed", 1, "of TestStorm; 0 takes a random one")
+)
+
+const (
+	stormRate    = 100
+	stormTimeout = 4 * time.Second // of a call
+	stormPath    = 40 * time.Millisecond
+)
+
+// A storm is a fleet to which things happen, several at a time: whatever happens, the limit is kept, and what was
+// enqueued is done in the end.
+//
+//	worker ──► path ──► nats-server        each path can be cut, in one direction or both
+//	   └─────► path ──► simulator          and be longer, or shorter down to 55 % of the shortest that it was
+type storm struct {
+	*fleet
+	rng     *rand.Rand
+	workers []*stormWorker
+	undo    []undo
+	faults  int
+	log     strings.Builder
+	start   time.Time
+}
+
+// A stormWorker is a worker with paths and a wall clock of its own.
+type stormWorker struct {
+	n         int
+	p         *process
+	nats, api *path
+	shortest  time.Duration // that the path to the API ever was
+	wall      string        // the file that says by how much the wall clock is off
+	frozen    bool
+}
+
+// An undo ends a fault.
+type undo struct {
+	at time.Time
+	do func()
+}
+
+func TestStorm(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes most of a minute")
+	}
+	t.Parallel()
+	seed := *stormSeed
+	if seed == 0 {
+		seed = rand.Uint64()
+	}
+	s := &storm{fleet: newFleet(t, stormRate, chatsim.Config{}), rng: rand.New(rand.NewPCG(seed, 3)), start: time.Now()}
+	t.Cleanup(func() {
+		t.Logf("to repeat it: go test ./cmd/groupferry -run TestStorm -storm %d -storm-seed %d\n%s", *stormFaults, seed, &s.log)
+	})
+	s.env["GROUPFERRY_TIMEOUT"] = stormTimeout.String()
+	for n := range 4 {
+		w := &stormWorker{
+			n: n, nats: newPath(t, s.nats.client), api: newPath(t, s.front.address), shortest: stormPath,
+			wall: filepath.Join(t.TempDir(), "wall"),
+		}
+		w.api.userTimeout = stormTimeout
+		w.api.length(stormPath)
+		s.workers = append(s.workers, w)
+		s.restart(w)
+	}
+	s.supply()
+	for s.faults < *stormFaults {
+		s.strike()
+		for next := time.Now().Add(time.Duration(200+s.rng.IntN(2500)) * time.Millisecond); time.Now().Before(next); {
+			s.tend()
+			time.Sleep(20 * time.Millisecond)
+		}
+		if s.faults%10 == 0 {
+			s.supply()
+		}
+	}
+	for _, u := range s.undo {
+		u.do()
+	}
+	s.undo = nil
+	s.note("the storm is over")
+	s.awaitDone()
+	s.checkStorm()
+	for _, w := range s.workers {
+		w.p.cmd.Process.Signal(syscall.SIGTERM)
+	}
+	for _, w := range s.workers {
+		if code := w.p.wait(); code != exitDone {
+			t.Errorf("worker %d: got exit code %d, want %d\n%s", w.n, code, exitDone, &w.p.stderr)
+		}
+	}
+}
+
+func (s *storm) note(format string, v ...any) {
+	fmt.Fprintf(&s.log, "%7.2f "+format+"\n", append([]any{time.Since(s.start).Seconds()}, v...)...)
+}
+
+// supply enqueues more if there is little left. It goes to NATS directly, and waits for NATS if that is down.
+func (s *storm) supply() {
+	s.t.Helper()
+	left := int64(0)
+	for _, id := range s.imports {
+		p, ok := s.status(id)
+		if !ok {
+			return // NATS is away; there will be another occasion
+		}
+		left += p.Jobs.Pending
+	}
+	if left > 10*stormRate {
+		return
+	}
+	s.enqueue(fmt.Sprintf("storm-%d", len(s.imports)), 20*stormRate, 1)
+}
+
+func (s *storm) restart(w *stormWorker) {
+	env := s.env["NATS_URL"]
+	s.env["NATS_URL"] = "nats://" + w.nats.address
+	s.env[wallEnv] = w.wall
+	w.p = s.spawn("work", "--listen", "off", "--api-url", "http://"+w.api.address)
+	delete(s.env, wallEnv)
+	s.env["NATS_URL"] = env
+}
+
+// tend ends the faults whose time is over.
+func (s *storm) tend() {
+	now := time.Now()
+	s.undo = slices.DeleteFunc(s.undo, func(u undo) bool {
+		if now.Before(u.at) {
+			return false
+		}
+		u.do()
+		return true
+	})
+	for _, w := range s.workers {
+		if w.p.ended() {
+			s.t.Fatalf("worker %d ended with %d\n%s", w.n, w.p.wait(), &w.p.stderr)
+		}
+	}
+}
+
+func (s *storm) later(d time.Duration, do func()) {
+	s.undo = append(s.undo, undo{time.Now().Add(d), do})
+}
+
+// leading is the worker that said last that it leads.
+func (s *storm) leading() *stormWorker {
+	best, last := s.workers[0], ""
+	for _, w := range s.workers {
+		// A log line begins with its time, in the same form for all.
+		for line := range strings.Lines(w.p.stderr.String()) {
+			if strings.Contains(line, "msg=leading") || strings.Contains(line, `msg="leading`) {
+				if line > last {
+					best, last = w, line
+				}
+			}
+		}
+	}
+	return best
+}
+
+func (s *storm) kill(w *stormWorker) {
+	if w.frozen {
+		thaw(s.t, w.p.cmd)
+		w.frozen = false
+	}
+	w.p.cmd.Process.Kill()
+	w.p.wait()
+	s.restart(w)
+}
+
+// strike lets one thing happen.
+func (s *storm) strike() {
+	s.faults++
+	w := s.workers[s.rng.IntN(len(s.workers))]
+	if s.rng.IntN(2) == 0 {
+		w = s.leading()
+	}
+	span := func(least, most time.Duration) time.Duration {
+		return least + time.Duration(s.rng.Int64N(int64(most-least)))
+	}
+	note := func(format string, v ...any) { s.note("worker %d: "+format, append([]any{w.n}, v...)...) }
+	switch s.rng.IntN(14) {
+	case 0, 1:
+		note("killed")
+		s.kill(w)
+	case 2:
+		note("killed, and whoever leads 4 s later")
+		s.kill(w)
+		s.later(4*time.Second, func() {
+			next := s.leading()
+			s.note("worker %d: killed as the next leader", next.n)
+			s.kill(next)
+		})
+	case 3:
+		note("stopped")
+		thaw(s.t, w.p.cmd)
+		w.frozen = false
+		w.p.cmd.Process.Signal(syscall.SIGTERM)
+		w.p.wait()
+		s.restart(w)
+	case 4, 5:
+		d := span(time.Second, either(6*time.Second, 40*time.Second))
+		note("frozen for %v", d)
+		p := w.p
+		w.frozen = true
+		freeze(s.t, p.cmd)
+		s.later(d, func() {
+			if !p.ended() {
+				thaw(s.t, p.cmd)
+			}
+			if w.p == p {
+				w.frozen = false
+			}
+		})
+	case 6:
+		d := span(time.Second, 8*time.Second)
+		note("cut from NATS for %v", d)
+		w.nats.cut()
+		s.later(d, w.nats.heal)
+	case 7:
+		d := span(time.Second, 8*time.Second)
+		way, dir := "to", &w.nats.up
+		if s.rng.IntN(2) == 0 {
+			way, dir = "from", &w.nats.down
+		}
+		note("cut %s NATS for %v", way, d)
+		dir.shut()
+		s.later(d, w.nats.heal)
+	case 8:
+		d := span(time.Second, 12*time.Second)
+		note("cut from the API for %v", d)
+		w.api.cut()
+		s.later(d, w.api.heal)
+	case 9:
+		d := span(time.Second, 8*time.Second)
+		way, dir := "to", &w.api.up
+		if s.rng.IntN(2) == 0 {
+			way, dir = "from", &w.api.down
+		}
+		note("cut %s the API for %v", way, d)
+		dir.shut()
+		s.later(d, w.api.heal)
+	case 10:
+		d := span(0, 4*time.Second)
+		s.note("NATS killed for %v", d)
+		s.nats.kill()
+		time.Sleep(d)
+		s.nats.start()
+		s.nats.ready()
+	case 11:
+		d := span(time.Second, 6*time.Second)
+		s.note("NATS frozen for %v", d)
+		s.nats.freeze()
+		s.later(d, s.nats.thaw)
+	case 12:
+		off := []time.Duration{time.Hour, -time.Hour, 3 * time.Second, -3 * time.Second, 0}[s.rng.IntN(5)]
+		note("wall clock off by %v", off)
+		if err := os.WriteFile(w.wall, []byte(off.String()), 0o600); err != nil {
+			s.t.Fatal(err)
+		}
+	case 13:
+		least := time.Duration(0.55 * float64(w.shortest))
+		d := span(least, 4*stormPath)
+		if s.rng.IntN(2) == 0 {
+			d = least
+		}
+		note("path to the API %v long", d)
+		w.api.length(d)
+		w.shortest = min(w.shortest, d)
+	}
+}
+
+// checkStorm checks what holds whatever happened.
+func (s *storm) checkStorm() {
+	s.t.Helper()
+	l := s.sim.Ledger()
+	for _, command := range chat.Commands() {
+		c := l.Commands[command]
+		if c.MaxPerSecond > stormRate {
+			s.t.Errorf("%s: got %d calls in a second, want at most %d", command, c.MaxPerSecond, stormRate)
+		}
+		if c.Refused > 0 {
+			s.t.Errorf("%s: got %d calls refused, want none", command, c.Refused)
+		}
+		if c.Calls > 1 {
+			s.t.Logf("%s: %s", command, paceText(c))
+		}
+	}
+	for _, id := range s.imports {
+		st, ok := s.status(id)
+		if !ok || st.Jobs.Done != st.Jobs.Total || st.State != "complete" {
+			s.t.Errorf("import %s: got %s, %+v; want all of %d done", id, st.State, st.Jobs, st.Jobs.Total)
+		}
+		if ok && st.addsUp() != nil {
+			s.t.Errorf("import %s: %v", id, st.addsUp())
+		}
+	}
+	checkState(s.t, s.sim, stateOf(s.rows))
+}

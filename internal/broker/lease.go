@@ -1,0 +1,68 @@
+package broker
+
+import (
+	"context"
+	"errors"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"groupferry/internal/lease"
+)
+
+const (
+	leaseBucket = "lease"
+	leaseKey    = "leader" // the one key of the bucket
+)
+
+// A LeaseStore keeps the lease in a bucket of its own. It is safe for concurrent use.
+type LeaseStore struct {
+	c               *Conn
+	stream, subject string
+}
+
+var _ lease.Store = (*LeaseStore)(nil)
+
+// Lease makes sure that the bucket of the lease is there, as [Conn.EnsureStream] does.
+func (c *Conn) Lease(ctx context.Context) (*LeaseStore, error) {
+	if _, err := c.EnsureBucket(ctx, leaseBucket, "groupferry: which process leads"); err != nil {
+		return nil, err
+	}
+	bucket := c.cfg.Namespace + "-" + leaseBucket
+	return &LeaseStore{c: c, stream: "KV_" + bucket, subject: "$KV." + bucket + "." + leaseKey}, nil
+}
+
+// Read is part of [lease.Store]: the stream's leader answers. The record of a lease that a person deleted is empty, and
+// has a revision. A request is made once, and bounded by ctx and the life of the connection, five seconds at most.
+func (s *LeaseStore) Read(ctx context.Context) (record []byte, revision uint64, err error) {
+	bounded, cancel := s.c.Within(ctx, opTimeout)
+	defer cancel()
+	m, err := s.c.getOnce(bounded, s.stream, getRequest{LastFor: s.subject})
+	if errors.Is(err, ErrNotFound) {
+		return nil, 0, nil
+	}
+	if err != nil {
+		return nil, 0, s.c.Fault(ctx, "read the lease", err)
+	}
+	return m.Data, m.Sequence, nil
+}
+
+// Replace is part of [lease.Store]: it writes the record if its revision is still that one, and returns its new one;
+// [lease.ErrMoved] if it is not. Revision 0 stands for no record. After any other error it is open whether the record was
+// written, or will be: what waits for a connection is sent when there is one again.
+func (s *LeaseStore) Replace(ctx context.Context, record []byte, revision uint64) (uint64, error) {
+	bounded, cancel := s.c.Within(ctx, opTimeout)
+	defer cancel()
+	Failpoint("lease-before")
+	FailInside("lease-inside")
+	ack, err := s.c.js.PublishMsg(bounded, &nats.Msg{Subject: s.subject, Data: record},
+		jetstream.WithExpectLastSequencePerSubject(revision), jetstream.WithRetryAttempts(0))
+	if LostRace(err) {
+		return 0, lease.ErrMoved
+	}
+	if err != nil {
+		return 0, s.c.Fault(ctx, "write the lease", err)
+	}
+	Failpoint("lease-after")
+	return ack.Sequence, nil
+}

@@ -1,0 +1,82 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
+
+// maxStandbys bounds what a question takes in: far more than anybody has.
+const maxStandbys = 1000
+
+// statusHeader is on what the server itself answers: 503, when nobody listens.
+const statusHeader = "Status"
+
+func (c *Conn) standbySubject() string { return c.Subject("standby") }
+
+// Standby has answer called for each question of [Conn.AskStandbys], one after the other; nil is no answer. It is a plain
+// NATS message that nobody keeps. After stop has returned, answer is not running and is not called again.
+func (c *Conn) Standby(answer func() []byte) (stop func(), err error) {
+	var mu sync.Mutex
+	stopped := false
+	sub, err := c.nc.Subscribe(c.standbySubject(), func(m *nats.Msg) {
+		mu.Lock()
+		defer mu.Unlock()
+		if stopped || m.Reply == "" {
+			return
+		}
+		if b := answer(); b != nil {
+			if err := m.Respond(b); err != nil {
+				c.log.Debug("a question to standbys could not be answered", "error", err)
+			}
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listen for questions to standbys: %w", err)
+	}
+	return func() {
+		_ = sub.Unsubscribe() // fails on a closed connection, where it is gone anyway
+		mu.Lock()
+		defer mu.Unlock()
+		stopped = true
+	}, nil
+}
+
+// AskStandbys asks all processes that stand by, and returns what they answered within wait: in the order of arrival, and
+// nil if nobody did. The question is lost, as the answers can be, when there is no connection.
+func (c *Conn) AskStandbys(ctx context.Context, wait time.Duration) ([][]byte, error) {
+	const doing = "ask the standbys"
+	bounded, cancel := c.Within(ctx, wait)
+	defer cancel()
+	inbox := c.nc.NewInbox()
+	sub, err := c.nc.SubscribeSync(inbox)
+	if err != nil {
+		return nil, c.Fault(ctx, doing, err)
+	}
+	defer sub.Unsubscribe()
+	if err := c.nc.PublishRequest(c.standbySubject(), inbox, nil); err != nil {
+		return nil, c.Fault(ctx, doing, err)
+	}
+	var answers [][]byte
+	for len(answers) < maxStandbys {
+		m, err := sub.NextMsgWithContext(bounded)
+		switch {
+		case ctx.Err() != nil:
+			return nil, c.Fault(ctx, doing, ctx.Err())
+		case bounded.Err() != nil:
+			return answers, nil
+		case errors.Is(err, nats.ErrNoResponders):
+			return answers, nil
+		case err != nil:
+			return answers, c.Fault(ctx, doing, err)
+		case m.Header.Get(statusHeader) != "":
+			return answers, nil
+		}
+		answers = append(answers, m.Data)
+	}
+	return answers, nil
+}

@@ -1,0 +1,209 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"sync"
+	"time"
+
+	"groupferry/internal/clock"
+)
+
+// Config says who stands for election. Name is required.
+type Config struct {
+	Name    string        // unlike that of any other candidate, now or earlier: a new one for each start of a process
+	Host    string        // for people: host and process ID
+	Rate    int           // calls a second, for the record; see Candidate.SetRate
+	Timeout time.Duration // of a call of this process, for the first record of a term
+	Clock   clock.Clock   // that rights are kept on
+	Log     *slog.Logger  // for requests that fail; nil: nothing is logged
+
+	// OnObserve, if set, is called for each revision that this candidate reads or writes, in order, by the goroutine that
+	// runs Lead, Keep or Release. It must not block.
+	OnObserve func(r Record, revision uint64)
+}
+
+// A Candidate is a process that can lead. One goroutine at a time may run Lead, or Keep or Release of a tenure that came
+// from it; the other methods can be called at any time.
+type Candidate struct {
+	store Store
+	cfg   Config
+
+	failing  bool // requests fail at present
+	loggedAt time.Time
+
+	mu       sync.Mutex
+	rate     int
+	writes   uint64 // tried so far
+	observed Record
+	revision uint64 // of observed; 0: none
+}
+
+// New returns a candidate for the lease in the store. It does nothing until Lead is called.
+func New(store Store, cfg Config) *Candidate {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Candidate{store: store, cfg: cfg, rate: cfg.Rate}
+}
+
+// SetRate changes the rate that the next records tell.
+func (c *Candidate) SetRate(rate int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.rate = rate
+}
+
+// Observed returns the record as this candidate last read or wrote it, and false when it knows of none.
+func (c *Candidate) Observed() (Record, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.observed.clone(), c.revision != 0
+}
+
+// A sighting is a record as this candidate has it in sight.
+type sighting struct {
+	Record
+	revision uint64
+	answered time.Time // when the last answer with it came; zero: nothing is in sight
+	due      time.Time // when the lease may be taken
+}
+
+// Lead waits until this process leads, and returns its tenure. It repeats requests that fail. The error is that of ctx
+// when it ends, or wraps ErrVersion. When it ends while this candidate takes the lease, it is open whether it did; as
+// nobody keeps it then, the next one can have it after TakeoverDelay.
+func (c *Candidate) Lead(ctx context.Context) (*Tenure, error) {
+	var (
+		o     sighting
+		tried *Tenure // the last attempt, which had no answer
+	)
+	for {
+		if now := time.Now(); o.inSight(now) && !now.Before(o.due) {
+			t := c.tenure(o)
+			if err := t.take(ctx); err == nil {
+				c.succeeded()
+				return t, nil
+			} else if ctx.Err() == nil && !errors.Is(err, ErrMoved) {
+				c.failed(err)
+			}
+			tried = t
+			o.due = now.Add(pollEvery)
+		}
+		asked := time.Now()
+		r, revision, err := Read(ctx, c.store)
+		now := time.Now() // after the answer, on the monotonic clock: the proof counts from here
+		switch {
+		case err == nil:
+			c.succeeded()
+			c.observe(r, revision)
+			if tried != nil {
+				if own, _ := tried.found(r, revision); own {
+					return tried, nil
+				}
+			}
+			c.sight(&o, r, revision, now)
+		case errors.Is(err, ErrVersion):
+			return nil, err
+		case ctx.Err() == nil:
+			c.failed(err)
+		}
+		next := asked.Add(pollEvery)
+		if o.inSight(now) && o.due.Before(next) {
+			next = o.due
+		}
+		if err := sleep(ctx, time.Until(next)); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// sight takes an answer in that came now.
+func (c *Candidate) sight(o *sighting, r Record, revision uint64, now time.Time) {
+	free := revision == 0 || r.Released && (r.Successor == "" || r.Successor == c.cfg.Name)
+	switch {
+	case o.answered.IsZero() || o.revision != revision:
+		*o = sighting{Record: r, revision: revision, due: now}
+		if !free {
+			o.due = now.Add(TakeoverDelay)
+		}
+	case !free:
+		if unwatched := now.Sub(o.answered) - maxUnwatched; unwatched > 0 {
+			o.due = o.due.Add(unwatched)
+		}
+	}
+	o.answered = now
+}
+
+// inSight tells whether the last answer is so fresh that the time since counts as watched.
+func (o *sighting) inSight(now time.Time) bool {
+	return !o.answered.IsZero() && now.Sub(o.answered) <= maxUnwatched
+}
+
+// tenure returns the tenure that replaces what is in sight; it has no right yet.
+func (c *Candidate) tenure(o sighting) *Tenure {
+	return &Tenure{
+		c: c, term: o.Term + 1, before: o.Record, revision: o.revision,
+		kick: make(chan struct{}, 1),
+	}
+}
+
+// record returns the next record of a term of this candidate.
+func (c *Candidate) record(term uint64, calls map[string]int, timeout time.Duration) Record {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.writes++
+	return Record{
+		Version: version, Holder: c.cfg.Name, Host: c.cfg.Host, Term: term, Renewal: c.writes,
+		Rate: c.rate, Timeout: timeout, Calls: maps.Clone(calls),
+	}
+}
+
+// observe notes a record that was read or written.
+func (c *Candidate) observe(r Record, revision uint64) {
+	c.mu.Lock()
+	known := c.revision == revision
+	c.observed, c.revision = r, revision
+	c.mu.Unlock()
+	if !known && c.cfg.OnObserve != nil {
+		c.cfg.OnObserve(r.clone(), revision)
+	}
+}
+
+// failed logs that a request failed: the first time, and now and then while they go on failing.
+func (c *Candidate) failed(err error) {
+	if c.failing && time.Since(c.loggedAt) < logEvery {
+		return
+	}
+	c.failing, c.loggedAt = true, time.Now()
+	c.cfg.Log.Warn("the lease is out of reach; trying again", "error", err)
+}
+
+// succeeded logs that requests succeed again.
+func (c *Candidate) succeeded() {
+	if c.failing {
+		c.failing = false
+		c.cfg.Log.Info("the lease is in reach again")
+	}
+}
+
+func (r Record) clone() Record {
+	r.Calls = maps.Clone(r.Calls)
+	return r
+}
+
+// sleep waits for d, or until ctx ends; then it returns the error of ctx.
+func sleep(ctx context.Context, d time.Duration) error {
+	if err := ctx.Err(); err != nil || d <= 0 {
+		return err
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,463 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/synadia-io/orbit.go/jetstreamext"
+
+	"groupferry/internal/broker"
+)
+
+const (
+	// groupEvery is the time between the starts of two groups while few results come: a server that syncs every write
+	// takes as long for one result as for a hundred.
+	groupEvery = 100 * time.Millisecond
+
+	// fullGroup results do not wait for more. They are an eighth of maxOpen, so that calls do not stop for them.
+	fullGroup = 256
+
+	// maxGroup and maxGroupBytes bound a group. The server takes 1,000 messages in a batch.
+	maxGroup      = 900
+	maxGroupBytes = 4 << 20
+
+	// repeatWait is how long a group without an answer is not repeated; it doubles up to repeatMax.
+	repeatWait = 50 * time.Millisecond
+	repeatMax  = time.Second
+)
+
+const (
+	// jobSequenceHeader has the place of the job on the jobs stream: of two results with the same one, one would be wrong.
+	jobSequenceHeader = "Groupferry-Job-Sequence"
+
+	// replacesHeader has the sequence of the result that a retry's result replaces.
+	replacesHeader = "Groupferry-Replaces"
+)
+
+// A waitingResult waits to be written.
+type waitingResult struct {
+	e     *entry
+	kind  string // done, partial or failed
+	data  []byte
+	share share
+
+	prior      uint64 // sequence of the result that it replaces, 0 for none
+	priorShare *share // what that one added to the counts; nil while it is not known
+
+	unreadable bool // its message was no job that can be read
+}
+
+// A group is what is written together: for each import in it its results and then its state.
+//
+//	import A: result result result state   import B: result state   …
+//	└─ if the stream ends where it is expected to end                │
+//	                                              all or nothing ◄───┘
+type group struct {
+	number uint64
+	parts  []part
+}
+
+// A part of a group is what it says about one import.
+type part struct {
+	of      *active
+	results []*waitingResult
+	state   state
+}
+
+// results is the number of results in the group.
+func (g *group) results() (n int) {
+	for _, p := range g.parts {
+		n += len(p.results)
+	}
+	return n
+}
+
+// commitResults writes groups until ctx ends or another leader took over.
+func (t *Term) commitResults(ctx context.Context) error {
+	var last time.Time
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		ready, urgent := t.toWrite()
+		if wait := groupEvery - time.Since(last); ready && (urgent || wait <= 0) {
+			last = time.Now()
+			if err := t.writeGroup(ctx); err != nil {
+				if ctx.Err() != nil {
+					return nil
+				}
+				return err
+			}
+			continue
+		} else if ready {
+			timer.Reset(wait)
+		}
+		select {
+		case <-t.commitKick:
+		case <-timer.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// toWrite tells whether there is something to write, and whether that cannot wait.
+func (t *Term) toWrite() (ready, urgent bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.sent != nil || len(t.waiting) >= fullGroup {
+		return true, true
+	}
+	for _, a := range t.d.imports {
+		if a.stateWant || a.lastResultIn() {
+			return true, true
+		}
+	}
+	return len(t.waiting) > 0, false
+}
+
+// writeGroup writes one group, and returns when it is written, or the term has to end.
+func (t *Term) writeGroup(ctx context.Context) error {
+	for wait := repeatWait; ; wait = min(2*wait, repeatMax) {
+		err := t.tryGroup(ctx)
+		switch {
+		case err == nil:
+			t.sent = nil
+			t.reportWaiting(nil)
+			return nil
+		case errors.Is(err, ErrSuperseded):
+			return err
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		}
+		t.reportWaiting(err)
+		if !pause(ctx, wait) {
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// tryGroup takes a group if there is none yet, and sends it until it is written, or an error says that it may not be.
+func (t *Term) tryGroup(ctx context.Context) error {
+	if t.sent == nil {
+		if err := t.loadPriors(ctx); err != nil {
+			return err
+		}
+		t.mu.Lock()
+		t.sent = t.nextGroup(time.Now())
+		t.mu.Unlock()
+	}
+	for len(t.sent.parts) > 0 {
+		broker.Failpoint("group-before")
+		broker.FailInside("group-inside")
+		end, err := t.send(ctx, t.sent)
+		if err == nil {
+			broker.Failpoint("group-after")
+			t.written(t.sent, end)
+			return nil
+		}
+		if !broker.LostRace(err) {
+			return err
+		}
+		if written, err := t.resolve(ctx); written || err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// reportWaiting says once that results cannot be written, and once that they can.
+func (t *Term) reportWaiting(err error) {
+	if (err != nil) == t.reported {
+		return
+	}
+	t.reported = err != nil
+	if err != nil {
+		t.log.Warn("results cannot be written; trying again", "error", err)
+	} else {
+		t.log.Info("results are being written again")
+	}
+	if t.cfg.OnWaiting != nil {
+		t.cfg.OnWaiting(err)
+	}
+}
+
+// nextGroup takes what waits. The lock is held.
+func (t *Term) nextGroup(now time.Time) *group {
+	t.groups++
+	g := &group{number: t.groups}
+	index := make(map[*active]int)
+	partOf := func(a *active) *part {
+		i, ok := index[a]
+		if !ok {
+			i = len(g.parts)
+			index[a] = i
+			g.parts = append(g.parts, part{of: a})
+		}
+		return &g.parts[i]
+	}
+	n, size := 0, 0
+	for _, a := range t.d.imports {
+		if a.stateWant && len(g.parts) < maxGroup/2 {
+			partOf(a)
+		}
+	}
+	for n < len(t.waiting) {
+		r := t.waiting[n]
+		if n > 0 && (size+len(r.data) > maxGroupBytes || n+1+len(g.parts)+1 > maxGroup) {
+			break
+		}
+		if r.prior != 0 && r.priorShare == nil { // it came after the priors were loaded
+			break
+		}
+		p := partOf(r.e.of)
+		p.results = append(p.results, r)
+		size += len(r.data)
+		n++
+	}
+	clear(t.waiting[:n:n])
+	if t.waiting = t.waiting[n:]; len(t.waiting) == 0 {
+		t.waiting = nil
+	}
+	for i := range g.parts {
+		t.makeState(&g.parts[i], g.number, now)
+	}
+	return g
+}
+
+// makeState says how the import of a part is when its results are written. The lock is held.
+func (t *Term) makeState(p *part, number uint64, now time.Time) {
+	a := p.of
+	a.stateWant, a.dirty = false, false
+	s := state{
+		Term: t.cfg.Term, Marker: t.marker, Group: number, Incarnation: a.incarnation, Generation: a.generation,
+		Counts: a.counts, Handed: a.handed, Unreadable: a.unreadable, Next: a.next, Alone: a.aloneNow, At: now.UTC().Round(0),
+	}
+	done := make(map[uint64]bool, len(p.results))
+	for _, r := range p.results {
+		done[r.e.seq] = true
+		s.Counts.Results++
+		s.Counts.add(r.share, 1)
+		if r.priorShare != nil {
+			s.Counts.add(*r.priorShare, -1)
+		}
+		if r.unreadable {
+			s.Unreadable++
+		}
+		s.Counts.LastResult = s.At
+	}
+	crashes := make(map[uint64]int, len(a.crashes))
+	for seq, n := range a.crashes {
+		crashes[seq] = n
+	}
+	unfinished := make(map[uint64]bool, len(a.open))
+	for seq, e := range a.open {
+		if done[seq] {
+			continue
+		}
+		unfinished[seq] = true
+		if e.crashes > 0 {
+			crashes[seq] = e.crashes
+		}
+	}
+	s.Unfinished = sortedKeys(unfinished)
+	if len(crashes) > 0 {
+		s.Crashed = sortedKeys(crashes)
+		s.CrashCounts = make([]int, len(s.Crashed))
+		for i, seq := range s.Crashed {
+			s.CrashCounts[i] = crashes[seq]
+		}
+	}
+	// Twice of what was handed out since the last state, so that it is the committer that sets the pace; and never less
+	// than the last state allowed, which counts as long as it is not known whether this one was written.
+	s.Ahead = min(max(2*(a.handed-a.stated), minAhead), maxAhead)
+	s.Ahead = max(s.Ahead, a.limit-a.handed)
+	a.stated = a.handed
+	a.rate.add(now, len(p.results))
+	s.Rate = a.rate.perSecond(now)
+	if !t.closing {
+		s.InFlight, s.Requeued = a.inFlight, a.requeued()
+	}
+	p.state = s
+}
+
+// messages makes those of a group; expected is where the stream has to end for them.
+func (t *Term) messages(g *group, expected uint64) []*nats.Msg {
+	msgs := make([]*nats.Msg, 0, g.results()+len(g.parts))
+	for i := range g.parts {
+		p := &g.parts[i]
+		for _, r := range p.results {
+			header := make(nats.Header, 5)
+			header[jobSequenceHeader] = []string{strconv.FormatUint(r.e.seq, 10)}
+			if r.prior != 0 {
+				header[replacesHeader] = []string{strconv.FormatUint(r.prior, 10)}
+			}
+			msgs = append(msgs, &nats.Msg{Subject: t.q.resultSubject(p.of.id, r.kind), Header: header, Data: r.data})
+		}
+		msgs = append(msgs, &nats.Msg{
+			Subject: t.q.resultSubject(p.of.id, stateKind), Data: p.state.encode(),
+			Header: nats.Header{jetstream.MsgRollup: {jetstream.MsgRollupSubject}},
+		})
+	}
+	msgs[0].Header[jetstream.ExpectedLastSeqHeader] = []string{strconv.FormatUint(expected, 10)}
+	return msgs
+}
+
+// send writes a group if the stream ends where it is expected to, and gives the end after it.
+func (t *Term) send(ctx context.Context, g *group) (end uint64, err error) {
+	ctx, cancel := t.q.conn.Within(ctx, requestTime)
+	defer cancel()
+	msgs := t.messages(g, t.expected)
+	if len(msgs) == 1 {
+		ack, err := t.q.js.PublishMsg(ctx, msgs[0])
+		if err != nil {
+			return 0, err
+		}
+		return ack.Sequence, nil
+	}
+	// The first message needs no answer of its own: the answer to the last one tells all.
+	ack, err := jetstreamext.PublishMsgBatch(ctx, t.q.js, msgs, jetstreamext.BatchFlowControl{})
+	if err != nil {
+		return 0, err
+	}
+	return ack.Sequence, nil
+}
+
+// written is called when a group is on the stream, which ended there at end, or later.
+func (t *Term) written(g *group, end uint64) {
+	t.expected = end
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range g.parts {
+		p := &g.parts[i]
+		a := p.of
+		if a.gone {
+			continue
+		}
+		for _, r := range p.results {
+			t.d.written(r.e)
+		}
+		a.counts, a.unreadable = p.state.Counts, p.state.Unreadable
+		a.limit = p.state.Handed + p.state.Ahead
+		a.hold = false
+		t.d.announced(a, p.state.Alone)
+		t.maybeComplete(a)
+	}
+	t.dispatch()
+}
+
+// resolve finds out why the group was refused: the stream does not end where it was expected to. Afterwards the group is
+// written, or it is to be sent again, without the imports that are over.
+//
+// A group that was refused cannot come through any more, for the end of a stream never comes back.
+func (t *Term) resolve(ctx context.Context) (written bool, err error) {
+	// The end comes first: what is found after it may be newer, and what ends an import after it moves the end again.
+	end, err := t.q.resultsEnd(ctx)
+	if err != nil {
+		return false, err
+	}
+	if err := t.stillMine(ctx); err != nil {
+		return false, err
+	}
+	for i := range t.sent.parts {
+		p := &t.sent.parts[i]
+		s, _, err := t.q.lastState(ctx, p.of.id)
+		if err != nil {
+			return false, err
+		}
+		if s != nil && s.Marker == t.marker && s.Group >= t.sent.number {
+			t.written(t.sent, end)
+			return true, nil
+		}
+	}
+	if err := t.recheckAll(ctx); err != nil {
+		return false, err
+	}
+	if end == t.expected { // a cluster refuses what comes while the same is under way in it already
+		pause(ctx, repeatWait)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	kept := t.sent.parts[:0]
+	for _, p := range t.sent.parts {
+		if !p.of.gone {
+			kept = append(kept, p)
+		}
+	}
+	t.sent.parts = kept
+	t.expected = end
+	return false, nil
+}
+
+// stillMine looks for the marker of a newer term.
+func (t *Term) stillMine(ctx context.Context) error {
+	_, seq, err := t.q.lastMarker(ctx)
+	if err == nil && seq != t.marker {
+		err = fmt.Errorf("term %d: %w", t.cfg.Term, ErrSuperseded)
+	}
+	return err
+}
+
+// loadPriors reads the results that waiting ones replace, as far as the worker did not.
+func (t *Term) loadPriors(ctx context.Context) error {
+	t.mu.Lock()
+	var need []*waitingResult
+	for _, r := range t.waiting[:min(len(t.waiting), maxGroup)] {
+		if r.prior != 0 && r.priorShare == nil {
+			need = append(need, r)
+		}
+	}
+	t.mu.Unlock()
+	for _, r := range need {
+		result, err := t.q.resultAt(ctx, r.e.of.id, r.prior)
+		_, damaged := errors.AsType[*broker.DamagedError](err)
+		if err != nil && !damaged {
+			return err
+		}
+		s := shareOf(&result) // nothing where there is no result to take out
+		t.mu.Lock()
+		r.priorShare = &s
+		if damaged {
+			t.damage(r.e.of, err)
+		}
+		t.mu.Unlock()
+	}
+	return nil
+}
+
+// A meter measures a rate over the last minute.
+type meter struct {
+	start   time.Time
+	seconds [60]int
+	at      int64 // the second that was counted last, since start
+	sum     int
+}
+
+func (m *meter) add(now time.Time, n int) {
+	if m.start.IsZero() {
+		m.start = now
+	}
+	second := max(int64(now.Sub(m.start)/time.Second), m.at)
+	if second-m.at >= int64(len(m.seconds)) {
+		m.seconds, m.sum = [60]int{}, 0
+		m.at = second
+	}
+	for m.at < second {
+		m.at++
+		i := m.at % int64(len(m.seconds))
+		m.sum -= m.seconds[i]
+		m.seconds[i] = 0
+	}
+	m.seconds[m.at%int64(len(m.seconds))] += n
+	m.sum += n
+}
+
+// perSecond is the mean over the last minute, or since the first call of add if that is less than a minute ago.
+func (m *meter) perSecond(now time.Time) float64 {
+	m.add(now, 0)
+	return float64(m.sum) / min(max(now.Sub(m.start).Seconds(), 1), 60)
+}

@@ -1,0 +1,570 @@
+package queue
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"groupferry/internal/broker"
+	"groupferry/internal/job"
+)
+
+// The fence. Jobs of a generation are on the queue only while its record is live, or until whoever ended it has removed
+// them:
+//
+//	to start and to go on                                    to end
+//	  1 record live                   (compare-and-set)        1 record over                   (compare-and-set)
+//	  2 initial checkpoint, if there is none                   2 terminal checkpoint, if it follows the one read
+//	  3 record read again: remove the checkpoint if over       3 NS.results.IMPORT.end
+//	  4 jobs and checkpoint, if they follow the one read       4 purge up to the sequences of 2 and 3; checkpoint last
+//	                                                           5 delete alone: the record, at its revision
+//
+// Whoever writes jobs has read a checkpoint first and the live record after it. So an end of that generation comes later,
+// and it finds that checkpoint or one that followed it. Once the terminal checkpoint is there, a batch that is conditional
+// on an earlier one is refused; that holds when all is purged too, for a purge does not move the end of a stream, and
+// 0 is what the first checkpoint alone expects.
+//
+// The same holds for results. Whoever writes them in groups, each conditional on where the stream ended, may take an
+// import for live only if it read the record after it knew that end: an end message makes it look again.
+//
+// What is cut off anywhere is found by the checkpoint, which goes last: [Queue.Sweep] goes through the checkpoints, and
+// so does each call for the import concerned. Two windows of [Queue.Delete], one write wide each, leave nothing but a
+// record that says deleting: the next Delete, Begin or DeleteOlder finishes it.
+
+// An endMessage is what stands on NS.results.IMPORT.end. It is there for its place on the stream; the rest is for people.
+type endMessage struct {
+	Version     int    `json:"v"`
+	Incarnation string `json:"incarnation"`
+	Generation  int    `json:"generation"`
+}
+
+const endVersion = 1
+
+// errElsewhere says that another process put all jobs of the generation on the queue.
+var errElsewhere = errors.New("enqueued by another process")
+
+// startGeneration makes sure that the generation of a record that is being enqueued, or retried, has a checkpoint, and
+// gives it with its sequence. When the record is not live any more the error is that of [Queue.notLive].
+func (q *Queue) startGeneration(ctx context.Context, i Import) (checkpoint, uint64, error) {
+	for {
+		p, seq, err := q.checkpoint(ctx, i.ID)
+		if err != nil {
+			return p, 0, err
+		}
+		if seq == 0 {
+			if err := q.checkNoJobs(ctx, i.ID); err != nil {
+				return p, 0, err
+			}
+			p = newCheckpoint(&i)
+			broker.Failpoint("start-before")
+			broker.FailInside("start-inside")
+			seq, err = q.putCheckpoint(ctx, i.ID, p, 0)
+			if broker.LostRace(err) {
+				continue
+			}
+			if err != nil {
+				return p, 0, q.fault(ctx, "start import "+i.ID, err)
+			}
+			broker.Failpoint("start-after")
+		}
+		// The record is read after the checkpoint: see above.
+		record, err := q.Import(ctx, i.ID)
+		if err != nil && !errors.Is(err, ErrNoImport) {
+			return p, 0, err
+		}
+		live := err == nil && record.live() && record.same(&i)
+		if live && p.of(&i) && !p.Ended {
+			return p, seq, nil
+		}
+		if !live || !p.of(&i) {
+			if err := q.tidy(ctx, i.ID); err != nil {
+				return p, 0, err
+			}
+			if !live {
+				return p, 0, q.notLive(ctx, &i)
+			}
+			continue
+		}
+		return p, 0, lost(i.ID, "it is %s, and its checkpoint says that it has ended", record.State)
+	}
+}
+
+// checkNoJobs makes sure that an import without a checkpoint has no jobs either.
+func (q *Queue) checkNoJobs(ctx context.Context, id string) error {
+	m, err := q.conn.NextMsg(ctx, q.jobsStream(), 1, q.jobsSubject(id))
+	if errors.Is(err, broker.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	// Another process may just have written both.
+	if _, seq, err := q.checkpoint(ctx, id); err != nil || seq != 0 {
+		return err
+	}
+	// Or removed both, unless it is still there.
+	if _, err := q.conn.MsgAt(ctx, q.jobsStream(), m.Sequence); errors.Is(err, broker.ErrNotFound) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	return lost(id, "it has jobs on the queue, and no checkpoint that counts them")
+}
+
+// lost is the error about an import of which the server has lost a part.
+func lost(id, format string, args ...any) error {
+	return &broker.DamagedError{
+		Path:   "import " + id,
+		What:   fmt.Sprintf(format, args...),
+		Remedy: fmt.Sprintf("cancel it if it is not over, delete it ('groupferry delete %s'), and import its files again", id),
+	}
+}
+
+// putCheckpoint writes a checkpoint by itself, in place of all others of its import, if the last one has the given
+// sequence; 0 stands for none. When the answer to a first try is lost, the error may be that of a lost race.
+func (q *Queue) putCheckpoint(ctx context.Context, id string, p checkpoint, after uint64) (seq uint64, err error) {
+	b, err := json.Marshal(p)
+	if err != nil {
+		return 0, err
+	}
+	return q.put(ctx, &nats.Msg{Subject: q.checkpointSubject(id), Data: b, Header: nats.Header{
+		jetstream.ExpectedLastSubjSeqHeader: {strconv.FormatUint(after, 10)},
+		jetstream.MsgRollup:                 {jetstream.MsgRollupSubject},
+	}})
+}
+
+// put publishes one message, once more if the answer to it was lost.
+func (q *Queue) put(ctx context.Context, m *nats.Msg) (seq uint64, err error) {
+	err = q.conn.Ask(ctx, func(ctx context.Context) error {
+		ack, err := q.js.PublishMsg(ctx, m)
+		if err == nil {
+			seq = ack.Sequence
+		}
+		return err
+	})
+	return seq, err
+}
+
+// notLive says why no more jobs can be put on the queue for a record as it was. It is errElsewhere when all of them got
+// there, and the import is over by now.
+func (q *Queue) notLive(ctx context.Context, was *Import) error {
+	i, err := q.Import(ctx, was.ID)
+	switch {
+	case err != nil:
+		return err
+	case i.Incarnation != was.Incarnation || i.State == Deleting:
+		return fmt.Errorf("%w: %s was deleted", ErrNoImport, was.ID)
+	case i.State == Cancelled:
+		return ErrCancelled
+	case i.Generation != was.Generation:
+		return fmt.Errorf("%w: another retry was begun", ErrUnfinished)
+	case i.Enqueued.IsZero(): // the retry was cancelled while it was enqueued
+		return ErrCancelled
+	}
+	return errElsewhere
+}
+
+// Cancel ends an import: its jobs without a result are dropped, and its results are kept. An enqueue of it stops there.
+// Results of calls that are in flight do not count any more. A retry that is cancelled leaves the import complete, with
+// the failures that it did not get to.
+//
+// Cancelling it again finishes what was cut off. The error says so when an import is complete, or being deleted.
+func (q *Queue) Cancel(ctx context.Context, id string) error {
+	i, err := q.Update(ctx, id, func(i *Import) {
+		switch {
+		case !i.live():
+			return
+		case i.Generation > 0:
+			i.State = Complete
+		default:
+			i.State = Cancelled
+		}
+		i.Completed, i.Paused = now(), false
+	})
+	if err != nil {
+		return err
+	}
+	if i.State != Deleting {
+		if err := q.finishEnd(ctx, i); err != nil {
+			return fmt.Errorf("cancel import %s: %w", id, err)
+		}
+	}
+	if i.State == Deleting || i.State == Complete && i.Generation == 0 {
+		return fmt.Errorf("cancel import %s: it is %s already", id, i.State)
+	}
+	return nil
+}
+
+// Delete removes an import with its results, its checkpoint and its record, so that nothing of it is left; its ID is free
+// again. The error wraps [ErrUnfinished] while the import is not over. Where it was cut off, the next call, or the next
+// [Queue.Begin] of the same import, finishes it. It also removes what is left of an import whose record was lost.
+func (q *Queue) Delete(ctx context.Context, id string) error {
+	i, err := q.Update(ctx, id, func(i *Import) {
+		if i.State.Over() {
+			i.State = Deleting
+		}
+	})
+	if errors.Is(err, ErrNoImport) {
+		return q.deleteOrphans(ctx, id, err)
+	}
+	if err != nil {
+		return err
+	}
+	if i.live() {
+		return fmt.Errorf("delete import %s: %w: it is %s", id, ErrUnfinished, i.State)
+	}
+	if err := q.finishEnd(ctx, i); err != nil {
+		return fmt.Errorf("delete import %s: %w", id, err)
+	}
+	return nil
+}
+
+// DeleteOlder deletes the imports that were over longer ago than age, by this machine's clock, and returns their IDs. It
+// finishes each deletion that was cut off.
+func (q *Queue) DeleteOlder(ctx context.Context, age time.Duration) ([]string, error) {
+	all, err := q.Imports(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var gone []string
+	for _, i := range all {
+		if i.State != Deleting && (i.live() || time.Since(i.Completed) < age) {
+			continue
+		}
+		err := q.Delete(ctx, i.ID)
+		switch {
+		case err == nil:
+			gone = append(gone, i.ID)
+		case !errors.Is(err, ErrNoImport) && !errors.Is(err, ErrUnfinished): // deleted, or retried, by another process
+			return gone, err
+		}
+	}
+	return gone, nil
+}
+
+// finishEnd takes an import whose record is over through the rest of its end, from wherever it was cut off: see the fence.
+// Afterwards its jobs are gone, a group of results that was under way has been refused, and the record has the final
+// counts; if it was deleting, nothing is left. It does nothing when i is no longer the record, or is live again: then
+// another process did all that.
+//
+// Any number of processes can do it at the same time.
+func (q *Queue) finishEnd(ctx context.Context, i Import) error {
+	for {
+		p, seq, err := q.checkpoint(ctx, i.ID)
+		if err != nil {
+			return err
+		}
+		record, revision, err := q.importRecord(ctx, i.ID)
+		if err != nil && !errors.Is(err, ErrNoImport) {
+			return err
+		}
+		if err != nil || !record.same(&i) || record.live() {
+			if seq == 0 || p.Incarnation != i.Incarnation || p.Generation > i.Generation {
+				return nil
+			}
+			return q.removeStale(ctx, i.ID, p, seq)
+		}
+		switch {
+		case seq == 0 && record.State != Deleting:
+			return nil
+		case seq == 0:
+			p = newCheckpoint(&i)
+		case !p.of(&record):
+			if err := q.removeStale(ctx, i.ID, p, seq); err != nil {
+				return err
+			}
+			continue
+		case p.Ended:
+			done, err := q.removeEnded(ctx, record, revision, p, seq)
+			if err != nil {
+				return err
+			}
+			if done {
+				return nil
+			}
+			continue
+		}
+		p.Ended = true
+		broker.Failpoint("end-before")
+		broker.FailInside("end-inside")
+		_, err = q.putCheckpoint(ctx, i.ID, p, seq)
+		if err != nil && !broker.LostRace(err) {
+			return q.fault(ctx, "end import "+i.ID, err)
+		}
+		broker.Failpoint("end-after")
+		// Whether it is ours or another one's, and whether the record is still there: both are read again.
+	}
+}
+
+// removeEnded does what follows the terminal checkpoint p. It returns false when that is no longer there.
+func (q *Queue) removeEnded(
+	ctx context.Context, i Import, revision uint64, p checkpoint, seq uint64,
+) (done bool, err error) {
+	end, err := q.putEnd(ctx, &i)
+	if err != nil {
+		return false, err
+	}
+	if _, newest, err := q.checkpoint(ctx, i.ID); err != nil {
+		return false, err
+	} else if newest != seq {
+		// Another process was quicker, and its end message went first. Ours may be all that there is of the import now.
+		err := q.conn.Ask(ctx, func(ctx context.Context) error { return q.results.DeleteMsg(ctx, end) })
+		if errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful) { // it is gone
+			err = nil
+		}
+		return false, q.fault(ctx, "end import "+i.ID, err)
+	}
+	if i.State != Deleting {
+		if err := q.setCounts(ctx, i, p); err != nil {
+			return false, err
+		}
+	}
+	if err := q.purgeJobs(ctx, q.jobsSubject(i.ID), seq); err != nil {
+		return false, err
+	}
+	if i.State == Deleting {
+		if err := q.purgeResults(ctx, i.ID, end); err != nil {
+			return false, err
+		}
+	}
+	if err := q.purgeJobs(ctx, q.checkpointSubject(i.ID), seq); err != nil {
+		return false, err
+	}
+	if i.State != Deleting {
+		return true, nil
+	}
+	broker.Failpoint("delete-record-before")
+	broker.FailInside("delete-record-inside")
+	// A delete marker, as the bucket's own Delete leaves one, would stay there.
+	err = q.purge(ctx, q.records, q.recordSubject(i.ID), revision)
+	broker.Failpoint("delete-record-after")
+	return false, q.fault(ctx, "delete the record of import "+i.ID, err) // whether it is gone is read
+}
+
+// putEnd writes the end message, in place of one of an earlier generation.
+func (q *Queue) putEnd(ctx context.Context, i *Import) (seq uint64, err error) {
+	b, err := json.Marshal(endMessage{endVersion, i.Incarnation, i.Generation})
+	if err != nil {
+		return 0, err
+	}
+	broker.Failpoint("end-results-before")
+	broker.FailInside("end-results-inside")
+	seq, err = q.put(ctx, &nats.Msg{
+		Subject: q.resultSubject(i.ID, endKind), Data: b,
+		Header: nats.Header{jetstream.MsgRollup: {jetstream.MsgRollupSubject}},
+	})
+	broker.Failpoint("end-results-after")
+	return seq, q.fault(ctx, "end the results of import "+i.ID, err)
+}
+
+// setCounts gives a record that is over the counts of the last state: no result comes after the end message. It also
+// notes how many jobs there were, if nobody was told.
+func (q *Queue) setCounts(ctx context.Context, i Import, p checkpoint) error {
+	counts := Counts{}
+	m, err := q.conn.LastMsg(ctx, q.resultsStream(), q.resultSubject(i.ID, stateKind))
+	if err != nil && !errors.Is(err, broker.ErrNotFound) {
+		return err
+	}
+	if err == nil {
+		s, err := decodeState(m.Data)
+		if err != nil {
+			return fmt.Errorf("count the results of import %s: %w", i.ID, err)
+		}
+		if s.Incarnation == i.Incarnation {
+			counts = s.Counts
+		}
+	}
+	_, err = q.Update(ctx, i.ID, func(now *Import) {
+		if !now.same(&i) || now.live() || now.State == Deleting {
+			return
+		}
+		if !sameCounts(now.Counts, counts) {
+			now.Counts = counts
+		}
+		if now.Jobs == 0 && now.Generation == 0 {
+			now.Jobs = p.Jobs
+		}
+	})
+	if errors.Is(err, ErrNoImport) {
+		return nil
+	}
+	return err
+}
+
+func sameCounts(a, b Counts) bool {
+	same := a.LastResult.Equal(b.LastResult)
+	a.LastResult, b.LastResult = time.Time{}, time.Time{}
+	return same && a == b
+}
+
+// removeStale removes a checkpoint that belongs to no present generation of its import: one without jobs, which a start
+// that came too late left, or a terminal one. One with jobs can only be there because a record was lost.
+func (q *Queue) removeStale(ctx context.Context, id string, p checkpoint, seq uint64) error {
+	if p.Jobs > 0 && !p.Ended {
+		if _, now, err := q.checkpoint(ctx, id); err != nil || now != seq {
+			return err // what was read before it is not so any more
+		}
+		return lost(id, "%d jobs of it are on the queue, and there is no record of them", p.Jobs)
+	}
+	if p.Ended {
+		if err := q.purgeJobs(ctx, q.jobsSubject(id), seq); err != nil {
+			return err
+		}
+	}
+	return q.purgeJobs(ctx, q.checkpointSubject(id), seq)
+}
+
+// leftovers gives the end of the results stream if there are state or end messages of an import without a record, and 0
+// if there are none. Results without a record are an error.
+func (q *Queue) leftovers(ctx context.Context, id string) (upTo uint64, err error) {
+	s, err := q.conn.StreamState(ctx, q.resultsStream(), q.resultSubject(id, "*"))
+	if err != nil || len(s.Subjects) == 0 {
+		return 0, err
+	}
+	results := uint64(0)
+	for _, kind := range outcomeKinds() {
+		results += s.Subjects[q.resultSubject(id, kind)]
+	}
+	if results == 0 {
+		return s.LastSeq, nil
+	}
+	if _, err := q.Import(ctx, id); !errors.Is(err, ErrNoImport) {
+		if err == nil {
+			err = errStale
+		}
+		return 0, err
+	}
+	return 0, lost(id, "%d results of it are there, and no record of it", results)
+}
+
+// deleteOrphans removes the jobs and results of an import that has no record; noImport is the error if it has none.
+func (q *Queue) deleteOrphans(ctx context.Context, id string, noImport error) error {
+	if !job.ValidImportID(id) {
+		return noImport
+	}
+	jobs, err := q.conn.StreamState(ctx, q.jobsStream(), q.jobsSubject(id))
+	if err != nil {
+		return err
+	}
+	results, err := q.conn.StreamState(ctx, q.resultsStream(), q.resultSubject(id, "*"))
+	if err != nil {
+		return err
+	}
+	_, checkpoint, err := q.checkpoint(ctx, id)
+	if err != nil && !errors.Is(err, job.ErrVersion) {
+		return err
+	}
+	if len(jobs.Subjects)+len(results.Subjects) == 0 && checkpoint == 0 {
+		return noImport
+	}
+	// The record is not there, or is not there yet, after all that is going to be removed was.
+	if _, err := q.Import(ctx, id); !errors.Is(err, ErrNoImport) {
+		if err == nil {
+			err = fmt.Errorf("delete import %s: %w: it was begun just now", id, ErrUnfinished)
+		}
+		return err
+	}
+	last := jobs.LastSeq
+	if checkpoint != 0 { // an enqueue may still be under way: stop it
+		p := newCheckpoint(&Import{})
+		p.Ended = true
+		last, err = q.putCheckpoint(ctx, id, p, checkpoint)
+		if err != nil {
+			return q.fault(ctx, "delete import "+id, err)
+		}
+	}
+	for _, subject := range []string{q.jobsSubject(id), q.checkpointSubject(id)} {
+		if err := q.purgeJobs(ctx, subject, last); err != nil {
+			return err
+		}
+	}
+	return q.purgeResults(ctx, id, results.LastSeq)
+}
+
+// Sweep finishes what was cut off, in all imports that have a checkpoint: ends, and enqueues that had only the record
+// left to change. An error about one import does not keep it from the others.
+func (q *Queue) Sweep(ctx context.Context) error {
+	ids, err := q.OpenImports(ctx)
+	if err != nil {
+		return err
+	}
+	var all []error
+	for _, id := range ids {
+		err := q.tidy(ctx, id)
+		if ctx.Err() != nil || broker.Unreachable(err) {
+			return err
+		}
+		all = append(all, err)
+	}
+	return errors.Join(all...)
+}
+
+// tidy is Sweep for one import.
+func (q *Queue) tidy(ctx context.Context, id string) error {
+	p, seq, err := q.checkpoint(ctx, id)
+	if err != nil || seq == 0 {
+		return err
+	}
+	i, err := q.Import(ctx, id)
+	switch {
+	case errors.Is(err, ErrNoImport):
+		return q.removeStale(ctx, id, p, seq)
+	case err != nil:
+		return err
+	case !i.live():
+		return q.finishEnd(ctx, i)
+	case !p.of(&i):
+		return q.removeStale(ctx, id, p, seq)
+	case p.Done:
+		_, err := q.Update(ctx, id, func(now *Import) { now.enqueued(p) })
+		if errors.Is(err, ErrNoImport) {
+			err = nil
+		}
+		return err
+	}
+	return nil
+}
+
+// purgeJobs removes the messages with a subject of the jobs stream, up to a sequence.
+func (q *Queue) purgeJobs(ctx context.Context, subject string, upTo uint64) error {
+	broker.Failpoint("drop-before")
+	broker.FailInside("drop-inside")
+	err := q.purge(ctx, q.jobs, subject, upTo)
+	broker.Failpoint("drop-after")
+	return q.fault(ctx, "remove "+subject, err)
+}
+
+// purgeResults removes all results of an import, and its state and end, up to a sequence.
+func (q *Queue) purgeResults(ctx context.Context, id string, upTo uint64) error {
+	broker.Failpoint("delete-before")
+	broker.FailInside("delete-inside")
+	err := q.purge(ctx, q.results, q.resultSubject(id, "*"), upTo)
+	broker.Failpoint("delete-after")
+	return q.fault(ctx, "remove the results of import "+id, err)
+}
+
+// purge removes the messages of a stream with a subject, up to a sequence. It is tried again, as by [broker.Conn.Ask],
+// but for as long as a server may take for it.
+func (q *Queue) purge(ctx context.Context, s jetstream.Stream, subject string, upTo uint64) error {
+	var failed time.Time
+	for attempt := 1; ; attempt++ {
+		bounded, cancel := q.conn.Within(ctx, purgeTime)
+		err := s.Purge(bounded, jetstream.WithPurgeSubject(subject), jetstream.WithPurgeSequence(upTo+1)) // what is before it
+		cancel()
+		if err == nil || !broker.Unreachable(err) || ctx.Err() != nil {
+			return err
+		}
+		if failed.IsZero() {
+			failed = time.Now()
+		}
+		if attempt >= 3 && time.Since(failed) > requestTime || !pause(ctx, 50*time.Millisecond) {
+			return err
+		}
+	}
+}

@@ -1,0 +1,367 @@
+package queue
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nuid"
+
+	"groupferry/internal/broker"
+	"groupferry/internal/job"
+)
+
+var (
+	// ErrNoImport is wrapped by the error of a call for an import that was never begun, or is deleted.
+	ErrNoImport = errors.New("no such import")
+
+	// ErrUnfinished is wrapped by the error of a call that has to wait for the end of an import.
+	ErrUnfinished = errors.New("import is not finished")
+
+	// ErrCancelled is wrapped by the error of a [Queue.Enqueue] or [Queue.Retry] that somebody cancelled.
+	ErrCancelled = errors.New("the import was cancelled")
+)
+
+// A ConflictError says that an import ID is taken by an import with other content.
+type ConflictError struct{ ID string }
+
+func (e *ConflictError) Error() string {
+	return fmt.Sprintf("import ID %q belongs to an import with other content: choose another --import-id, "+
+		"or leave it out to have one made from the content", e.ID)
+}
+
+// ImportState says how far an import got. Each change is a compare-and-set of the record:
+//
+//	enqueueing ──► running ──► complete ──► deleting ──► (gone)
+//	   │              │   ▲      │  ▲            ▲
+//	   │              │   │      ▼  │ cancelled  │
+//	   │              │   └─── retrying          │
+//	   └──────────────┴─────► cancelled ─────────┘
+//
+// A retry that is cancelled, as it is enqueued or later, leaves the import complete.
+type ImportState string
+
+const (
+	Enqueueing ImportState = "enqueueing" // some of its jobs may not be on the queue yet
+	Running    ImportState = "running"    // all of its jobs are on the queue
+	Complete   ImportState = "complete"   // all of its jobs have a result
+	Cancelled  ImportState = "cancelled"  // somebody had its jobs dropped that had no result
+	Retrying   ImportState = "retrying"   // some of the jobs of a retry may not be on the queue yet
+	Deleting   ImportState = "deleting"   // its results, and then its record, are being removed
+)
+
+// Over tells whether nothing more is going to be done for the import, unless it is retried.
+func (s ImportState) Over() bool { return s == Complete || s == Cancelled || s == Deleting }
+
+// importVersion is the version of an import record that this package writes, and the newest that it reads.
+const importVersion = 1
+
+// An Import is the record of one intake of input. The counts of rows are the importer's; this package keeps them.
+type Import struct {
+	ID        string      `json:"import"`
+	Digest    string      `json:"digest"` // of the content and of the options that change jobs
+	State     ImportState `json:"state"`
+	Simulated bool        `json:"simulated,omitempty"` // its calls go to the simulator
+	Paused    bool        `json:"paused,omitempty"`    // by a person: none of its jobs is handed out
+
+	Created   time.Time `json:"created,omitzero"`
+	Enqueued  time.Time `json:"enqueued,omitzero"`  // since when all jobs of the generation are on the queue
+	Completed time.Time `json:"completed,omitzero"` // since when it is over
+
+	Rows          int64 `json:"rows"` // Accepted + Duplicates + Rejected
+	Accepted      int64 `json:"accepted"`
+	Duplicates    int64 `json:"duplicates"`
+	Rejected      int64 `json:"rejected"`
+	Conversations int64 `json:"conversations"`
+	Calls         int64 `json:"calls"` // needed if all goes well
+	Jobs          int64 `json:"jobs"`  // 0 until Enqueue has counted them, if Begin was not told
+
+	// Incarnation is new with each Begin, so that what belongs to an import that was deleted is not taken for a part of a
+	// later one with the same ID.
+	Incarnation string `json:"incarnation"`
+
+	Generation int      `json:"generation,omitempty"`  // how often it was retried
+	Retried    int64    `json:"retried,omitempty"`     // jobs of the last retry, once they are on the queue
+	RetryCodes []string `json:"retry_codes,omitempty"` // which failures it is about; all when empty
+	RetryFrom  uint64   `json:"retry_from,omitempty"`  // results of this generation come after this one, by sequence
+	RetryOf    int64    `json:"retry_of,omitempty"`    // partial and failed results, replaced ones too, up to RetryFrom
+	FirstRetry uint64   `json:"first_retry,omitempty"` // RetryFrom of the first retry; 0 if there was none
+
+	Counts Counts `json:"counts"` // of its results; final, and set while it is over
+
+	Files       []string `json:"files,omitempty"`
+	RejectsFile string   `json:"rejects_file,omitempty"`
+}
+
+// same tells whether both are records of one incarnation and generation.
+func (i *Import) same(other *Import) bool {
+	return i.Incarnation == other.Incarnation && i.Generation == other.Generation
+}
+
+// live tells whether jobs of the record's generation may be put on the queue, or be there.
+func (i *Import) live() bool { return !i.State.Over() }
+
+// enqueued sets what a checkpoint says that is done: all jobs of the record's generation are on the queue. It does
+// nothing if the record says so already, or is over. Whoever sets Complete calls it first: the enqueuer may have been
+// killed before it did.
+func (i *Import) enqueued(p checkpoint) {
+	if !p.Done || p.Ended || !p.of(i) {
+		return
+	}
+	switch i.State {
+	case Enqueueing:
+		i.Jobs = p.Jobs
+	case Retrying:
+		i.Retried = p.Jobs
+	default:
+		return
+	}
+	i.State, i.Enqueued = Running, now()
+}
+
+// now is the time for records: in UTC, and without the monotonic part that the wire form does not carry.
+func now() time.Time { return time.Now().UTC().Round(0) }
+
+// storedImport is the wire form.
+type storedImport struct {
+	Version int `json:"v"`
+	Import
+}
+
+const importPrefix = "import."
+
+func importKey(id string) string { return importPrefix + id }
+
+func encodeImport(i Import) ([]byte, error) {
+	return json.Marshal(storedImport{importVersion, i})
+}
+
+func decodeImport(b []byte) (Import, error) {
+	var s storedImport
+	if err := decodeVersioned(b, importVersion, &s); err != nil {
+		return Import{}, fmt.Errorf("decode import record: %w", err)
+	}
+	return s.Import, nil
+}
+
+// Begin stores the record of a new import, in the state [Enqueueing]; Created is set unless it is. When the ID is there
+// already with the same digest, the record as stored comes back, and existed is true; with another digest the error is a
+// [*ConflictError].
+//
+// An import of that ID whose deletion was cut off is deleted first. The error is a [*broker.DamagedError] if there are
+// jobs or results of an import whose record is not there.
+func (q *Queue) Begin(ctx context.Context, i Import) (stored Import, existed bool, err error) {
+	if !job.ValidImportID(i.ID) {
+		return Import{}, false, fmt.Errorf("import ID %q: use 1 to %d of A-Z, a-z, 0-9, - and _", i.ID, job.MaxImportID)
+	}
+	i.State, i.Generation, i.Incarnation, i.Counts = Enqueueing, 0, nuid.Next(), Counts{}
+	if i.Created.IsZero() {
+		i.Created = time.Now()
+	}
+	i.Created = i.Created.UTC().Round(0)
+	for {
+		stored, existed, err = q.begin(ctx, i)
+		if !errors.Is(err, errStale) {
+			return stored, existed, err
+		}
+	}
+}
+
+func (q *Queue) begin(ctx context.Context, i Import) (stored Import, existed bool, err error) {
+	stored, _, err = q.importRecord(ctx, i.ID)
+	if errors.Is(err, ErrNoImport) {
+		if err = q.create(ctx, i); err == nil {
+			_, _, err = q.startGeneration(ctx, i)
+			return i, false, err
+		}
+	}
+	if err != nil {
+		return Import{}, false, err
+	}
+	if stored.State == Deleting {
+		if err := q.Delete(ctx, i.ID); err != nil && !errors.Is(err, ErrNoImport) {
+			return Import{}, false, err
+		}
+		return Import{}, false, errStale
+	}
+	if stored.Incarnation == i.Incarnation { // the answer to a request before this one was lost
+		_, _, err = q.startGeneration(ctx, stored)
+		return stored, false, err
+	}
+	if stored.Digest != i.Digest {
+		return Import{}, false, &ConflictError{ID: i.ID}
+	}
+	return stored, true, nil
+}
+
+// create stores a record where there was none a moment ago. It returns errStale if there is one by now.
+func (q *Queue) create(ctx context.Context, i Import) error {
+	leftovers, err := q.leftovers(ctx, i.ID)
+	if err != nil {
+		return err
+	}
+	b, err := encodeImport(i)
+	if err != nil {
+		return err
+	}
+	broker.Failpoint("begin-before")
+	broker.FailInside("begin-inside")
+	err = q.conn.Ask(ctx, func(ctx context.Context) error {
+		_, err := q.control.Create(ctx, importKey(i.ID), b)
+		return err
+	})
+	if errors.Is(err, jetstream.ErrKeyExists) || broker.LostRace(err) {
+		return errStale
+	}
+	if err != nil {
+		return q.fault(ctx, "begin import "+i.ID, err)
+	}
+	broker.Failpoint("begin-after")
+	// No record was there when this one was made, so what was there before it is of imports that are deleted.
+	if leftovers > 0 {
+		return q.purgeResults(ctx, i.ID, leftovers)
+	}
+	return nil
+}
+
+// Import reads the record of an import. The error wraps [ErrNoImport] when there is none.
+func (q *Queue) Import(ctx context.Context, id string) (Import, error) {
+	i, _, err := q.importRecord(ctx, id)
+	return i, err
+}
+
+func (q *Queue) importRecord(ctx context.Context, id string) (Import, uint64, error) {
+	if !job.ValidImportID(id) {
+		return Import{}, 0, fmt.Errorf("%w: %q", ErrNoImport, id)
+	}
+	var e jetstream.KeyValueEntry
+	err := q.conn.Ask(ctx, func(ctx context.Context) (err error) {
+		e, err = q.control.Get(ctx, importKey(id))
+		return err
+	})
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return Import{}, 0, fmt.Errorf("%w: %s", ErrNoImport, id)
+	}
+	if err != nil {
+		return Import{}, 0, q.fault(ctx, "read import "+id, err)
+	}
+	i, err := decodeImport(e.Value())
+	return i, e.Revision(), err
+}
+
+// Imports reads the records of all imports, newest first.
+func (q *Queue) Imports(ctx context.Context) ([]Import, error) {
+	var all []Import
+	err := q.conn.Ask(ctx, func(ctx context.Context) (err error) {
+		all, err = q.listImports(ctx)
+		return err
+	})
+	if err != nil {
+		return nil, q.fault(ctx, "list imports", err)
+	}
+	return all, nil
+}
+
+func (q *Queue) listImports(ctx context.Context) ([]Import, error) {
+	w, err := q.control.Watch(ctx, importKey("*"), jetstream.IgnoreDeletes())
+	if err != nil {
+		return nil, err
+	}
+	defer w.Stop()
+	var all []Import
+	for {
+		select {
+		case e, ok := <-w.Updates():
+			if !ok {
+				return nil, errors.Join(ctx.Err(), jetstream.ErrConnectionClosed)
+			}
+			if e == nil { // all that was there has come
+				slices.SortFunc(all, func(a, b Import) int { return b.Created.Compare(a.Created) })
+				return all, nil
+			}
+			i, err := decodeImport(e.Value())
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, i)
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// OpenImports lists the imports that may have jobs on the queue, in order of their IDs: those with a checkpoint, which is
+// removed last when an import ends. It is one request, whatever the number of imports that are over.
+func (q *Queue) OpenImports(ctx context.Context) ([]string, error) {
+	all := q.checkpointSubject("*")
+	s, err := q.conn.StreamState(ctx, q.jobsStream(), all)
+	if err != nil {
+		return nil, fmt.Errorf("list open imports: %w", err)
+	}
+	ids := make([]string, 0, len(s.Subjects))
+	for subject := range s.Subjects {
+		ids = append(ids, strings.TrimPrefix(subject, strings.TrimSuffix(all, "*")))
+	}
+	slices.Sort(ids)
+	return ids, nil
+}
+
+// Update changes the record of an import, and returns it as it is then. The change is made to the newest record, once
+// more if another process was quicker, so that change must depend on its argument alone.
+func (q *Queue) Update(ctx context.Context, id string, change func(*Import)) (Import, error) {
+	i, _, err := q.update(ctx, id, change)
+	return i, err
+}
+
+func (q *Queue) update(ctx context.Context, id string, change func(*Import)) (Import, uint64, error) {
+	for {
+		i, revision, err := q.importRecord(ctx, id)
+		if err != nil {
+			return Import{}, 0, err
+		}
+		was := i
+		was.Files, was.RetryCodes = slices.Clone(i.Files), slices.Clone(i.RetryCodes)
+		change(&i)
+		i.ID, i.Incarnation = id, was.Incarnation
+		if reflect.DeepEqual(i, was) {
+			return i, revision, nil
+		}
+		b, err := encodeImport(i)
+		if err != nil {
+			return Import{}, 0, err
+		}
+		broker.Failpoint("record-" + string(i.State) + "-before")
+		broker.FailInside("record-" + string(i.State) + "-inside")
+		var written uint64
+		err = q.conn.Ask(ctx, func(ctx context.Context) (err error) {
+			written, err = q.control.Update(ctx, importKey(id), b, revision)
+			return err
+		})
+		if err == nil {
+			broker.Failpoint("record-" + string(i.State) + "-after")
+			return i, written, nil
+		}
+		if !broker.LostRace(err) {
+			return Import{}, 0, q.fault(ctx, "update import "+id, err)
+		}
+	}
+}
+
+// PauseImport lets no job of the import be handed out until [Queue.ResumeImport]. Jobs in flight end as they will. It
+// does nothing to an import that is over.
+func (q *Queue) PauseImport(ctx context.Context, id string) error {
+	_, err := q.Update(ctx, id, func(i *Import) { i.Paused = i.Paused || i.live() })
+	return err
+}
+
+// ResumeImport ends a pause of the import.
+func (q *Queue) ResumeImport(ctx context.Context, id string) error {
+	_, err := q.Update(ctx, id, func(i *Import) { i.Paused = i.Paused && !i.live() })
+	return err
+}

@@ -1,0 +1,664 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"groupferry/internal/broker"
+	"groupferry/internal/job"
+)
+
+const (
+	// jobsAtOnce and jobsBytes bound one reading of jobs: what an import has in its buffer is at most both, and lowWater.
+	jobsAtOnce = 256
+	jobsBytes  = 512 << 10
+
+	// buffered is shared by the buffers of all imports when they are many; none gets less than minJobsBytes.
+	buffered     = 16 << 20
+	minJobsBytes = 32 << 10
+
+	// checkpointEvery is how soon jobs are found that were put on the queue meanwhile. A generation that has no checkpoint
+	// yet is looked for as often.
+	checkpointEvery = 250 * time.Millisecond
+
+	// missingWait is how long jobs are looked for that should be on the stream, before the stream's leader is asked: the
+	// server that answers a direct get may lag behind.
+	missingWait = time.Second
+)
+
+// errNotYet says that a generation has no checkpoint yet.
+var errNotYet = errors.New("the import is just beginning")
+
+// loadAll loads the imports that are not loaded. What is wrong with one of them stops none of the others; the error is
+// about NATS, or ctx.
+func (t *Term) loadAll(ctx context.Context, ids []string, crashed bool) error {
+	var first error
+	t.eachOf(ids, func(id string) {
+		if err := t.load(ctx, id, crashed); err != nil && !errors.Is(err, errNotYet) {
+			t.mu.Lock()
+			defer t.mu.Unlock()
+			if ctx.Err() == nil && !broker.Unreachable(err) {
+				t.reportDamage(id, err)
+			} else if first == nil {
+				first = err
+			}
+		}
+	})
+	return first
+}
+
+// eachOf calls do for each, for a few at a time, and returns when all have returned.
+func (t *Term) eachOf(ids []string, do func(id string)) {
+	slots := make(chan struct{}, loaders)
+	var all sync.WaitGroup
+	for _, id := range ids {
+		slots <- struct{}{}
+		all.Go(func() {
+			do(id)
+			<-slots
+		})
+	}
+	all.Wait()
+}
+
+// load begins to work on an import, unless it is worked on, over, or gone.
+func (t *Term) load(ctx context.Context, id string, crashed bool) error {
+	t.mu.Lock()
+	known := t.byID[id] != nil
+	t.mu.Unlock()
+	if known || !job.ValidImportID(id) {
+		return nil
+	}
+	// The record is read last: of the incarnations that were met before it, it is the newest.
+	last, stateSeq, err := t.q.lastState(ctx, id)
+	if err != nil {
+		return err
+	}
+	p, seq, err := t.q.checkpoint(ctx, id)
+	if err != nil {
+		return err
+	}
+	record, _, err := t.q.importRecord(ctx, id)
+	if errors.Is(err, ErrNoImport) || err == nil && !record.live() {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if seq == 0 || !p.of(&record) || p.Ended {
+		return errNotYet
+	}
+	if last != nil && last.Incarnation != record.Incarnation {
+		// Of an import with this ID that was deleted, and the deletion was cut off.
+		if err := t.q.purgeResults(ctx, id, stateSeq); err != nil {
+			return err
+		}
+		last = nil
+	}
+	if err := t.q.checkCounts(ctx, id, last); err != nil {
+		return err
+	}
+	a := &active{
+		id: id, incarnation: record.Incarnation, generation: record.Generation, paused: record.Paused,
+		open: make(map[uint64]*entry), crashes: make(map[uint64]int), limit: minAhead,
+		checkpoint: p, checkpointSeq: seq, checked: time.Now(), next: 1,
+	}
+	if last != nil {
+		a.counts = last.Counts
+	}
+	if last != nil && last.Generation == record.Generation {
+		a.resume(last, crashed)
+	}
+	a.readNext = min(a.next, seq)
+	if crashed {
+		if err := t.suspect(ctx, a); err != nil {
+			return err
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	a.rate.add(time.Now(), 0)
+	t.byID[id] = a
+	delete(t.damagedIDs, id)
+	t.d.add(a)
+	t.d.stating = t.d.stating || a.stateWant
+	t.d.hungry = true
+	t.maybeComplete(a)
+	t.dispatch()
+	return nil
+}
+
+// resume goes on from the last state.
+func (a *active) resume(s *state, crashed bool) {
+	a.next, a.handed, a.stated, a.unreadable = max(s.Next, 1), s.Handed, s.Handed, s.Unreadable
+	a.limit = s.Handed + s.Ahead
+	for i, seq := range s.Crashed {
+		a.crashes[seq] = s.CrashCounts[i]
+	}
+	if crashed {
+		a.aloneWas = s.Alone
+	}
+	for _, seq := range s.Unfinished {
+		e := &entry{of: a, seq: seq, crashes: a.crashes[seq]}
+		delete(a.crashes, seq)
+		if crashed {
+			e.crashes++
+			a.hold = true
+		}
+		a.open[seq] = e
+		a.lost = append(a.lost, seq)
+	}
+	for seq := range a.crashes {
+		if seq < a.next { // it has its result
+			delete(a.crashes, seq)
+		}
+	}
+	a.stateWant = a.hold
+}
+
+// suspect reads the jobs that the last leader may have handed out beyond its last state, and counts a crash for each.
+func (t *Term) suspect(ctx context.Context, a *active) error {
+	r := t.q.newBatchReader(t.q.jobsStream())
+	defer r.close()
+	for want := a.limit - a.handed; want > 0 && a.readNext < a.checkpointSeq; {
+		got, err := r.read(ctx, a.readNext, t.q.jobsSubject(a.id), int(min(want, jobsAtOnce)), jobsBytes)
+		if err != nil {
+			return t.q.fault(ctx, "read the jobs of import "+a.id, err)
+		}
+		for _, m := range got {
+			if m.seq >= a.checkpointSeq {
+				break
+			}
+			a.readNext = m.seq + 1
+			a.crashes[m.seq]++
+			a.fresh = append(a.fresh, &entry{of: a, seq: m.seq, data: m.Data, crashes: a.crashes[m.seq]})
+			a.hold, a.stateWant = true, true
+			want--
+		}
+		if len(got) == 0 || got[len(got)-1].seq >= a.checkpointSeq {
+			break // readJobs goes on from here
+		}
+	}
+	return nil
+}
+
+// readJobs fills the buffers of the imports until ctx ends.
+func (t *Term) readJobs(ctx context.Context) {
+	r := t.q.newBatchReader(t.q.jobsStream())
+	defer r.close()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	failed := false
+	for {
+		again, err := t.fillAll(ctx, r)
+		if err != nil && ctx.Err() == nil && !failed {
+			t.log.Warn("jobs cannot be read; trying again", "error", err)
+		}
+		failed = err != nil
+		timer.Reset(again)
+		select {
+		case <-t.feedKick:
+		case <-timer.C:
+		case <-ctx.Done():
+			return
+		}
+		if failed && !pause(ctx, checkpointEvery) {
+			return
+		}
+	}
+}
+
+// fillAll fills each buffer that is low once, and says when to look again at the latest.
+func (t *Term) fillAll(ctx context.Context, r *batchReader) (again time.Duration, err error) {
+	t.mu.Lock()
+	imports := append([]*active(nil), t.d.imports...)
+	t.mu.Unlock()
+	again = time.Minute
+	for _, a := range imports {
+		if err := t.fill(ctx, r, a, max(buffered/len(imports), minJobsBytes)); err != nil {
+			return checkpointEvery, err
+		}
+		t.mu.Lock()
+		switch {
+		case a.gone:
+		case a.missingSince.IsZero() && a.wantsJobs():
+			again = 0
+		case !a.checkpoint.Done || !a.missingSince.IsZero():
+			again = min(again, checkpointEvery)
+		}
+		t.mu.Unlock()
+	}
+	return again, nil
+}
+
+// fill reads what an import needs.
+func (t *Term) fill(ctx context.Context, r *batchReader, a *active, bytes int) error {
+	t.mu.Lock()
+	gone, lost, low := a.gone, len(a.lost) > 0, len(a.fresh) < lowWater
+	stale := a.readNext >= a.checkpointSeq && !a.checkpoint.Done && time.Since(a.checked) >= checkpointEvery
+	t.mu.Unlock()
+	if gone {
+		return nil
+	}
+	if lost {
+		if err := t.readLost(ctx, r, a); err != nil {
+			return err
+		}
+	}
+	if stale {
+		if err := t.readCheckpoint(ctx, a); err != nil {
+			return err
+		}
+	}
+	t.mu.Lock()
+	next, end := a.readNext, a.checkpointSeq
+	t.mu.Unlock()
+	if !low || next >= end {
+		return nil
+	}
+	got, err := r.read(ctx, next, t.q.jobsSubject(a.id), jobsAtOnce, min(bytes, jobsBytes))
+	if len(got) == 0 && err != nil {
+		return t.q.fault(ctx, "read the jobs of import "+a.id, err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, m := range got {
+		if m.seq >= end { // of a batch after the checkpoint that is known
+			a.readNext = end
+			break
+		}
+		a.readNext = m.seq + 1
+		a.fresh = append(a.fresh, &entry{of: a, seq: m.seq, data: m.Data, crashes: a.crashes[m.seq]})
+	}
+	if len(got) == 0 || a.readNext >= end {
+		missing := a.checkpoint.Jobs - a.handed - int64(len(a.fresh))
+		switch {
+		case missing <= 0:
+			a.missingSince, a.readNext = time.Time{}, end
+		case a.missingSince.IsZero():
+			a.missingSince = time.Now()
+			a.readNext = min(a.readNext, end-1)
+		case time.Since(a.missingSince) >= missingWait:
+			t.mu.Unlock()
+			err = t.lookForMissing(ctx, a, next, end, missing)
+			t.mu.Lock()
+		}
+	}
+	if a.handedOut() {
+		t.maybeComplete(a)
+	}
+	t.d.hungry = false // it was seen to
+	t.dispatch()
+	return err
+}
+
+// lookForMissing asks the stream's leader for jobs that no direct get brought. If it has none either, they are lost.
+func (t *Term) lookForMissing(ctx context.Context, a *active, next, end uint64, missing int64) error {
+	m, err := t.q.conn.NextMsg(ctx, t.q.jobsStream(), next, t.q.jobsSubject(a.id))
+	if err != nil && !errors.Is(err, broker.ErrNotFound) {
+		return err
+	}
+	if err == nil && m.Sequence < end {
+		return nil // a follower lags
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	a.missingSince, a.readNext = time.Time{}, end
+	t.damage(a, t.q.jobsDamaged(a.id, fmt.Sprintf("%d of its %d jobs are missing", missing, a.checkpoint.Jobs)))
+	return nil
+}
+
+// readCheckpoint looks whether more jobs were put on the queue.
+func (t *Term) readCheckpoint(ctx context.Context, a *active) error {
+	p, seq, err := t.q.checkpoint(ctx, a.id)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	a.checked = time.Now()
+	if p.Incarnation == a.incarnation && p.Generation == a.generation && !p.Ended {
+		a.checkpoint, a.checkpointSeq = p, seq
+		t.maybeComplete(a)
+	} else { // it has ended, or is going to
+		t.changed[a.id] = true
+		kick(t.keepKick)
+	}
+	return nil
+}
+
+// readLost reads jobs that the last leader did not finish.
+func (t *Term) readLost(ctx context.Context, r *batchReader, a *active) error {
+	t.mu.Lock()
+	lost := a.lost
+	t.mu.Unlock()
+	got, err := r.read(ctx, lost[0], t.q.jobsSubject(a.id), 64, jobsBytes)
+	if len(got) == 0 && err != nil {
+		return t.q.fault(ctx, "read the jobs of import "+a.id, err)
+	}
+	if len(got) == 0 || got[0].seq > lost[0] {
+		m, err := t.q.conn.MsgAt(ctx, t.q.jobsStream(), lost[0])
+		switch {
+		case errors.Is(err, broker.ErrNotFound) || err == nil && m.Subject != t.q.jobsSubject(a.id):
+			t.mu.Lock()
+			defer t.mu.Unlock()
+			a.lost = lost[1:]
+			t.damage(a, t.q.jobsDamaged(a.id, fmt.Sprintf("the job at %d is missing", lost[0])))
+			return nil
+		case err != nil:
+			return err
+		case len(got) == 0: // a follower lags
+			return nil
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, m := range got {
+		for len(lost) > 0 && lost[0] < m.seq {
+			break
+		}
+		if len(lost) == 0 || lost[0] < m.seq {
+			break // the next reading begins with the one that is missing
+		}
+		if lost[0] > m.seq {
+			continue // it has its result
+		}
+		lost = lost[1:]
+		e := a.open[m.seq]
+		e.data = m.Data
+		switch {
+		case e.seq == a.aloneWas:
+			t.finishCrashed(e)
+		case e.crashes >= suspectCrashes:
+			a.suspect = append(a.suspect, e)
+		default:
+			a.earlier = append(a.earlier, e)
+		}
+	}
+	a.lost = lost
+	t.dispatch()
+	return nil
+}
+
+// CodeCrashed is the code of a job, and of its conversations, that was under way alone when the process died.
+const CodeCrashed = "crashed"
+
+// finishCrashed fails a job without a call. The lock is held.
+func (t *Term) finishCrashed(e *entry) {
+	j, err := job.Decode(e.data)
+	r := job.Result{
+		Import: e.of.id, Job: j.ID, FromAccount: j.FromAccount, GroupName: j.GroupName, Outcome: job.Failed,
+		Code: CodeCrashed, Info: "the process died three times while this job was under way",
+		Generation: e.of.generation, Replaces: j.Prior, Attempts: 1, Files: j.Files, Worker: t.cfg.Name,
+		Started: time.Now(), Finished: time.Now(),
+	}
+	if err != nil {
+		r.Job, r.Code, r.Info = fmt.Sprintf("seq-%d", e.seq), job.CodeUndecodable, err.Error()
+	}
+	for _, c := range j.Conversations {
+		r.Conversations = append(r.Conversations, job.ConversationResult{Conversation: c, Code: CodeCrashed})
+	}
+	w := &waitingResult{e: e, share: shareOf(&r), prior: j.Prior, unreadable: err != nil}
+	w.data = fit(&r, t.q.conn.MaxPayload()-resultHeadroom)
+	w.kind, w.share.outcome = string(r.Outcome), r.Outcome
+	t.d.unwritten++
+	e.of.unwritten++
+	t.enqueue(w)
+}
+
+// keepRecords follows the records until ctx ends: it loads imports that begin, and drops those that end.
+func (t *Term) keepRecords(ctx context.Context) {
+	ticker := time.NewTicker(relistEvery)
+	defer ticker.Stop()
+	early := time.NewTimer(time.Hour) // for imports that are just beginning
+	early.Stop()
+	defer early.Stop()
+	for {
+		select {
+		case <-t.keepKick:
+		case <-early.C:
+		case <-ticker.C:
+			t.mu.Lock()
+			t.relist = true
+			t.mu.Unlock()
+		case <-ctx.Done():
+			return
+		}
+		if !t.recheckChanged(ctx) {
+			early.Reset(checkpointEvery)
+		}
+	}
+}
+
+// recheckChanged looks at the records that changed; it returns false when something is left to be looked at again.
+func (t *Term) recheckChanged(ctx context.Context) (all bool) {
+	t.mu.Lock()
+	relist := t.relist
+	var ids []string
+	for id := range t.changed {
+		ids = append(ids, id)
+	}
+	t.mu.Unlock()
+	all = true
+	if relist {
+		open, err := t.q.OpenImports(ctx)
+		if err != nil {
+			return false
+		}
+		t.mu.Lock()
+		t.relist = false
+		listed := make(map[string]bool, len(open))
+		for _, id := range open {
+			listed[id] = true
+			if t.byID[id] == nil && !t.changed[id] {
+				ids = append(ids, id)
+			}
+		}
+		for id := range t.byID {
+			if !listed[id] && !t.changed[id] {
+				ids = append(ids, id)
+			}
+		}
+		t.mu.Unlock()
+	}
+	var mu sync.Mutex
+	t.eachOf(ids, func(id string) {
+		t.mu.Lock()
+		delete(t.changed, id) // before the record is read: it may change again
+		t.mu.Unlock()
+		err := t.recheck(ctx, id)
+		if err == nil {
+			err = t.load(ctx, id, false)
+		}
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if !errors.Is(err, errNotYet) && !broker.Unreachable(err) {
+			t.reportDamage(id, err)
+			return
+		}
+		t.changed[id] = true
+		mu.Lock()
+		defer mu.Unlock()
+		all = false
+	})
+	return all
+}
+
+// recheck reads the record of an import that is worked on, and drops the import if that has ended.
+func (t *Term) recheck(ctx context.Context, id string) error {
+	t.mu.Lock()
+	a := t.byID[id]
+	t.mu.Unlock()
+	if a == nil {
+		return nil
+	}
+	record, _, err := t.q.importRecord(ctx, id)
+	if err != nil && !errors.Is(err, ErrNoImport) {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err != nil || !record.live() || record.Incarnation != a.incarnation || record.Generation != a.generation {
+		if !a.finishing {
+			t.log.Info("import has ended", "import", id)
+		}
+		t.drop(a)
+		return nil
+	}
+	if a.paused != record.Paused {
+		a.paused = record.Paused
+		t.dispatch()
+	}
+	return nil
+}
+
+// recheckAll is recheck for all imports that are worked on.
+func (t *Term) recheckAll(ctx context.Context) error {
+	t.mu.Lock()
+	var ids []string
+	for id := range t.byID {
+		ids = append(ids, id)
+	}
+	t.mu.Unlock()
+	var mu sync.Mutex
+	var first error
+	t.eachOf(ids, func(id string) {
+		if err := t.recheck(ctx, id); err != nil {
+			mu.Lock()
+			defer mu.Unlock()
+			first = errors.Join(first, err)
+		}
+	})
+	return first
+}
+
+// drop stops to work on an import, and forgets its results that are not written. The lock is held.
+func (t *Term) drop(a *active) {
+	if a.gone {
+		return
+	}
+	t.d.drop(a)
+	delete(t.byID, a.id)
+	kept := t.waiting[:0]
+	for _, r := range t.waiting {
+		if r.e.of != a {
+			kept = append(kept, r)
+		}
+	}
+	clear(t.waiting[len(kept):])
+	t.waiting = kept
+	t.changed[a.id] = true // it may have begun anew
+	kick(t.keepKick)
+	t.dispatch()
+}
+
+// maybeComplete has an import completed that is at its end. The lock is held.
+func (t *Term) maybeComplete(a *active) {
+	if a.gone || a.finishing || a.damaged != nil || !a.checkpoint.Done || !a.atEnd() {
+		return
+	}
+	a.finishing = true
+	t.finished = append(t.finished, a)
+	kick(t.completeKick)
+}
+
+// completeImports completes imports that are at their end, until ctx ends.
+func (t *Term) completeImports(ctx context.Context) {
+	for {
+		t.mu.Lock()
+		var a *active
+		if len(t.finished) > 0 {
+			a = t.finished[0]
+		}
+		t.mu.Unlock()
+		if a == nil {
+			select {
+			case <-t.completeKick:
+				continue
+			case <-ctx.Done():
+				return
+			}
+		}
+		if err := t.complete(ctx, a); err != nil {
+			if ctx.Err() == nil {
+				t.log.Warn("import cannot be completed yet; trying again", "import", a.id, "error", err)
+			}
+			if !pause(ctx, repeatMax) {
+				return
+			}
+			continue
+		}
+		t.mu.Lock()
+		t.finished = t.finished[1:]
+		t.mu.Unlock()
+	}
+}
+
+// complete marks an import as complete, if what is stored of it agrees, and takes its jobs off the queue.
+func (t *Term) complete(ctx context.Context, a *active) error {
+	t.mu.Lock()
+	gone, counts, handed, unreadable, p := a.gone, a.counts, a.handed, a.unreadable, a.checkpoint
+	t.mu.Unlock()
+	if gone {
+		return nil
+	}
+	err := t.q.checkCounts(ctx, a.id, &state{Counts: counts})
+	if missing := p.Jobs - handed; err == nil && missing > 0 {
+		err = t.q.jobsDamaged(a.id, fmt.Sprintf("%d of its %d jobs are missing", missing, p.Jobs))
+	} else if err == nil && -missing > unreadable {
+		err = t.q.jobsDamaged(a.id, fmt.Sprintf("it has %d jobs, and only %d were put on the queue", handed, p.Jobs))
+	}
+	if _, damaged := errors.AsType[*broker.DamagedError](err); damaged {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.damage(a, err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	done := false
+	record, _, err := t.q.update(ctx, a.id, func(i *Import) {
+		done = i.live() && i.Incarnation == a.incarnation && i.Generation == a.generation
+		if done {
+			i.enqueued(p)
+			i.State, i.Completed, i.Counts, i.Paused = Complete, now(), counts, false
+		} else {
+			done = i.State == Complete && i.Incarnation == a.incarnation && i.Generation == a.generation
+		}
+	})
+	if errors.Is(err, ErrNoImport) {
+		return t.recheck(ctx, a.id)
+	}
+	if err != nil {
+		return err
+	}
+	if done {
+		if err := t.q.finishEnd(ctx, record); err != nil {
+			return err
+		}
+	}
+	t.mu.Lock()
+	t.drop(a)
+	t.mu.Unlock()
+	if done && t.cfg.OnComplete != nil {
+		t.cfg.OnComplete(record)
+	}
+	return nil
+}
+
+// importOfSubject gives the import ID and the kind of a subject of the results stream.
+func (q *Queue) importOfSubject(subject string) (id, kind string, ok bool) {
+	rest, ok := strings.CutPrefix(subject, q.conn.Subject("results")+".")
+	if !ok {
+		return "", "", false
+	}
+	return strings.Cut(rest, ".")
+}

@@ -1,0 +1,105 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"groupferry/internal/job"
+)
+
+// progressTries is how often what moves is read again, before it is taken as it is.
+const progressTries = 3
+
+// Progress says how far an import is, as stored: what the leader wrote last.
+type Progress struct {
+	Import Import
+	Counts Counts
+
+	Enqueued int64 // jobs of this generation that are on the queue, or were
+	Pending  int64 // those among them that have no result and are not in flight
+	InFlight int64 // those among them that were in flight when the leader wrote last
+
+	Rate float64   // results a second over the last minute before At, or since the leader began with the import
+	At   time.Time // when the leader wrote last, by its clock; zero if it never did
+}
+
+// Progress reads how far an import is, in a few requests, whatever its size. The error wraps [ErrNoImport] when there is
+// no such import. It is a [*broker.DamagedError] when the leader's numbers differ from those of the stream's leader; what
+// could be read comes with it.
+func (q *Queue) Progress(ctx context.Context, id string) (Progress, error) {
+	for try := 1; ; try++ {
+		p, stable, err := q.progress(ctx, id)
+		if stable || try == progressTries {
+			return p, err
+		}
+	}
+}
+
+// progress reads everything once. It is not stable if the import moved meanwhile; a difference means nothing then.
+func (q *Queue) progress(ctx context.Context, id string) (p Progress, stable bool, err error) {
+	if p.Import, err = q.Import(ctx, id); err != nil {
+		return p, true, err
+	}
+	last, seq, err := q.lastState(ctx, id)
+	if err != nil {
+		return p, true, err
+	}
+	mine := last != nil && last.Incarnation == p.Import.Incarnation
+	if mine {
+		p.Counts = last.Counts
+	}
+	if p.Import.State.Over() {
+		p.Counts = p.Import.Counts
+		if p.Import.State == Deleting {
+			return p, true, nil
+		}
+	}
+	point, pointSeq, err := q.checkpoint(ctx, id)
+	if err != nil {
+		return p, true, err
+	}
+	var onStream int64
+	working := pointSeq > 0 && point.of(&p.Import) && !point.Ended && p.Import.live()
+	if working {
+		p.Enqueued, p.Pending = point.Jobs, point.Jobs
+		if mine && last.Generation == p.Import.Generation {
+			p.Rate, p.At = last.Rate, last.At
+			p.InFlight = last.InFlight
+			p.Pending = max(point.Jobs-last.finished()-p.InFlight, 0)
+		}
+		jobs, err := q.conn.StreamState(ctx, q.jobsStream(), q.jobsSubject(id))
+		if err != nil {
+			return p, true, err
+		}
+		onStream = int64(jobs.Subjects[q.jobsSubject(id)])
+	}
+	n, err := q.countResults(ctx, id)
+	if err != nil {
+		return p, true, err
+	}
+
+	// Anything that moved in between makes the comparison worthless.
+	_, seqNow, err := q.lastState(ctx, id)
+	if err != nil {
+		return p, true, err
+	}
+	record, err := q.Import(ctx, id)
+	if err != nil && !errors.Is(err, ErrNoImport) {
+		return p, true, err
+	}
+	stable = err == nil && seqNow == seq && record.State == p.Import.State && record.same(&p.Import)
+	if !stable {
+		return p, false, nil
+	}
+	switch there := sum(n, job.Outcomes...); {
+	case last == nil && there > 0:
+		err = q.resultsDamaged(id, fmt.Sprintf("its state is missing, with %d results there", there))
+	case there != p.Counts.Results:
+		err = q.resultsDamaged(id, fmt.Sprintf("%d results are there, and %d are counted", there, p.Counts.Results))
+	case working && onStream < point.Jobs:
+		err = q.jobsDamaged(id, fmt.Sprintf("%d of its %d jobs are missing", point.Jobs-onStream, point.Jobs))
+	}
+	return p, true, err
+}

@@ -1,0 +1,181 @@
+package queue
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"groupferry/internal/job"
+)
+
+// Counts says what the results of an import add up to.
+type Counts struct {
+	// Results counts the messages under done, partial and failed, those included that a retry's result replaced. It is
+	// compared with what the server counts.
+	Results int64 `json:"results"`
+
+	// Jobs counts the jobs by the outcome of their newest result.
+	Jobs struct {
+		Done    int64 `json:"done"`
+		Partial int64 `json:"partial"`
+		Failed  int64 `json:"failed"`
+	} `json:"jobs"`
+
+	// Conversations counts what the newest result of each job says about its conversations.
+	Conversations struct {
+		Done   int64 `json:"done"`
+		Failed int64 `json:"failed"`
+	} `json:"conversations"`
+
+	Calls      int64     `json:"calls"`                // that the newest results took
+	LastResult time.Time `json:"last_result,omitzero"` // by the leader's clock; zero when there is none
+}
+
+// JobsWithResult is the number of jobs that have a result, of any generation.
+func (c *Counts) JobsWithResult() int64 { return c.Jobs.Done + c.Jobs.Partial + c.Jobs.Failed }
+
+// share is what one result adds to the counts.
+type share struct {
+	outcome      job.Outcome
+	done, failed int64 // conversations
+	calls        int64
+}
+
+func shareOf(r *job.Result) share {
+	failed := int64(r.FailedConversations())
+	return share{r.Outcome, int64(len(r.Conversations)) - failed, failed, int64(r.Calls)}
+}
+
+// add counts a share as often as times says; -1 takes out what a retry's result replaces.
+func (c *Counts) add(s share, times int64) {
+	switch s.outcome {
+	case job.Done:
+		c.Jobs.Done += times
+	case job.Partial:
+		c.Jobs.Partial += times
+	case job.Failed:
+		c.Jobs.Failed += times
+	}
+	c.Conversations.Done += times * s.done
+	c.Conversations.Failed += times * s.failed
+	c.Calls += times * s.calls
+}
+
+// stateVersion is the version of a state message that this package writes, and the newest that it reads.
+const stateVersion = 1
+
+// A state is what the leader writes about an import at the end of each of its parts of a group of results: all that
+// the next leader needs to go on, and that others need to report. It stands on NS.results.IMPORT.state, and replaces the
+// one before it there.
+//
+//	jobs of the import, in stream order
+//	──────────────────────────────────────────┬─────────────────┬───────────────►
+//	  have a result, but for Unfinished       │ Ahead: may have │ not handed out
+//	                                         Next  been handed out
+type state struct {
+	Version     int    `json:"v"`
+	Term        uint64 `json:"term"`
+	Marker      uint64 `json:"marker"` // sequence of the leader's marker: no two terms share it
+	Group       uint64 `json:"group"`  // of results that it was written with; counts up within a term
+	Incarnation string `json:"incarnation"`
+	Generation  int    `json:"generation"`
+	Counts      Counts `json:"counts"`
+
+	Handed     int64     `json:"handed"`     // jobs of this generation below Next
+	Unreadable int64     `json:"unreadable"` // messages among them that were no jobs that could be read
+	Next       uint64    `json:"next"`       // where the jobs begin that were not handed out
+	Unfinished sequences `json:"unfinished"` // jobs below Next without a result
+
+	// Ahead bounds how many jobs from Next on are handed out before the next state is written.
+	Ahead int64 `json:"ahead"`
+
+	// Crashes says how often a leader crashed while a job may have been under way: CrashCounts[i] times for the job at
+	// Crashed[i].
+	Crashed     sequences `json:"crashed,omitempty"`
+	CrashCounts []int     `json:"crash_counts,omitempty"`
+
+	// Alone is the job that is under way while no other is, because it was under way at two crashes; 0 for none.
+	Alone uint64 `json:"alone,omitempty"`
+
+	At       time.Time `json:"at"`   // by the leader's clock
+	Rate     float64   `json:"rate"` // results a second over the last minute, or since the leader began with the import
+	InFlight int64     `json:"in_flight"`
+	Requeued int64     `json:"requeued"`
+}
+
+// minAhead is how far a leader may go before it writes the first state of an import.
+const minAhead = 64
+
+// finished is the number of jobs of this generation that have a result.
+func (s *state) finished() int64 { return s.Handed - int64(len(s.Unfinished)) }
+
+func (s *state) encode() []byte {
+	s.Version = stateVersion
+	b, err := json.Marshal(s)
+	if err != nil { // numbers, strings and times of this century
+		panic(err)
+	}
+	return b
+}
+
+func decodeState(b []byte) (*state, error) {
+	var v struct {
+		Version int `json:"v"`
+	}
+	if err := json.Unmarshal(b, &v); err != nil {
+		return nil, fmt.Errorf("decode state: %w", err)
+	}
+	if v.Version > stateVersion {
+		return nil, fmt.Errorf("decode state: version %d: %w", v.Version, job.ErrVersion)
+	}
+	var s state
+	if err := json.Unmarshal(b, &s); err != nil {
+		return nil, fmt.Errorf("decode state: %w", err)
+	}
+	if v.Version < 1 || len(s.Crashed) != len(s.CrashCounts) || s.Handed < int64(len(s.Unfinished)) {
+		return nil, errors.New("decode state: its fields contradict each other")
+	}
+	return &s, nil
+}
+
+// sequences are places on a stream, in rising order. On the wire each is the difference to the one before.
+type sequences []uint64
+
+func (s sequences) MarshalJSON() ([]byte, error) {
+	deltas, last := make([]uint64, len(s)), uint64(0)
+	for i, seq := range s {
+		if seq <= last {
+			return nil, fmt.Errorf("sequence %d after %d", seq, last)
+		}
+		deltas[i], last = seq-last, seq
+	}
+	return json.Marshal(deltas)
+}
+
+func (s *sequences) UnmarshalJSON(b []byte) error {
+	var deltas []uint64
+	if err := json.Unmarshal(b, &deltas); err != nil {
+		return err
+	}
+	last := uint64(0)
+	for i, d := range deltas {
+		if d == 0 || last+d < last {
+			return fmt.Errorf("difference %d after %d", d, last)
+		}
+		last += d
+		deltas[i] = last
+	}
+	*s = deltas
+	return nil
+}
+
+func sortedKeys[V any](m map[uint64]V) sequences {
+	s := make(sequences, 0, len(m))
+	for seq := range m {
+		s = append(s, seq)
+	}
+	slices.Sort(s)
+	return s
+}

@@ -1,0 +1,553 @@
+package queue
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nuid"
+
+	"groupferry/internal/broker"
+	"groupferry/internal/job"
+)
+
+var (
+	// ErrSuperseded is wrapped by the errors of a [Term] after which another leader began.
+	ErrSuperseded = errors.New("another leader took over")
+
+	// ErrClosed is wrapped by the error of a [Term.Next] after [Term.Close].
+	ErrClosed = errors.New("the term has ended")
+)
+
+const (
+	// relistEvery is how soon an import is found whose notification got lost.
+	relistEvery = 5 * time.Second
+
+	// loaders is how many imports are loaded at a time: each takes three to five requests.
+	loaders = 8
+
+	// resultHeadroom is what the headers of a result's message may take of the server's limit.
+	resultHeadroom = 1 << 10
+)
+
+// TermConfig says how to lead.
+type TermConfig struct {
+	// Term is the number of the term, from the lease: higher than that of every leader before.
+	Term uint64
+
+	// Name says for people who leads.
+	Name string
+
+	// Crashed tells that the leader before did not release the lease: what it had in flight may be what killed it.
+	Crashed bool
+
+	// Log gets what happens; nil stands for that of the connection.
+	Log *slog.Logger
+
+	// OnComplete, unless nil, is called with the record of each import that this leader completes.
+	OnComplete func(Import)
+
+	// OnWaiting, unless nil, is called when results cannot be written, with the reason, and with nil when they are written
+	// again. It must not block.
+	OnWaiting func(err error)
+
+	// OnDamaged, unless nil, is called for each import that cannot go on, or not become complete, as what is stored of it
+	// is damaged. It must not block.
+	OnDamaged func(importID string, err error)
+}
+
+// A Term is the work of one leader: it hands out the jobs of all open imports, and writes their results. What is in
+// flight, requeued and tried how often is its memory alone. It is safe for concurrent use.
+//
+//	jobs stream ──► readJobs ──► dispatcher ──► Next ──► worker
+//	                                 ▲                     │ Finish, Requeue
+//	results stream ◄── commitResults ◄─────────────────────┘
+//	record ◄── complete ◄── (all results are written)
+type Term struct {
+	q      *Queue
+	cfg    TermConfig
+	log    *slog.Logger
+	marker uint64 // sequence of this term's marker
+
+	commitKick   chan struct{} // something to write
+	feedKick     chan struct{} // some buffer is low
+	keepKick     chan struct{} // some record changed
+	completeKick chan struct{} // some import is at its end
+
+	// Of the goroutine that writes; of Close after Run.
+	expected uint64 // where the results stream ends as far as is known
+	groups   uint64
+	reported bool // that results cannot be written
+
+	mu         sync.Mutex
+	d          dispatcher
+	byID       map[string]*active
+	damagedIDs map[string]error // those that could not be loaded, too
+	waiters    []chan *Delivery
+	wake       *time.Timer
+	waiting    []*waitingResult
+	sent       *group // taken from waiting, not known to be written
+	changed    map[string]bool
+	relist     bool
+	finished   []*active // to be completed
+	closing    bool
+	ended      error // why nothing is handed out any more
+}
+
+// marker is the message that a term begins with.
+type marker struct {
+	Version int    `json:"v"`
+	Term    uint64 `json:"term"`
+	Name    string `json:"name"`
+	Nonce   string `json:"nonce"`
+}
+
+// Lead begins a term: from then on no result of an earlier leader is written. It reads a few messages for each open
+// import, and no results. The error wraps [ErrSuperseded] when a later term has begun. While NATS is out of reach it
+// waits.
+//
+// An import whose data is damaged is left alone, and reported; the others go on.
+func (q *Queue) Lead(ctx context.Context, cfg TermConfig) (*Term, error) {
+	t := &Term{
+		q: q, cfg: cfg, log: cfg.Log,
+		commitKick: make(chan struct{}, 1), feedKick: make(chan struct{}, 1),
+		keepKick: make(chan struct{}, 1), completeKick: make(chan struct{}, 1),
+		byID: make(map[string]*active), damagedIDs: make(map[string]error), changed: make(map[string]bool),
+	}
+	if t.log == nil {
+		t.log = q.log
+	}
+	t.wake = time.AfterFunc(time.Hour, t.woken)
+	t.wake.Stop()
+	nonce := nuid.Next()
+	for wait := repeatWait; ; wait = min(2*wait, repeatMax) {
+		err := t.begin(ctx, nonce)
+		if err == nil {
+			break
+		}
+		if errors.Is(err, ErrSuperseded) || ctx.Err() != nil {
+			return nil, fmt.Errorf("begin term %d: %w", cfg.Term, err)
+		}
+		t.reportWaiting(err)
+		pause(ctx, wait)
+	}
+	t.reportWaiting(nil)
+	ids, err := q.OpenImports(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("begin term %d: %w", cfg.Term, err)
+	}
+	if err := t.loadAll(ctx, ids, cfg.Crashed); err != nil {
+		return nil, fmt.Errorf("begin term %d: %w", cfg.Term, err)
+	}
+	return t, nil
+}
+
+// begin writes the marker, unless it is there.
+func (t *Term) begin(ctx context.Context, nonce string) error {
+	for {
+		// The end comes first: a marker that is written after it makes it another one.
+		end, err := t.q.resultsEnd(ctx)
+		if err != nil {
+			return err
+		}
+		last, seq, err := t.q.lastMarker(ctx)
+		switch {
+		case err != nil:
+			return err
+		case last.Nonce == nonce: // the answer to an earlier try was lost
+			t.marker, t.expected = seq, max(end, seq)
+			return nil
+		case last.Term > t.cfg.Term:
+			return fmt.Errorf("term %d has begun: %w", last.Term, ErrSuperseded)
+		}
+		b, err := json.Marshal(marker{1, t.cfg.Term, t.cfg.Name, nonce})
+		if err != nil {
+			return err
+		}
+		broker.Failpoint("marker-before")
+		broker.FailInside("marker-inside")
+		c, cancel := t.q.conn.Within(ctx, requestTime)
+		ack, err := t.q.js.PublishMsg(c, &nats.Msg{Subject: t.q.termSubject(), Data: b, Header: nats.Header{
+			jetstream.ExpectedLastSeqHeader: {strconv.FormatUint(end, 10)},
+			jetstream.MsgRollup:             {jetstream.MsgRollupSubject},
+		}})
+		cancel()
+		if err == nil {
+			broker.Failpoint("marker-after")
+			t.marker, t.expected = ack.Sequence, ack.Sequence
+			return nil
+		}
+		if !broker.LostRace(err) {
+			return t.q.fault(ctx, "write the marker of the term", err)
+		}
+		if !pause(ctx, time.Millisecond) {
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// lastMarker reads the newest marker of a term and its sequence; 0 if there is none.
+func (q *Queue) lastMarker(ctx context.Context) (m marker, seq uint64, err error) {
+	msg, err := q.conn.LastMsg(ctx, q.resultsStream(), q.termSubject())
+	if errors.Is(err, broker.ErrNotFound) {
+		return marker{}, 0, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(msg.Data, &m)
+	}
+	if err != nil {
+		return marker{}, 0, fmt.Errorf("read the marker of the term: %w", err)
+	}
+	return m, msg.Sequence, nil
+}
+
+// Run does the work of the term until ctx ends, and returns nil then, or until another leader has begun: [ErrSuperseded].
+// It waits while NATS is out of reach. It can run once.
+func (t *Term) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var all sync.WaitGroup
+	for _, loop := range []func(context.Context){t.readJobs, t.keepRecords, t.completeImports} {
+		all.Go(func() { loop(ctx) })
+	}
+	err := t.commitResults(ctx)
+	if err != nil {
+		t.end(err)
+	}
+	cancel()
+	all.Wait()
+	return err
+}
+
+// Close writes the results that wait, and states that say that nothing is in flight any more. After it nothing is handed
+// out or written. It is called when Run has returned; it gives up when ctx ends, or another leader has begun.
+func (t *Term) Close(ctx context.Context) error {
+	t.mu.Lock()
+	err := t.ended
+	t.closing = true
+	for _, a := range t.d.imports {
+		if a.dirty {
+			a.stateWant = true
+		}
+	}
+	t.mu.Unlock()
+	for err == nil {
+		if ready, _ := t.toWrite(); !ready {
+			break
+		}
+		err = t.writeGroup(ctx)
+	}
+	t.end(ErrClosed)
+	if err != nil {
+		return fmt.Errorf("end term %d: %w", t.cfg.Term, err)
+	}
+	return nil
+}
+
+// end makes Next return err from now on. The first reason counts.
+func (t *Term) end(err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.ended == nil {
+		t.ended = err
+	}
+	t.wake.Stop()
+	for _, w := range t.waiters {
+		close(w)
+	}
+	t.waiters = nil
+}
+
+// Next waits for a job that can be handed out. The error is that of ctx, or wraps [ErrSuperseded] or [ErrClosed].
+//
+// Imports take turns, a job each. No job is handed out while 2,000 are in flight or have results that wait to be written.
+func (t *Term) Next(ctx context.Context) (*Delivery, error) {
+	t.mu.Lock()
+	if t.ended != nil {
+		defer t.mu.Unlock()
+		return nil, t.ended
+	}
+	w := make(chan *Delivery, 1)
+	t.waiters = append(t.waiters, w)
+	t.dispatch()
+	t.mu.Unlock()
+	select {
+	case d, ok := <-w:
+		if ok {
+			broker.Failpoint("fetch-after")
+			return d, nil
+		}
+	case <-ctx.Done():
+		t.mu.Lock()
+		if i := slices.Index(t.waiters, w); i >= 0 {
+			t.waiters = slices.Delete(t.waiters, i, i+1)
+			t.mu.Unlock()
+			return nil, context.Cause(ctx)
+		}
+		t.mu.Unlock()
+		if d, ok := <-w; ok { // it came at the same moment
+			d.Requeue(0, false)
+			return nil, context.Cause(ctx)
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return nil, t.ended
+}
+
+func (t *Term) woken() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.dispatch()
+}
+
+// dispatch hands out what can be, and wakes up who has to see to something. The lock is held.
+func (t *Term) dispatch() {
+	for len(t.waiters) > 0 && t.ended == nil && !t.closing {
+		e, wake := t.d.pick(time.Now())
+		if e == nil {
+			if !wake.IsZero() {
+				t.wake.Reset(time.Until(wake))
+			}
+			break
+		}
+		t.waiters[0] <- &Delivery{t: t, e: e, lap: e.lap, attempt: e.attempt + 1, data: e.data}
+		t.waiters[0], t.waiters = nil, t.waiters[1:]
+	}
+	if t.d.hungry {
+		t.d.hungry = false
+		kick(t.feedKick)
+	}
+	if t.d.stating {
+		t.d.stating = false
+		kick(t.commitKick)
+	}
+}
+
+func kick(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// A Delivery is one job in flight. Whoever has it calls Finish or Requeue once; what is called after that does nothing.
+type Delivery struct {
+	t       *Term
+	e       *entry
+	lap     uint64
+	attempt int
+	data    []byte
+
+	// Of the goroutine that has the job.
+	decoded    bool
+	job        job.Job
+	err        error
+	priorShare *share
+}
+
+// Import is the ID of the import that the job belongs to; known even when the job cannot be read.
+func (d *Delivery) Import() string { return d.e.of.id }
+
+// Sequence is the job's place on the jobs stream; it is the same for every delivery of it.
+func (d *Delivery) Sequence() uint64 { return d.e.seq }
+
+// Attempt is the number of this attempt in this term, from 1; those do not count that were requeued as not counted.
+func (d *Delivery) Attempt() int { return d.attempt }
+
+// Job decodes the job. The error wraps [job.ErrVersion] when a newer binary wrote it.
+func (d *Delivery) Job() (job.Job, error) {
+	if !d.decoded {
+		d.decoded = true
+		d.job, d.err = job.Decode(d.data)
+		if d.err == nil && d.job.Import != d.e.of.id {
+			d.err = fmt.Errorf("decode job: it says import %s and stands under %s", d.job.Import, d.e.of.id)
+		}
+	}
+	return d.job, d.err
+}
+
+// Prior reads the result that this job's result is going to replace, in a retry; nil if it replaces none. The error is a
+// [*broker.DamagedError] when it is missing.
+func (d *Delivery) Prior(ctx context.Context) (*job.Result, error) {
+	j, err := d.Job()
+	if err != nil || j.Prior == 0 {
+		return nil, err
+	}
+	r, err := d.t.q.resultAt(ctx, d.e.of.id, j.Prior)
+	if err != nil {
+		return nil, err
+	}
+	s := shareOf(&r)
+	d.priorShare = &s
+	return &r, nil
+}
+
+// Finish gives the job its result, the one final fact about it. It is written soon, and lost if this process dies before,
+// or the import ends. What says which job and which import it is for is filled in.
+//
+// A result that is too large for the server is written without the texts of its codes, and if that does not help without
+// its conversations, as failed with the code [CodeTooLarge]; the counts are right in any case.
+func (d *Delivery) Finish(r job.Result) {
+	t := d.t
+	j, err := d.Job()
+	if err == nil {
+		r.Job = j.ID
+	} else if r.Job == "" {
+		r.Job = fmt.Sprintf("seq-%d", d.e.seq)
+	}
+	r.Import, r.Generation, r.Replaces = d.e.of.id, d.e.of.generation, j.Prior
+	if !slices.Contains(job.Outcomes, r.Outcome) {
+		r.SetOutcome()
+	}
+	w := &waitingResult{
+		e: d.e, share: shareOf(&r), prior: j.Prior, priorShare: d.priorShare, unreadable: err != nil,
+	}
+	w.data = fit(&r, t.q.conn.MaxPayload()-resultHeadroom)
+	w.kind, w.share.outcome = string(r.Outcome), r.Outcome
+
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.d.finish(d.e, d.lap) {
+		t.dispatch()
+		return
+	}
+	t.enqueue(w)
+}
+
+// enqueue makes a result wait to be written. The lock is held.
+func (t *Term) enqueue(w *waitingResult) {
+	w.e.data = nil
+	t.waiting = append(t.waiting, w)
+	if n := len(t.waiting); n == 1 || n == fullGroup || w.e.of.lastResultIn() {
+		kick(t.commitKick)
+	}
+	t.dispatch()
+}
+
+// Requeue puts the job back, to be handed out again after a while. Counted tells whether this was an attempt.
+func (d *Delivery) Requeue(after time.Duration, counted bool) {
+	t := d.t
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.d.requeue(d.e, d.lap, time.Now().Add(max(after, 0)), counted)
+	t.dispatch()
+}
+
+// CodeTooLarge is the code of a result that the server does not take with its conversations.
+const CodeTooLarge = "too_large"
+
+// fit encodes a result in no more than room bytes, without what can be left out if it has to be.
+func fit(r *job.Result, room int64) []byte {
+	data := r.AppendJSON(make([]byte, 0, 512+64*len(r.Conversations)))
+	size := int64(len(data))
+	if size <= room {
+		return data
+	}
+	texts := *r
+	texts.Conversations = slices.Clone(r.Conversations)
+	for i := range texts.Conversations {
+		texts.Conversations[i].Info = ""
+	}
+	if data = texts.AppendJSON(data[:0]); int64(len(data)) <= room {
+		*r = texts
+		return data
+	}
+	r.Outcome, r.Code = job.Failed, CodeTooLarge
+	r.Info = fmt.Sprintf("the result has %d bytes, and the server takes %d: raise its max_payload", size, room)
+	r.Conversations, r.Files = nil, nil
+	return r.AppendJSON(nil)
+}
+
+// Changed tells that the record of an import changed, or may be new.
+func (t *Term) Changed(id string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.changed[id] = true
+	kick(t.keepKick)
+}
+
+// Resync tells that changes of records may have been missed.
+func (t *Term) Resync() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for id := range t.byID {
+		t.changed[id] = true
+	}
+	t.relist = true
+	kick(t.keepKick)
+}
+
+// Idle tells whether there is nothing left to do at the moment: nothing is in flight, requeued or unwritten, every job
+// that is on the queue has its result, and every import whose jobs are all there is complete. Imports that are damaged
+// do not count.
+func (t *Term) Idle() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.d.inFlight > 0 || t.d.unwritten > 0 || len(t.changed) > 0 || len(t.finished) > 0 {
+		return false
+	}
+	for _, a := range t.d.imports {
+		if a.damaged == nil && (!a.atEnd() || a.checkpoint.Done) {
+			return false
+		}
+	}
+	return true
+}
+
+// TermSnapshot is how a term is at one moment.
+type TermSnapshot struct {
+	Imports   int   // that are worked on
+	InFlight  int64 // jobs handed out and not finished
+	Requeued  int64 // jobs that wait to be handed out again
+	Unwritten int64 // results that wait to be written
+	Pending   int64 // jobs that are known and have no result, those in flight and requeued included
+
+	Alone   bool             // a job is, or is going to be, handed out alone, as it was under way at two crashes
+	Damaged map[string]error // imports that cannot go on, or not become complete
+}
+
+// Snapshot gives the numbers of the moment.
+func (t *Term) Snapshot() TermSnapshot {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := TermSnapshot{
+		Imports: len(t.d.imports), InFlight: t.d.inFlight, Requeued: t.d.requeued(), Unwritten: t.d.unwritten,
+		Alone: t.d.alonePhase != notAlone, Damaged: make(map[string]error, len(t.damagedIDs)),
+	}
+	for _, a := range t.d.imports {
+		s.Pending += max(a.checkpoint.Jobs-a.handed, 0) + int64(len(a.open)) - a.unwritten
+	}
+	for id, err := range t.damagedIDs {
+		s.Damaged[id] = err
+	}
+	return s
+}
+
+// damage notes that an import cannot become complete. The lock is held.
+func (t *Term) damage(a *active, err error) {
+	if a.damaged == nil {
+		a.damaged = err
+		t.reportDamage(a.id, err)
+	}
+}
+
+// reportDamage says once what is damaged. The lock is held.
+func (t *Term) reportDamage(id string, err error) {
+	if t.damagedIDs[id] != nil {
+		return
+	}
+	t.damagedIDs[id] = err
+	t.log.Error("import cannot be completed", "import", id, "error", err)
+	if t.cfg.OnDamaged != nil {
+		t.cfg.OnDamaged(id, err)
+	}
+}
