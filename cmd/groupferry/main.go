@@ -33,7 +33,7 @@ func main() {
 // The exit codes.
 const (
 	exitDone        = 0
-	exitFailed      = 1   // could not go on
+	exitFailed      = 1   // could not continue
 	exitUsage       = 2   // usage or configuration
 	exitIncomplete  = 3   // finished, but some rows were rejected or some jobs failed
 	exitHalted      = 4   // every job would fail the same way
@@ -44,7 +44,7 @@ const (
 
 const exitCodes = `Exit codes:
   0    all done
-  1    could not go on
+  1    could not continue
   2    usage or configuration
   3    finished, but some rows were rejected or some jobs failed
   4    halted: every job would fail the same way

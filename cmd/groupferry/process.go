@@ -100,7 +100,7 @@ func (p *program) claim(s *store, id queue.App) error {
 	err := s.ClaimApp(p.soft, id)
 	var other *queue.OtherAppError
 	if errors.As(err, &other) {
-		return hint(&usageError{err}, "one namespace is for one app: name another --namespace, or another --data-dir")
+		return hint(&usageError{err}, "name another --namespace, or another --data-dir")
 	}
 	return err
 }

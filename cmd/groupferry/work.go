@@ -49,6 +49,9 @@ up to 30 seconds, the second leaves at once; neither loses anything.
 				p.console.log.Info("serving metrics and status", "url", "http://"+listener.Addr().String())
 			}
 			s, err := p.openWaiting(qf, drain)
+			if errors.Is(err, errInterrupted) && !drain {
+				return nil // stopped while it waited
+			}
 			if err != nil {
 				return err
 			}
@@ -148,7 +151,7 @@ const tidyEvery = time.Hour
 
 func (p *program) tidyRepeatedly(ctx context.Context, q *queue.Queue, keep keepFlag) {
 	for {
-		p.tidy(ctx, q, keep)
+		p.tidy(p.soft, q, keep) // what it has begun it ends, unless a signal comes
 		if !sleepFor(ctx, tidyEvery) {
 			return
 		}

@@ -533,7 +533,7 @@ func (e *Engine) checkOnce(ctx context.Context, pace *governor.Governor) (*chat.
 	outcome := governor.Answered
 	switch {
 	case failure == nil:
-	case failure.Word() == chat.WordUnsent:
+	case failure.Unsent():
 		outcome = governor.Unsent
 	case ctx.Err() != nil:
 		outcome = governor.Cancelled

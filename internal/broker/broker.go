@@ -179,8 +179,8 @@ func (c *Conn) Within(ctx context.Context, d time.Duration) (context.Context, co
 // failed because something changes hands: the embedded server, when the process that ran it ended, or a stream of a
 // cluster that has no leader at the moment. So do may run again though it had its effect, and has to tell.
 //
-// It gives up after three attempts and five seconds, whichever is later; time in which this process stood still does not
-// count, and what an attempt did not hear in such a time is asked again.
+// It gives up after three attempts and five seconds, whichever is later: a process that was frozen for longer than that
+// has not asked in that time. For the same reason an attempt is repeated that ended well after its time was up.
 func (c *Conn) Ask(ctx context.Context, do func(context.Context) error) error {
 	end := time.Now().Add(opTimeout)
 	for attempt := 1; ; attempt++ {

@@ -127,13 +127,19 @@ func (e *embedded) sealStore() {
 	}
 }
 
+// missing is damaged for what is on the list. The list can be wrong where somebody removed a stream by other means.
+func (e *embedded) missing(path, what string) error {
+	remedy := e.remedy() + "; if it was changed on purpose, delete " + filepath.Join(shown(e.dir), listFile)
+	return &DamagedError{Path: path, What: what, Remedy: remedy}
+}
+
 // checkList compares the store with the list.
 func (e *embedded) checkList(store string, list storeList) error {
 	for stream, blocks := range list.Streams {
 		dir := filepath.Join(store, filepath.FromSlash(stream))
 		for _, name := range []string{metaFile, sumFile} {
 			if _, err := os.Stat(filepath.Join(dir, name)); errors.Is(err, os.ErrNotExist) {
-				return e.damaged(filepath.Join(dir, name), "the file is missing")
+				return e.missing(filepath.Join(dir, name), "the file is missing")
 			} else if err != nil {
 				return err
 			}
@@ -145,11 +151,11 @@ func (e *embedded) checkList(store string, list storeList) error {
 			file := filepath.Join(dir, msgsDir, name)
 			switch info, err := os.Stat(file); {
 			case errors.Is(err, os.ErrNotExist):
-				return e.damaged(file, "the file is missing")
+				return e.missing(file, "the file is missing")
 			case err != nil:
 				return err
 			case info.Size() != size:
-				return e.damaged(file, fmt.Sprintf("the file has %d bytes, and had %d", info.Size(), size))
+				return e.missing(file, fmt.Sprintf("the file has %d bytes, and had %d", info.Size(), size))
 			}
 		}
 	}

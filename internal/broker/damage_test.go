@@ -337,6 +337,27 @@ func TestHealedStore(t *testing.T) {
 	}
 }
 
+// TestStreamThatTheServerLeavesOut has a description that nobody can read, with the right checksum.
+func TestStreamThatTheServerLeavesOut(t *testing.T) {
+	dir := writeStore(t, false)
+	stream := filepath.Join(dir, storeDir, "$G", "streams", "s")
+	meta := []byte(`{"name":"s","subjects":["s.>"],"storage":"on paper"}`)
+	h, err := blockHash("s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Write(meta)
+	edit(t, filepath.Join(stream, metaFile), func([]byte) []byte { return meta })
+	edit(t, filepath.Join(stream, sumFile), func([]byte) []byte { return fmt.Appendf(nil, "%x", h.Sum(nil)) })
+	c, err := Open(t.Context(), Config{DataDir: dir})
+	if err == nil {
+		c.Close()
+	}
+	if damaged, ok := errors.AsType[*DamagedError](err); !ok || damaged.Path != stream {
+		t.Errorf("got %v, want damage of %s", err, stream)
+	}
+}
+
 // TestDamageAtTakeOver is met by a guest: it logs it, and does not start the server.
 func TestDamageAtTakeOver(t *testing.T) {
 	dir := writeStore(t, false)

@@ -110,6 +110,9 @@ func TestMain(m *testing.M) {
 		if err == nil {
 			_, err = c.EnsureStream(context.Background(), testStream("s"))
 		}
+		if err == nil {
+			_, err = c.Lease(context.Background())
+		}
 		fmt.Println("open:", err)
 		select {}
 	}

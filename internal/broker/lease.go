@@ -23,9 +23,10 @@ type LeaseStore struct {
 
 var _ lease.Store = (*LeaseStore)(nil)
 
-// Lease makes sure that the bucket of the lease is there, as [Conn.EnsureStream] does.
+// Lease makes sure that the bucket of the lease is there, as [Conn.EnsureStream] does, also with JoinOnly: whoever asks for
+// it is going to write to it.
 func (c *Conn) Lease(ctx context.Context) (*LeaseStore, error) {
-	if _, err := c.EnsureBucket(ctx, leaseBucket, "groupferry: which process leads"); err != nil {
+	if _, err := c.ensureBucket(ctx, leaseBucket, "groupferry: which process leads", false); err != nil {
 		return nil, err
 	}
 	bucket := c.cfg.Namespace + "-" + leaseBucket

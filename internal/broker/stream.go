@@ -31,6 +31,12 @@ const (
 // and not changed: an administrator may have given it replicas, placement or a limit. [ErrSchema] is wrapped when it has
 // another schema, or none.
 func (c *Conn) EnsureStream(ctx context.Context, want jetstream.StreamConfig) (jetstream.Stream, error) {
+	return c.ensureStream(ctx, want, c.cfg.JoinOnly)
+}
+
+func (c *Conn) ensureStream(
+	ctx context.Context, want jetstream.StreamConfig, joinOnly bool,
+) (jetstream.Stream, error) {
 	if want.Replicas == 0 {
 		want.Replicas = c.cfg.Replicas
 	}
@@ -43,7 +49,7 @@ func (c *Conn) EnsureStream(ctx context.Context, want jetstream.StreamConfig) (j
 	var s jetstream.Stream
 	err := c.Ask(ctx, func(ctx context.Context) (err error) {
 		s, err = c.js.Stream(ctx, want.Name)
-		if !errors.Is(err, jetstream.ErrStreamNotFound) || c.cfg.JoinOnly {
+		if !errors.Is(err, jetstream.ErrStreamNotFound) || joinOnly {
 			return err
 		}
 		Failpoint("stream-before")
@@ -55,7 +61,7 @@ func (c *Conn) EnsureStream(ctx context.Context, want jetstream.StreamConfig) (j
 		}
 		return err
 	})
-	if errors.Is(err, jetstream.ErrStreamNotFound) && c.cfg.JoinOnly {
+	if errors.Is(err, jetstream.ErrStreamNotFound) && joinOnly {
 		return nil, fmt.Errorf("%w in namespace %s of %s", ErrNoData, c.cfg.Namespace, c.where)
 	}
 	if err != nil {
@@ -75,8 +81,14 @@ func (c *Conn) EnsureStream(ctx context.Context, want jetstream.StreamConfig) (j
 // EnsureBucket opens the key-value bucket NS-name, with a history of 1, as [Conn.EnsureStream] does with its stream. Only
 // the stream's leader answers a Get: a replica could be behind.
 func (c *Conn) EnsureBucket(ctx context.Context, name, description string) (jetstream.KeyValue, error) {
+	return c.ensureBucket(ctx, name, description, c.cfg.JoinOnly)
+}
+
+func (c *Conn) ensureBucket(
+	ctx context.Context, name, description string, joinOnly bool,
+) (jetstream.KeyValue, error) {
 	bucket := c.cfg.Namespace + "-" + name
-	_, err := c.EnsureStream(ctx, jetstream.StreamConfig{
+	_, err := c.ensureStream(ctx, jetstream.StreamConfig{
 		Name:              "KV_" + bucket,
 		Description:       description,
 		Subjects:          []string{"$KV." + bucket + ".>"},
@@ -87,7 +99,7 @@ func (c *Conn) EnsureBucket(ctx context.Context, name, description string) (jets
 		AllowRollup:       true,
 		DenyDelete:        true,
 		AllowDirect:       false,
-	})
+	}, joinOnly)
 	if err != nil {
 		return nil, err
 	}

@@ -17,7 +17,7 @@
 //
 // # Never over the limit
 //
-// Claim: no more calls of a command arrive at the API within any second than its rate, as long as the rate is not changed.
+// Claim: no more calls of a command arrive at the API within any second than its rate, as long as that is not changed.
 //
 // One process. A command has as many permits as calls are allowed in a second. A call arrives after its permit was
 // granted and before its end is known ([Permit.Done]). Nobody waits for the end of a call that was cancelled: it
@@ -40,8 +40,8 @@
 //
 // What this assumes:
 //
-//   - Nothing delivers bytes of a call after its connection was given up: no proxy and no paused machine holds unsent bytes.
-//     A process that was killed or frozen leaves its bytes to the kernel, which drops them within the call timeout.
+//   - Nothing delivers bytes of a call after its connection was given up: no proxy and no paused machine holds unsent
+//     bytes. A process that was killed or frozen leaves its bytes to the kernel, which drops them within the call timeout.
 //   - A process is not stopped between its last look at [Permit.Sendable] and the write that follows.
 //   - NATS keeps the lease record that it acknowledged.
 //   - Nobody else calls the API for the app.
@@ -54,8 +54,8 @@
 // calls with one permit the first was at the API before its response began the way back, and the second is there only
 // after the way there. One way back and one way there make a round trip. So the second is shortened by half of the
 // shortest round trip that the process has ever seen, by [creditMost] at most, if the API answered ([MinRTT]). A round
-// trip includes the time in the API. At one that is shorter than that half, a second can have as many calls
-// too many as the rate makes in the missing time, until the first response on it is in. Calls of another process get no credit.
+// trip includes the time in the API. At one that is shorter than that half, a second can have as many calls too many as
+// the rate makes in the missing time, until the first response on it is in. Calls of another process get no credit.
 //
 // # A steady stream
 //
@@ -63,13 +63,13 @@
 // little closer than the rate asks, so that the permits and not the spacing set the pace. Time lost is caught up by at
 // most [burst] calls at once. When nothing is answered for a moment, calls pile up on the way and arrive together. So
 // only as many go out ahead of the last response as are under way at the usual length of a call, and [ahead] more;
-// then a few at growing pauses. The first response after that starts a rest of [rest], in which what has piled up arrives alone.
+// then a few at growing pauses. The first response after that starts a [rest], in which what has piled up arrives alone.
 //
 // # Slower, or not at all
 //
 // A throttled call lowers the rate of its command to what the API has just taken, and time without one raises it
-// again. A halt refuses all permits until somebody resumes. When calls fail one after another without reaching the API (an outage),
-// one probe at a time goes out until one is answered.
+// again. A halt refuses all permits until somebody resumes. When calls fail one after another without reaching the API
+// (an outage), one probe at a time goes out until one is answered.
 package governor
 
 import (
@@ -132,7 +132,7 @@ type Config struct {
 
 	OnSlower func(command string, rate float64)         // a throttled call lowered the rate
 	OnOutage func(on bool)                              // an outage begins or ends
-	OnNeed   func()                                     // only the promise holds calls back: renew it soon; once for each proposal
+	OnNeed   func()                                     // only the promise holds calls back; once for each proposal
 	OnGrant  func(command string, waited time.Duration) // a permit was granted
 }
 
@@ -177,7 +177,7 @@ type Governor struct {
 	probePause time.Duration
 }
 
-// A user has at most one call under way, over all commands.
+// A user has at most one call under way, over all commands. Calls of a predecessor are not known by user.
 type user struct {
 	name    string
 	busy    bool
@@ -548,8 +548,8 @@ func (g *Governor) Promised(calls map[string]int, right clock.Deadline) {
 	g.pump()
 }
 
-// UnderWay returns how many calls of each command may still arrive: those that have not ended, cancelled ones
-// until their deadline, and inherited ones until theirs.
+// UnderWay returns how many calls of each command may still arrive: permits that are not done, cancelled calls until
+// their deadline, and inherited ones until theirs. For a successor it has to be asked after [Governor.Close].
 func (g *Governor) UnderWay() map[string]int {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -212,30 +212,44 @@ func TestTurnOfAUsersNextCall(t *testing.T) {
 	})
 }
 
-// TestSomeHang: calls that are not answered, all on one broken connection, do not keep others from going out.
+// TestSomeHang: calls that are not answered, all on one broken connection, do not keep others from going out for long.
 func TestSomeHang(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := open(Config{})
-		ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second)
-		defer cancel()
-		for i := range ahead + 2 { // they ask first, and hang
-			go func() {
-				if p, err := g.Acquire(ctx, create, fmt.Sprint("cut-", i)); err == nil {
-					<-ctx.Done()
-					p.Done(Lost)
-				}
-			}()
-		}
-		synctest.Wait()
-		var a arrivals
-		callers(ctx, t, g, 20, func(int) Outcome {
-			a.note()
-			time.Sleep(5 * time.Millisecond)
-			return Answered
-		}).Wait()
-		// Of 200 permits 14 hang, and the start takes three times a trickle: 1.75 s.
-		if got, want := len(a.at), 6*180; got < want {
-			t.Errorf("got %d calls in 8 s, want at least %d", got, want)
+		g := open(Config{Rate: 100})
+		for round := range 3 {
+			ctx, cancel := context.WithTimeout(t.Context(), 9*time.Second)
+			var hanging sync.WaitGroup
+			for i := range ahead + 2 { // they ask first, and hang
+				hanging.Go(func() {
+					if p, err := g.Acquire(ctx, create, fmt.Sprint("cut-", i)); err == nil {
+						<-ctx.Done()
+						p.Done(Lost)
+					}
+				})
+			}
+			synctest.Wait()
+			var a arrivals
+			start := time.Now()
+			callers(ctx, t, g, 20, func(int) Outcome {
+				a.note()
+				time.Sleep(5 * time.Millisecond)
+				return Answered
+			}).Wait()
+			hanging.Wait()
+			cancel()
+			// The first of those who are answered goes out after three times a trickle: 0.25 + 0.5 + 1 s.
+			if d := a.at[0].Sub(start); d > 1900*time.Millisecond {
+				t.Errorf("round %d: the first response after %v, want 1.75s and a moment", round, d)
+			}
+			if got, want := len(a.at), 7*80; got < want { // 14 of 100 permits hang
+				t.Errorf("round %d: got %d calls in 9 s, want at least %d", round, got, want)
+			}
+			p, err := g.Acquire(t.Context(), create, "probe") // ends the outage that the lost ones make
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.Done(Answered)
+			time.Sleep(2 * time.Second)
 		}
 	})
 }

@@ -83,7 +83,8 @@ func (l *lane) queue(w *waiter) {
 	l.ready = slices.Insert(l.ready, i, w)
 }
 
-// free tells whether a permit is free now, and if not, when to ask again. A predecessor has taken so many until the given time.
+// free tells whether a permit is free now, and if not, when to ask again. So many inherited ones are taken until the
+// given time.
 func (l *lane) free(now time.Time, inherited int, until time.Time) (time.Time, bool) {
 	l.recover(now)
 	for len(l.cooling) > 0 && !now.Before(l.cooling[0]) {

@@ -15,7 +15,7 @@ import (
 	"groupferry/internal/clock"
 )
 
-var lives = flag.Uint64("lives", 60, "random lives of an app to try")
+var lives = flag.Uint64("lives", 30, "random lives of an app to try")
 
 // A life is a random sequence of terms at one API, each with its own governor. It breaks no assumption of the package
 // comment, unless a bug is planted.
@@ -378,8 +378,11 @@ func live(t *testing.T, seed uint64, plan plan) (over int) {
 	synctest.Test(t, func(t *testing.T) {
 		rnd := rand.New(rand.NewPCG(seed, 9))
 		l := &life{seed: seed, plan: plan, rnd: rnd, arrivals: map[string][]time.Time{}, underway: map[string]int{}}
-		l.path = path{share: []float64{0, 0.5, 1, rnd.Float64()}[rnd.IntN(4)], length: time.Duration(rnd.IntN(400)) * time.Millisecond,
-			jitter: 0.4 * rnd.Float64()}
+		l.path = path{
+			share:  []float64{0, 0.5, 1, rnd.Float64()}[rnd.IntN(4)],
+			length: time.Duration(rnd.IntN(400)) * time.Millisecond,
+			jitter: 0.4 * rnd.Float64(),
+		}
 		l.run(t.Context())
 		if plan == none && l.answered < l.calls/2 {
 			t.Errorf("seed %d: %d of %d calls were answered", seed, l.answered, l.calls)

@@ -19,13 +19,8 @@ func (p *promise) propose(calls map[string]int) {
 		p.open = maps.Clone(calls)
 		return
 	}
-	for command, n := range p.open {
+	for command, n := range p.open { // of a command that one of them does not name, none is promised
 		p.open[command] = min(n, calls[command])
-	}
-	for command := range calls { // what an open proposal does not name, it promises none of
-		if _, named := p.open[command]; !named {
-			p.open[command] = 0
-		}
 	}
 }
 

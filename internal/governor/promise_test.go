@@ -1,6 +1,7 @@
 package governor
 
 import (
+	"context"
 	"fmt"
 	"testing"
 	"testing/synctest"
@@ -71,7 +72,16 @@ func TestPromiseLimitsCalls(t *testing.T) {
 			g.lane(create).took(time.Now().Add(-time.Second), time.Now())
 		}
 		permits := acquireAll(t, g, 100)
-		out := func() int { time.Sleep(10 * time.Second); synctest.Wait(); return len(permits) }
+		out := func() int {
+			for i := range 3 { // others that come and leave again do not ask once more
+				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+				if _, err := g.Acquire(ctx, create, fmt.Sprint("other-", i)); err == nil {
+					t.Error("granted out of turn")
+				}
+				cancel()
+			}
+			return len(permits)
+		}
 		if got := out(); got != 0 {
 			t.Fatalf("%d calls before anything was promised", got)
 		}
@@ -135,10 +145,28 @@ func TestPromiseShrinks(t *testing.T) {
 	})
 }
 
-// TestInheritedInPromise: what a successor inherited is in its promise until it is over, and leaves the own calls their place.
+// TestPromiseAfterAPause: nothing was proposed, and no call made, for longer than a peak counts.
+func TestPromiseAfterAPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := open(Config{})
+		defer g.Close()
+		permits := acquireAll(t, g, 10)
+		time.Sleep(time.Second)
+		for range 10 {
+			(<-permits).Done(Answered)
+		}
+		time.Sleep(2 * peakTime)
+		if calls, _ := g.Propose(); calls[create] != 8 {
+			t.Errorf("proposed %v, want 8", calls)
+		}
+	})
+}
+
+// TestInheritedInPromise: what a successor inherited is in its promise until it is over, beside its own calls.
 func TestInheritedInPromise(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := New(Config{Rate: 50, Timeout: 2 * time.Second}, Inherited{Any: true, Calls: map[string]int{create: 30}, Timeout: 5 * time.Second})
+		from := Inherited{Any: true, Calls: map[string]int{create: 30}, Timeout: 5 * time.Second}
+		g := New(Config{Rate: 50, Timeout: 2 * time.Second}, from)
 		defer g.Close()
 		right := clock.Clock{}.In(time.Hour)
 		g.Promised(map[string]int{create: 30}, right) // as the lease was taken

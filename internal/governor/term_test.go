@@ -343,8 +343,11 @@ func TestClose(t *testing.T) {
 		if n := g.UnderWay()[create]; n != 0 {
 			t.Errorf("%d under way after the end", n)
 		}
-		if _, err := g.Acquire(t.Context(), create, "c"); !errors.Is(err, ErrClosed) {
-			t.Errorf("newcomer got %v, want closed", err)
+		time.Sleep(time.Minute) // the permit is free
+		for i := range 20 {
+			if _, err := g.Acquire(t.Context(), create, fmt.Sprint(i)); !errors.Is(err, ErrClosed) {
+				t.Errorf("newcomer got %v, want closed", err)
+			}
 		}
 	})
 }
@@ -367,8 +370,10 @@ func TestSilent(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		check("idle", 0)
-		a, b := acquire("a"), acquire("b")
-		time.Sleep(3 * time.Second)
+		a := acquire("a")
+		time.Sleep(time.Second)
+		b := acquire("b")
+		time.Sleep(2 * time.Second)
 		check("two hang", 3*time.Second)
 		a.Done(Answered)
 		check("one was answered", 0)

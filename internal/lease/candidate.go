@@ -171,7 +171,7 @@ func (c *Candidate) observe(r Record, revision uint64) {
 	}
 }
 
-// failed logs that a request failed: the first time, and now and then while they go on failing.
+// failed logs that a request failed: the first time, and every 30 s while they keep failing.
 func (c *Candidate) failed(err error) {
 	if c.failing && time.Since(c.loggedAt) < logEvery {
 		return

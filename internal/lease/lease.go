@@ -33,8 +33,8 @@
 // A candidate reads the record every 0.25 s. It takes a lease at once that nobody ever had, or that was released to
 // everybody or to this candidate. Any other it takes when it has watched the same revision for 2.5 s of its monotonic
 // clock, from the moment it had the first answer with that revision. Time in which it got no answer, was frozen, or was
-// suspended counts for at most 0.5 s of that: then the leader may have been out of reach for the same reason, and comes
-// first. A leader whose right has lapsed goes on if its next compare-and-set succeeds.
+// suspended counts for at most 0.5 s at a stretch: then the leader may have been out of reach for the same reason, and
+// comes first. A leader whose right has lapsed continues if its next compare-and-set succeeds.
 //
 // # No two rights at a time
 //
@@ -74,7 +74,7 @@ import (
 )
 
 const (
-	// RenewEvery is how often the leader renews the lease. Three renewals can fail before its right ends.
+	// RenewEvery is how often the leader renews the lease: four times in Duration.
 	RenewEvery = 500 * time.Millisecond
 
 	// Duration is how long after it sent a renewal that succeeded the leader has the right to act.
@@ -98,7 +98,7 @@ const (
 	// maxUnwatched is how much of the time between two answers counts as watched: with that much a renewal is seen.
 	maxUnwatched = RenewEvery
 
-	// logEvery is how often a request that goes on failing is logged.
+	// logEvery is how often requests that keep failing are logged.
 	logEvery = 30 * time.Second
 
 	// version is that of Record.

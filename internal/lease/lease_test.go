@@ -459,11 +459,13 @@ func TestRenewalWithoutAnswer(t *testing.T) {
 				if lost := p.unpromised(); lost != tc.tries-1 {
 					t.Errorf("%d proposals came to nothing, want %d", lost, tc.tries-1)
 				}
-				if tenure.Right().Passed() {
-					t.Error("the right passed though only one renewal was lost")
-				}
 				if err := stop(); err != nil {
 					t.Error(err)
+				}
+				for i, next := range p.promised[1:] {
+					if before := p.promised[i]; next.at.Sub(before.at) >= before.left {
+						t.Errorf("no right from %v until %v after, though only one renewal was lost", before.left, next.at.Sub(before.at))
+					}
 				}
 			})
 		})
@@ -561,6 +563,26 @@ func TestTakingWithoutAnswer(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestTakingRefused has a store that can be read, and not written.
+func TestTakingRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := shelf{fault: func(write bool, n int) fault {
+			if write {
+				return fault{err: errRefused}
+			}
+			return fault{}
+		}}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if _, err := New(&s, Config{Name: "me"}).Lead(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v, want the error of the context", err)
+		}
+		if got := len(s.sent()); got < 30 || got > 41 {
+			t.Errorf("%d tries in 10 s, want one each 250 ms", got)
+		}
+	})
 }
 
 func TestLost(t *testing.T) {

@@ -94,6 +94,7 @@ type active struct {
 	checkpointSeq uint64
 	checked       time.Time // when the checkpoint was read
 	readNext      uint64    // where the next reading begins; checkpointSeq when all were read
+	jump          bool      // see readRun
 	missingSince  time.Time // when jobs that should be there were first not found
 	lost          sequences // unfinished jobs of the last leader that are not loaded yet
 

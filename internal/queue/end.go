@@ -420,27 +420,41 @@ func (q *Queue) removeStale(ctx context.Context, id string, p checkpoint, seq ui
 	return q.purgeJobs(ctx, q.checkpointSubject(id), seq)
 }
 
-// leftovers gives the end of the results stream if there are state or end messages of an import without a record, and 0
-// if there are none. Results without a record are an error.
+// leftovers looks at what there is of an import without a record. It gives the end of the results stream if there are
+// state or end messages, and 0 if there are none. Jobs or results are an error.
 func (q *Queue) leftovers(ctx context.Context, id string) (upTo uint64, err error) {
 	s, err := q.conn.StreamState(ctx, q.resultsStream(), q.resultSubject(id, "*"))
-	if err != nil || len(s.Subjects) == 0 {
+	if err != nil {
 		return 0, err
 	}
 	results := uint64(0)
 	for _, kind := range outcomeKinds() {
 		results += s.Subjects[q.resultSubject(id, kind)]
 	}
-	if results == 0 {
-		return s.LastSeq, nil
+	p, seq, err := q.checkpoint(ctx, id)
+	if err != nil {
+		return 0, err
 	}
-	if _, err := q.Import(ctx, id); !errors.Is(err, ErrNoImport) {
-		if err == nil {
-			err = errStale
+	if seq == 0 {
+		err = q.checkNoJobs(ctx, id)
+	} else if p.Jobs > 0 && !p.Ended {
+		err = lost(id, "%d jobs of it are on the queue, and there is no record of it", p.Jobs)
+	}
+	if results > 0 {
+		err = lost(id, "%d results of it are there, and no record of it", results)
+	}
+	if err != nil {
+		if _, err := q.Import(ctx, id); err == nil {
+			return 0, errStale // it was begun meanwhile
+		} else if !errors.Is(err, ErrNoImport) {
+			return 0, err
 		}
 		return 0, err
 	}
-	return 0, lost(id, "%d results of it are there, and no record of it", results)
+	if len(s.Subjects) > 0 {
+		upTo = s.LastSeq
+	}
+	return upTo, nil
 }
 
 // deleteOrphans removes the jobs and results of an import that has no record; noImport is the error if it has none.

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"groupferry/internal/broker"
 	"groupferry/internal/job"
 )
@@ -16,6 +18,9 @@ const (
 	// jobsAtOnce and jobsBytes bound one reading of jobs: what an import has in its buffer is at most both, and lowWater.
 	jobsAtOnce = 256
 	jobsBytes  = 512 << 10
+
+	// lostAtOnce bounds a reading of jobs that an earlier leader did not finish: others are between them.
+	lostAtOnce = 64
 
 	// buffered is shared by the buffers of all imports when they are many; none gets less than minJobsBytes.
 	buffered     = 16 << 20
@@ -105,7 +110,7 @@ func (t *Term) load(ctx context.Context, id string, crashed bool) error {
 	a := &active{
 		id: id, incarnation: record.Incarnation, generation: record.Generation, paused: record.Paused,
 		open: make(map[uint64]*entry), crashes: make(map[uint64]int), limit: minAhead,
-		checkpoint: p, checkpointSeq: seq, checked: time.Now(), next: 1,
+		checkpoint: p, checkpointSeq: seq, checked: time.Now(), next: 1, jump: true,
 	}
 	if last != nil {
 		a.counts = last.Counts
@@ -165,23 +170,21 @@ func (t *Term) suspect(ctx context.Context, a *active) error {
 	r := t.q.newBatchReader(t.q.jobsStream())
 	defer r.close()
 	for want := a.limit - a.handed; want > 0 && a.readNext < a.checkpointSeq; {
-		got, err := r.read(ctx, a.readNext, t.q.jobsSubject(a.id), int(min(want, jobsAtOnce)), jobsBytes)
+		got, next, jump, err := r.readRun(ctx, a.readNext, a.checkpointSeq, t.q.jobsSubject(a.id),
+			int(min(want, jobsAtOnce)), jobsBytes, a.jump)
 		if err != nil {
 			return t.q.fault(ctx, "read the jobs of import "+a.id, err)
 		}
 		for _, m := range got {
-			if m.seq >= a.checkpointSeq {
-				break
-			}
-			a.readNext = m.seq + 1
 			a.crashes[m.seq]++
 			a.fresh = append(a.fresh, &entry{of: a, seq: m.seq, data: m.Data, crashes: a.crashes[m.seq]})
 			a.hold, a.stateWant = true, true
 			want--
 		}
-		if len(got) == 0 || got[len(got)-1].seq >= a.checkpointSeq {
+		if next == a.readNext {
 			break // readJobs goes on from here
 		}
+		a.readNext, a.jump = next, jump
 	}
 	return nil
 }
@@ -255,26 +258,22 @@ func (t *Term) fill(ctx context.Context, r *batchReader, a *active, bytes int) e
 		}
 	}
 	t.mu.Lock()
-	next, end := a.readNext, a.checkpointSeq
+	from, end, jump := a.readNext, a.checkpointSeq, a.jump
 	t.mu.Unlock()
-	if !low || next >= end {
+	if !low || from >= end {
 		return nil
 	}
-	got, err := r.read(ctx, next, t.q.jobsSubject(a.id), jobsAtOnce, min(bytes, jobsBytes))
+	got, next, jump, err := r.readRun(ctx, from, end, t.q.jobsSubject(a.id), jobsAtOnce, min(bytes, jobsBytes), jump)
 	if len(got) == 0 && err != nil {
 		return t.q.fault(ctx, "read the jobs of import "+a.id, err)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, m := range got {
-		if m.seq >= end { // of a batch after the checkpoint that is known
-			a.readNext = end
-			break
-		}
-		a.readNext = m.seq + 1
 		a.fresh = append(a.fresh, &entry{of: a, seq: m.seq, data: m.Data, crashes: a.crashes[m.seq]})
 	}
-	if len(got) == 0 || a.readNext >= end {
+	a.readNext, a.jump = next, jump
+	if next == from || next >= end {
 		missing := a.checkpoint.Jobs - a.handed - int64(len(a.fresh))
 		switch {
 		case missing <= 0:
@@ -284,7 +283,7 @@ func (t *Term) fill(ctx context.Context, r *batchReader, a *active, bytes int) e
 			a.readNext = min(a.readNext, end-1)
 		case time.Since(a.missingSince) >= missingWait:
 			t.mu.Unlock()
-			err = t.lookForMissing(ctx, a, next, end, missing)
+			err = t.lookForMissing(ctx, a, from, end, missing)
 			t.mu.Lock()
 		}
 	}
@@ -336,31 +335,28 @@ func (t *Term) readLost(ctx context.Context, r *batchReader, a *active) error {
 	t.mu.Lock()
 	lost := a.lost
 	t.mu.Unlock()
-	got, err := r.read(ctx, lost[0], t.q.jobsSubject(a.id), 64, jobsBytes)
+	got, _, _, err := r.readRun(ctx, lost[0], lost[len(lost)-1]+1, t.q.jobsSubject(a.id), lostAtOnce, jobsBytes, false)
 	if len(got) == 0 && err != nil {
 		return t.q.fault(ctx, "read the jobs of import "+a.id, err)
 	}
-	if len(got) == 0 || got[0].seq > lost[0] {
+	if len(got) == 0 || got[0].seq != lost[0] {
+		// The server that answered may lag behind; the stream's leader does not.
 		m, err := t.q.conn.MsgAt(ctx, t.q.jobsStream(), lost[0])
-		switch {
-		case errors.Is(err, broker.ErrNotFound) || err == nil && m.Subject != t.q.jobsSubject(a.id):
+		if err != nil && !errors.Is(err, broker.ErrNotFound) {
+			return err
+		}
+		if err != nil || m.Subject != t.q.jobsSubject(a.id) {
 			t.mu.Lock()
 			defer t.mu.Unlock()
 			a.lost = lost[1:]
 			t.damage(a, t.q.jobsDamaged(a.id, fmt.Sprintf("the job at %d is missing", lost[0])))
 			return nil
-		case err != nil:
-			return err
-		case len(got) == 0: // a follower lags
-			return nil
 		}
+		got = []stored{{&nats.Msg{Data: m.Data}, m.Sequence}}
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, m := range got {
-		for len(lost) > 0 && lost[0] < m.seq {
-			break
-		}
 		if len(lost) == 0 || lost[0] < m.seq {
 			break // the next reading begins with the one that is missing
 		}

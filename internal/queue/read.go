@@ -41,14 +41,58 @@ func (r *batchReader) close() {
 // getBatch is the server's request for several messages.
 type getBatch struct {
 	Seq      uint64 `json:"seq"`
-	NextFor  string `json:"next_by_subj"`
-	Batch    int    `json:"batch"`
-	MaxBytes int    `json:"max_bytes"`
+	NextFor  string `json:"next_by_subj,omitempty"`
+	Batch    int    `json:"batch,omitempty"`
+	MaxBytes int    `json:"max_bytes,omitempty"`
 }
 
-// read gives the first messages with that subject from seq on: up to most, or fewer that reach maxBytes together, but one
-// at least if there is one. What was read is given with an error as well, and is right.
+// read gives the first messages with that subject, or with any if it is empty, from seq on: up to most, or fewer that
+// reach maxBytes together, but one at least if there is one. What was read is given with an error as well, and is right.
+//
+// With a subject the server counts for each request how many more there are, for which it goes through half of the
+// stream: 0.1 s with 500,000 messages. So many messages are to be read without; see readRun.
 func (r *batchReader) read(ctx context.Context, seq uint64, subject string, most, maxBytes int) ([]stored, error) {
+	return r.get(ctx, getBatch{max(seq, 1), subject, most, maxBytes})
+}
+
+// next gives the first message with that subject from seq on; a sequence of 0 says that there is none.
+func (r *batchReader) next(ctx context.Context, seq uint64, subject string) (stored, error) {
+	got, err := r.get(ctx, getBatch{Seq: max(seq, 1), NextFor: subject})
+	if err != nil || len(got) == 0 {
+		return stored{}, err
+	}
+	return got[0], nil
+}
+
+// readRun gives messages with that subject from seq on, and before end: up to most, or fewer that reach maxBytes together.
+// It reads those of other subjects that are between them. All before next were looked at then. Jump tells, and says for
+// the next time, that many of other subjects may come first; they are jumped over.
+func (r *batchReader) readRun(
+	ctx context.Context, seq, end uint64, subject string, most, maxBytes int, jump bool,
+) (got []stored, next uint64, jumpNext bool, err error) {
+	if jump {
+		first, err := r.next(ctx, seq, subject)
+		if err != nil || first.seq == 0 {
+			return nil, seq, true, err
+		}
+		if seq = first.seq; seq >= end {
+			return nil, end, true, nil
+		}
+	}
+	all, err := r.read(ctx, seq, "", min(most, int(min(end-seq, maxGroup))), maxBytes)
+	for _, m := range all {
+		if m.seq >= end {
+			return got, end, true, nil
+		}
+		seq = m.seq + 1
+		if jumpNext = m.Header.Get(jetstream.SubjectHeader) != subject; !jumpNext {
+			got = append(got, m)
+		}
+	}
+	return got, seq, jumpNext, err
+}
+
+func (r *batchReader) get(ctx context.Context, request getBatch) ([]stored, error) {
 	nc := r.q.conn.NATS()
 	if r.sub == nil {
 		inbox := nc.NewInbox()
@@ -58,7 +102,7 @@ func (r *batchReader) read(ctx context.Context, seq uint64, subject string, most
 		}
 		r.sub, r.inbox = sub, inbox
 	}
-	body, err := json.Marshal(getBatch{max(seq, 1), subject, most, maxBytes})
+	body, err := json.Marshal(request)
 	if err != nil {
 		return nil, err
 	}
@@ -92,5 +136,8 @@ func (r *batchReader) read(ctx context.Context, seq uint64, subject string, most
 			return got, fmt.Errorf("direct get: %w", err)
 		}
 		got = append(got, stored{m, n})
+		if request.Batch == 0 {
+			return got, nil
+		}
 	}
 }

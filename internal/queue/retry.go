@@ -197,6 +197,9 @@ func (w *writer) putFailures(ctx context.Context) (err error) {
 		return err
 	}
 	if w.source.Looked != w.rec.RetryOf {
+		if now, err := w.q.Import(ctx, w.rec.ID); err != nil || !now.live() || !now.same(&w.rec) {
+			return w.q.notLive(ctx, &w.rec) // it was deleted while its results were read
+		}
 		return lost(w.rec.ID, "%d results of partial and failed jobs can be read, of %d", w.source.Looked, w.rec.RetryOf)
 	}
 	w.source.After = w.rec.RetryFrom
@@ -298,8 +301,17 @@ func (c *cursor) fill(ctx context.Context, reader *batchReader) error {
 		case err != nil && (!broker.Unreachable(err) || time.Now().After(giveUp)):
 			return c.q.fault(ctx, "read results", err)
 		case len(got) == 0:
-			if time.Now().After(giveUp) {
-				return fmt.Errorf("read results: those after %d are missing, up to %d", c.next-1, c.last)
+			// The leader knows whether that is the end: they may have been deleted meanwhile.
+			m, err := c.q.conn.NextMsg(ctx, c.q.resultsStream(), c.next, c.subject)
+			if errors.Is(err, broker.ErrNotFound) || err == nil && m.Sequence > c.upTo {
+				c.last = 0
+				return nil
+			}
+			if err == nil && time.Now().After(giveUp) {
+				err = errors.New("no server gives it but the stream's leader")
+			}
+			if err != nil {
+				return c.q.fault(ctx, fmt.Sprintf("read result %d", c.next), err)
 			}
 			if !pause(ctx, 50*time.Millisecond) {
 				return context.Cause(ctx)

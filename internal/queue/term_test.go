@@ -197,16 +197,9 @@ func (l *ledTerm) work(t testing.TB, n int, fail func(i int, d *Delivery) int) {
 func written(t testing.TB, q *Queue, id string) []job.Result {
 	t.Helper()
 	var all []job.Result
-	end, err := q.lastSeq(t.Context(), q.resultsStream())
-	if err != nil {
-		t.Fatal(err)
-	}
 	seen := map[string]bool{}
-	scan := resultScan{q: q, id: id, end: end, read: map[job.Outcome]int64{}}
-	for _, o := range job.Outcomes {
-		scan.sources = append(scan.sources, &resultSource{outcome: o})
-	}
-	err = scan.run(t.Context(), func(m stored) error {
+	scan := resultScan{q: q, id: id, outcomes: job.Outcomes}
+	err := scan.run(t.Context(), func(m stored) error {
 		r, err := job.DecodeResult(m.Data)
 		if err != nil {
 			return err
