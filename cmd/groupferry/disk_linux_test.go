@@ -77,7 +77,7 @@ func (s *shell) wantBroken(why error, args ...string) {
 	for _, want := range []string{
 		"groupferry: error: the embedded server in " + s.dir + " cannot write its data: " + why.Error() + "\n",
 		"groupferry: hint: make room on its disk, or see that it can be written to\n",
-		"groupferry: to go on, once that is mended: groupferry " + args[0],
+		"groupferry: to continue, once that is fixed: groupferry " + args[0],
 	} {
 		if !strings.Contains(p.stderr.String(), want) {
 			s.t.Errorf("%q: got no %q in\n%s", args, want, &p.stderr)

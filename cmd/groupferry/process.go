@@ -54,7 +54,7 @@ type processOptions struct {
 	resume                string // the command that continues after a halt
 }
 
-// newWorkerProcess claims the namespace for the app, and makes an engine that has not started.
+// newWorkerProcess makes an engine that has not started, for a namespace that is this app's, or nobody's yet.
 func (p *program) newWorkerProcess(
 	s *store, api *apiClient, a *apiFlags, m *metrics.Metrics, opts processOptions,
 ) (*workerProcess, error) {
@@ -62,8 +62,10 @@ func (p *program) newWorkerProcess(
 	if id.Simulated {
 		id.SDKAppID = chatsim.DemoSDKAppID
 	}
-	if err := p.claim(s, id); err != nil {
+	if have, err := s.App(p.soft); err != nil {
 		return nil, err
+	} else if have != nil && *have != id {
+		return nil, otherApp(&queue.OtherAppError{Want: id, Have: *have})
 	}
 	w := &workerProcess{p: p, store: s, metrics: m, counters: &counters{}, changed: make(chan struct{}, 1)}
 	var err error
@@ -95,14 +97,9 @@ func (p *program) newWorkerProcess(
 	return w, nil
 }
 
-// claim makes the namespace that of an app, or refuses to work on that of another one.
-func (p *program) claim(s *store, id queue.App) error {
-	err := s.ClaimApp(p.soft, id)
-	var other *queue.OtherAppError
-	if errors.As(err, &other) {
-		return hint(&usageError{err}, "name another --namespace, or another --data-dir")
-	}
-	return err
+// otherApp is the error of a namespace that belongs to another app.
+func otherApp(err error) error {
+	return hint(&usageError{err}, "name another --namespace, or another --data-dir")
 }
 
 // uniqueName is processName with a part that no earlier process had.
@@ -140,6 +137,9 @@ func (w *workerProcess) run(stop <-chan struct{}, listener net.Listener, done fu
 		doneErr = w.awaitDone(watching, stop, done)
 	})
 	err := w.engine.Run(p.hard, finished)
+	if errors.As(err, new(*queue.OtherAppError)) { // another process was quicker
+		err = otherApp(err)
+	}
 	stopWatching()
 	<-finished
 	p.console.end()

@@ -175,7 +175,10 @@ func (r *runner) toTheEnd(w *workerProcess, plan *importer.Plan, stored queue.Im
 	go func() {
 		var err error
 		if stored.State == queue.Enqueueing {
-			err = r.enqueue(enqueueing, w.store.Queue, plan, w.metrics)
+			// A wrong key is told before anything is on the queue.
+			if err = w.engine.AwaitWork(enqueueing); err == nil {
+				err = r.enqueue(enqueueing, w.store.Queue, plan, w.metrics)
+			}
 		}
 		enqueued <- err
 		if err == nil {

@@ -279,7 +279,7 @@ func TestFaults(t *testing.T) {
 }
 
 // After 50 calls every job would fail the same way: exit 4 with no more calls than were in hand, and the command in
-// the last line finishes the rest once that is mended.
+// the last line finishes the rest once that is fixed.
 func TestHaltAndGoOn(t *testing.T) {
 	t.Parallel()
 	var sizes []int
@@ -300,11 +300,11 @@ func TestHaltAndGoOn(t *testing.T) {
 	if calls < 51 || calls > 50+hands {
 		t.Errorf("calls: got %d, want 51 to %d", calls, 50+hands)
 	}
-	if text := s.run(exitDone, "status").stdout.String(); !strings.Contains(text, "halted since") || !strings.Contains(text, "51013") {
+	if text := s.run(exitDone, "status").stdout.String(); !strings.Contains(text, "halted by ") || !strings.Contains(text, "51013") {
 		t.Errorf("status: got no word of the halt:\n%s", text)
 	}
 
-	// The same again, before anything was mended, changes nothing.
+	// The same again, before anything was fixed, changes nothing.
 	goOn := c.resumeCommand("to continue, once that is fixed")
 	s.run(exitHalted, goOn...).wantErr("51013")
 	if got := sim.Ledger().Conversations; got != l.Conversations {
@@ -325,7 +325,7 @@ func TestHaltAndGoOn(t *testing.T) {
 }
 
 // What is wrong with the credentials or the app is told before any job is taken: no group is touched, nothing is on
-// the queue, and the same command does it all once it is mended.
+// the queue, and the same command does it all once it is fixed.
 func TestHaltBeforeAnyJob(t *testing.T) {
 	expired := chat.SignUserSig(testKey, chatsim.DemoSDKAppID, chat.DefaultAdmin, time.Now().Add(-48*time.Hour), 24*time.Hour)
 	tests := []struct {
@@ -517,7 +517,7 @@ func TestReportShape(t *testing.T) {
 		}
 	}
 	for key, fields := range map[string][]string{
-		"jobs": {"total", "done", "partial", "failed", "pending", "in_hand"}, "conversations": {"total", "done", "failed", "pending"},
+		"jobs": {"total", "done", "partial", "failed", "pending", "in_flight"}, "conversations": {"total", "done", "failed", "pending"},
 		"run": {"seconds", "calls", "throttled", "repeated"},
 	} {
 		inner, _ := r[key].(map[string]any)

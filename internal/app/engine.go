@@ -69,6 +69,7 @@ type Engine struct {
 	candidate *lease.Candidate
 
 	verified atomic.Bool  // the credentials have worked
+	others   atomic.Int64 // renewals by other leaders, as seen here
 	lifting  atomic.Bool  // a halt that stands is to be ended by this process: it does not close the gate
 	rate     atomic.Int64 // of the namespace; 0: that of this process
 	changes  atomic.Int64 // of the leader, as seen here
@@ -118,10 +119,14 @@ func NewEngine(ctx context.Context, cfg EngineConfig) (*Engine, error) {
 	return e, nil
 }
 
-// observe notes who leads.
+// observe notes who leads, and that another process does: one whose record is renewed.
 func (e *Engine) observe(r lease.Record, _ uint64) {
-	if was := e.leader.Swap(&r); was == nil || was.Term != r.Term {
+	was := e.leader.Swap(&r)
+	switch {
+	case was == nil || was.Term != r.Term:
 		e.changes.Add(1)
+	case r.Holder != e.cfg.Name && !r.Released:
+		e.others.Add(1)
 	}
 }
 
@@ -236,6 +241,17 @@ func (e *Engine) applyHalt(h *queue.Halt) {
 	}
 }
 
+// AwaitWork returns nil when the credentials of this process are proved, when another process is seen to lead, or while
+// the namespace is paused: then jobs can be put on the queue that somebody will do.
+func (e *Engine) AwaitWork(ctx context.Context) error {
+	for !e.verified.Load() && e.others.Load() == 0 && !IsPause(e.gate.Halted()) {
+		if !sleep(ctx, 10*time.Millisecond) {
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
 // with calls f with the present term, if this process leads.
 func (e *Engine) with(f func(*term)) {
 	e.mu.Lock()
@@ -266,8 +282,23 @@ func (e *Engine) setTerm(t *term) {
 	e.term, e.since = t, time.Now()
 }
 
-// closing bounds what a term still has to write when it ends.
-const closing = 15 * time.Second
+// What a term still has to write when it ends takes closing at most; when the process is to leave at once, leaving.
+const (
+	closing = 15 * time.Second
+	leaving = time.Second
+)
+
+// last returns a context for what is still to be written when ctx may have ended.
+func last(ctx context.Context) (context.Context, context.CancelFunc) {
+	bound := closing
+	switch cause := context.Cause(ctx); {
+	case errors.As(cause, new(*broker.DiskError)):
+		bound = 0 // nothing can be written
+	case errors.Is(cause, context.Canceled):
+		bound = leaving
+	}
+	return context.WithTimeout(context.WithoutCancel(ctx), bound)
+}
 
 // lead is one term: from the lease to its release, or its loss.
 func (e *Engine) lead(ctx context.Context, stop <-chan struct{}, tenure *lease.Tenure) error {
@@ -337,7 +368,7 @@ func (e *Engine) lead(ctx context.Context, stop <-chan struct{}, tenure *lease.T
 			handovers = before.Handovers + 1
 		}
 	}
-	release, cancel := context.WithTimeout(context.WithoutCancel(ctx), closing)
+	release, cancel := last(ctx)
 	defer cancel()
 	if rerr := tenure.Release(release, pace.UnderWay(), e.cfg.Timeout, successor, handovers); rerr != nil {
 		e.log.Debug("release the lease", "err", rerr)
@@ -417,17 +448,17 @@ func (e *Engine) serve(
 	if stopped {
 		err = errStopped
 	}
+	stopWriting()
+	running.Wait()
 	if lostTerm(context.Cause(ctx)) == nil {
-		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), closing)
-		if cerr := jobs.Close(last); cerr != nil && lostTerm(cerr) == nil {
+		closing, cancel := last(ctx)
+		if cerr := jobs.Close(closing); cerr != nil && lostTerm(cerr) == nil {
 			e.log.Warn("the last results of this term were not written; their jobs will be done again", "err", cerr)
 		} else if err == nil {
 			err = cerr
 		}
 		cancel()
 	}
-	stopWriting()
-	running.Wait()
 	if successor != "" {
 		err = errHandedOver
 	}
@@ -448,8 +479,12 @@ func (e *Engine) verify(ctx context.Context, t *term) error {
 		err := e.checkCredentials(ctx, t.governor)
 		switch {
 		case err == nil:
-			e.verified.Store(true)
+			// Not before: a number with a typo would make the namespace that of an app that is not there.
+			if err := e.cfg.Queue.ClaimApp(ctx, e.cfg.App); err != nil {
+				return err
+			}
 			e.answered.Store(true)
+			e.verified.Store(true)
 		case errors.Is(err, errCredentials):
 			return err
 		case governor.IsHalted(err): // by somebody, meanwhile

@@ -100,7 +100,7 @@ func TestCluster(t *testing.T) {
 	})
 	end := time.Now().Add(30 * time.Second)
 	for {
-		_, read, err := mustLease(t, c)
+		_, read, err := readLease(t, c)
 		if err == nil && read == revision {
 			break
 		}
@@ -110,7 +110,7 @@ func TestCluster(t *testing.T) {
 	}
 }
 
-func mustLease(t *testing.T, c *Conn) ([]byte, uint64, error) {
+func readLease(t *testing.T, c *Conn) ([]byte, uint64, error) {
 	s, err := c.Lease(t.Context())
 	if err != nil {
 		return nil, 0, err

@@ -292,7 +292,10 @@ func (l *life) shift(p *process) {
 	defer l.mu.Unlock()
 	least := time.Duration(0.55 * float64(p.trips.Shortest()))
 	if l.plan.vanishing {
-		least = 0
+		if p.trips.credit() > 0 {
+			l.path.length = 0
+		}
+		return
 	}
 	switch l.rnd.IntN(3) {
 	case 0:

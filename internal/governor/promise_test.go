@@ -80,6 +80,7 @@ func TestPromiseLimitsCalls(t *testing.T) {
 				}
 				cancel()
 			}
+			synctest.Wait()
 			return len(permits)
 		}
 		if got := out(); got != 0 {

@@ -471,19 +471,25 @@ func commandsAtOnce(t *testing.T, rng *rand.Rand, queues []*Queue) {
 		})
 	}
 	wg.Wait()
-	q := queues[0]
+	checkWhole(t, queues[0], id, fmt.Sprintf("%q", ran))
+}
+
+// checkWhole makes sure that what is there of an import fits together: at once, that no jobs are there without a record;
+// the rest after a Sweep, or a Delete if it is being deleted.
+func checkWhole(t *testing.T, q *Queue, id, after string) {
+	t.Helper()
 	left := remains(t, q, id)
 	i, err := q.Import(t.Context(), id)
 	if left[q.jobsSubject(id)] > 0 && err != nil {
-		t.Errorf("after %q: jobs without a record: %v, %v", ran, left, err)
+		t.Errorf("after %s: jobs without a record: %v, %v", after, left, err)
 	}
 	if err == nil && i.State == Deleting { // a command for it finishes that; Sweep need not see it
 		if err := q.Delete(t.Context(), id); err != nil {
-			t.Errorf("after %q: %v", ran, err)
+			t.Errorf("after %s: %v", after, err)
 		}
 	}
 	if err := q.Sweep(t.Context()); err != nil {
-		t.Errorf("after %q: %v", ran, err)
+		t.Errorf("after %s: %v", after, err)
 	}
 	left = remains(t, q, id)
 	p, seq, perr := q.checkpoint(t.Context(), id)
@@ -495,31 +501,31 @@ func commandsAtOnce(t *testing.T, rng *rand.Rand, queues []*Queue) {
 	case errors.Is(err, ErrNoImport):
 		delete(left, q.resultSubject(id, endKind)) // of a process that was cut off; the next Begin removes it
 		if len(left) > 0 {
-			t.Errorf("after %q: no record, and %v", ran, left)
+			t.Errorf("after %s: no record, and %v", after, left)
 		}
 	case err != nil:
 		t.Error(err)
 	case !i.live():
 		if seq != 0 || left[q.jobsSubject(id)] > 0 {
-			t.Errorf("after %q: %s, and %v", ran, i.State, left)
+			t.Errorf("after %s: %s, and %v", after, i.State, left)
 		}
 	case seq == 0:
 		if left[q.jobsSubject(id)] > 0 {
-			t.Errorf("after %q: %s, no checkpoint, and %v", ran, i.State, left)
+			t.Errorf("after %s: %s, no checkpoint, and %v", after, i.State, left)
 		}
 	default:
 		if !p.of(&i) || p.Ended || left[q.jobsSubject(id)] != uint64(p.Jobs) {
-			t.Errorf("after %q: %s with the checkpoint %+v, and %v", ran, i.State, p, left)
+			t.Errorf("after %s: %s with the checkpoint %+v, and %v", after, i.State, p, left)
 		}
 		if i.State == Running && !p.Done {
-			t.Errorf("after %q: running, and the checkpoint is %+v", ran, p)
+			t.Errorf("after %s: running, and the checkpoint is %+v", after, p)
 		}
 	}
 	if i.Generation == 0 && err == nil {
 		stored := storedJobs(t, q, id)
 		for n, j := range stored {
 			if j.ID != testJob(id, n).ID {
-				t.Errorf("after %q: job %d is %s", ran, n, j.ID)
+				t.Errorf("after %s: job %d is %s", after, n, j.ID)
 				return
 			}
 		}

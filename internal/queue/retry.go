@@ -8,14 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"groupferry/internal/broker"
 	"groupferry/internal/job"
-)
-
-const (
-	// resultsAhead and resultsAheadBytes bound what one request for results brings.
-	resultsAhead      = 256
-	resultsAheadBytes = 1 << 20
 )
 
 // RetryStats says what a retry put on the queue.
@@ -172,27 +165,23 @@ func (w *writer) putFailures(ctx context.Context) (err error) {
 	w.seen, w.source = w.last.Jobs, checkpoint{
 		After: w.last.After, Looked: w.last.Looked, Conversations: w.last.Conversations, Unreadable: w.last.Unreadable,
 	}
-	replaced, err := w.q.replaced(ctx, w.rec)
+	replaced, err := w.q.replacedBefore(ctx, &w.rec)
 	if err != nil {
 		return err
 	}
-	kinds := []job.Outcome{job.Partial, job.Failed}
-	err = w.q.eachResult(ctx, w.rec.ID, kinds, w.source.After, w.rec.RetryFrom, func(seq uint64, r *job.Result) error {
-		w.source.After = seq
-		w.source.Looked++
-		if _, found := slices.BinarySearch(replaced, seq); found {
-			return nil
+	scan := resultScan{
+		q: w.q, id: w.rec.ID, outcomes: []job.Outcome{job.Partial, job.Failed}, next: w.source.After + 1, upTo: w.rec.RetryFrom,
+	}
+	var refused error
+	err = scan.run(ctx, func(m stored) error {
+		if refused = w.takeFailure(ctx, m, replaced); refused != nil {
+			return errStopped
 		}
-		if len(r.Conversations) == 0 {
-			w.source.Unreadable++
-		}
-		j := retryJob(&w.rec, seq, r)
-		if len(j.Conversations) == 0 {
-			return nil
-		}
-		w.source.Conversations += int64(len(j.Conversations))
-		return w.take(ctx, &j)
+		return nil
 	})
+	if refused != nil {
+		return refused
+	}
 	if err != nil {
 		return err
 	}
@@ -204,6 +193,28 @@ func (w *writer) putFailures(ctx context.Context) (err error) {
 	}
 	w.source.After = w.rec.RetryFrom
 	return w.commit(ctx, true)
+}
+
+// takeFailure looks at one result, and takes a job for what failed in it.
+func (w *writer) takeFailure(ctx context.Context, m stored, replaced []uint64) error {
+	w.source.After = m.seq
+	w.source.Looked++
+	if _, found := slices.BinarySearch(replaced, m.seq); found {
+		return nil
+	}
+	r, err := job.DecodeResult(m.Data)
+	if err != nil {
+		return fmt.Errorf("result %d: %w", m.seq, err)
+	}
+	if len(r.Conversations) == 0 {
+		w.source.Unreadable++
+	}
+	j := retryJob(&w.rec, m.seq, &r)
+	if len(j.Conversations) == 0 {
+		return nil
+	}
+	w.source.Conversations += int64(len(j.Conversations))
+	return w.take(ctx, &j)
 }
 
 // retryJob makes a job of what failed in a result, if anything did that is wanted.
@@ -220,109 +231,20 @@ func retryJob(rec *Import, seq uint64, r *job.Result) job.Job {
 	return j
 }
 
-// replaced lists the results, by sequence and in order, that an earlier retry has replaced: 8 bytes of memory for each.
-func (q *Queue) replaced(ctx context.Context, rec Import) ([]uint64, error) {
-	var all []uint64
-	if rec.FirstRetry >= rec.RetryFrom {
+// replacedBefore gives the results, by sequence and in order, that earlier retries have replaced: 8 bytes of memory for
+// each. Those of the present one do not count: they would change what this one is about.
+func (q *Queue) replacedBefore(ctx context.Context, rec *Import) (seqs []uint64, err error) {
+	if rec.FirstRetry >= rec.RetryFrom { // it is the first
 		return nil, nil
 	}
-	err := q.eachResult(ctx, rec.ID, job.Outcomes, rec.FirstRetry, rec.RetryFrom, func(_ uint64, r *job.Result) error {
-		if r.Replaces != 0 {
-			all = append(all, r.Replaces)
-		}
-		return nil
-	})
-	slices.Sort(all)
-	return all, err
-}
-
-// eachResult reads the results of an import with some outcomes, after a sequence and up to another, in their order. It
-// stops at the first error that each returns, and returns that.
-func (q *Queue) eachResult(
-	ctx context.Context, id string, outcomes []job.Outcome, after, upTo uint64, each func(seq uint64, r *job.Result) error,
-) error {
-	cursors := make([]*cursor, 0, len(outcomes))
-	for _, o := range outcomes {
-		c := &cursor{q: q, subject: q.resultSubject(id, string(o)), next: after + 1, upTo: upTo}
-		cursors = append(cursors, c)
-		m, err := q.conn.LastMsg(ctx, q.resultsStream(), c.subject)
-		if err != nil && !errors.Is(err, broker.ErrNotFound) {
-			return err
-		}
-		if err == nil {
-			c.last = m.Sequence
-		}
-	}
-	reader := q.newBatchReader(q.resultsStream())
-	defer reader.close()
-	for {
-		var first *cursor
-		for _, c := range cursors {
-			if err := c.fill(ctx, reader); err != nil {
-				return err
-			}
-			if len(c.ahead) > 0 && (first == nil || c.ahead[0].seq < first.ahead[0].seq) {
-				first = c
-			}
-		}
-		if first == nil {
-			return nil
-		}
-		m := first.ahead[0]
-		first.ahead = first.ahead[1:]
+	scan := resultScan{q: q, id: rec.ID, outcomes: job.Outcomes, next: rec.FirstRetry + 1, upTo: rec.RetryFrom}
+	err = scan.run(ctx, func(m stored) error {
 		r, err := job.DecodeResult(m.Data)
-		if err != nil {
-			return fmt.Errorf("result %d: %w", m.seq, err)
+		if err == nil && r.Replaces != 0 {
+			seqs = append(seqs, r.Replaces)
 		}
-		if err := each(m.seq, &r); err != nil {
-			return err
-		}
-	}
-}
-
-// A cursor reads the messages with one subject of the results stream, in their order.
-type cursor struct {
-	q       *Queue
-	subject string
-	next    uint64 // where those begin that were not read
-	last    uint64 // the last one that there is, as the stream's leader says
-	upTo    uint64 // none after it is wanted
-	ahead   []stored
-}
-
-// fill reads ahead if there is nothing ahead, and something left. A server that lags behind the leader is waited for.
-func (c *cursor) fill(ctx context.Context, reader *batchReader) error {
-	giveUp := time.Now().Add(patience)
-	for len(c.ahead) == 0 && c.next <= min(c.last, c.upTo) {
-		got, err := reader.read(ctx, c.next, c.subject, resultsAhead, resultsAheadBytes)
-		switch {
-		case ctx.Err() != nil:
-			return context.Cause(ctx)
-		case err != nil && (!broker.Unreachable(err) || time.Now().After(giveUp)):
-			return c.q.fault(ctx, "read results", err)
-		case len(got) == 0:
-			// The leader knows whether that is the end: they may have been deleted meanwhile.
-			m, err := c.q.conn.NextMsg(ctx, c.q.resultsStream(), c.next, c.subject)
-			if errors.Is(err, broker.ErrNotFound) || err == nil && m.Sequence > c.upTo {
-				c.last = 0
-				return nil
-			}
-			if err == nil && time.Now().After(giveUp) {
-				err = errors.New("no server gives it but the stream's leader")
-			}
-			if err != nil {
-				return c.q.fault(ctx, fmt.Sprintf("read result %d", c.next), err)
-			}
-			if !pause(ctx, 50*time.Millisecond) {
-				return context.Cause(ctx)
-			}
-			continue
-		}
-		c.next = got[len(got)-1].seq + 1
-		for len(got) > 0 && got[len(got)-1].seq > c.upTo {
-			got = got[:len(got)-1]
-		}
-		c.ahead = got
-	}
-	return nil
+		return err
+	})
+	slices.Sort(seqs)
+	return seqs, err
 }

@@ -275,3 +275,408 @@ func TestTermCompletesAnImport(t *testing.T) {
 		t.Errorf("open imports: got %v, %v, want none", open, err)
 	}
 }
+
+// busy takes jobs and finishes them until the term has ended.
+func (l *ledTerm) busy(t testing.TB, workers int) (stop func()) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	var all sync.WaitGroup
+	for range workers {
+		all.Go(func() {
+			for {
+				d, err := l.Next(ctx)
+				if err != nil {
+					return
+				}
+				d.Finish(resultOf(t, d, 0))
+			}
+		})
+	}
+	return func() {
+		cancel()
+		all.Wait()
+	}
+}
+
+// Leaders take over from each other in the middle of their work, without knowing it: the earlier one is told, and no job
+// has two results or none.
+func TestTermTakenOver(t *testing.T) {
+	q := leaderQueue(t)
+	const jobs = 3000
+	imported(t, q, "one", jobs)
+	imported(t, q, "two", jobs)
+	var l *ledTerm
+	for n := 1; n <= 5; n++ {
+		before := l
+		l = lead(t, q, TermConfig{Term: uint64(n), Crashed: n%2 == 0})
+		stop := l.busy(t, 8)
+		defer stop()
+		if before != nil {
+			if err := <-before.done; !errors.Is(err, ErrSuperseded) {
+				t.Errorf("term %d: got %v, want %v", n-1, err, ErrSuperseded)
+			}
+			before.done <- nil
+			if _, err := before.Next(t.Context()); !errors.Is(err, ErrSuperseded) {
+				t.Errorf("next job of term %d: got %v, want %v", n-1, err, ErrSuperseded)
+			}
+			if err := before.Close(t.Context()); !errors.Is(err, ErrSuperseded) {
+				t.Errorf("close term %d: got %v, want %v", n-1, err, ErrSuperseded)
+			}
+		}
+		if n < 5 {
+			s, err := q.countResults(t.Context(), "one")
+			if err != nil {
+				t.Fatal(err)
+			}
+			wait(t, "some results of this term", func() bool {
+				now, err := q.countResults(t.Context(), "one")
+				return err == nil && now[job.Done] > s[job.Done]+100
+			})
+		}
+	}
+	l.complete(t, 2)
+	for _, id := range []string{"one", "two"} {
+		if got := len(written(t, q, id)); got != jobs {
+			t.Errorf("import %s has %d results, want %d", id, got, jobs)
+		}
+		if i := record(t, q, id); i.State != Complete || i.Counts.Jobs.Done != jobs {
+			t.Errorf("import %s: got %+v, want complete with %d done", id, i, jobs)
+		}
+	}
+	if _, err := q.Lead(t.Context(), TermConfig{Term: 4}); !errors.Is(err, ErrSuperseded) {
+		t.Errorf("an earlier term: got %v, want %v", err, ErrSuperseded)
+	}
+}
+
+// notRunning begins a term that does not run: what would be written is written step by step.
+func notRunning(t testing.TB, q *Queue, cfg TermConfig) *Term {
+	t.Helper()
+	term, err := q.Lead(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return term
+}
+
+// take reads jobs into the buffers and gives n of them.
+func take(t testing.TB, term *Term, n int) (all []*Delivery) {
+	t.Helper()
+	r := term.q.newBatchReader(term.q.jobsStream())
+	defer r.close()
+	for len(all) < n {
+		if _, err := term.fillAll(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		for len(all) < n {
+			d, err := term.Next(ctx)
+			if err != nil {
+				break
+			}
+			all = append(all, d)
+		}
+		cancel()
+		if t.Failed() {
+			t.FailNow()
+		}
+	}
+	return all
+}
+
+// A group whose answer got lost is sent again, and found to be there.
+func TestGroupWithoutAnswer(t *testing.T) {
+	q := leaderQueue(t)
+	imported(t, q, "imp", 20)
+	term := notRunning(t, q, TermConfig{Term: 1})
+	for _, d := range take(t, term, 10) {
+		d.Finish(resultOf(t, d, 0))
+	}
+	term.sent = term.nextGroup(time.Now())
+	if _, err := term.send(t.Context(), term.sent); err != nil { // and nobody hears of it
+		t.Fatal(err)
+	}
+	if err := term.writeGroup(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if s := term.Snapshot(); s.Unwritten != 0 {
+		t.Errorf("got %+v, want nothing unwritten", s)
+	}
+	if got := len(written(t, q, "imp")); got != 10 {
+		t.Errorf("got %d results, want 10", got)
+	}
+	for _, d := range take(t, term, 10) {
+		d.Finish(resultOf(t, d, 0))
+	}
+	if err := term.writeGroup(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := len(written(t, q, "imp")); got != 20 {
+		t.Errorf("got %d results, want 20", got)
+	}
+	s, _, err := q.lastState(t.Context(), "imp")
+	if err != nil || s.Counts.Results != 20 || s.Handed != 20 || len(s.Unfinished) != 0 {
+		t.Errorf("state: got %+v, %v", s, err)
+	}
+}
+
+// The answer got lost, and before the group was sent again another leader began: it is not written twice.
+func TestGroupWithoutAnswerSuperseded(t *testing.T) {
+	q := leaderQueue(t)
+	imported(t, q, "imp", 20)
+	term := notRunning(t, q, TermConfig{Term: 1})
+	for _, d := range take(t, term, 10) {
+		d.Finish(resultOf(t, d, 0))
+	}
+	term.sent = term.nextGroup(time.Now())
+	if _, err := term.send(t.Context(), term.sent); err != nil {
+		t.Fatal(err)
+	}
+	l := lead(t, q, TermConfig{Term: 2, Crashed: true})
+	if err := term.writeGroup(t.Context()); !errors.Is(err, ErrSuperseded) {
+		t.Errorf("got %v, want %v", err, ErrSuperseded)
+	}
+	l.work(t, 10, nil)
+	l.complete(t, 1)
+	if got := len(written(t, q, "imp")); got != 20 {
+		t.Errorf("got %d results, want 20", got)
+	}
+}
+
+// An import ends while a group with its results is under way: they are dropped, and those of the others are written.
+func TestGroupAndTheEndOfAnImport(t *testing.T) {
+	q := leaderQueue(t)
+	imported(t, q, "one", 10)
+	imported(t, q, "two", 10)
+	imported(t, q, "three", 10)
+	term := notRunning(t, q, TermConfig{Term: 1})
+	for _, d := range take(t, term, 30) {
+		d.Finish(resultOf(t, d, 0))
+	}
+	term.sent = term.nextGroup(time.Now())
+	if got := len(term.sent.parts); got != 3 {
+		t.Fatalf("got %d parts, want 3", got)
+	}
+	if err := q.Cancel(t.Context(), "one"); err != nil {
+		t.Fatal(err)
+	}
+	if err := q.Cancel(t.Context(), "three"); err != nil {
+		t.Fatal(err)
+	}
+	if err := q.Delete(t.Context(), "three"); err != nil {
+		t.Fatal(err)
+	}
+	imported(t, q, "three", 5) // it is another one now
+	if err := term.writeGroup(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for id, want := range map[string]int{"one": 0, "two": 10, "three": 0} {
+		if got := len(written(t, q, id)); got != want {
+			t.Errorf("import %s has %d results, want %d", id, got, want)
+		}
+	}
+	if i := record(t, q, "one"); i.State != Cancelled || i.Counts.Results != 0 {
+		t.Errorf("got %+v, want cancelled without results", i)
+	}
+	if s := term.Snapshot(); s.Unwritten != 0 || s.Imports != 1 {
+		t.Errorf("got %+v, want nothing unwritten, and one import", s)
+	}
+	l := lead(t, q, TermConfig{Term: 2})
+	l.work(t, 5, nil)
+	l.complete(t, 2)
+	if got := len(exported(t, q, "three")); got != 5 {
+		t.Errorf("exported %d, want 5", got)
+	}
+}
+
+// With 2,000 results unwritten no job is handed out, and when they are written, the others are.
+func TestTermStopsAtUnwritten(t *testing.T) {
+	q := leaderQueue(t)
+	imported(t, q, "one", 1500)
+	imported(t, q, "two", 1500)
+	term := notRunning(t, q, TermConfig{Term: 1})
+	for _, a := range term.byID {
+		a.limit = 1 << 40 // the bound on what is not stated comes first otherwise
+	}
+	for _, d := range take(t, term, maxOpen) {
+		d.Finish(resultOf(t, d, 0))
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if d, err := term.Next(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("got %v, %v, want no job", d, err)
+	}
+	if s := term.Snapshot(); s.Unwritten != maxOpen {
+		t.Errorf("got %+v, want %d unwritten", s, maxOpen)
+	}
+	done := make(chan error, 1)
+	run, end := context.WithCancel(t.Context())
+	go func() { done <- term.Run(run) }()
+	l := &ledTerm{Term: term}
+	l.work(t, 3000-maxOpen, nil)
+	wait(t, "all complete", term.Idle)
+	end()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	for _, id := range []string{"one", "two"} {
+		if got := len(written(t, q, id)); got != 1500 {
+			t.Errorf("import %s has %d results, want 1,500", id, got)
+		}
+	}
+}
+
+// An import of 50 jobs beside one of 10,000 is complete long before that one.
+func TestTermIsFair(t *testing.T) {
+	q := leaderQueue(t)
+	imported(t, q, "large", 10_000)
+	l := lead(t, q, TermConfig{Term: 1})
+	l.work(t, 100, nil)
+	imported(t, q, "urgent", 50)
+	l.Changed("urgent")
+	done := 0
+	for urgent := 0; urgent < 50; done++ {
+		d := l.next(t)
+		if d.Import() == "urgent" {
+			urgent++
+		}
+		d.Finish(resultOf(t, d, 0))
+	}
+	// Until the import is found the other one goes on; then they take turns.
+	if done > 5000 {
+		t.Errorf("50 jobs were handed out among %d, want far fewer", done)
+	}
+	l.complete(t, 1)
+	if i := record(t, q, "urgent"); i.State != Complete {
+		t.Errorf("got %+v, want complete", i)
+	}
+	if i := record(t, q, "large"); i.State != Running {
+		t.Errorf("got %+v, want running", i)
+	}
+}
+
+func TestTermPausesAnImport(t *testing.T) {
+	q := leaderQueue(t)
+	imported(t, q, "imp", 10)
+	l := lead(t, q, TermConfig{Term: 1})
+	l.work(t, 3, nil)
+	if err := q.PauseImport(t.Context(), "imp"); err != nil {
+		t.Fatal(err)
+	}
+	l.Changed("imp")
+	wait(t, "paused", func() bool {
+		l.mu2().Lock()
+		defer l.mu2().Unlock()
+		return l.byID["imp"].paused
+	})
+	l.none(t, 50*time.Millisecond)
+	if l.Idle() {
+		t.Error("idle with jobs left")
+	}
+	if err := q.ResumeImport(t.Context(), "imp"); err != nil {
+		t.Fatal(err)
+	}
+	l.Resync()
+	l.work(t, 7, nil)
+	l.complete(t, 1)
+}
+
+// mu2 is the lock of the term itself.
+func (l *ledTerm) mu2() *sync.Mutex { return &l.Term.mu }
+
+// Jobs are handed out while the import is still being enqueued, and it becomes complete when all are there.
+func TestTermWhileEnqueueing(t *testing.T) {
+	q := leaderQueue(t)
+	if _, _, err := q.Begin(t.Context(), Import{ID: "imp", Digest: "d"}); err != nil {
+		t.Fatal(err)
+	}
+	l := lead(t, q, TermConfig{Term: 1})
+	worked := make(chan struct{})
+	go func() {
+		defer close(worked)
+		l.work(t, 2500, nil)
+	}()
+	if _, err := q.Enqueue(t.Context(), "imp", numberedJobs("imp", 2500, 2), nil); err != nil {
+		t.Fatal(err)
+	}
+	<-worked
+	l.complete(t, 1)
+	if got := len(exported(t, q, "imp")); got != 2500 {
+		t.Errorf("exported %d, want 2,500", got)
+	}
+}
+
+func TestTermCompletesWithoutJobs(t *testing.T) {
+	q := leaderQueue(t)
+	imported(t, q, "imp", 0)
+	l := lead(t, q, TermConfig{Term: 1})
+	l.complete(t, 1)
+	if i := record(t, q, "imp"); i.State != Complete {
+		t.Errorf("got %+v, want complete", i)
+	}
+}
+
+// A leader that stops leaves what it did not finish to the next one, and no job under suspicion.
+func TestTermHandsOver(t *testing.T) {
+	q := leaderQueue(t)
+	imported(t, q, "imp", 100)
+	l := lead(t, q, TermConfig{Term: 1})
+	var left []*Delivery
+	for i := range 60 {
+		d := l.next(t)
+		if i%10 == 0 {
+			left = append(left, d)
+			continue
+		}
+		d.Finish(resultOf(t, d, 0))
+	}
+	for _, d := range left {
+		d.Requeue(time.Hour, false)
+	}
+	l.stop(t)
+	if _, err := l.Next(t.Context()); !errors.Is(err, ErrClosed) {
+		t.Errorf("next job after the end: got %v, want %v", err, ErrClosed)
+	}
+	p, err := q.Progress(t.Context(), "imp")
+	if err != nil || p.Pending != 46 || p.InFlight != 0 || p.Counts.Results != 54 {
+		t.Errorf("progress: got %+v, %v, want 46 pending, none in flight", p, err)
+	}
+	next := lead(t, q, TermConfig{Term: 2})
+	for range left {
+		d := next.next(t)
+		found := false
+		for _, old := range left {
+			found = found || old.Sequence() == d.Sequence()
+		}
+		if !found || d.Attempt() != 1 {
+			t.Errorf("job %d, attempt %d: want those first that were left, at attempt 1", d.Sequence(), d.Attempt())
+		}
+		d.Finish(resultOf(t, d, 0))
+	}
+	next.work(t, 40, nil)
+	next.complete(t, 1)
+	if got := len(written(t, q, "imp")); got != 100 {
+		t.Errorf("got %d results, want 100", got)
+	}
+}
+
+func TestRequeueCountsAttempts(t *testing.T) {
+	q := leaderQueue(t)
+	imported(t, q, "imp", 1)
+	l := lead(t, q, TermConfig{Term: 1})
+	for i, counted := range []bool{false, true, true} {
+		d := l.next(t)
+		if want := []int{1, 1, 2}[i]; d.Attempt() != want {
+			t.Errorf("attempt: got %d, want %d", d.Attempt(), want)
+		}
+		d.Requeue(time.Millisecond, counted)
+		d.Finish(resultOf(t, d, 0)) // too late
+	}
+	if d := l.next(t); d.Attempt() != 3 {
+		t.Errorf("attempt: got %d, want 3", d.Attempt())
+	} else {
+		d.Finish(resultOf(t, d, 0))
+	}
+	l.complete(t, 1)
+	if got := len(written(t, q, "imp")); got != 1 {
+		t.Errorf("got %d results, want 1", got)
+	}
+}
