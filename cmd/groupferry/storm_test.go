@@ -69,7 +69,8 @@ func TestStorm(t *testing.T) {
 	}
 	s := &storm{fleet: newFleet(t, stormRate, chatsim.Config{}), rng: rand.New(rand.NewPCG(seed, 3)), start: time.Now()}
 	t.Cleanup(func() {
-		t.Logf("to repeat it: go test ./cmd/groupferry -run TestStorm -storm %d -storm-seed %d\n%s", *stormFaults, seed, &s.log)
+		t.Logf("to repeat it: go test ./cmd/groupferry -run TestStorm -storm %d -storm-seed %d\n%scalls in each second: %v",
+			*stormFaults, seed, &s.log, s.perSecond())
 	})
 	s.env["GROUPFERRY_TIMEOUT"] = stormTimeout.String()
 	for n := range 4 {
@@ -108,6 +109,17 @@ func TestStorm(t *testing.T) {
 			t.Errorf("worker %d: got exit code %d, want %d\n%s", w.n, code, exitDone, &w.p.stderr)
 		}
 	}
+}
+
+// perSecond counts the calls that arrived in each second of the storm.
+func (s *storm) perSecond() []int {
+	var n []int
+	for _, at := range s.arrived(s.start, chat.CreateContactGroup, nil) {
+		second := int(at.Sub(s.start) / time.Second)
+		n = append(n, make([]int, max(0, second+1-len(n)))...)
+		n[second]++
+	}
+	return n
 }
 
 func (s *storm) note(format string, v ...any) {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"groupferry/internal/broker"
 	"groupferry/internal/governor"
 	"groupferry/internal/queue"
 )
@@ -107,21 +108,26 @@ func (p *program) reportHalt(s *store) error {
 
 // never shows how far the imports are; work without --drain does not end by itself.
 func (w *workerProcess) never(ctx context.Context) (bool, error) {
-	_, err := w.showOpen(ctx)
+	_, _, err := w.showOpen(ctx)
 	return false, err
 }
 
-// drained tells whether nothing is left to do for any import, whoever did it.
+// drained tells whether nothing is left to do for any import, whoever did it. An import that is damaged can have no end:
+// the error is about that, once all others are done.
 func (w *workerProcess) drained(ctx context.Context) (bool, error) {
-	left, err := w.showOpen(ctx)
-	return err == nil && left == 0, err
+	left, damaged, err := w.showOpen(ctx)
+	if err != nil || left > 0 {
+		return false, err
+	}
+	return true, damaged
 }
 
-// showOpen draws the progress line of the imports that are not over, as if they were one, and counts them.
-func (w *workerProcess) showOpen(ctx context.Context) (left int, err error) {
+// showOpen draws the progress line of the imports that are not over, as if they were one, and counts them. Those that are
+// damaged are left out, but for the error.
+func (w *workerProcess) showOpen(ctx context.Context) (left int, damaged, err error) {
 	open, err := w.store.OpenImports(ctx)
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	var all queue.Progress
 	for _, id := range open {
@@ -129,8 +135,12 @@ func (w *workerProcess) showOpen(ctx context.Context) (left int, err error) {
 		if errors.Is(err, queue.ErrNoImport) || err == nil && p.Import.State.Over() {
 			continue // its jobs are just being removed
 		}
+		if errors.As(err, new(*broker.DamagedError)) {
+			damaged = err
+			continue
+		}
 		if err != nil {
-			return 0, err
+			return 0, nil, err
 		}
 		left++
 		all.Pending += p.Pending
@@ -143,7 +153,7 @@ func (w *workerProcess) showOpen(ctx context.Context) (left int, err error) {
 	if left > 0 {
 		w.showProgress(all)
 	}
-	return left, nil
+	return left, damaged, nil
 }
 
 // tidyEvery is how often a worker looks for imports that are too old to be kept.

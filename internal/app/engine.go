@@ -442,7 +442,7 @@ func (e *Engine) serve(
 		if e.cfg.LeaveOnHalt {
 			cfg.LeaveOn = func(cause error) bool { return !IsPause(cause) }
 		}
-		err = worker.New(cfg, termJobs{jobs}, e.cfg.API, t.governor).Run(ctx, stop)
+		err = worker.New(cfg, termJobs{jobs, t.governor}, e.cfg.API, t.governor).Run(ctx, stop)
 	}
 	stopMonitor()
 	if stopped {
@@ -725,11 +725,21 @@ func (e *Engine) findSuccessor(ctx context.Context) (presence, bool) {
 	return presence{}, false
 }
 
-// termJobs gives the jobs of a term to the worker.
-type termJobs struct{ *queue.Term }
+// backlog is how many calls may wait for their turn before the next job is taken: what 200 calls a second take in a tenth
+// of a second. More would have to be done again after a crash, and keep a stop, a cancel and a small import waiting.
+const backlog = 20
+
+// termJobs gives the jobs of a term to the worker, as they are needed.
+type termJobs struct {
+	jobs *queue.Term
+	pace *governor.Governor
+}
 
 func (j termJobs) Next(ctx context.Context) (worker.Delivery, error) {
-	d, err := j.Term.Next(ctx)
+	if err := j.pace.AwaitRoom(ctx, string(chat.CreateContactGroup), backlog); err != nil {
+		return nil, err
+	}
+	d, err := j.jobs.Next(ctx)
 	if err != nil {
 		return nil, err
 	}

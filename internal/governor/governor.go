@@ -285,6 +285,33 @@ func (g *Governor) Acquire(ctx context.Context, command, userID string) (*Permit
 	return nil, err
 }
 
+// AwaitRoom waits until fewer than most calls of a command wait for nothing but their turn; a call that waits for another
+// one of its user does not count. Whoever takes on work only then has little of it waiting here: it can be stopped, or
+// given something more urgent, at once, and a crash has little under way. It returns [ErrClosed] after Close, and ctx's
+// error when that ends first.
+func (g *Governor) AwaitRoom(ctx context.Context, command string, most int) error {
+	for {
+		g.mu.Lock()
+		l := g.lane(command)
+		if len(l.ready) < most {
+			g.mu.Unlock()
+			return nil
+		}
+		if l.room == nil {
+			l.room = make(chan struct{})
+		}
+		room := l.room
+		g.mu.Unlock()
+		select {
+		case <-room:
+		case <-g.over:
+			return ErrClosed
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
 // unlock releases the lock and asks for a higher promise if that is due.
 func (g *Governor) unlock() {
 	need := g.need
@@ -446,12 +473,14 @@ func (g *Governor) pumpLane(l *lane, now time.Time) time.Time {
 		w := l.ready[0]
 		if w.gone {
 			l.ready = l.ready[1:]
+			l.shorter()
 			continue
 		}
 		if at, ok := g.mayGrant(l, now); !ok {
 			return at
 		}
 		l.ready = l.ready[1:]
+		l.shorter()
 		l.waiting--
 		w.user.busy = true
 		w.user.waiting = w.user.waiting[1:]

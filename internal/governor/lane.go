@@ -72,8 +72,9 @@ type lane struct {
 	trickled  int         // grants since then
 	peaks     [2]int      // the most calls under way: since peakFrom, and in the peakTime before
 	peakFrom  time.Time
-	ready     []*waiter // by ticket; each is the first of its user
-	waiting   int       // all waiters, also those behind another of the same user
+	ready     []*waiter     // by ticket; each is the first of its user
+	waiting   int           // all waiters, also those behind another of the same user
+	room      chan struct{} // closed when ready gets shorter; nil while nobody waits for that
 	throttled int
 }
 
@@ -81,6 +82,14 @@ type lane struct {
 func (l *lane) queue(w *waiter) {
 	i, _ := slices.BinarySearchFunc(l.ready, w.ticket, func(o *waiter, t uint64) int { return cmp.Compare(o.ticket, t) })
 	l.ready = slices.Insert(l.ready, i, w)
+}
+
+// shorter tells those who wait for room that ready got shorter.
+func (l *lane) shorter() {
+	if l.room != nil {
+		close(l.room)
+		l.room = nil
+	}
 }
 
 // free tells whether a permit is free now, and if not, when to ask again. So many inherited ones are taken until the

@@ -66,6 +66,10 @@ func wholeLife(ctx context.Context, q *Queue) error {
 	if err := q.Sweep(ctx); err != nil {
 		return err
 	}
+	// Beside another one, so that the streams are not empty afterwards.
+	if _, _, err := q.Begin(ctx, Import{ID: "other", Digest: "d"}); err != nil {
+		return fmt.Errorf("begin: %w", err)
+	}
 	if _, _, err := q.Begin(ctx, Import{ID: id, Digest: "d"}); err != nil {
 		return fmt.Errorf("begin: %w", err)
 	}
@@ -225,4 +229,3 @@ func TestLifeKilled(t *testing.T) {
 	}
 	t.Logf("%d kills", kills)
 }
-

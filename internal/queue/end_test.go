@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/synadia-io/orbit.go/jetstreamext"
 
 	"groupferry/internal/broker"
@@ -286,7 +287,12 @@ func TestDeleteOvertakenByBegin(t *testing.T) {
 		"its jobs":       func() error { return q.purgeJobs(t.Context(), q.jobsSubject("a"), seq) },
 		"its checkpoint": func() error { return q.purgeJobs(t.Context(), q.checkpointSubject("a"), seq) },
 		"its results":    func() error { return q.purgeResults(t.Context(), "a", end) },
-		"its record":     func() error { return q.purge(t.Context(), q.records, q.recordSubject("a"), revision) },
+		"its record": func() error {
+			if err := q.control.Purge(t.Context(), importKey("a"), jetstream.LastRevision(revision)); !broker.LostRace(err) {
+				return fmt.Errorf("got %v, want it refused", err)
+			}
+			return nil
+		},
 		"its terminal checkpoint": func() error {
 			if _, err := q.putCheckpoint(t.Context(), "a", p, 0); !broker.LostRace(err) {
 				return fmt.Errorf("got %v, want it refused", err)
@@ -350,11 +356,7 @@ func TestLostRecord(t *testing.T) {
 			h.write(t, testResult("a", 0))
 			h.complete(t)
 		}
-		last, err := q.lastSeq(t.Context(), q.controlStream())
-		if err == nil {
-			err = q.purge(t.Context(), q.records, q.recordSubject("a"), last)
-		}
-		if err != nil {
+		if err := q.control.Purge(t.Context(), importKey("a")); err != nil {
 			t.Fatal(err)
 		}
 		left := fmt.Sprint(remains(t, q, "a"))

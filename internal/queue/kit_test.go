@@ -2,6 +2,7 @@ package queue
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"testing"
@@ -127,7 +128,6 @@ func remains(t testing.TB, q *Queue, id string) map[string]uint64 {
 	for stream, subject := range map[string][]string{
 		q.jobsStream():    {q.jobsSubject(id), q.checkpointSubject(id)},
 		q.resultsStream(): {q.resultSubject(id, "*")},
-		q.controlStream(): {q.recordSubject(id)},
 	} {
 		for _, s := range subject {
 			state, err := q.conn.StreamState(context.WithoutCancel(t.Context()), stream, s)
@@ -138,6 +138,11 @@ func remains(t testing.TB, q *Queue, id string) map[string]uint64 {
 				left[subject] = n
 			}
 		}
+	}
+	if _, err := q.Import(context.WithoutCancel(t.Context()), id); err == nil {
+		left["record"] = 1
+	} else if !errors.Is(err, ErrNoImport) {
+		t.Fatal(err)
 	}
 	return left
 }

@@ -1,4 +1,62 @@
-// Package queue keeps jobs, results and the records of imports on NATS JetStream. (Manual follows.)
+// Package queue keeps jobs, results and the records of imports on NATS JetStream. All names on the server begin with the
+// namespace, NS:
+//
+//	importer: Begin, Enqueue            Cancel, Delete, Retry              status, results: Progress, Results
+//	   │ up to 999 jobs and a checkpoint,  │ a terminal checkpoint,           ▲
+//	   │ all or nothing                    │ an end message                   │
+//	   ▼                                   ▼                                  │
+//	┌─ stream NS-jobs ───────────────────────────┐  ┌─ stream NS-results ─────┴──────────────────────────┐
+//	│ NS.jobs.IMPORT        until the import ends│  │ NS.results.IMPORT.done|partial|failed   one per job│
+//	│ NS.checkpoint.IMPORT  how far Enqueue got  │  │ NS.results.IMPORT.state  counts, and what is open  │
+//	└───────────────┬────────────────────────────┘  │ NS.results.IMPORT.end    no result comes after it  │
+//	                │ Term.Next                     │ NS.term                  marker of the leader      │
+//	                ▼                               └────────────────────────────────────────────────────┘
+//	   the leader: a Term, one per namespace                                  ▲
+//	                └── Delivery.Finish ─► a group of results and states, all or nothing
+//
+//	bucket NS-control: import.IMPORT (record of an import), app, halt, rate; each change is a compare-and-set
+//
+// Commands change records, and the leader learns of it by [Queue.Watch]. Jobs are written by whoever enqueues or retries,
+// results by the leader alone. What a job is about and what became of it is known by its place on the jobs stream.
+//
+// # Writers
+//
+// A batch of jobs goes through only if the import's checkpoint is where its writer saw it last. So two processes that
+// enqueue the same import do each other no harm: the one that lost takes the other's jobs for written. Two imports that
+// are enqueued at once take turns of a few seconds. [Queue.Enqueue] and [Queue.Retry] write in the same way.
+//
+// Every end of an import, by completion, [Queue.Cancel], [Queue.Delete] or retention, is fenced against batches of jobs
+// and groups of results that are under way: see the comment in end.go, which also says why.
+//
+// # What a crash leaves behind
+//
+// A process, or the embedded server with it, can be killed anywhere. What the next one finds, and does:
+//
+//   - After [Queue.Begin] wrote the record: no checkpoint. Begin or Enqueue writes it.
+//   - While a batch is on its way: the server puts a batch on the stream as a whole or not at all. The checkpoint in it
+//     counts the jobs up to its end, so reading it tells which; Enqueue resumes after it.
+//   - After the last batch, before the record says running: the checkpoint says done. Enqueue, [Queue.Sweep], or the
+//     leader when the import is complete, sets the record.
+//   - In an end: a record that is over, and a checkpoint. Sweep, the next leader, or any command for the import goes
+//     through the rest.
+//   - In [Queue.Delete], a record that says deleting, with a checkpoint or without. Sweep finishes it in the first case; in
+//     both, Delete, Begin and DeleteOlder do.
+//   - After Delete removed all, an end message of another process that ended the import at the same time and was killed
+//     right then. The next Begin of that ID removes it.
+//   - In Retry: a record that says retrying, and a checkpoint. The next Retry with the same codes resumes.
+//   - With a disk that was full amid a batch, and still is at the next start: some jobs of the batch without its
+//     checkpoint. Nobody reads jobs beyond a checkpoint; the next Enqueue or Retry removes them and writes them again.
+//   - While a leader works: see [Term].
+//
+// What cannot have come about so is damage: jobs without a record, a checkpoint that is gone, counts that differ. It is
+// reported as a [*broker.DamagedError], and nothing is removed but by Delete.
+//
+// Message ids play no part in this: the server forgets them with time.
+//
+// # Limits
+//
+// The jobs stream has to hold all jobs of the imports that are not over, and the results stream all results that are
+// kept. A job has to fit into the server's max_payload, 1 MiB by default.
 package queue
 
 import (
@@ -22,7 +80,6 @@ type Queue struct {
 	jobs    jetstream.Stream
 	results jetstream.Stream
 	control jetstream.KeyValue
-	records jetstream.Stream // under control
 }
 
 // Open makes sure that the streams and the bucket are there and keep the rules that this package relies on; with JoinOnly
@@ -64,19 +121,7 @@ func Open(ctx context.Context, conn *broker.Conn) (*Queue, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = conn.Ask(ctx, func(ctx context.Context) (err error) {
-		q.records, err = q.js.Stream(ctx, q.controlStream())
-		return err
-	})
-	if err != nil {
-		return nil, q.fault(ctx, "open the control bucket", err)
-	}
 	return q, nil
-}
-
-// recordSubject has the record of an import, on the stream under the control bucket.
-func (q *Queue) recordSubject(importID string) string {
-	return "$KV." + q.conn.Namespace() + "-control." + importKey(importID)
 }
 
 // The names of streams and subjects. IMPORT is a valid import ID, or a wildcard.
