@@ -476,33 +476,54 @@ func TestMostIn(t *testing.T) {
 	}
 }
 
-// One, two and four workers keep to the limit of one, and the table says what that costs.
+// One, two and four workers keep to the limit of one, near the API and NATS and far from them, and the table says what
+// that costs.
 func TestFleetPace(t *testing.T) {
-	calls := either(400, 10_000)
+	calls := either(400, 6000)
 	var table strings.Builder
-	fmt.Fprintf(&table, "%8s %10s %8s %6s %10s %16s %11s\n",
-		"workers", "latency", "mean/s", "max/s", "max/100 ms", "NATS msgs a call", "leader CPU")
-	for _, workers := range []int{1, 2, 4} {
-		for _, latency := range []time.Duration{0, 50 * time.Millisecond} {
-			t.Run(fmt.Sprintf("workers=%d,latency=%v", workers, latency), func(t *testing.T) {
-				f := newFleet(t, 200, chatsim.Config{Latency: latency, Jitter: latency / 5})
-				f.startWorkers(workers)
-				leader := f.leader()
-				f.enqueue("i", calls, 1)
-				start, messages, cpu := time.Now(), f.nats.messages(), leader.samples()["process_cpu_seconds_total"]
-				f.awaitCalls(time.Time{}, calls, nil)
-				messages = f.nats.messages() - messages
-				counted := len(f.arrived(start, "", nil)) // some came while the others were enqueued
-				cpu = (leader.samples()["process_cpu_seconds_total"] - cpu) / time.Since(start).Seconds()
-				f.checkDone()
-				f.checkAttempts()
-				f.stopWorkers()
-				f.checkPace()
-				c := f.sim.Ledger().Commands[chat.CreateContactGroup]
-				fmt.Fprintf(&table, "%8d %10v %8.1f %6d %10d %16.1f %10.0f%%\n", workers, latency,
-					float64(c.Calls-1)/c.Seconds, c.MaxPerSecond, c.MaxPer100ms, float64(messages)/float64(counted), 100*cpu)
-			})
+	fmt.Fprintf(&table, "%8s %10s %10s %8s %6s %10s %16s %11s\n",
+		"workers", "API", "NATS", "mean/s", "max/s", "max/100 ms", "NATS msgs a call", "leader CPU")
+	for _, test := range []struct {
+		workers         int
+		latency, toNATS time.Duration // of a call; round trip between workers and NATS
+		onlyWhenLong    bool
+	}{
+		{1, 0, 0, false},
+		{2, 5 * time.Millisecond, 0, false},
+		{4, 50 * time.Millisecond, 0, false},
+		{1, 50 * time.Millisecond, 0, true},
+		{4, 0, 0, true},
+		{2, 5 * time.Millisecond, 120 * time.Millisecond, false},
+		{2, 50 * time.Millisecond, 120 * time.Millisecond, true},
+		{2, 5 * time.Millisecond, 400 * time.Millisecond, false},
+	} {
+		if test.onlyWhenLong && !*long {
+			continue
 		}
+		t.Run(fmt.Sprintf("workers=%d,latency=%v,nats=%v", test.workers, test.latency, test.toNATS), func(t *testing.T) {
+			f := newFleet(t, 200, chatsim.Config{Latency: test.latency, Jitter: test.latency / 5})
+			var flags []string
+			if test.toNATS > 0 {
+				far := newPath(t, f.nats.client)
+				far.length(test.toNATS)
+				flags = []string{"--nats-url", "nats://" + far.address}
+			}
+			f.startWorkers(test.workers, flags...)
+			leader := f.leader()
+			f.enqueue("i", calls, 1)
+			start, messages, cpu := time.Now(), f.nats.messages(), leader.samples()["process_cpu_seconds_total"]
+			f.awaitCalls(time.Time{}, calls, nil)
+			messages = f.nats.messages() - messages
+			counted := len(f.arrived(start, "", nil)) // some came while the others were enqueued
+			cpu = (leader.samples()["process_cpu_seconds_total"] - cpu) / time.Since(start).Seconds()
+			f.checkDone()
+			f.checkAttempts()
+			f.stopWorkers()
+			f.checkPace()
+			c := f.sim.Ledger().Commands[chat.CreateContactGroup]
+			fmt.Fprintf(&table, "%8d %10v %10v %8.1f %6d %10d %16.1f %10.0f%%\n", test.workers, test.latency, test.toNATS,
+				float64(c.Calls-1)/c.Seconds, c.MaxPerSecond, c.MaxPer100ms, float64(messages)/float64(counted), 100*cpu)
+		})
 	}
 	t.Logf("%d calls each\n%s", calls, &table)
 }

@@ -443,7 +443,7 @@ func pendingJobs(t testing.TB, q *store, importID string) int64 {
 	if p.Import.State.Over() {
 		return 0
 	}
-	return p.Pending
+	return p.Pending + p.InFlight
 }
 
 // results reads what the command results writes, with the flags given; each conversation has to be there once.

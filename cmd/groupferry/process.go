@@ -225,7 +225,7 @@ func queueCounts(ctx context.Context, q *queue.Queue) (metrics.Queue, error) {
 		case perr != nil:
 			return n, perr
 		default:
-			n.Pending += p.Pending - p.InFlight
+			n.Pending += p.Pending
 			n.InFlight += p.InFlight
 		}
 	}
@@ -235,11 +235,11 @@ func queueCounts(ctx context.Context, q *queue.Queue) (metrics.Queue, error) {
 // showProgress draws the progress line of an import, or of all imports that are not over.
 func (w *workerProcess) showProgress(p queue.Progress) {
 	n := w.counters
-	total := p.Import.Jobs
+	total, left := p.Import.Jobs, p.Pending+p.InFlight
 	finished := p.Counts.Jobs.Done + p.Counts.Jobs.Partial + p.Counts.Jobs.Failed
 	if p.Import.Generation > 0 {
 		total = p.Import.Retried
-		finished = total - p.Pending
+		finished = total - left
 	}
 	w.p.console.progress(func() string {
 		s := fmt.Sprintf("%s of %s jobs done", count(finished), count(total))
@@ -261,8 +261,8 @@ func (w *workerProcess) showProgress(p queue.Progress) {
 		case state.State != app.Running:
 			s += ", " + state.State
 		}
-		if p.Rate > 0 && p.Pending > 0 && !p.Import.Paused && state.Cause == nil {
-			s += ", " + span(time.Duration(float64(p.Pending)/p.Rate*float64(time.Second))) + " left"
+		if p.Rate > 0 && left > 0 && !p.Import.Paused && state.Cause == nil {
+			s += ", " + span(time.Duration(float64(left)/p.Rate*float64(time.Second))) + " left"
 		}
 		return s
 	})

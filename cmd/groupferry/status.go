@@ -151,7 +151,7 @@ func statusOf(ctx context.Context, q *store, id string) (importStatus, error) {
 	}
 	todo := s.Jobs.Pending
 	if i.Generation > 0 {
-		todo = p.Pending
+		todo = p.Pending + p.InFlight
 		s.Retry = &retryStatus{Generation: i.Generation, Jobs: i.Retried, Pending: todo, Codes: i.RetryCodes}
 	}
 	if i.State == queue.Cancelled {

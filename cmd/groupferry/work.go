@@ -144,6 +144,7 @@ func (w *workerProcess) showOpen(ctx context.Context) (left int, damaged, err er
 		}
 		left++
 		all.Pending += p.Pending
+		all.InFlight += p.InFlight
 		all.Rate += p.Rate
 		all.Import.Jobs += p.Import.Jobs
 		all.Counts.Jobs.Done += p.Counts.Jobs.Done

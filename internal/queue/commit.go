@@ -83,7 +83,10 @@ func (t *Term) commitResults(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		ready, urgent := t.toWrite()
+		ready, urgent, err := t.toWrite()
+		if err != nil {
+			return err
+		}
 		if wait := groupEvery - time.Since(last); ready && (urgent || wait <= 0) {
 			last = time.Now()
 			if err := t.writeGroup(ctx); err != nil {
@@ -105,19 +108,22 @@ func (t *Term) commitResults(ctx context.Context) error {
 	}
 }
 
-// toWrite tells whether there is something to write, and whether that cannot wait.
-func (t *Term) toWrite() (ready, urgent bool) {
+// toWrite tells whether there is something to write, and whether that cannot wait; or why the term has ended.
+func (t *Term) toWrite() (ready, urgent bool, ended error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.ended != nil {
+		return false, false, t.ended
+	}
 	if t.sent != nil || len(t.waiting) >= fullGroup {
-		return true, true
+		return true, true, nil
 	}
 	for _, a := range t.d.imports {
 		if a.stateWant || a.lastResultIn() {
-			return true, true
+			return true, true, nil
 		}
 	}
-	return len(t.waiting) > 0, false
+	return len(t.waiting) > 0, false, nil
 }
 
 // writeGroup writes one group, and returns when it is written, or the term has to end.

@@ -354,7 +354,12 @@ func (a *active) due() time.Time {
 }
 
 // allRead tells whether every job up to the newest known checkpoint was read.
-func (a *active) allRead() bool { return len(a.lost) == 0 && a.readNext >= a.checkpointSeq }
+func (a *active) allRead() bool {
+	return len(a.lost) == 0 && a.readNext >= a.checkpointSeq && a.missingSince.IsZero()
+}
+
+// missing is how many jobs up to the newest known checkpoint were not read, as far as is known.
+func (a *active) missing() int64 { return a.checkpoint.Jobs - a.handed - int64(len(a.fresh)) }
 
 // handedOut tells whether every job up to the newest known checkpoint was handed out.
 func (a *active) handedOut() bool { return a.allRead() && len(a.fresh) == 0 }

@@ -258,10 +258,13 @@ func (t *Term) fill(ctx context.Context, r *batchReader, a *active, bytes int) e
 		}
 	}
 	t.mu.Lock()
-	from, end, jump := a.readNext, a.checkpointSeq, a.jump
+	from, end, jump, missing := a.readNext, a.checkpointSeq, a.jump, !a.missingSince.IsZero()
 	t.mu.Unlock()
-	if !low || from >= end {
+	if !low || from >= end && !missing {
 		return nil
+	}
+	if from >= end { // there is a gap in what was read
+		return t.lookForMissing(ctx, a, from, end)
 	}
 	got, next, jump, err := r.readRun(ctx, from, end, t.q.jobsSubject(a.id), jobsAtOnce, min(bytes, jobsBytes), jump)
 	if len(got) == 0 && err != nil {
@@ -273,19 +276,15 @@ func (t *Term) fill(ctx context.Context, r *batchReader, a *active, bytes int) e
 		a.fresh = append(a.fresh, &entry{of: a, seq: m.seq, data: m.Data, crashes: a.crashes[m.seq]})
 	}
 	a.readNext, a.jump = next, jump
-	if next == from || next >= end {
-		missing := a.checkpoint.Jobs - a.handed - int64(len(a.fresh))
-		switch {
-		case missing <= 0:
-			a.missingSince, a.readNext = time.Time{}, end
-		case a.missingSince.IsZero():
-			a.missingSince = time.Now()
-			a.readNext = min(a.readNext, end-1)
-		case time.Since(a.missingSince) >= missingWait:
-			t.mu.Unlock()
-			err = t.lookForMissing(ctx, a, from, end, missing)
-			t.mu.Lock()
-		}
+	switch {
+	case next > from && next < end, next >= end && a.missing() <= 0:
+		a.missingSince = time.Time{}
+	case a.missingSince.IsZero():
+		a.missingSince = time.Now()
+	case time.Since(a.missingSince) >= missingWait:
+		t.mu.Unlock()
+		err = t.lookForMissing(ctx, a, from, end)
+		t.mu.Lock()
 	}
 	if a.handedOut() {
 		t.maybeComplete(a)
@@ -296,7 +295,7 @@ func (t *Term) fill(ctx context.Context, r *batchReader, a *active, bytes int) e
 }
 
 // lookForMissing asks the stream's leader for jobs that no direct get brought. If it has none either, they are lost.
-func (t *Term) lookForMissing(ctx context.Context, a *active, next, end uint64, missing int64) error {
+func (t *Term) lookForMissing(ctx context.Context, a *active, next, end uint64) error {
 	m, err := t.q.conn.NextMsg(ctx, t.q.jobsStream(), next, t.q.jobsSubject(a.id))
 	if err != nil && !errors.Is(err, broker.ErrNotFound) {
 		return err
@@ -306,8 +305,11 @@ func (t *Term) lookForMissing(ctx context.Context, a *active, next, end uint64, 
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if missing := a.missing(); missing > 0 {
+		t.damage(a, t.q.jobsDamaged(a.id, fmt.Sprintf("%d of its %d jobs are missing", missing, a.checkpoint.Jobs)))
+	}
 	a.missingSince, a.readNext = time.Time{}, end
-	t.damage(a, t.q.jobsDamaged(a.id, fmt.Sprintf("%d of its %d jobs are missing", missing, a.checkpoint.Jobs)))
+	t.dispatch()
 	return nil
 }
 
@@ -441,6 +443,12 @@ func (t *Term) recheckChanged(ctx context.Context) (all bool) {
 	t.mu.Unlock()
 	all = true
 	if relist {
+		// A leader that has nothing to write would not notice otherwise.
+		if err := t.stillMine(ctx); errors.Is(err, ErrSuperseded) {
+			t.end(err)
+			kick(t.commitKick)
+			return true
+		}
 		open, err := t.q.OpenImports(ctx)
 		if err != nil {
 			return false

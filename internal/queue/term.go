@@ -240,7 +240,8 @@ func (t *Term) Close(ctx context.Context) error {
 	}
 	t.mu.Unlock()
 	for err == nil {
-		if ready, _ := t.toWrite(); !ready {
+		var ready bool
+		if ready, _, err = t.toWrite(); !ready {
 			break
 		}
 		err = t.writeGroup(ctx)

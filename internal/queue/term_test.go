@@ -301,7 +301,7 @@ func (l *ledTerm) busy(t testing.TB, workers int) (stop func()) {
 // has two results or none.
 func TestTermTakenOver(t *testing.T) {
 	q := leaderQueue(t)
-	const jobs = 3000
+	const jobs = 5000
 	imported(t, q, "one", jobs)
 	imported(t, q, "two", jobs)
 	var l *ledTerm
@@ -323,17 +323,18 @@ func TestTermTakenOver(t *testing.T) {
 			}
 		}
 		if n < 5 {
-			s, err := q.countResults(t.Context(), "one")
-			if err != nil {
-				t.Fatal(err)
-			}
-			wait(t, "some results of this term", func() bool {
-				now, err := q.countResults(t.Context(), "one")
-				return err == nil && now[job.Done] > s[job.Done]+100
+			wait(t, "a group of this term", func() bool {
+				s, _, err := q.lastState(t.Context(), "one")
+				if err != nil {
+					t.Fatal(err)
+				}
+				return s != nil && s.Marker == l.marker && s.Group > 2
 			})
 		}
 	}
-	l.complete(t, 2)
+	for _, id := range []string{"one", "two"} {
+		wait(t, "import "+id+" complete", func() bool { return record(t, q, id).State == Complete })
+	}
 	for _, id := range []string{"one", "two"} {
 		if got := len(written(t, q, id)); got != jobs {
 			t.Errorf("import %s has %d results, want %d", id, got, jobs)
