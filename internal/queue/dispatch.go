@@ -297,7 +297,7 @@ func (a *active) take(now time.Time) *entry {
 	if len(a.again) > 0 && !now.Before(a.again[0].due) {
 		return heap.Pop(&a.again).(*entry)
 	}
-	for len(a.fresh) > 0 {
+	for len(a.fresh) > 0 && len(a.lost) == 0 {
 		if len(a.open) >= maxUnfinished {
 			return nil
 		}

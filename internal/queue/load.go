@@ -277,6 +277,8 @@ func (t *Term) fill(ctx context.Context, r *batchReader, a *active, bytes int) e
 	}
 	a.readNext, a.jump = next, jump
 	switch {
+	case a.checkpoint.Jobs == 0:
+		a.readNext = end
 	case next > from && next < end, next >= end && a.missing() <= 0:
 		a.missingSince = time.Time{}
 	case a.missingSince.IsZero():
