@@ -669,6 +669,45 @@ func TestFleetParted(t *testing.T) {
 	f.stopWorkers()
 }
 
+// A leader that is cut off from the API hands over to a standby that can reach it, and all is done while it is cut off.
+// When nobody can reach the API, nobody hands over.
+func TestFleetCut(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, 100, chatsim.Config{Latency: 20 * time.Millisecond})
+	paths := map[*process]*path{}
+	for range 3 {
+		way := newPath(t, f.front.address)
+		paths[f.startWorker("--concurrency", "16", "--api-url", "http://"+way.address)] = way
+	}
+	for _, p := range f.workers {
+		f.awaitWorking(p)
+	}
+	f.enqueue("i", 900, 1)
+	f.awaitCalls(time.Time{}, 100, nil)
+	leader := f.leader()
+	paths[leader].cut()
+	cut := time.Now()
+	f.awaitCalls(cut.Add(time.Second), 200, nil)
+	t.Logf("the leader cut off: no call for %v", f.stoodStill(cut).Round(10*time.Millisecond))
+
+	for _, way := range paths {
+		way.cut()
+	}
+	next := f.leader()
+	changes := next.samples()["groupferry_leader_changes_total"]
+	time.Sleep(either(8*time.Second, time.Minute))
+	if got := f.leader(); got != next || got.samples()["groupferry_leader_changes_total"] != changes {
+		t.Error("all cut off: the lead changed, want it to stay where it is")
+	}
+	paths[next].heal() // and the first leader stays cut off
+	f.checkDone()
+	f.checkPace()
+	for _, way := range paths {
+		way.heal()
+	}
+	f.stopWorkers()
+}
+
 // An API that takes less than it should is not asked for more, at no job's cost, and is asked for more again later.
 func TestFleetThrottled(t *testing.T) {
 	t.Parallel()

@@ -90,13 +90,26 @@ func TestDamagedImports(t *testing.T) {
 	}
 	remove(q.jobs, q.jobsSubject("job"))
 	l := lead(t, q, TermConfig{Term: 1})
-	l.work(t, 150, nil)
+	var held *Delivery // so that the import is not complete too early
+	handed := 0
+	for finished := 0; finished < 5; handed++ {
+		d := l.next(t)
+		if d.Import() == "result" {
+			if held == nil {
+				held = d
+				continue
+			}
+			finished++
+		}
+		d.Finish(resultOf(t, d, 0))
+	}
 	wait(t, "a result is written", func() bool {
 		n, err := q.countResults(t.Context(), "result")
 		return err == nil && n[job.Done] > 0
 	})
 	remove(q.results, q.resultSubject("result", "done"))
-	l.work(t, 49, nil)
+	held.Finish(resultOf(t, held, 0))
+	l.work(t, 199-handed, nil)
 	l.complete(t, 1) // whichever is fine
 	wait(t, "damage is found", func() bool { return l.Snapshot().Damaged["job"] != nil && l.Snapshot().Damaged["result"] != nil })
 	for id, damaged := range map[string]bool{"result": true, "job": true, "fine": false, "state": false} {
@@ -371,7 +384,7 @@ func TestCrashes(t *testing.T) {
 	l.none(t, 50*time.Millisecond)
 	l.kill()
 	l = lead(t, q, TermConfig{Term: 4, Crashed: true})
-	stop := l.busy(t, 4)
+	stop := l.busy(t, 4, 100)
 	defer stop()
 	l.complete(t, 1)
 	all := exported(t, q, "imp")

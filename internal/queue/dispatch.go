@@ -105,7 +105,8 @@ type active struct {
 	hold      bool   // no job is handed out before a state was written
 	aloneWas  uint64 // the last leader crashed while this job was under way alone
 	aloneNow  uint64 // what the next state says about it
-	finishing bool   // it is being completed
+	finishing bool   // it is being completed, or ended
+	ending    bool   // it was cancelled: no job is handed out, and what is in flight may end
 }
 
 // An entry is a job of an active import.
@@ -286,7 +287,7 @@ func (d *dispatcher) requeued() (n int64) {
 
 // take gives the next job of the import that can be handed out while others are in flight.
 func (a *active) take(now time.Time) *entry {
-	if a.paused || a.hold {
+	if a.paused || a.hold || a.ending {
 		return nil
 	}
 	if len(a.earlier) > 0 {
@@ -321,7 +322,7 @@ func (a *active) take(now time.Time) *entry {
 
 // takeSuspect gives a job that is to be handed out alone, when the import has nothing else to hand out.
 func (a *active) takeSuspect(now time.Time) *entry {
-	if a.paused || a.hold || len(a.suspect) == 0 || len(a.earlier) > 0 || len(a.lost) > 0 {
+	if a.paused || a.hold || a.ending || len(a.suspect) == 0 || len(a.earlier) > 0 || len(a.lost) > 0 {
 		return nil
 	}
 	if !a.handedOut() && len(a.open) < maxUnfinished {
@@ -338,7 +339,7 @@ func (a *active) takeSuspect(now time.Time) *entry {
 
 // due is when a requeued job can be handed out; zero if there is none.
 func (a *active) due() time.Time {
-	if a.paused || a.hold {
+	if a.paused || a.hold || a.ending {
 		return time.Time{}
 	}
 	var due time.Time

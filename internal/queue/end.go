@@ -170,9 +170,13 @@ func (q *Queue) notLive(ctx context.Context, was *Import) error {
 	return errElsewhere
 }
 
+// drainTime is how long a cancel waits for the leader to write the results of what is in flight: a call takes less,
+// unless the API is out of reach.
+const drainTime = 3 * time.Second
+
 // Cancel ends an import: its jobs without a result are dropped, and its results are kept. An enqueue of it stops there.
-// Results of calls that are in flight do not count any more. A retry that is cancelled leaves the import complete, with
-// the failures that it did not get to.
+// Jobs that are in flight get their results if they end within three seconds; what comes later does not count any more. A
+// retry that is cancelled leaves the import complete, with the failures that it did not get to.
 //
 // Cancelling it again finishes what was cut off. The error says so when an import is complete, or being deleted.
 func (q *Queue) Cancel(ctx context.Context, id string) error {
@@ -191,7 +195,11 @@ func (q *Queue) Cancel(ctx context.Context, id string) error {
 		return err
 	}
 	if i.State != Deleting {
-		if err := q.finishEnd(ctx, i); err != nil {
+		err := q.awaitDrained(ctx, i)
+		if err == nil {
+			err = q.finishEnd(ctx, i)
+		}
+		if err != nil {
 			return fmt.Errorf("cancel import %s: %w", id, err)
 		}
 	}
@@ -199,6 +207,64 @@ func (q *Queue) Cancel(ctx context.Context, id string) error {
 		return fmt.Errorf("cancel import %s: it is %s already", id, i.State)
 	}
 	return nil
+}
+
+// awaitDrained stops what is enqueued, and waits until the leader has ended the import, has nothing of it in flight, or
+// [drainTime] is over. Nobody may lead, so this is no more than patience.
+func (q *Queue) awaitDrained(ctx context.Context, i Import) error {
+	for end := time.Now().Add(drainTime); time.Now().Before(end); {
+		p, seq, err := q.checkpoint(ctx, i.ID)
+		switch {
+		case err != nil:
+			return err
+		case seq == 0 || !p.of(&i):
+			return nil
+		case !p.Ended:
+			if err := q.endCheckpoint(ctx, i.ID, p, seq); err != nil {
+				return err
+			}
+		}
+		s, _, err := q.lastState(ctx, i.ID)
+		if err != nil {
+			return err
+		}
+		if s == nil || s.Incarnation != i.Incarnation || s.Generation != i.Generation || s.InFlight == 0 {
+			return nil
+		}
+		if !pause(ctx, 20*time.Millisecond) {
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// endCheckpoint puts the terminal checkpoint in the place of the one read at seq, unless another process was quicker:
+// what is there then has to be read.
+func (q *Queue) endCheckpoint(ctx context.Context, id string, p checkpoint, seq uint64) error {
+	p.Ended = true
+	broker.Failpoint("end-before")
+	broker.FailInside("end-inside")
+	if _, err := q.putCheckpoint(ctx, id, p, seq); err != nil && !broker.LostRace(err) {
+		return q.fault(ctx, "end import "+id, err)
+	}
+	broker.Failpoint("end-after")
+	return nil
+}
+
+// ended tells whether the end message of a generation is there: no result of it counts any more.
+func (q *Queue) ended(ctx context.Context, id, incarnation string, generation int) (bool, error) {
+	m, err := q.conn.LastMsg(ctx, q.resultsStream(), q.resultSubject(id, endKind))
+	if errors.Is(err, broker.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	var e endMessage
+	if err := json.Unmarshal(m.Data, &e); err != nil {
+		return false, fmt.Errorf("read the end of import %s: %w", id, err)
+	}
+	return e.Incarnation == incarnation && e.Generation >= generation, nil
 }
 
 // Delete removes an import with its results, its checkpoint and its record, so that nothing of it is left; its ID is free
@@ -290,14 +356,9 @@ func (q *Queue) finishEnd(ctx context.Context, i Import) error {
 			}
 			continue
 		}
-		p.Ended = true
-		broker.Failpoint("end-before")
-		broker.FailInside("end-inside")
-		_, err = q.putCheckpoint(ctx, i.ID, p, seq)
-		if err != nil && !broker.LostRace(err) {
-			return q.fault(ctx, "end import "+i.ID, err)
+		if err := q.endCheckpoint(ctx, i.ID, p, seq); err != nil {
+			return err
 		}
-		broker.Failpoint("end-after")
 		// Whether it is ours or another one's, and whether the record is still there: both are read again.
 	}
 }

@@ -509,9 +509,20 @@ func (t *Term) recheck(ctx context.Context, id string) error {
 	if err != nil && !errors.Is(err, ErrNoImport) {
 		return err
 	}
+	same := err == nil && record.Incarnation == a.incarnation && record.Generation == a.generation
+	ended := true
+	if same && !record.live() && record.State != Deleting { // cancelled: what is in flight may still end
+		if ended, err = t.q.ended(ctx, id, a.incarnation, a.generation); err != nil {
+			return err
+		}
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err != nil || !record.live() || record.Incarnation != a.incarnation || record.Generation != a.generation {
+	if same && !record.live() && !ended && a.inFlight+a.unwritten > 0 {
+		a.ending = true
+		return nil
+	}
+	if !same || !record.live() {
 		if !a.finishing {
 			t.log.Info("import has ended", "import", id)
 		}
@@ -565,8 +576,15 @@ func (t *Term) drop(a *active) {
 	t.dispatch()
 }
 
-// maybeComplete has an import completed that is at its end. The lock is held.
+// maybeComplete has an import completed that is at its end, or ended that was cancelled and has nothing in flight any
+// more. The lock is held.
 func (t *Term) maybeComplete(a *active) {
+	if a.ending && !a.gone && !a.finishing && a.inFlight+a.unwritten == 0 {
+		a.finishing = true
+		t.finished = append(t.finished, a)
+		kick(t.completeKick)
+		return
+	}
 	if a.gone || a.finishing || a.damaged != nil || !a.checkpoint.Done || !a.atEnd() {
 		return
 	}
@@ -610,10 +628,13 @@ func (t *Term) completeImports(ctx context.Context) {
 // complete marks an import as complete, if what is stored of it agrees, and takes its jobs off the queue.
 func (t *Term) complete(ctx context.Context, a *active) error {
 	t.mu.Lock()
-	gone, counts, handed, unreadable, p := a.gone, a.counts, a.handed, a.unreadable, a.checkpoint
+	gone, ending, counts, handed, unreadable, p := a.gone, a.ending, a.counts, a.handed, a.unreadable, a.checkpoint
 	t.mu.Unlock()
 	if gone {
 		return nil
+	}
+	if ending {
+		return t.finishCancelled(ctx, a)
 	}
 	err := t.q.checkCounts(ctx, a.id, &state{Counts: counts})
 	if missing := p.Jobs - handed; err == nil && missing > 0 {
@@ -657,6 +678,23 @@ func (t *Term) complete(ctx context.Context, a *active) error {
 	if done && t.cfg.OnComplete != nil {
 		t.cfg.OnComplete(record)
 	}
+	return nil
+}
+
+// finishCancelled ends an import that was cancelled, when what was in flight of it has its result.
+func (t *Term) finishCancelled(ctx context.Context, a *active) error {
+	record, _, err := t.q.importRecord(ctx, a.id)
+	if err != nil && !errors.Is(err, ErrNoImport) {
+		return err
+	}
+	if err == nil && record.Incarnation == a.incarnation && record.Generation == a.generation {
+		if err := t.q.finishEnd(ctx, record); err != nil {
+			return err
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.drop(a)
 	return nil
 }
 

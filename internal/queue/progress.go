@@ -50,15 +50,16 @@ func (q *Queue) progress(ctx context.Context, id string) (p Progress, stable boo
 	if mine {
 		p.Counts = last.Counts
 	}
-	if p.Import.State.Over() {
+	if p.Import.State == Deleting {
 		p.Counts = p.Import.Counts
-		if p.Import.State == Deleting {
-			return p, true, nil
-		}
+		return p, true, nil
 	}
 	point, pointSeq, err := q.checkpoint(ctx, id)
 	if err != nil {
 		return p, true, err
+	}
+	if p.Import.State.Over() && pointSeq == 0 { // before that its record may not have the last counts
+		p.Counts = p.Import.Counts
 	}
 	var onStream int64
 	working := pointSeq > 0 && point.of(&p.Import) && !point.Ended && p.Import.live()

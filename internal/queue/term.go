@@ -440,6 +440,7 @@ func (d *Delivery) Requeue(after time.Duration, counted bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.d.requeue(d.e, d.lap, time.Now().Add(max(after, 0)), counted)
+	t.maybeComplete(d.e.of) // of one that was cancelled
 	t.dispatch()
 }
 
