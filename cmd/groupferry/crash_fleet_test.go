@@ -15,21 +15,21 @@ import (
 	"groupferry/internal/queue"
 )
 
-// A crashRun is the life of an import in a fleet, on a NATS server of its own: two imports at once, three workers, two
-// retries at once, and another import that is cancelled while they work. Processes are killed at failpoints and at
-// random moments, held where somebody else goes on meanwhile, or stopped as a service is; the server is killed too.
+// A crashRun is the life of an import in a fleet, on a NATS server or a cluster of its own: two imports at once, three
+// workers, two retries at once, and another import that is cancelled while they work. Processes are killed at failpoints
+// and at random moments, held where somebody else goes on meanwhile, or stopped as a service is; servers are killed too.
 // Whoever is gone comes again. In the end everything has to be accounted for.
 type crashRun struct {
-	t    *testing.T
-	s    *shell
-	sim  *chatsim.Sim
-	nats *natsProcess
-	q    *store
-	rng  *rand.Rand
+	t     *testing.T
+	s     *shell
+	sim   *chatsim.Sim
+	nodes []*natsProcess
+	q     *store
+	rng   *rand.Rand
 
 	members   []*member
-	disasters int       // that are to befall workers yet
-	natsDies  time.Time // when the server is to be killed; never if zero
+	disasters int         // that are to befall workers yet
+	natsDies  []time.Time // when a server is to be killed
 
 	kills, natsKills int
 	log              strings.Builder // what happened, in order
@@ -62,6 +62,16 @@ var (
 
 // TestCrashFleet is the crash matrix of a fleet; -matrix N adds a quarter of N lives.
 func TestCrashFleet(t *testing.T) {
+	crashFleets(t, 2+*matrixRuns/4, func(t *testing.T) []*natsProcess { return []*natsProcess{startNATS(t)} })
+}
+
+// TestCrashCluster is the same on a cluster of three with three copies of each stream, whose servers are killed one after
+// the other, or while another one is not back yet; -matrix N adds an eighth of N lives.
+func TestCrashCluster(t *testing.T) {
+	crashFleets(t, 1+*matrixRuns/8, func(t *testing.T) []*natsProcess { return startCluster(t) })
+}
+
+func crashFleets(t *testing.T, lives int, startNodes func(*testing.T) []*natsProcess) {
 	if testing.Short() {
 		t.Skip("starts many processes")
 	}
@@ -70,18 +80,17 @@ func TestCrashFleet(t *testing.T) {
 	if _, err := natsServer(); err != nil {
 		t.Fatal(err)
 	}
-	for n := range 2 + *matrixRuns/4 {
-		seed := *matrixSeed + uint64(n)
-		if *matrixSeed == 0 {
-			seed = rand.Uint64()
-		}
+	for n := range lives {
+		seed := nthSeed(n)
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			t.Parallel()
 			q := &crashRun{t: t, rng: rand.New(rand.NewPCG(seed, 8)), start: time.Now()}
 			t.Cleanup(func() {
-				t.Logf("to repeat it: go test ./cmd/groupferry -run TestCrashFleet -matrix-seed %d\n%d kills, %d of the "+
-					"server\n%s", seed, q.kills, q.natsKills, &q.log)
+				name, _, _ := strings.Cut(t.Name(), "/")
+				t.Logf("to repeat it: go test ./cmd/groupferry -run %s -matrix-seed %d\n%d kills, %d of servers\n%s",
+					name, seed, q.kills, q.natsKills, &q.log)
 			})
+			q.nodes = startNodes(t)
 			q.live(binary)
 		})
 	}
@@ -113,13 +122,18 @@ func (q *crashRun) live(binary string) {
 	sim, url := startSim(t, chatsim.Config{
 		Existing: existing, Latency: 20 * time.Millisecond, FailIDs: map[string]int{failing: chat.CodeUserNotImported},
 	})
-	q.sim, q.nats, q.s = sim, startNATS(t), newShell(t, url)
+	q.sim, q.s = sim, newShell(t, url)
 	late := feelPulse(t)
 	q.s.program = binary
-	q.s.env["NATS_URL"] = "nats://" + q.nats.client
+	var urls []string
+	for _, n := range q.nodes {
+		urls = append(urls, "nats://"+n.client)
+	}
+	q.s.env["NATS_URL"] = strings.Join(urls, ",")
+	q.s.env["GROUPFERRY_REPLICAS"] = fmt.Sprint(len(q.nodes))
 	q.s.env["GROUPFERRY_TIMEOUT"] = callTimeout.String()
 	q.s.env["GROUPFERRY_RATE"] = "100"
-	at := openStore(t, broker.Config{URL: q.s.env["NATS_URL"]})
+	at := openStore(t, broker.Config{URL: q.s.env["NATS_URL"], Replicas: len(q.nodes)})
 	t.Cleanup(func() { at.Close() })
 	q.q = at
 
@@ -127,6 +141,7 @@ func (q *crashRun) live(binary string) {
 	file := writeRows(t, rows)
 	q.troubleNATS(time.Second)
 	q.both(fleetImport, nil, "import", "--import-id", "life", file)
+	q.awaitNodes()
 	if pending, want := pendingJobs(t, at, "life"), int64(len(sizes)+1); pending != want {
 		t.Fatalf("import: got %d jobs on the queue, want %d", pending, want)
 	}
@@ -163,6 +178,7 @@ func (q *crashRun) live(binary string) {
 	})
 	q.disasters = 1
 	q.both(fleetCancel, []string{"it is complete already"}, "cancel", "other") // on a slow machine
+	q.awaitNodes()
 	if pending := pendingJobs(t, at, "other"); pending != 0 {
 		t.Errorf("cancel: got %d jobs on the queue, want none", pending)
 	}
@@ -204,9 +220,18 @@ func (q *crashRun) live(binary string) {
 	}
 }
 
+// awaitNodes waits until every server is up and has caught up.
+func (q *crashRun) awaitNodes() {
+	q.t.Helper()
+	for _, n := range q.nodes {
+		n.ready()
+	}
+}
+
 // check looks at the app, the results and the queue.
 func (q *crashRun) check(after string, inApp []row, failed int) {
 	q.t.Helper()
+	q.awaitNodes()
 	checkState(q.t, q.sim, stateOf(inApp))
 	s, err := statusOf(q.t.Context(), q.q, "life")
 	if err != nil {
@@ -230,10 +255,10 @@ func (q *crashRun) check(after string, inApp []row, failed int) {
 	}
 }
 
-// troubleNATS has the server killed within some time, or not.
+// troubleNATS has a server killed within some time, or not; of a cluster, up to three.
 func (q *crashRun) troubleNATS(within time.Duration) {
-	if q.rng.IntN(2) == 0 {
-		q.natsDies = time.Now().Add(time.Duration(q.rng.Int64N(int64(within))))
+	for range q.rng.IntN(len(q.nodes) + 1) {
+		q.natsDies = append(q.natsDies, time.Now().Add(time.Duration(q.rng.Int64N(int64(within)))))
 	}
 }
 
@@ -326,13 +351,17 @@ func (q *crashRun) both(points, refusals []string, args ...string) {
 func (q *crashRun) tend() {
 	q.t.Helper()
 	now := time.Now()
-	if !q.natsDies.IsZero() && now.After(q.natsDies) {
-		q.natsDies = time.Time{}
-		q.nats.kill()
+	q.natsDies = slices.DeleteFunc(q.natsDies, func(at time.Time) bool {
+		if now.Before(at) {
+			return false
+		}
+		n := q.nodes[q.rng.IntN(len(q.nodes))]
+		n.kill()
 		q.natsKills++
-		q.note("the server is killed")
-		q.nats.start()
-	}
+		q.note("server %s is killed", n.name)
+		n.start()
+		return true
+	})
 	for _, m := range q.members {
 		if !m.at.IsZero() && now.After(m.at) && !m.p.ended() {
 			m.at = time.Time{}

@@ -20,15 +20,23 @@ import (
 
 var (
 	matrixRuns = flag.Int("matrix", 0, "so many lives of an import with random crashes, beside the short form")
-	matrixSeed = flag.Uint64("matrix-seed", 0, "of the first of them; a failure tells its own")
+	matrixSeed = flag.Uint64("matrix-seed", 1, "of the first of them, the next has one more; 0: random ones. A failure tells its own")
 )
+
+// nthSeed gives the seed of the n-th random run. What happens in a run is drawn from it; when, is up to the machine.
+func nthSeed(n int) uint64 {
+	if *matrixSeed == 0 {
+		return rand.Uint64()
+	}
+	return *matrixSeed + uint64(n)
+}
 
 // The crash matrix lives the life of an import again and again: run, retry, run, and for a second import: import,
 // cancel, delete; and for a third, two imports at once. Each command is killed a few times, at failpoints (see
 // internal/broker, which has them in builds with the tag failpoint) or at random moments, and called again each time,
 // until it ends by itself. The embedded server dies with it. After each of them everything has to be accounted for.
 //
-// The crash runs of a fleet are in crash_fleet_test.go.
+// Pairs of commands at once are in crash_pairs_test.go, the crash runs of a fleet in crash_fleet_test.go.
 
 // A step of a life, with the failpoints that it passes, in their order.
 type lifeStep struct {
@@ -122,10 +130,7 @@ func TestCrashMatrix(t *testing.T) {
 			})
 		}
 		for n := range *matrixRuns {
-			seed := *matrixSeed + uint64(n)
-			if *matrixSeed == 0 {
-				seed = rand.Uint64()
-			}
+			seed := nthSeed(n)
 			t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 				t.Parallel()
 				t.Logf("to repeat it: go test ./cmd/groupferry -run TestCrashMatrix -matrix 1 -matrix-seed %d", seed)

@@ -202,7 +202,7 @@ func (e *Engine) leaveWhenHalted(ctx context.Context, leave context.CancelCauseF
 
 // watch follows what people and other processes say: halts, the rate, the records of imports.
 func (e *Engine) watch(ctx context.Context) {
-	err := e.cfg.Queue.Watch(ctx, queue.Watcher{
+	watcher := queue.Watcher{
 		Halt: e.applyHalt,
 		Rate: func(rate int) {
 			e.rate.Store(int64(rate))
@@ -225,9 +225,16 @@ func (e *Engine) watch(ctx context.Context) {
 				}
 			})
 		},
-	})
-	if err != nil && ctx.Err() == nil {
-		e.log.Error("changes by other processes are not noticed", "err", err)
+	}
+	for {
+		err := e.cfg.Queue.Watch(ctx, watcher)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		e.log.Warn("changes by other processes are not noticed; trying again", "err", err)
+		if !sleep(ctx, time.Second) {
+			return
+		}
 	}
 }
 
@@ -342,6 +349,7 @@ func (e *Engine) lead(ctx context.Context, stop <-chan struct{}, tenure *lease.T
 	})
 	tenure.Kick()
 	e.setTerm(t)
+	pace.SetRate(e.effectiveRate()) // it may have changed since
 	if before.Term > 0 {
 		e.log.Info("leading: waiting 1 s, for calls of the previous leader may still be in flight", "term", t.number,
 			"previous", before.Host, "calls", sum(before.Calls))
@@ -404,6 +412,7 @@ func (e *Engine) serve(
 	e.mu.Lock()
 	t.queue = jobs
 	e.mu.Unlock()
+	jobs.Resync() // records may have changed since they were read
 
 	var running sync.WaitGroup
 	running.Go(func() { // what a command that was cut off left behind
@@ -453,7 +462,7 @@ func (e *Engine) serve(
 	if lostTerm(context.Cause(ctx)) == nil {
 		closing, cancel := last(ctx)
 		if cerr := jobs.Close(closing); cerr != nil && lostTerm(cerr) == nil {
-			e.log.Warn("the last results of this term were not written; their jobs will be done again", "err", cerr)
+			e.log.Warn("not all that this term had left was written; the next leader does the rest", "err", cerr)
 		} else if err == nil {
 			err = cerr
 		}

@@ -195,11 +195,7 @@ func (q *Queue) Cancel(ctx context.Context, id string) error {
 		return err
 	}
 	if i.State != Deleting {
-		err := q.awaitDrained(ctx, i)
-		if err == nil {
-			err = q.finishEnd(ctx, i)
-		}
-		if err != nil {
+		if err := q.drainAndEnd(ctx, i); err != nil {
 			return fmt.Errorf("cancel import %s: %w", id, err)
 		}
 	}
@@ -207,6 +203,14 @@ func (q *Queue) Cancel(ctx context.Context, id string) error {
 		return fmt.Errorf("cancel import %s: it is %s already", id, i.State)
 	}
 	return nil
+}
+
+// drainAndEnd is [Queue.finishEnd] for an import of which something may be in flight.
+func (q *Queue) drainAndEnd(ctx context.Context, i Import) error {
+	if err := q.awaitDrained(ctx, i); err != nil {
+		return err
+	}
+	return q.finishEnd(ctx, i)
 }
 
 // awaitDrained stops what is enqueued, and waits until the leader has ended the import, has nothing of it in flight, or

@@ -154,7 +154,7 @@ func decodeImport(b []byte) (Import, error) {
 // already with the same digest, the record as stored comes back, and existed is true; with another digest the error is a
 // [*ConflictError].
 //
-// An import of that ID whose deletion was cut off is deleted first. The error is a [*broker.DamagedError] if there are
+// What was cut off is finished first: the deletion of an import of that ID, or the end of one that is over. The error is a [*broker.DamagedError] if there are
 // jobs or results of an import whose record is not there.
 func (q *Queue) Begin(ctx context.Context, i Import) (stored Import, existed bool, err error) {
 	if !job.ValidImportID(i.ID) {
@@ -196,6 +196,11 @@ func (q *Queue) begin(ctx context.Context, i Import) (stored Import, existed boo
 	}
 	if stored.Digest != i.Digest {
 		return Import{}, false, &ConflictError{ID: i.ID}
+	}
+	if stored.State.Over() { // its end may have been cut off
+		if err := q.drainAndEnd(ctx, stored); err != nil {
+			return Import{}, false, fmt.Errorf("end import %s: %w", i.ID, err)
+		}
 	}
 	return stored, true, nil
 }

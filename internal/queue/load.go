@@ -593,36 +593,46 @@ func (t *Term) maybeComplete(a *active) {
 	kick(t.completeKick)
 }
 
-// completeImports completes imports that are at their end, until ctx ends.
+// completeImports completes imports that are at their end, until ctx ends. What that cuts off [Term.Close] finishes.
 func (t *Term) completeImports(ctx context.Context) {
 	for {
-		t.mu.Lock()
-		var a *active
-		if len(t.finished) > 0 {
-			a = t.finished[0]
-		}
-		t.mu.Unlock()
-		if a == nil {
-			select {
-			case <-t.completeKick:
-				continue
-			case <-ctx.Done():
-				return
-			}
-		}
-		if err := t.complete(ctx, a); err != nil {
+		done, err := t.completeNext(ctx)
+		switch {
+		case done:
+		case err != nil:
 			if ctx.Err() == nil {
-				t.log.Warn("import cannot be completed yet; trying again", "import", a.id, "error", err)
+				t.log.Warn("import cannot be completed yet; trying again", "error", err)
 			}
 			if !pause(ctx, repeatMax) {
 				return
 			}
-			continue
+		default:
+			select {
+			case <-t.completeKick:
+			case <-ctx.Done():
+				return
+			}
 		}
-		t.mu.Lock()
-		t.finished = t.finished[1:]
-		t.mu.Unlock()
 	}
+}
+
+// completeNext completes the import that has been at its end for longest. It returns false when there is none, or with an
+// error.
+func (t *Term) completeNext(ctx context.Context) (done bool, err error) {
+	t.mu.Lock()
+	if len(t.finished) == 0 {
+		t.mu.Unlock()
+		return false, nil
+	}
+	a := t.finished[0]
+	t.mu.Unlock()
+	if err := t.complete(ctx, a); err != nil {
+		return false, fmt.Errorf("complete import %s: %w", a.id, err)
+	}
+	t.mu.Lock()
+	t.finished = t.finished[1:]
+	t.mu.Unlock()
+	return true, nil
 }
 
 // complete marks an import as complete, if what is stored of it agrees, and takes its jobs off the queue.

@@ -227,8 +227,10 @@ func (t *Term) Run(ctx context.Context) error {
 	return err
 }
 
-// Close writes the results that wait, and states that say that nothing is in flight any more. After it nothing is handed
-// out or written. It is called when Run has returned; it gives up when ctx ends, or another leader has begun.
+// Close writes the results that wait, and states that say that nothing is in flight any more, and completes the imports
+// that are at their end: whoever sees that an import is complete may stop the leader while it removes the jobs. After
+// Close nothing is handed out or written. It is called when Run has returned; it gives up when ctx ends, or another leader
+// has begun.
 func (t *Term) Close(ctx context.Context) error {
 	t.mu.Lock()
 	err := t.ended
@@ -245,6 +247,9 @@ func (t *Term) Close(ctx context.Context) error {
 			break
 		}
 		err = t.writeGroup(ctx)
+	}
+	for done := true; err == nil && done; {
+		done, err = t.completeNext(ctx)
 	}
 	t.end(ErrClosed)
 	if err != nil {
@@ -284,6 +289,10 @@ func (t *Term) Next(ctx context.Context) (*Delivery, error) {
 	case d, ok := <-w:
 		if ok {
 			broker.Failpoint("fetch-after")
+			if broker.Failpoints { // a job that kills whoever works on it
+				j, _ := d.Job()
+				broker.Failpoint("job-" + j.FromAccount)
+			}
 			return d, nil
 		}
 	case <-ctx.Done():

@@ -276,6 +276,34 @@ func TestTermCompletesAnImport(t *testing.T) {
 	}
 }
 
+// Whoever sees that an import is complete may stop the leader at once, which is then at removing its jobs, or not yet.
+func TestCloseCompletesAnImport(t *testing.T) {
+	q := leaderQueue(t)
+	imported(t, q, "i", 3)
+	l := lead(t, q, TermConfig{Term: 1})
+	for range 2 {
+		d := l.next(t)
+		d.Finish(resultOf(t, d, 0))
+	}
+	last := l.next(t)
+	l.kill()
+	last.Finish(resultOf(t, last, 0))
+	if err := l.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if i := record(t, q, "i"); i.State != Complete || i.Counts.Results != 3 {
+		t.Errorf("got state %s with %d results, want complete with 3", i.State, i.Counts.Results)
+	}
+	for subject, n := range remains(t, q, "i") {
+		if subject == q.jobsSubject("i") || subject == q.checkpointSubject("i") {
+			t.Errorf("got %d messages on %s, want none", n, subject)
+		}
+	}
+	if len(l.completed) != 1 {
+		t.Errorf("got %d imports completed, want 1", len(l.completed))
+	}
+}
+
 // busy takes jobs and finishes them, as many as most for each worker, until the term has ended.
 func (l *ledTerm) busy(t testing.TB, workers, most int) (stop func()) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
