@@ -458,9 +458,9 @@ func TestCrashFrozenRun(t *testing.T) {
 // dynamicPoints are the names of failpoints that are put together where they stand in the source.
 var dynamicPoints = map[string][]string{
 	// Of records in other states nothing but a pause is changed.
-	`"record-" + string(i.State) + `: {"record-running", "record-complete", "record-cancelled", "record-retrying", "record-deleting"},
-	`name + `:                        {"enqueue", "retry"},
-	`"job-" + j.FromAccount`:         nil, // see TestCrashJob
+	`"record-" + string(i.State)`: {"record-running", "record-complete", "record-cancelled", "record-retrying", "record-deleting"},
+	`name`:                        {"enqueue", "retry"},
+	`"job-" + j.FromAccount`:      nil, // see TestCrashJob
 }
 
 // elsewherePoints are failpoints that no crash run can come by.
@@ -478,7 +478,7 @@ func TestCrashPoints(t *testing.T) {
 			matrix[point] = true
 		}
 	}
-	call := regexp.MustCompile(`\b(?:Failpoint|FailInside)\(([^)]+(?:\([^)]*\)[^)]*)?)\)`)
+	call := regexp.MustCompile(`\b(?:Failpoint|FailInside)\(((?:[^()]|\([^()]*\))+)\)`)
 	found := map[string]bool{}
 	for _, dir := range []string{"internal", "worker", "cmd"} {
 		err := filepath.WalkDir(filepath.Join(root, dir), func(path string, d os.DirEntry, err error) error {
@@ -496,7 +496,7 @@ func TestCrashPoints(t *testing.T) {
 				for _, m := range call.FindAllStringSubmatch(line, -1) {
 					name, suffix := m[1], ""
 					if i := strings.LastIndex(name, ` + "-`); i > 0 {
-						name, suffix = name[:i+3], strings.Trim(name[i+3:], `"`)
+						name, suffix = name[:i], strings.Trim(name[i+3:], `"`)
 					}
 					if all, ok := dynamicPoints[name]; ok {
 						for _, point := range all {

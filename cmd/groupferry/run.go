@@ -189,13 +189,15 @@ func (r *runner) toTheEnd(w *workerProcess, plan *importer.Plan, stored queue.Im
 	err := w.run(stop, listener, func(ctx context.Context) (bool, error) {
 		p, err := w.store.Progress(ctx, plan.ImportID)
 		if err != nil {
-			return false, err
+			return errors.Is(err, queue.ErrNoImport), err // it was deleted
 		}
 		w.showProgress(p)
 		return p.Import.State.Over(), nil
 	})
 	stopEnqueueing()
-	if enqueueErr := <-enqueued; enqueueErr != nil && (err == nil || !errors.Is(enqueueErr, context.Canceled)) {
+	enqueueErr := <-enqueued
+	over := r.soft.Err() == nil || err != nil // so there was no more use in enqueueing
+	if enqueueErr != nil && !(over && errors.Is(enqueueErr, context.Canceled)) {
 		return enqueueErr
 	}
 	if err != nil || r.soft.Err() == nil {

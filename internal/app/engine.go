@@ -206,24 +206,22 @@ func (e *Engine) watch(ctx context.Context) {
 		Halt: e.applyHalt,
 		Rate: func(rate int) {
 			e.rate.Store(int64(rate))
-			e.with(func(t *term) { t.governor.SetRate(e.effectiveRate()) })
+			if pace, _ := e.present(); pace != nil {
+				pace.SetRate(e.effectiveRate())
+			}
 		},
 		Import: func(id string) {
-			e.with(func(t *term) {
-				if t.queue != nil {
-					t.queue.Changed(id)
-				}
-			})
+			if _, jobs := e.present(); jobs != nil {
+				jobs.Changed(id)
+			}
 			if e.cfg.OnImport != nil {
 				e.cfg.OnImport(id)
 			}
 		},
 		Resync: func() {
-			e.with(func(t *term) {
-				if t.queue != nil {
-					t.queue.Resync()
-				}
-			})
+			if _, jobs := e.present(); jobs != nil {
+				jobs.Resync()
+			}
 		},
 	}
 	for {
@@ -259,14 +257,14 @@ func (e *Engine) AwaitWork(ctx context.Context) error {
 	return nil
 }
 
-// with calls f with the present term, if this process leads.
-func (e *Engine) with(f func(*term)) {
+// present returns the pace and the jobs of the present term; nil where there are none.
+func (e *Engine) present() (*governor.Governor, *queue.Term) {
 	e.mu.Lock()
-	t := e.term
-	e.mu.Unlock()
-	if t != nil {
-		f(t)
+	defer e.mu.Unlock()
+	if e.term == nil {
+		return nil, nil
 	}
+	return e.term.governor, e.term.queue
 }
 
 func (e *Engine) effectiveRate() int {
@@ -402,9 +400,13 @@ func lostTerm(err error) error {
 func (e *Engine) serve(
 	ctx context.Context, end context.CancelCauseFunc, stop <-chan struct{}, t *term, before lease.Record,
 ) (successor string, err error) {
-	jobs, err := e.cfg.Queue.Lead(ctx, queue.TermConfig{
-		Term: t.number, Name: e.cfg.Host, Crashed: before.Term > 0 && !before.Released, Log: e.log,
-		OnComplete: e.cfg.OnComplete,
+	var jobs *queue.Term
+	err = e.retry(ctx, "begin the term", func() (err error) {
+		jobs, err = e.cfg.Queue.Lead(ctx, queue.TermConfig{
+			Term: t.number, Name: e.cfg.Host, Crashed: before.Term > 0 && !before.Released, Log: e.log,
+			OnComplete: e.cfg.OnComplete,
+		})
+		return err
 	})
 	if err != nil {
 		return "", err
@@ -415,12 +417,12 @@ func (e *Engine) serve(
 	jobs.Resync() // records may have changed since they were read
 
 	var running sync.WaitGroup
+	writing, stopWriting := context.WithCancel(context.WithoutCancel(ctx))
 	running.Go(func() { // what a command that was cut off left behind
-		if err := e.cfg.Queue.Sweep(ctx); err != nil && ctx.Err() == nil {
+		if err := e.cfg.Queue.Sweep(writing); err != nil && writing.Err() == nil {
 			e.log.Warn("an import that was ended is not removed yet", "err", err)
 		}
 	})
-	writing, stopWriting := context.WithCancel(context.WithoutCancel(ctx))
 	running.Go(func() {
 		if err := jobs.Run(writing); err != nil {
 			end(err)
@@ -474,6 +476,20 @@ func (e *Engine) serve(
 	return successor, err
 }
 
+// retry calls do until it succeeds, fails for another reason than NATS being out of reach, or ctx ends.
+func (e *Engine) retry(ctx context.Context, doing string, do func() error) error {
+	for {
+		err := do()
+		if err == nil || !broker.Unreachable(err) || ctx.Err() != nil {
+			return err
+		}
+		e.log.Warn("NATS is out of reach; trying again", "doing", doing, "err", err)
+		if !sleep(ctx, time.Second) {
+			return ctx.Err()
+		}
+	}
+}
+
 // verify proves the credentials before the first job of this process, and ends a halt if it is to.
 func (e *Engine) verify(ctx context.Context, t *term) error {
 	for !e.verified.Load() {
@@ -489,7 +505,8 @@ func (e *Engine) verify(ctx context.Context, t *term) error {
 		switch {
 		case err == nil:
 			// Not before: a number with a typo would make the namespace that of an app that is not there.
-			if err := e.cfg.Queue.ClaimApp(ctx, e.cfg.App); err != nil {
+			err := e.retry(ctx, "claim the namespace", func() error { return e.cfg.Queue.ClaimApp(ctx, e.cfg.App) })
+			if err != nil {
 				return err
 			}
 			e.answered.Store(true)
@@ -502,7 +519,11 @@ func (e *Engine) verify(ctx context.Context, t *term) error {
 		}
 	}
 	if e.lifting.Load() {
-		was, err := e.cfg.Queue.ClearHalt(ctx)
+		var was *queue.Halt
+		err := e.retry(ctx, "lift the halt", func() (err error) {
+			was, err = e.cfg.Queue.ClearHalt(ctx)
+			return err
+		})
 		if err != nil {
 			return err
 		}

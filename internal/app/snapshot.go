@@ -34,9 +34,7 @@ type Snapshot struct {
 
 // Snapshot returns the present state.
 func (e *Engine) Snapshot() Snapshot {
-	e.mu.Lock()
-	t := e.term
-	e.mu.Unlock()
+	pace, jobs := e.present()
 	s := Snapshot{
 		State: Leaderless, LeaderChanges: e.changes.Load(), Cause: e.gate.Halted(),
 		Standstill: time.Duration(e.standstill.Load()),
@@ -44,16 +42,16 @@ func (e *Engine) Snapshot() Snapshot {
 	if r := e.leader.Load(); r != nil && !r.Released {
 		s.Leader, s.State = r.Host, Standby
 	}
-	if t != nil {
-		pace := t.governor.Snapshot()
-		s.Leading, s.Leader, s.State, s.Commands = true, e.cfg.Host, Running, pace.Lanes
-		if pace.State == governor.Outage {
+	if pace != nil {
+		now := pace.Snapshot()
+		s.Leading, s.Leader, s.State, s.Commands = true, e.cfg.Host, Running, now.Lanes
+		if now.State == governor.Outage {
 			s.State = Outage
 		}
-		if jobs := e.jobsOf(t); jobs != nil {
-			n := jobs.Snapshot()
-			s.Jobs = &n
-		}
+	}
+	if jobs != nil {
+		n := jobs.Snapshot()
+		s.Jobs = &n
 	}
 	if s.Cause != nil {
 		s.State = Halted
@@ -62,12 +60,6 @@ func (e *Engine) Snapshot() Snapshot {
 		}
 	}
 	return s
-}
-
-func (e *Engine) jobsOf(t *term) *queue.Term {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return t.queue
 }
 
 // Ready returns nil while this process can do its part: as leader or as standby. Else it says why not.
@@ -92,11 +84,11 @@ func (e *Engine) countStandstill(ctx context.Context) {
 	for sleep(ctx, standingTick) {
 		now := time.Now()
 		waiting := 0
-		e.with(func(t *term) {
-			for _, lane := range t.governor.Snapshot().Lanes {
+		if pace, _ := e.present(); pace != nil {
+			for _, lane := range pace.Snapshot().Lanes {
 				waiting += lane.Waiting
 			}
-		})
+		}
 		last := time.Unix(0, e.lastGrant.Load())
 		switch {
 		case waiting == 0 || e.gate.Halted() != nil:

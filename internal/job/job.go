@@ -19,7 +19,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 )
@@ -38,10 +40,10 @@ const (
 
 // A Conversation is what is put into a group, with the place in the input that asked for it.
 type Conversation struct {
-	Type int    // OneToOne or GroupChat
-	ID   string // user id or group id, as Type says
-	File int    // index into the Files of the job or result that holds it
-	Line int64  // physical line in that file, from 1
+	Type int    `json:"type"` // OneToOne or GroupChat
+	ID   string `json:"id"`   // user id or group id, as Type says
+	File int    `json:"file"` // index into the Files of the job or result that holds it
+	Line int64  `json:"line"` // physical line in that file, from 1
 }
 
 // A Job is one group to be written. In a retry it has the conversations that failed before and are wanted again; the
@@ -72,8 +74,8 @@ var Outcomes = []Outcome{Done, Partial, Failed}
 // A ConversationResult says what became of one conversation.
 type ConversationResult struct {
 	Conversation
-	Code string // "" when it is in the group; else the API's code, or a word where no answer had one
-	Info string // the API's text for a code, for people; never branch on it
+	Code string `json:"code"` // "" when it is in the group; else the API's code, or a word where no answer had one
+	Info string `json:"info"` // the API's text for a code, for people; never branch on it
 }
 
 // A Result is the one final fact about a job. It holds all that a retry needs.
@@ -291,97 +293,90 @@ func appendString(b []byte, s string) []byte {
 	return append(b, q...)
 }
 
-type wireConversation struct {
-	Type int    `json:"type"`
-	ID   string `json:"id"`
-	File int    `json:"file"`
-	Line int64  `json:"line"`
-	Code string `json:"code"`
-	Info string `json:"info"`
-}
-
+// A wire is the wire form of a job or of a result: each has some of the fields.
 type wire struct {
-	Version       int                `json:"v"`
-	Import        string             `json:"import"`
-	Job           string             `json:"job"`
-	FromAccount   string             `json:"from_account"`
-	GroupName     string             `json:"group_name"`
-	GroupID       int64              `json:"group_id"`
-	Outcome       Outcome            `json:"outcome"`
-	Code          string             `json:"code"`
-	Info          string             `json:"info"`
-	Generation    int                `json:"generation"`
-	Prior         uint64             `json:"prior"`
-	Replaces      uint64             `json:"replaces"`
-	Attempts      int                `json:"attempts"`
-	Calls         int                `json:"calls"`
-	Started       time.Time          `json:"started"`
-	Finished      time.Time          `json:"finished"`
-	Worker        string             `json:"worker"`
-	Files         []string           `json:"files"`
-	Conversations []wireConversation `json:"conversations"`
+	Version       int                  `json:"v"`
+	Import        string               `json:"import"`
+	Job           string               `json:"job"`
+	FromAccount   string               `json:"from_account"`
+	GroupName     string               `json:"group_name"`
+	GroupID       int64                `json:"group_id"`
+	Outcome       Outcome              `json:"outcome"`
+	Code          string               `json:"code"`
+	Info          string               `json:"info"`
+	Generation    int                  `json:"generation"`
+	Prior         uint64               `json:"prior"`
+	Replaces      uint64               `json:"replaces"`
+	Attempts      int                  `json:"attempts"`
+	Calls         int                  `json:"calls"`
+	Started       time.Time            `json:"started"`
+	Finished      time.Time            `json:"finished"`
+	Worker        string               `json:"worker"`
+	Files         []string             `json:"files"`
+	Conversations []ConversationResult `json:"conversations"`
 }
 
-func decode(b []byte, what string) (*wire, error) {
+func decode(b []byte) (*wire, error) {
+	if w, ok := fastDecode(b); ok {
+		return w, w.check()
+	}
+	return decodeJSON(b)
+}
+
+// decodeJSON is decode by encoding/json alone.
+func decodeJSON(b []byte) (*wire, error) {
 	// The version is read by itself first: a newer form may not fit today's struct at all.
 	var v struct {
 		Version int `json:"v"`
 	}
 	if err := json.Unmarshal(b, &v); err != nil {
-		return nil, fmt.Errorf("decode %s: %w", what, err)
+		return nil, err
 	}
 	if v.Version > Version {
-		return nil, fmt.Errorf("decode %s: version %d: %w", what, v.Version, ErrVersion)
+		return nil, fmt.Errorf("version %d: %w", v.Version, ErrVersion)
 	}
 	if v.Version < 1 {
-		return nil, fmt.Errorf("decode %s: no version", what)
+		return nil, errors.New("no version")
 	}
 	var w wire
 	if err := json.Unmarshal(b, &w); err != nil {
-		return nil, fmt.Errorf("decode %s: %w", what, err)
+		return nil, err
 	}
+	return &w, w.check()
+}
+
+func (w *wire) check() error {
 	if !ValidImportID(w.Import) || w.Job == "" {
-		return nil, fmt.Errorf("decode %s: import or job id missing", what)
+		return errors.New("import or job id missing")
 	}
 	if w.Generation < 0 {
-		return nil, fmt.Errorf("decode %s: generation %d", what, w.Generation)
+		return fmt.Errorf("generation %d", w.Generation)
 	}
 	for i := range w.Conversations {
 		c := &w.Conversations[i]
 		if c.Type != OneToOne && c.Type != GroupChat {
-			return nil, fmt.Errorf("decode %s: conversation %d: type %d", what, i, c.Type)
+			return fmt.Errorf("conversation %d: type %d", i, c.Type)
 		}
 		if c.File < 0 || c.File >= len(w.Files) {
-			return nil, fmt.Errorf("decode %s: conversation %d: file %d of %d", what, i, c.File, len(w.Files))
+			return fmt.Errorf("conversation %d: file %d of %d", i, c.File, len(w.Files))
 		}
 	}
-	return &w, nil
-}
-
-func (c *wireConversation) conversation() Conversation {
-	return Conversation{Type: c.Type, ID: c.ID, File: c.File, Line: c.Line}
+	return nil
 }
 
 // Decode reads the wire form of a job. The error wraps [ErrVersion] when it was written by a newer binary.
 func Decode(b []byte) (Job, error) {
-	if j, ok := fastDecode(b); ok {
-		return j, nil
+	w, err := decode(b)
+	if err == nil && len(w.Conversations) == 0 {
+		err = errors.New("no conversations")
 	}
-	return decodeJob(b)
-}
-
-func decodeJob(b []byte) (Job, error) {
-	w, err := decode(b, "job")
 	if err != nil {
-		return Job{}, err
-	}
-	if len(w.Conversations) == 0 {
-		return Job{}, errors.New("decode job: no conversations")
+		return Job{}, fmt.Errorf("decode job: %w", err)
 	}
 	j := Job{
 		Import:        w.Import,
-		ID:            w.Job,
-		FromAccount:   w.FromAccount,
+		ID:            strings.Clone(w.Job), // this and the user are kept for longer than the job
+		FromAccount:   strings.Clone(w.FromAccount),
 		GroupName:     w.GroupName,
 		Generation:    w.Generation,
 		Prior:         w.Prior,
@@ -389,23 +384,21 @@ func decodeJob(b []byte) (Job, error) {
 		Conversations: make([]Conversation, len(w.Conversations)),
 	}
 	for i := range w.Conversations {
-		j.Conversations[i] = w.Conversations[i].conversation()
+		j.Conversations[i] = w.Conversations[i].Conversation
 	}
 	return j, nil
 }
 
 // DecodeResult reads the wire form of a result. The error wraps [ErrVersion] when it was written by a newer binary.
 func DecodeResult(b []byte) (Result, error) {
-	w, err := decode(b, "result")
+	w, err := decode(b)
+	if err == nil && !slices.Contains(Outcomes, w.Outcome) {
+		err = fmt.Errorf("outcome %q", w.Outcome)
+	}
 	if err != nil {
-		return Result{}, err
+		return Result{}, fmt.Errorf("decode result: %w", err)
 	}
-	switch w.Outcome {
-	case Done, Partial, Failed:
-	default:
-		return Result{}, fmt.Errorf("decode result: outcome %q", w.Outcome)
-	}
-	r := Result{
+	return Result{
 		Import:        w.Import,
 		Job:           w.Job,
 		FromAccount:   w.FromAccount,
@@ -419,14 +412,9 @@ func DecodeResult(b []byte) (Result, error) {
 		Attempts:      w.Attempts,
 		Calls:         w.Calls,
 		Files:         w.Files,
-		Conversations: make([]ConversationResult, len(w.Conversations)),
+		Conversations: w.Conversations,
 		Started:       w.Started,
 		Finished:      w.Finished,
 		Worker:        w.Worker,
-	}
-	for i := range w.Conversations {
-		c := &w.Conversations[i]
-		r.Conversations[i] = ConversationResult{Conversation: c.conversation(), Code: c.Code, Info: c.Info}
-	}
-	return r, nil
+	}, nil
 }

@@ -184,42 +184,53 @@ func FuzzString(f *testing.F) {
 	})
 }
 
-// The short way reads nothing that encoding/json would read in another way.
+// fastDecode reads nothing that encoding/json would read in another way.
 func FuzzFastDecode(f *testing.F) {
-	long := Job{Import: "i", ID: "j", FromAccount: "ana", GroupName: "Familie Müller", Generation: 2, Prior: 1 << 50, Files: []string{"a.csv", "b.csv"}}
-	for i := range 30 {
-		long.Conversations = append(long.Conversations, Conversation{Type: 1 + i%2, ID: "x", File: i % 2, Line: int64(i)})
-	}
-	quoted := long
-	quoted.GroupName = `say "hi"`
-	for _, j := range []Job{long, quoted} {
+	j, r := sampleJob(), sampleResult()
+	for range 2 {
 		f.Add(j.AppendJSON(nil))
+		f.Add(r.AppendJSON(nil))
+		j.GroupName, j.Files, j.Generation, j.Prior = "Familie Müller", []string{"a.csv", "b.csv"}, 2, 1<<50
+		r.Code, r.Info, r.Generation, r.Replaces = "51000", "gone", 2, 1<<50
+		r.Conversations[1].Info = "no such group"
+	}
+	for _, s := range []string{
+		`{"v":1,"files":[],"conversations":[]}`, `{"v":1,}`, `{"v":1,"files":["a",]}`, `{,"v":1}`, `{"v":1,"calls":01}`, `{"v":1}}`,
+		`{"v":1,"conversations":[{"type":1}],"conversations":[{"id":"a"}]}`, `{"v":1,"files":["a","b"],"files":["c"]}`,
+		`{"v":1,"started":"2026-01-02T03:04:05+01:00"}`, `{"v":1,"started":"2026-01-02T3:04:05Z"}`, `{"v":1,"Job":"a"}`,
+	} {
+		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		got, ok := fastDecode(b)
 		if !ok {
 			return
 		}
-		if want, err := decodeJob(b); err != nil || !reflect.DeepEqual(got, want) {
+		var want wire
+		if err := json.Unmarshal(b, &want); err != nil || !reflect.DeepEqual(got, &want) {
 			t.Errorf("%s: got %+v, want %+v, %v", b, got, want, err)
 		}
 	})
 }
 
-// It is the way that nearly all jobs take.
+// It is the way that nearly all jobs and results take.
 func TestFastDecode(t *testing.T) {
-	j := Job{
-		Import: "i", ID: "j", FromAccount: "ana", GroupName: "家族", Generation: 1, Prior: 9, Files: []string{"a.csv"},
-		Conversations: []Conversation{{Type: OneToOne, ID: "bob", Line: 2}, {Type: GroupChat, ID: "@TGS#1", Line: 1 << 40}},
-	}
-	got, ok := fastDecode(j.AppendJSON(nil))
-	if !ok || !reflect.DeepEqual(got, j) {
-		t.Errorf("got %+v, %v, want %+v", got, ok, j)
+	j, r := sampleJob(), sampleResult()
+	j.GroupName, j.Files[1], r.Conversations[1].Info = "家族", "b.csv", "no such group"
+	for range 2 {
+		if _, ok := fastDecode(j.AppendJSON(nil)); !ok {
+			t.Errorf("job %+v: not read", j)
+		}
+		if _, ok := fastDecode(r.AppendJSON(nil)); !ok {
+			t.Errorf("result %+v: not read", r)
+		}
+		j.Generation, j.Prior, r.Code, r.Info, r.Generation, r.Replaces = 1, 9, "51000", "gone", 1, 9
+		r.Conversations = nil
 	}
 	for _, odd := range []string{"a\"b", "a\\b", "a\tb", "<b>", "\xff"} {
 		j.GroupName = odd
-		if got, ok := fastDecode(j.AppendJSON(nil)); ok && got.GroupName != odd {
-			t.Errorf("name %q: got %q", odd, got.GroupName)
+		if w, ok := fastDecode(j.AppendJSON(nil)); ok && w.GroupName != odd {
+			t.Errorf("name %q: got %q", odd, w.GroupName)
 		}
 	}
 }
@@ -236,18 +247,29 @@ func BenchmarkEncode(b *testing.B) {
 	}
 }
 
-// BenchmarkDecode reads a job the short way, and as encoding/json reads it.
+// BenchmarkDecode reads what is of 20 conversations the fast way, and as encoding/json reads it.
 func BenchmarkDecode(b *testing.B) {
 	j := Job{Import: "i", ID: "x", FromAccount: "user", GroupName: "g", Files: []string{"f.csv"}}
-	for i := range 100 {
-		j.Conversations = append(j.Conversations, Conversation{Type: OneToOne, ID: "user-12345", Line: int64(i)})
+	r := Result{Import: "i", Job: "x", FromAccount: "user", GroupName: "g", Files: j.Files, Outcome: Done, Started: time.Now()}
+	for i := range 20 {
+		c := Conversation{Type: OneToOne, ID: "user-12345", Line: int64(i)}
+		j.Conversations = append(j.Conversations, c)
+		r.Conversations = append(r.Conversations, ConversationResult{Conversation: c})
 	}
-	buf := j.AppendJSON(nil)
-	for name, decode := range map[string]func([]byte) (Job, error){"fast": Decode, "json": decodeJob} {
-		b.Run(name, func(b *testing.B) {
+	jb, rb := j.AppendJSON(nil), r.AppendJSON(nil)
+	for _, bench := range []struct {
+		name   string
+		decode func() error
+	}{
+		{"job", func() error { _, err := Decode(jb); return err }},
+		{"job/json", func() error { _, err := decodeJSON(jb); return err }},
+		{"result", func() error { _, err := DecodeResult(rb); return err }},
+		{"result/json", func() error { _, err := decodeJSON(rb); return err }},
+	} {
+		b.Run(bench.name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := decode(buf); err != nil {
+				if err := bench.decode(); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -390,7 +390,7 @@ func (t *Term) resolve(ctx context.Context) (written bool, err error) {
 	defer t.mu.Unlock()
 	kept := t.sent.parts[:0]
 	for _, p := range t.sent.parts {
-		if !p.of.gone {
+		if !p.of.gone && !p.of.finishing { // of one that is finishing it is a state alone
 			kept = append(kept, p)
 		}
 	}

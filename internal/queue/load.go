@@ -518,14 +518,15 @@ func (t *Term) recheck(ctx context.Context, id string) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if same && a.finishing {
+		return nil // complete sees to it, and to what is left to remove
+	}
 	if same && !record.live() && !ended && a.inFlight+a.unwritten > 0 {
 		a.ending = true
 		return nil
 	}
 	if !same || !record.live() {
-		if !a.finishing {
-			t.log.Info("import has ended", "import", id)
-		}
+		t.log.Info("import has ended", "import", id)
 		t.drop(a)
 		return nil
 	}
@@ -579,16 +580,18 @@ func (t *Term) drop(a *active) {
 // maybeComplete has an import completed that is at its end, or ended that was cancelled and has nothing in flight any
 // more. The lock is held.
 func (t *Term) maybeComplete(a *active) {
-	if a.ending && !a.gone && !a.finishing && a.inFlight+a.unwritten == 0 {
-		a.finishing = true
-		t.finished = append(t.finished, a)
-		kick(t.completeKick)
+	switch {
+	case a.gone, a.finishing:
 		return
-	}
-	if a.gone || a.finishing || a.damaged != nil || !a.checkpoint.Done || !a.atEnd() {
+	case a.ending:
+		if a.inFlight+a.unwritten > 0 {
+			return
+		}
+	case a.damaged != nil, !a.checkpoint.Done, !a.atEnd():
 		return
 	}
 	a.finishing = true
+	a.stateWant = false // none is written once it is over
 	t.finished = append(t.finished, a)
 	kick(t.completeKick)
 }

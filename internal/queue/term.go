@@ -236,7 +236,7 @@ func (t *Term) Close(ctx context.Context) error {
 	err := t.ended
 	t.closing = true
 	for _, a := range t.d.imports {
-		if a.dirty {
+		if a.dirty && !a.finishing {
 			a.stateWant = true
 		}
 	}
