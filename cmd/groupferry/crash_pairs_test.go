@@ -213,7 +213,7 @@ func (p *pairRun) args(command, id string) []string {
 func (p *pairRun) fate(command string) crash {
 	points := pairEnds[command].points
 	c := crash{point: points[p.rng.IntN(len(points))], pass: 1 + p.rng.IntN(2)*p.rng.IntN(3)}
-	switch p.rng.IntN(6) {
+	switch p.rng.IntN(8) {
 	case 0:
 		return crash{}
 	case 1:
@@ -444,7 +444,11 @@ func TestCrashFrozenRun(t *testing.T) {
 	s := newShell(t, url)
 	s.env["NATS_URL"] = "nats://" + nats.client
 	s.env["GROUPFERRY_RATE"] = "10"
-	p := s.spawn("run", "--import-id", "gone", writeRows(t, makeRows(1, slices.Repeat([]int{1}, 200)...)))
+	rows := makeRows(1, slices.Repeat([]int{1}, 200)...)
+	for i := range rows {
+		rows[i].user = fmt.Sprintf("user-%d", i) // so that few jobs are in flight, and wait for their turn
+	}
+	p := s.spawn("run", "--import-id", "gone", writeRows(t, rows))
 	await(t, "some calls", func() bool { return created(sim) >= 5 })
 	freeze(t, p.cmd)
 	s.run(exitDone, "cancel", "gone")
@@ -470,7 +474,7 @@ var elsewherePoints = []string{
 	"torn-before",
 }
 
-// Every failpoint in the source is in the matrix, and in the fleet runs if its process can be in a fleet.
+// Every failpoint in the source is in a step of the crash matrix, or said to be elsewhere.
 func TestCrashPoints(t *testing.T) {
 	matrix := map[string]bool{}
 	for _, step := range lifeSteps {

@@ -563,7 +563,7 @@ func TestFleetKilled(t *testing.T) {
 	f := newFleet(t, 100, chatsim.Config{Latency: 20 * time.Millisecond, Jitter: 10 * time.Millisecond})
 	slots := []string{"--concurrency", "16"}
 	f.startWorkers(4, slots...)
-	f.enqueue("i", 1500, 1)
+	f.enqueue("i", 2000, 1)
 	f.awaitCalls(time.Time{}, 100, nil)
 	disaster := func(what string, strike func()) {
 		t.Helper()
@@ -580,6 +580,16 @@ func TestFleetKilled(t *testing.T) {
 		}
 	})
 	f.startWorkers(1, slots...)
+	disaster("the leader killed", func() { f.kill(f.leader()) })
+	f.startWorkers(1, slots...)
+	disaster("the leader stopped", func() {
+		leader := f.leader()
+		leader.cmd.Process.Signal(syscall.SIGTERM)
+		if code := leader.wait(); code != exitDone {
+			t.Errorf("stopped leader: got exit code %d, want %d\n%s", code, exitDone, &leader.stderr)
+		}
+		f.workers = slices.DeleteFunc(f.workers, func(p *process) bool { return p == leader })
+	})
 	disaster("NATS killed for a second", func() {
 		f.nats.kill()
 		time.Sleep(time.Second)

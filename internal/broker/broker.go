@@ -49,6 +49,8 @@ type Conn struct {
 	denied atomic.Pointer[denial]
 	closed atomic.Bool
 	close  sync.Once
+
+	saidReading atomic.Int64 // when Reading said it last, in nanoseconds
 }
 
 // Open connects to the server that cfg names, or to the embedded one, which it starts if no other process runs it. It

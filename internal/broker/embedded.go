@@ -100,6 +100,9 @@ func (c *Conn) connectEmbedded(ctx context.Context) error {
 		nc, err := nats.Connect("nats://127.0.0.1:4222", opts...)
 		if err == nil {
 			c.nc = nc
+			if err := c.boundMemory(); err != nil {
+				return c.Fault(ctx, "join", err)
+			}
 			return c.useJetStream("", "")
 		}
 		if broken := e.whyBroken(); broken != nil {

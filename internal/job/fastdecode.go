@@ -63,7 +63,7 @@ func fastDecode(b []byte) (w *wire, ok bool) {
 			p.bad = true
 		}
 	}
-	return w, !p.bad && p.s == "" && w.Version == Version
+	return w, !p.bad && p.at == len(p.s) && w.Version == Version
 }
 
 func (p *cursor) conversation() (c ConversationResult) {
@@ -91,16 +91,21 @@ func (p *cursor) conversation() (c ConversationResult) {
 // A cursor is text that is read from its beginning; bad says that it was not as expected.
 type cursor struct {
 	s     string
+	at    int // what is before it was read
 	bad   bool
-	begun bool // an object or an array, of which nothing was read
+	begun bool // an object or an array, of which nothing was read yet
 }
 
+// is tells whether c comes next.
+func (p *cursor) is(c byte) bool { return p.at < len(p.s) && p.s[p.at] == c }
+
+// next reads c if it comes next.
 func (p *cursor) next(c byte) bool {
-	if p.s == "" || p.s[0] != c {
-		return false
+	ok := p.is(c)
+	if ok {
+		p.at++
 	}
-	p.s = p.s[1:]
-	return true
+	return ok
 }
 
 func (p *cursor) expect(c byte) { p.bad = !p.next(c) || p.bad }
@@ -111,20 +116,18 @@ func (p *cursor) first(open byte) {
 	p.begun = true
 }
 
-// more tells whether another field or element comes. It reads what is before it, or else the end.
+// more tells whether another field or element comes, and reads what is before it; if none does, it reads the end.
 func (p *cursor) more(end byte) bool {
-	first := p.begun
-	p.begun = false
-	if !first && p.next(',') {
-		p.next('\n')
-		return !p.bad
-	}
+	another := p.begun || p.next(',')
 	p.next('\n')
-	if first && !p.bad && p.s != "" && p.s[0] != end {
-		return true
+	if p.begun && p.is(end) {
+		another = false
 	}
-	p.expect(end)
-	return false
+	p.begun = false
+	if !another {
+		p.expect(end)
+	}
+	return another && !p.bad
 }
 
 func (p *cursor) key() string {
@@ -136,33 +139,32 @@ func (p *cursor) key() string {
 // text reads a string.
 func (p *cursor) text() string {
 	p.expect('"')
-	end := strings.IndexByte(p.s, '"')
-	if end < 0 {
+	n := strings.IndexByte(p.s[p.at:], '"')
+	if n < 0 {
 		p.bad = true
 		return ""
 	}
-	s := p.s[:end]
-	p.s = p.s[end+1:]
-	ascii := true
+	s := p.s[p.at : p.at+n]
+	p.at += n + 1
+	odd, ascii := false, true
 	for i := range len(s) {
-		p.bad = p.bad || s[i] < ' ' || s[i] == '\\'
+		odd = odd || s[i] < ' ' || s[i] == '\\'
 		ascii = ascii && s[i] < utf8.RuneSelf
 	}
-	p.bad = p.bad || !ascii && !utf8.ValidString(s)
+	p.bad = p.bad || odd || !ascii && !utf8.ValidString(s)
 	return s
 }
 
 // number reads digits as they are written: at most 18 of them, and no 0 before others.
 func (p *cursor) number() (n int64) {
-	i := 0
-	for i < len(p.s) && '0' <= p.s[i] && p.s[i] <= '9' {
-		n = 10*n + int64(p.s[i]-'0')
-		i++
+	from := p.at
+	for p.at < len(p.s) && '0' <= p.s[p.at] && p.s[p.at] <= '9' {
+		n = 10*n + int64(p.s[p.at]-'0')
+		p.at++
 	}
-	if i == 0 || i > 18 || i > 1 && p.s[0] == '0' {
+	if digits := p.at - from; digits == 0 || digits > 18 || digits > 1 && p.s[from] == '0' {
 		p.bad = true
 	}
-	p.s = p.s[i:]
 	return n
 }
 

@@ -640,6 +640,7 @@ func (q *Queue) purgeResults(ctx context.Context, id string, upTo uint64) error 
 func (q *Queue) purge(ctx context.Context, s jetstream.Stream, subject string, upTo uint64) error {
 	var failed time.Time
 	for attempt := 1; ; attempt++ {
+		q.conn.Reading() // the server reads all that it removes
 		bounded, cancel := q.conn.Within(ctx, purgeTime)
 		err := s.Purge(bounded, jetstream.WithPurgeSubject(subject), jetstream.WithPurgeSequence(upTo+1)) // what is before it
 		cancel()

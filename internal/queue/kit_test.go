@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"strconv"
 	"testing"
 	"time"
 
@@ -159,9 +160,12 @@ func (h *handWriter) write(t testing.TB, results ...job.Result) (seqs []uint64) 
 	for _, r := range results {
 		r.Import = h.rec.ID
 		r.Generation = h.rec.Generation
+		header := nats.Header{jobSequenceHeader: {"1"}}
+		if r.Replaces != 0 {
+			header[replacesHeader] = []string{strconv.FormatUint(r.Replaces, 10)}
+		}
 		ack, err := h.q.js.PublishMsg(t.Context(), &nats.Msg{
-			Subject: h.q.resultSubject(h.rec.ID, string(r.Outcome)), Data: r.AppendJSON(nil),
-			Header: nats.Header{"Groupferry-Job-Sequence": {"1"}},
+			Subject: h.q.resultSubject(h.rec.ID, string(r.Outcome)), Data: r.AppendJSON(nil), Header: header,
 		})
 		if err != nil {
 			t.Fatal(err)

@@ -165,7 +165,8 @@ func (w *writer) putFailures(ctx context.Context) (err error) {
 	w.seen, w.source = w.last.Jobs, checkpoint{
 		After: w.last.After, Looked: w.last.Looked, Conversations: w.last.Conversations, Unreadable: w.last.Unreadable,
 	}
-	replaced, err := w.q.replacedBefore(ctx, &w.rec)
+	// Results of the present retry do not count: they would change what it is about.
+	replaced, err := w.q.replacedResults(ctx, &w.rec, w.rec.RetryFrom)
 	if err != nil {
 		return err
 	}
@@ -229,22 +230,4 @@ func retryJob(rec *Import, seq uint64, r *job.Result) job.Job {
 		}
 	}
 	return j
-}
-
-// replacedBefore gives the results, by sequence and in order, that earlier retries have replaced: 8 bytes of memory for
-// each. Those of the present one do not count: they would change what this one is about.
-func (q *Queue) replacedBefore(ctx context.Context, rec *Import) (seqs []uint64, err error) {
-	if rec.FirstRetry >= rec.RetryFrom { // it is the first
-		return nil, nil
-	}
-	scan := resultScan{q: q, id: rec.ID, outcomes: job.Outcomes, next: rec.FirstRetry + 1, upTo: rec.RetryFrom}
-	err = scan.run(ctx, func(m stored) error {
-		r, err := job.DecodeResult(m.Data)
-		if err == nil && r.Replaces != 0 {
-			seqs = append(seqs, r.Replaces)
-		}
-		return err
-	})
-	slices.Sort(seqs)
-	return seqs, err
 }
