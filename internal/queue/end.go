@@ -180,17 +180,7 @@ const drainTime = 3 * time.Second
 //
 // Cancelling it again finishes what was cut off. The error says so when an import is complete, or being deleted.
 func (q *Queue) Cancel(ctx context.Context, id string) error {
-	i, err := q.Update(ctx, id, func(i *Import) {
-		switch {
-		case !i.live():
-			return
-		case i.Generation > 0:
-			i.State = Complete
-		default:
-			i.State = Cancelled
-		}
-		i.Completed, i.Paused = now(), false
-	})
+	i, err := q.markCancelled(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -203,6 +193,39 @@ func (q *Queue) Cancel(ctx context.Context, id string) error {
 		return fmt.Errorf("cancel import %s: it is %s already", id, i.State)
 	}
 	return nil
+}
+
+// markCancelled makes a live record one that is over.
+func (q *Queue) markCancelled(ctx context.Context, id string) (Import, error) {
+	for {
+		was, err := q.Import(ctx, id)
+		if err != nil {
+			return was, err
+		}
+		// A retry that has no checkpoint yet has nothing to be ended: then these are the final counts.
+		var counts Counts
+		if was.live() && was.Generation > 0 {
+			if counts, err = q.stateCounts(ctx, &was); err != nil {
+				return was, err
+			}
+		}
+		other := false
+		i, err := q.Update(ctx, id, func(i *Import) {
+			other = i.live() && !i.same(&was)
+			switch {
+			case !i.live(), other:
+				return
+			case i.Generation > 0:
+				i.State, i.Counts = Complete, counts
+			default:
+				i.State = Cancelled
+			}
+			i.Completed, i.Paused = now(), false
+		})
+		if err != nil || !other {
+			return i, err
+		}
+	}
 }
 
 // drainAndEnd is [Queue.finishEnd] for an import of which something may be in flight.
@@ -438,19 +461,9 @@ func (q *Queue) putEnd(ctx context.Context, i *Import) (seq uint64, err error) {
 // setCounts gives a record that is over the counts of the last state: no result comes after the end message. It also
 // notes how many jobs there were, if nobody was told.
 func (q *Queue) setCounts(ctx context.Context, i Import, p checkpoint) error {
-	counts := Counts{}
-	m, err := q.conn.LastMsg(ctx, q.resultsStream(), q.resultSubject(i.ID, stateKind))
-	if err != nil && !errors.Is(err, broker.ErrNotFound) {
+	counts, err := q.stateCounts(ctx, &i)
+	if err != nil {
 		return err
-	}
-	if err == nil {
-		s, err := decodeState(m.Data)
-		if err != nil {
-			return fmt.Errorf("count the results of import %s: %w", i.ID, err)
-		}
-		if s.Incarnation == i.Incarnation {
-			counts = s.Counts
-		}
 	}
 	_, err = q.Update(ctx, i.ID, func(now *Import) {
 		if !now.same(&i) || now.live() || now.State == Deleting {
@@ -467,6 +480,18 @@ func (q *Queue) setCounts(ctx context.Context, i Import, p checkpoint) error {
 		return nil
 	}
 	return err
+}
+
+// stateCounts gives the counts of the last state of a record's incarnation.
+func (q *Queue) stateCounts(ctx context.Context, i *Import) (Counts, error) {
+	s, _, err := q.lastState(ctx, i.ID)
+	if err != nil {
+		return Counts{}, fmt.Errorf("count the results of import %s: %w", i.ID, err)
+	}
+	if s == nil || s.Incarnation != i.Incarnation {
+		return Counts{}, nil
+	}
+	return s.Counts, nil
 }
 
 func sameCounts(a, b Counts) bool {
