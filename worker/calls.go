@@ -45,6 +45,10 @@ const (
 	// Conversations that failed in a way that may pass are sent again twice (51007: "retry twice, then permanent").
 	resends = 2
 
+	// A call that is not sent so many times in a row has found no way to the API: making a connection takes longer than a
+	// permit holds. A process that is frozen, or a machine that is suspended, is so once or twice.
+	unsentMost = 10
+
 	// 60002, 60004 and 60005 halt when this many calls in a row ended so, over all jobs.
 	repeatsToHalt = 5
 )
@@ -457,13 +461,13 @@ func codeOf(a chat.Response) string {
 // more tries may help later, and in a *governor.HaltedError when every job would fail the same way.
 func call[A any](ctx context.Context, a *attempt, command chat.Command, do func(context.Context) (A, error), code func(A) string) (A, error) {
 	var none A
-	tries, renewed := 0, false
+	tries, unsent, renewed := 0, 0, false
 	for {
 		permit, err := a.w.pace.Acquire(ctx, string(command), a.result.FromAccount)
 		if err != nil {
 			return none, err
 		}
-		response, excused, err := callOnce(ctx, a, permit, command, do, code)
+		response, excused, err := callOnce(ctx, a, permit, command, unsent >= unsentMost, do, code)
 		if err == nil {
 			a.w.repeats.Store(0)
 			return response, nil
@@ -476,8 +480,12 @@ func call[A any](ctx context.Context, a *attempt, command chat.Command, do func(
 			return none, fmt.Errorf("%w: %w", errAgain, err)
 		}
 		class := e.Class()
-		if e.Unsent() || class == chat.Throttle {
+		if e.Unsent() && unsent < unsentMost {
+			unsent++
 			continue // with another permit; it counts as no try
+		}
+		if class == chat.Throttle {
+			continue
 		}
 		if class != chat.HaltRepeated {
 			a.w.repeats.Store(0)
@@ -500,8 +508,9 @@ func call[A any](ctx context.Context, a *attempt, command chat.Command, do func(
 	}
 }
 
-// callOnce makes one call under a permit. Excused says that a failure does not count, for there is an outage.
-func callOnce[A any](ctx context.Context, a *attempt, permit *governor.Permit, command chat.Command,
+// callOnce makes one call under a permit. Excused says that a failure does not count, for there is an outage. Far tells
+// that a call which is not sent again is one that found no way: see unsentMost.
+func callOnce[A any](ctx context.Context, a *attempt, permit *governor.Permit, command chat.Command, far bool,
 	do func(context.Context) (A, error), code func(A) string,
 ) (response A, excused bool, err error) {
 	// What a panic leaves open may still arrive.
@@ -513,6 +522,9 @@ func callOnce[A any](ctx context.Context, a *attempt, permit *governor.Permit, c
 	took := time.Since(start)
 	outcome = outcomeOf(ctx, err)
 	if outcome == governor.Unsent {
+		if far && ctx.Err() == nil {
+			outcome = governor.Lost
+		}
 		return response, false, err
 	}
 	a.calls++

@@ -992,7 +992,7 @@ func TestPanic(t *testing.T) {
 			t.Errorf("%d jobs are in flight for the observer", len(seen.started))
 		}
 		// A call that panicked may still arrive: its permit is back after the call timeout and a second.
-		if n := g.UnderWay()[string(chat.CreateContactGroup)]; n == 0 {
+		if n := callsUnderWay(g); n == 0 {
 			t.Error("a call that ended in a panic is not under way any more")
 		}
 	})
@@ -1051,7 +1051,7 @@ func TestUnsentIsRepeated(t *testing.T) {
 		j := testJob("anna", "g", 3)
 		s := newStream(j)
 		seen := &counter{}
-		u := &unsentAPI{api: a, left: 50}
+		u := &unsentAPI{api: a, left: unsentMost}
 		g := startGovernor(t, governor.Config{})
 		if err := workWith(t, Config{MaxAttempts: 1, Observer: seen}, s, u, g); err != nil {
 			t.Fatal(err)
@@ -1061,6 +1061,27 @@ func TestUnsentIsRepeated(t *testing.T) {
 		}
 		if g.Snapshot().State == governor.Outage {
 			t.Error("unsent calls made an outage")
+		}
+	})
+}
+
+// TestNeverSent has an API to which no connection is made while a permit holds: that is an outage.
+func TestNeverSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAPI("append")
+		s := newStream(testJob("anna", "g", 3), testJob("bert", "g", 3))
+		u := &unsentAPI{api: a, left: 1_000_000}
+		g := startGovernor(t, governor.Config{})
+		w := New(Config{Name: "w"}, s, u, g)
+		ctx, leave := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- w.Run(ctx, nil) }()
+		for g.Snapshot().State != governor.Outage {
+			time.Sleep(time.Second) // virtual
+		}
+		leave()
+		if err := <-done; err != nil {
+			t.Error(err)
 		}
 	})
 }
@@ -1141,12 +1162,11 @@ func TestCancelledCallsStayUnderWay(t *testing.T) {
 		if err := <-left; err != nil {
 			t.Errorf("got %v, want nil", err)
 		}
-		underWay := func() int { return g.UnderWay()[string(chat.CreateContactGroup)] }
-		if n := underWay(); n != 4 {
+		if n := callsUnderWay(g); n != 4 {
 			t.Errorf("%d calls are under way after they were cancelled, want 4", n)
 		}
 		time.Sleep(10 * time.Second)
-		if n := underWay(); n != 0 {
+		if n := callsUnderWay(g); n != 0 {
 			t.Errorf("%d calls are under way after their timeout, want 0", n)
 		}
 	})
@@ -1319,4 +1339,10 @@ func FuzzChunks(f *testing.F) {
 			}
 		})
 	})
+}
+
+// callsUnderWay counts the creates that may still arrive.
+func callsUnderWay(g *governor.Governor) int {
+	calls, _ := g.UnderWay()
+	return calls[string(chat.CreateContactGroup)]
 }

@@ -155,7 +155,7 @@ func (p *pairRun) live(binary string, seed uint64) {
 	}
 	for _, n := range order {
 		p.both(pairs[n], id(n))
-		p.with(func(q *store) { p.whole(q, id(n)) })
+		p.with(func(q *store) { p.whole(q, id(n), false) })
 		if t.Failed() {
 			return
 		}
@@ -181,7 +181,7 @@ func (p *pairRun) live(binary string, seed uint64) {
 			if err := q.Delete(t.Context(), id(n)); err != nil && !errors.Is(err, queue.ErrNoImport) {
 				t.Error(err)
 			}
-			p.whole(q, id(n))
+			p.whole(q, id(n), true)
 			if _, err := q.Import(t.Context(), id(n)); !errors.Is(err, queue.ErrNoImport) {
 				t.Errorf("%s: it is still there after a delete: %v", id(n), err)
 			}
@@ -233,6 +233,7 @@ func (p *pairRun) both(pr pair, id string) {
 		fate    crash
 		due     time.Time // of a kill
 		p       *process
+		refused int
 		over    bool
 	}
 	sides := []*side{{command: pr.one, fate: p.fate(pr.one)}, {command: pr.two, fate: p.fate(pr.two)}}
@@ -275,8 +276,9 @@ func (p *pairRun) both(pr pair, id string) {
 			case slices.Contains(end.codes, code):
 				s.over = true
 			case code == exitFailed && slices.ContainsFunc(end.refusals, func(text string) bool { return strings.Contains(said, text) }):
-				// It came too early, perhaps: while the other is under way it is called again.
-				if s.over = sides[1-i].over || sides[1-i].command == s.command; !s.over {
+				// It came too early, perhaps: while the other is under way it is called again, a few times.
+				s.refused++
+				if s.over = sides[1-i].over || sides[1-i].command == s.command || s.refused > 5; !s.over {
 					spawn(s)
 				}
 			default:
@@ -287,8 +289,9 @@ func (p *pairRun) both(pr pair, id string) {
 	})
 }
 
-// whole checks that an import is in one of the states in which a command may leave it.
-func (p *pairRun) whole(q *store, id string) {
+// whole checks that an import is in one of the states in which a command may leave it. Clean says that nothing at all may
+// be left of one that is deleted: before that, who was killed just after its end message may have left that.
+func (p *pairRun) whole(q *store, id string, clean bool) {
 	t := p.t
 	t.Helper()
 	onJobs, err := q.conn.StreamState(t.Context(), q.conn.Namespace()+"-jobs", q.conn.Subject("*", id))
@@ -308,6 +311,9 @@ func (p *pairRun) whole(q *store, id string) {
 	i, err := q.Import(t.Context(), id)
 	switch {
 	case errors.Is(err, queue.ErrNoImport):
+		if !clean {
+			delete(onResults.Subjects, q.conn.Subject("results", id, "end"))
+		}
 		if len(onJobs.Subjects)+len(onResults.Subjects) > 0 {
 			t.Errorf("%s is deleted: got %v and %v left of it, want nothing", id, onJobs.Subjects, onResults.Subjects)
 		}
@@ -343,7 +349,7 @@ func (p *pairRun) account(id string, app map[row]bool) {
 		if gone = errors.Is(err, queue.ErrNoImport); err != nil && !gone {
 			t.Fatalf("%s: %v", id, err)
 		}
-		p.whole(q, id)
+		p.whole(q, id, false)
 	})
 	if gone {
 		return
@@ -360,6 +366,9 @@ func (p *pairRun) account(id string, app map[row]bool) {
 	for r, line := range results {
 		if line.Code != "" {
 			failed++
+		}
+		if line.Code == queue.CodeCrashed { // a leader was killed three times, and this may have been in flight
+			continue
 		}
 		if !input[r] || (line.Code == "") != app[r] || (line.Code == "") != (r.item.ID != pairFailing) {
 			t.Errorf("%s: got result %+v; in the input: %t, in the app: %t", id, line, input[r], app[r])

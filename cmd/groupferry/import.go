@@ -88,7 +88,11 @@ func (p *program) reportEnqueued(s *store, i queue.Import, jobs int64, format st
 		return writeJSON(p.stdout, map[string]any{"import": i.ID, "rows": i.Rows, "accepted": i.Accepted,
 			"duplicates": i.Duplicates, "rejected": i.Rejected, "jobs": jobs, "conversations": i.Conversations})
 	}
-	if i.State != queue.Complete {
+	switch {
+	case i.State.Over(): // which was said
+	case i.State != queue.Enqueueing:
+		p.console.say("all jobs were on the queue already; start 'groupferry work' to send them")
+	default:
 		p.console.say("queued %s jobs (%s) in %s; start 'groupferry work' to send them", count(jobs), rows(i.Rows), s.Where())
 	}
 	_, err := fmt.Fprintln(p.stdout, i.ID)

@@ -44,8 +44,9 @@ type workerProcess struct {
 	metrics  *metrics.Metrics
 	counters *counters
 
-	changed   chan struct{} // one place: the record of an import changed
-	completed atomic.Int64  // imports that this process completed
+	changed   chan struct{}          // one place: the record of an import changed
+	quiet     map[string]quietImport // by ID; of the goroutine that runs done
+	completed atomic.Int64           // imports that this process completed
 }
 
 // processOptions say how a workerProcess works.
@@ -67,7 +68,8 @@ func (p *program) newWorkerProcess(
 	} else if have != nil && *have != id {
 		return nil, otherApp(&queue.OtherAppError{Want: id, Have: *have})
 	}
-	w := &workerProcess{p: p, store: s, metrics: m, counters: &counters{}, changed: make(chan struct{}, 1)}
+	w := &workerProcess{p: p, store: s, metrics: m, counters: &counters{}, changed: make(chan struct{}, 1),
+		quiet: map[string]quietImport{}}
 	var err error
 	w.engine, err = app.NewEngine(p.soft, app.EngineConfig{
 		Conn: s.conn, Queue: s.Queue, API: api.Client, App: id, RoundTrip: api.minRTT,
@@ -158,8 +160,10 @@ func (w *workerProcess) awaitDone(
 	for {
 		finished, err := done(ctx)
 		switch {
-		case finished, errors.As(err, new(*broker.DamagedError)):
+		case finished:
 			return err
+		case errors.As(err, new(*broker.DamagedError)), errors.Is(err, queue.ErrNoImport), errors.Is(err, job.ErrVersion):
+			return err // asking again does not help
 		case err != nil && ctx.Err() == nil:
 			w.p.console.log.Debug("cannot tell whether the work is done", "err", err)
 		}
@@ -221,7 +225,7 @@ func queueCounts(ctx context.Context, q *queue.Queue) (metrics.Queue, error) {
 	for _, id := range open {
 		p, perr := q.Progress(ctx, id)
 		switch {
-		case errors.Is(perr, queue.ErrNoImport), perr == nil && p.Import.State.Over():
+		case errors.Is(perr, queue.ErrNoImport), errors.As(perr, new(*broker.DamagedError)), perr == nil && p.Import.State.Over():
 		case perr != nil:
 			return n, perr
 		default:

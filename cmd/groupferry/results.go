@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"groupferry/internal/broker"
 	"groupferry/internal/chat"
 	"groupferry/internal/job"
 	"groupferry/internal/queue"
@@ -54,13 +55,16 @@ conversation is in its group. The CSV begins with the columns of an input, so wh
 				return err
 			}
 			defer s.Close()
-			if _, err := statusOf(p.soft, s, args[0]); err != nil {
-				return err
+			_, damaged := statusOf(p.soft, s, args[0])
+			if damaged != nil && !errors.As(damaged, new(*broker.DamagedError)) {
+				return damaged
 			}
 			if summary {
-				return summarise(p, s.Queue, args[0], out.format)
+				err = summarise(p, s.Queue, args[0], out.format)
+			} else {
+				err = writeResults(p, s.Queue, args[0], out.format, failed)
 			}
-			return writeResults(p, s.Queue, args[0], out.format, failed)
+			return cmp.Or(err, damaged) // what can be read is written all the same
 		},
 	}
 	qf.add(cmd)

@@ -88,10 +88,10 @@ content is a new import then.
 'groupferry work' and 'groupferry run' do this by themselves to imports that are
 older than --keep.`,
 		Args: imports(1, 1),
-	}, func(ctx context.Context, s *store, args []string) error {
+	}, func(ctx context.Context, s *store, args []string, where string) error {
 		err := s.Delete(ctx, args[0])
 		if errors.Is(err, queue.ErrUnfinished) {
-			return hint(err, "wait for its end, or 'groupferry cancel %s'", args[0])
+			return hint(err, "wait for its end, or 'groupferry cancel %s%s'", args[0], where)
 		}
 		if err == nil {
 			p.console.say("import %s is deleted", args[0])

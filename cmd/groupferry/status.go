@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"groupferry/internal/broker"
 	"groupferry/internal/queue"
 )
 
@@ -52,7 +53,7 @@ look at an embedded server while another groupferry works with it.`,
 					_, err = io.WriteString(p.stdout, text)
 				}
 				if err != nil || !watch || s.over() {
-					return err
+					return errors.Join(err, s.damaged)
 				}
 				select {
 				case <-time.After(watchEvery):
@@ -89,7 +90,8 @@ type importStatus struct {
 	Rate          float64            `json:"rate"`         // jobs a second over the last minute
 	SecondsLeft   *float64           `json:"seconds_left"` // null when nobody knows
 	LastResult    *time.Time         `json:"last_result,omitempty"`
-	Retry         *retryStatus       `json:"retry,omitempty"` // the last one
+	Retry         *retryStatus       `json:"retry,omitempty"`   // the last one
+	Damaged       string             `json:"damaged,omitempty"` // what is wrong with what is stored of it
 
 	Command string `json:"-"` // that shows the results
 }
@@ -120,15 +122,24 @@ type conversationCounts struct {
 	Dropped int64 `json:"dropped"`
 }
 
+// rateFresh is how old a rate can be that is shown: what a leader wrote before that says nothing about now. Clocks of other
+// machines are not exact to much less.
+const rateFresh = 15 * time.Second
+
 // statusOf gathers what the queue knows about an import.
 func statusOf(ctx context.Context, q *store, id string) (importStatus, error) {
 	p, err := q.Progress(ctx, id)
-	if err != nil {
+	damaged := errors.As(err, new(*broker.DamagedError)) && p.Import.ID != ""
+	if err != nil && !damaged {
 		if errors.Is(err, queue.ErrNoImport) {
 			err = hint(err, "'groupferry status' lists the imports of %s", q.Where())
 		}
 		return importStatus{}, err
 	}
+	return newStatus(p), err // about damage, or nil
+}
+
+func newStatus(p queue.Progress) importStatus {
 	i, n := p.Import, p.Counts
 	results := n.Jobs.Done + n.Jobs.Partial + n.Jobs.Failed
 	s := importStatus{
@@ -162,12 +173,12 @@ func statusOf(ctx context.Context, q *store, id string) (importStatus, error) {
 	case i.State.Over():
 		zero := 0.0
 		s.SecondsLeft = &zero
-	case p.Rate > 0:
+	case p.Rate > 0 && !i.Paused && time.Since(p.At).Abs() < rateFresh:
 		s.Rate = p.Rate
 		left := float64(todo) / p.Rate
 		s.SecondsLeft = &left
 	}
-	return s, nil
+	return s
 }
 
 // addsUp checks that no row and no conversation is unaccounted for.
@@ -226,6 +237,9 @@ func (s *importStatus) text() string {
 		fmt.Fprintf(&b, "  rate           %.1f jobs a second over the last minute, %s left\n",
 			s.Rate, span(time.Duration(*s.SecondsLeft*float64(time.Second))))
 	}
+	if s.Damaged != "" {
+		fmt.Fprintf(&b, "  damaged        %s\n", s.Damaged)
+	}
 	if s.Command != "" {
 		if s.Jobs.Partial+s.Jobs.Failed > 0 {
 			s.Command += " --failed"
@@ -238,7 +252,9 @@ func (s *importStatus) text() string {
 // A statusReport is the answer of status.
 type statusReport struct {
 	Imports []importStatus `json:"imports"`
-	Halt    *queue.Halt    `json:"halt"` // null while work may go on
+	Halt    *queue.Halt    `json:"halt"` // null while calls may be made
+
+	damaged error // about imports that are
 }
 
 func (p *program) statusAll(ctx context.Context, q *store, ids []string) (statusReport, error) {
@@ -248,22 +264,34 @@ func (p *program) statusAll(ctx context.Context, q *store, ids []string) (status
 		return r, err
 	}
 	if len(ids) == 0 {
-		all, err := q.Imports(ctx)
+		all, err := q.AllProgress(ctx)
 		if err != nil {
 			return r, err
 		}
-		for _, i := range all {
-			ids = append(ids, i.ID)
+		for _, p := range all {
+			r.add(newStatus(p), p.Damaged)
 		}
 	}
 	for _, id := range ids {
 		s, err := statusOf(ctx, q, id)
-		if err != nil {
+		if err != nil && !errors.As(err, new(*broker.DamagedError)) {
 			return r, err
 		}
-		r.Imports = append(r.Imports, s)
+		r.add(s, err)
 	}
 	return r, nil
+}
+
+// add adds an import, which may be damaged.
+func (r *statusReport) add(s importStatus, damaged error) {
+	if damaged != nil {
+		r.damaged = errors.Join(r.damaged, damaged)
+		s.Damaged = damaged.Error()
+	}
+	if r.Halt != nil && !queue.ImportState(s.State).Over() { // no call is made
+		s.Rate, s.SecondsLeft = 0, nil
+	}
+	r.Imports = append(r.Imports, s)
 }
 
 func (r *statusReport) text() string {

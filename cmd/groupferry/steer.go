@@ -13,7 +13,7 @@ import (
 )
 
 // steering makes a command that changes what workers do, while they run or before they do.
-func (p *program) steering(cmd *cobra.Command, steer func(context.Context, *store, []string) error) *cobra.Command {
+func (p *program) steering(cmd *cobra.Command, steer func(ctx context.Context, s *store, args []string, where string) error) *cobra.Command {
 	var qf queueFlags
 	cmd.RunE = func(_ *cobra.Command, args []string) error {
 		s, err := p.open(qf, true)
@@ -21,7 +21,7 @@ func (p *program) steering(cmd *cobra.Command, steer func(context.Context, *stor
 			return err
 		}
 		defer s.Close()
-		err = steer(p.soft, s, args)
+		err = steer(p.soft, s, args, qf.args(p.getenv))
 		if errors.Is(err, queue.ErrNoImport) {
 			return hint(err, "'groupferry status%s' lists the imports", qf.args(p.getenv))
 		}
@@ -40,21 +40,37 @@ func (p *program) pauseCommand() *cobra.Command {
 'groupferry resume'. With an IMPORT it is that import alone, and the others continue.
 Calls under way end, and nothing is lost.`,
 		Args: imports(0, 1),
-	}, func(ctx context.Context, s *store, args []string) error {
+	}, func(ctx context.Context, s *store, args []string, where string) error {
 		if len(args) == 1 {
 			if err := s.PauseImport(ctx, args[0]); err != nil {
 				return err
 			}
-			p.console.say("import %s is paused; to continue: groupferry resume %s", args[0], args[0])
+			i, err := s.Import(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			if i.State.Over() {
+				p.console.say("import %s is %s: nothing to pause", i.ID, i.State)
+				return nil
+			}
+			p.console.say("import %s is paused; to continue: groupferry resume %s%s", i.ID, i.ID, where)
 			return nil
 		}
 		err := s.SetHalt(ctx, queue.Halt{
-			State: queue.Paused, Reason: "by hand", Command: "groupferry resume", By: processName(),
+			State: queue.Paused, Reason: "by hand", Command: "groupferry resume" + where, By: processName(),
 		})
 		if err != nil {
 			return err
 		}
-		p.console.say("paused; to continue: groupferry resume")
+		h, err := s.Halted(ctx)
+		if err != nil {
+			return err
+		}
+		if h != nil && h.State == queue.Halted { // which stays: its reason is the one to fix
+			p.console.say("halted already: %s; to continue, once that is fixed: %s", h.Reason, h.Command)
+			return nil
+		}
+		p.console.say("paused; to continue: groupferry resume%s", where)
 		return nil
 	})
 }
@@ -67,12 +83,20 @@ func (p *program) resumeCommand() *cobra.Command {
 continues at once, and those that are started make calls again. 'groupferry status' says why
 they stand still. With an IMPORT it ends the pause of that import.`,
 		Args: imports(0, 1),
-	}, func(ctx context.Context, s *store, args []string) error {
+	}, func(ctx context.Context, s *store, args []string, where string) error {
 		if len(args) == 1 {
 			if err := s.ResumeImport(ctx, args[0]); err != nil {
 				return err
 			}
-			p.console.say("import %s continues", args[0])
+			i, err := s.Import(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			if i.State.Over() {
+				p.console.say("import %s is %s: nothing to resume", i.ID, i.State)
+				return nil
+			}
+			p.console.say("import %s continues", i.ID)
 			return nil
 		}
 		was, err := s.ClearHalt(ctx)
@@ -97,13 +121,17 @@ the results so far are kept; 'groupferry status' counts what was dropped.
 The groups that were written stay. To import the same content again, give it
 another --import-id.`,
 		Args: imports(1, 1),
-	}, func(ctx context.Context, s *store, args []string) error {
+	}, func(ctx context.Context, s *store, args []string, where string) error {
 		if err := s.Cancel(ctx, args[0]); err != nil {
 			return err
 		}
 		i, err := statusOf(ctx, s, args[0])
 		if err != nil {
 			return err
+		}
+		if i.State == string(queue.Complete) { // so a retry was
+			p.console.say("retry %d of import %s is cancelled: %s conversations failed", i.Retry.Generation, i.Import, count(i.Conversations.Failed))
+			return nil
 		}
 		p.console.say("import %s is cancelled: %s of %s jobs had a result", args[0], count(i.Jobs.Total-i.Jobs.Pending-i.Jobs.Dropped), count(i.Jobs.Total))
 		return nil
@@ -119,7 +147,7 @@ on and for those that join later; it goes before their --rate. Without CALLS it
 shows what is set, and 0 leaves it to the workers again.`,
 		Example: "  groupferry rate 160",
 		Args:    cobra.MaximumNArgs(1),
-	}, func(ctx context.Context, s *store, args []string) error {
+	}, func(ctx context.Context, s *store, args []string, where string) error {
 		if len(args) == 0 {
 			rate, err := s.Rate(ctx)
 			if err == nil {

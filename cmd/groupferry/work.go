@@ -112,12 +112,18 @@ func (w *workerProcess) never(ctx context.Context) (bool, error) {
 	return false, err
 }
 
-// drained tells whether nothing is left to do for any import, whoever did it. An import that is damaged can have no end:
+// enqueueQuiet is how long nothing is put on the queue for an import until work --drain takes its importer for gone.
+const enqueueQuiet = 10 * time.Second
+
+// drained reports whether nothing is left to do for any import, whoever did it. An import that is damaged can have no end:
 // the error is about that, once all others are done.
 func (w *workerProcess) drained(ctx context.Context) (bool, error) {
 	left, damaged, err := w.showOpen(ctx)
 	if err != nil || left > 0 {
 		return false, err
+	}
+	if damaged == nil && w.abandonedAny() {
+		return true, errIncomplete // which was said
 	}
 	return true, damaged
 }
@@ -133,6 +139,7 @@ func (w *workerProcess) showOpen(ctx context.Context) (left int, damaged, err er
 	for _, id := range open {
 		p, err := w.store.Progress(ctx, id)
 		if errors.Is(err, queue.ErrNoImport) || err == nil && p.Import.State.Over() {
+			delete(w.quiet, id)
 			continue // its jobs are just being removed
 		}
 		if errors.As(err, new(*broker.DamagedError)) {
@@ -141,6 +148,9 @@ func (w *workerProcess) showOpen(ctx context.Context) (left int, damaged, err er
 		}
 		if err != nil {
 			return 0, nil, err
+		}
+		if p.Pending+p.InFlight == 0 && w.abandoned(p) {
+			continue
 		}
 		left++
 		all.Pending += p.Pending
@@ -155,6 +165,50 @@ func (w *workerProcess) showOpen(ctx context.Context) (left int, damaged, err er
 		w.showProgress(all)
 	}
 	return left, damaged, nil
+}
+
+// abandoned reports whether an import that is not on the queue as a whole has not got further for a while. It says so
+// once: nobody can tell here whether its importer is gone or slow.
+func (w *workerProcess) abandoned(p queue.Progress) bool {
+	if p.Import.State != queue.Enqueueing && p.Import.State != queue.Retrying {
+		delete(w.quiet, p.Import.ID)
+		return false
+	}
+	was, known := w.quiet[p.Import.ID]
+	if !known || was.jobs != p.Enqueued {
+		w.quiet[p.Import.ID] = quietImport{jobs: p.Enqueued, since: time.Now()}
+		return false
+	}
+	if time.Since(was.since) < enqueueQuiet {
+		return false
+	}
+	if !was.reported {
+		was.reported = true
+		w.quiet[p.Import.ID] = was
+		next := "import its files again"
+		if p.Import.State == queue.Retrying {
+			next = "groupferry retry " + p.Import.ID
+		}
+		w.p.console.warn("import %s is %s, and nothing comes any more; to continue: %s", p.Import.ID, p.Import.State, next)
+	}
+	return true
+}
+
+// abandonedAny reports whether an import was taken for abandoned.
+func (w *workerProcess) abandonedAny() bool {
+	for _, q := range w.quiet {
+		if q.reported {
+			return true
+		}
+	}
+	return false
+}
+
+// A quietImport is how far an import was enqueued, since when.
+type quietImport struct {
+	jobs     int64
+	since    time.Time
+	reported bool
 }
 
 // tidyEvery is how often a worker looks for imports that are too old to be kept.

@@ -74,19 +74,15 @@ type Engine struct {
 	rate     atomic.Int64 // of the namespace; 0: that of this process
 	changes  atomic.Int64 // of the leader, as seen here
 	leader   atomic.Pointer[lease.Record]
-	answered atomic.Bool // in this term the API has answered
+	known    chan struct{} // closed once halt and rate of the namespace are known
+	once     sync.Once     // closes it
 	standstillCounter
+
+	hard context.Context // of Run
 
 	mu    sync.Mutex
 	term  *term     // while this process leads
 	since time.Time // when it began to lead, or to stand by
-}
-
-// A term is the time in which this process leads.
-type term struct {
-	number   uint64
-	governor *governor.Governor
-	queue    *queue.Term // nil until it is open
 }
 
 var (
@@ -109,7 +105,7 @@ func NewEngine(ctx context.Context, cfg EngineConfig) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &Engine{cfg: cfg, log: cfg.Log, since: time.Now()}
+	e := &Engine{cfg: cfg, log: cfg.Log, since: time.Now(), known: make(chan struct{})}
 	e.gate = &governor.Gate{OnHalt: e.halted}
 	e.lifting.Store(cfg.LiftHalt)
 	e.candidate = lease.New(store, lease.Config{
@@ -134,6 +130,7 @@ func (e *Engine) observe(r lease.Record, _ uint64) {
 // when ctx ends they are left to the next leader at once. The error is nil after a stop, and a *governor.HaltedError
 // after a halt with LeaveOnHalt, or when the credentials of this process have never worked.
 func (e *Engine) Run(ctx context.Context, stop <-chan struct{}) error {
+	e.hard = ctx
 	ctx, leave := context.WithCancelCause(ctx)
 	standby, endStandby := context.WithCancel(ctx)
 	var aside sync.WaitGroup
@@ -169,7 +166,7 @@ func (e *Engine) Run(ctx context.Context, stop <-chan struct{}) error {
 			}
 			return err
 		}
-		err = e.lead(ctx, stop, tenure)
+		err = e.newTerm(ctx, stop, tenure).lead()
 		switch {
 		case err == nil, errors.Is(err, errStopped):
 			return nil
@@ -206,9 +203,11 @@ func (e *Engine) watch(ctx context.Context) {
 		Halt: e.applyHalt,
 		Rate: func(rate int) {
 			e.rate.Store(int64(rate))
+			e.candidate.SetRate(e.effectiveRate())
 			if pace, _ := e.present(); pace != nil {
 				pace.SetRate(e.effectiveRate())
 			}
+			e.once.Do(func() { close(e.known) }) // the halt comes before the rate
 		},
 		Import: func(id string) {
 			if _, jobs := e.present(); jobs != nil {
@@ -264,7 +263,7 @@ func (e *Engine) present() (*governor.Governor, *queue.Term) {
 	if e.term == nil {
 		return nil, nil
 	}
-	return e.term.governor, e.term.queue
+	return e.term.pace, e.term.jobs
 }
 
 func (e *Engine) effectiveRate() int {
@@ -287,195 +286,6 @@ func (e *Engine) setTerm(t *term) {
 	e.term, e.since = t, time.Now()
 }
 
-// What a term still has to write when it ends takes closing at most; when the process is to leave at once, leaving.
-const (
-	closing = 15 * time.Second
-	leaving = time.Second
-)
-
-// last returns a context for what is still to be written when ctx may have ended.
-func last(ctx context.Context) (context.Context, context.CancelFunc) {
-	bound := closing
-	switch cause := context.Cause(ctx); {
-	case errors.As(cause, new(*broker.DiskError)):
-		bound = 0 // nothing can be written
-	case errors.Is(cause, context.Canceled):
-		bound = leaving
-	}
-	return context.WithTimeout(context.WithoutCancel(ctx), bound)
-}
-
-// lead is one term: from the lease to its release, or its loss.
-func (e *Engine) lead(ctx context.Context, stop <-chan struct{}, tenure *lease.Tenure) error {
-	before := tenure.Before()
-	e.answered.Store(false)
-	broker.Failpoint("lead")
-	var commands []string
-	for _, c := range chat.Commands() {
-		commands = append(commands, string(c))
-	}
-	pace := governor.New(governor.Config{
-		Rate: e.effectiveRate(), Timeout: e.cfg.Timeout, Commands: commands, Gate: e.gate, RoundTrip: e.cfg.RoundTrip,
-		Clock: e.cfg.Clock,
-		OnSlower: func(command string, rate float64) {
-			e.log.Warn("throttled by the API: slowing down", "command", command, "calls_per_second", int(rate))
-		},
-		OnOutage: e.outage,
-		OnNeed:   tenure.Kick,
-		OnGrant: func(command string, waited time.Duration) {
-			broker.Failpoint("grant")
-			e.lastGrant.Store(time.Now().UnixNano())
-			if e.cfg.OnGrant != nil {
-				e.cfg.OnGrant(command, waited)
-			}
-		},
-	}, governor.Inherited{Calls: before.Calls, Timeout: before.Timeout, Any: before.Term > 0})
-	t := &term{number: tenure.Term(), governor: pace}
-
-	// The term ends with its context: when the lease is lost, another leader's marker is found, or ctx ends.
-	ctx, end := context.WithCancelCause(ctx)
-	defer end(nil)
-	// The lease is kept until all is written, also when ctx ended.
-	keeping, stopKeeping := context.WithCancel(context.WithoutCancel(ctx))
-	var kept sync.WaitGroup
-	defer kept.Wait()
-	defer stopKeeping()
-	kept.Go(func() {
-		if err := tenure.Keep(keeping, pace); err != nil {
-			end(err)
-		}
-	})
-	tenure.Kick()
-	e.setTerm(t)
-	pace.SetRate(e.effectiveRate()) // it may have changed since
-	if before.Term > 0 {
-		e.log.Info("leading: waiting 1 s, for calls of the previous leader may still be in flight", "term", t.number,
-			"previous", before.Host, "calls", sum(before.Calls))
-	} else {
-		e.log.Info("leading", "term", t.number)
-	}
-
-	successor, err := e.serve(ctx, end, stop, t, before)
-	lost := lostTerm(context.Cause(ctx))
-	if lost == nil {
-		lost = lostTerm(err)
-	}
-	pace.Close()
-	e.setTerm(nil)
-	stopKeeping()
-	kept.Wait()
-	if lost != nil {
-		return lost
-	}
-	handovers := 0
-	if successor != "" {
-		handovers = 1
-		if !e.answered.Load() {
-			handovers = before.Handovers + 1
-		}
-	}
-	release, cancel := last(ctx)
-	defer cancel()
-	if rerr := tenure.Release(release, pace.UnderWay(), e.cfg.Timeout, successor, handovers); rerr != nil {
-		e.log.Debug("release the lease", "err", rerr)
-	}
-	if cause := context.Cause(ctx); cause != nil && (err == nil || errors.Is(err, context.Canceled)) {
-		err = cause
-	}
-	if errors.Is(err, context.Canceled) {
-		err = errStopped
-	}
-	return err
-}
-
-// lostTerm returns err if it says that another process leads.
-func lostTerm(err error) error {
-	if errors.Is(err, lease.ErrLost) || errors.Is(err, queue.ErrSuperseded) {
-		return err
-	}
-	return nil
-}
-
-// serve does the work of a term. It returns the standby that is to lead next, if one is, with errHandedOver.
-func (e *Engine) serve(
-	ctx context.Context, end context.CancelCauseFunc, stop <-chan struct{}, t *term, before lease.Record,
-) (successor string, err error) {
-	var jobs *queue.Term
-	err = e.retry(ctx, "begin the term", func() (err error) {
-		jobs, err = e.cfg.Queue.Lead(ctx, queue.TermConfig{
-			Term: t.number, Name: e.cfg.Host, Crashed: before.Term > 0 && !before.Released, Log: e.log,
-			OnComplete: e.cfg.OnComplete,
-		})
-		return err
-	})
-	if err != nil {
-		return "", err
-	}
-	e.mu.Lock()
-	t.queue = jobs
-	e.mu.Unlock()
-	jobs.Resync() // records may have changed since they were read
-
-	var running sync.WaitGroup
-	writing, stopWriting := context.WithCancel(context.WithoutCancel(ctx))
-	running.Go(func() { // what a command that was cut off left behind
-		if err := e.cfg.Queue.Sweep(writing); err != nil && writing.Err() == nil {
-			e.log.Warn("an import that was ended is not removed yet", "err", err)
-		}
-	})
-	running.Go(func() {
-		if err := jobs.Run(writing); err != nil {
-			end(err)
-		}
-	})
-	monitor, stopMonitor := context.WithCancel(ctx)
-	running.Go(func() {
-		if next := e.awaitHandover(monitor, t, before); next != "" {
-			successor = next
-			end(errHandedOver)
-		}
-	})
-
-	working, stopWorking := context.WithCancel(ctx) // for the check of the credentials, which a stop ends at once
-	go func() {
-		select {
-		case <-stop:
-			stopWorking()
-		case <-working.Done():
-		}
-	}()
-	err = e.verify(working, t)
-	stopped := working.Err() != nil && ctx.Err() == nil
-	stopWorking()
-	if err == nil && !stopped {
-		cfg := e.cfg.Worker
-		cfg.LeaveOn = nil
-		if e.cfg.LeaveOnHalt {
-			cfg.LeaveOn = func(cause error) bool { return !IsPause(cause) }
-		}
-		err = worker.New(cfg, termJobs{jobs, t.governor}, e.cfg.API, t.governor).Run(ctx, stop)
-	}
-	stopMonitor()
-	if stopped {
-		err = errStopped
-	}
-	stopWriting()
-	running.Wait()
-	if lostTerm(context.Cause(ctx)) == nil {
-		closing, cancel := last(ctx)
-		if cerr := jobs.Close(closing); cerr != nil && lostTerm(cerr) == nil {
-			e.log.Warn("not all that this term had left was written; the next leader does the rest", "err", cerr)
-		} else if err == nil {
-			err = cerr
-		}
-		cancel()
-	}
-	if successor != "" {
-		err = errHandedOver
-	}
-	return successor, err
-}
-
 // retry calls do until it succeeds, fails for another reason than NATS being out of reach, or ctx ends.
 func (e *Engine) retry(ctx context.Context, doing string, do func() error) error {
 	for {
@@ -491,7 +301,7 @@ func (e *Engine) retry(ctx context.Context, doing string, do func() error) error
 }
 
 // verify proves the credentials before the first job of this process, and ends a halt if it is to.
-func (e *Engine) verify(ctx context.Context, t *term) error {
+func (e *Engine) verify(ctx context.Context, pace *governor.Governor) error {
 	for !e.verified.Load() {
 		if cause := e.gate.Halted(); cause != nil {
 			if e.cfg.LeaveOnHalt && !IsPause(cause) {
@@ -501,7 +311,7 @@ func (e *Engine) verify(ctx context.Context, t *term) error {
 				return err
 			}
 		}
-		err := e.checkCredentials(ctx, t.governor)
+		err := e.checkCredentials(ctx, pace)
 		switch {
 		case err == nil:
 			// Not before: a number with a typo would make the namespace that of an app that is not there.
@@ -509,7 +319,6 @@ func (e *Engine) verify(ctx context.Context, t *term) error {
 			if err != nil {
 				return err
 			}
-			e.answered.Store(true)
 			e.verified.Store(true)
 		case errors.Is(err, errCredentials):
 			return err
@@ -568,8 +377,6 @@ func (e *Engine) checkCredentials(ctx context.Context, pace *governor.Governor) 
 			continue
 		case class == chat.Halt, class == chat.Refresh:
 			return fmt.Errorf("%w: %w", errCredentials, &governor.HaltedError{Cause: err})
-		case failure.Code != 0:
-			return nil // busy, or about this account: the signature was accepted
 		}
 		if time.Since(start) > checkPatience {
 			if e.cfg.LeaveOnHalt {
@@ -625,7 +432,6 @@ func (e *Engine) outage(on bool) {
 		e.log.Warn("the API is out of reach: probing with one call at a time, no job is lost")
 		return
 	}
-	e.answered.Store(true)
 	e.log.Info("the API answers again")
 }
 
@@ -644,13 +450,11 @@ func (e *Engine) halted(cause error) {
 		"to_continue", h.Command)
 	ctx, cancel := context.WithTimeout(context.Background(), closing)
 	defer cancel()
+	defer context.AfterFunc(e.hard, cancel)()
 	if err := e.cfg.Queue.SetHalt(ctx, h); err != nil {
 		e.log.Error("the halt was not stored", "err", err)
 	}
 }
-
-// Gate is what halts this process.
-func (e *Engine) Gate() *governor.Gate { return e.gate }
 
 // A StandingHalt is a halt or a pause of the namespace, said by another process, a person, or an earlier run.
 type StandingHalt struct{ queue.Halt }
@@ -709,16 +513,16 @@ func (e *Engine) presence(ctx context.Context) []byte {
 
 // awaitHandover watches for an outage, and returns the name of a standby that can reach the API when one lasts. It
 // returns "" when ctx ends.
-func (e *Engine) awaitHandover(ctx context.Context, t *term, before lease.Record) string {
+func (e *Engine) awaitHandover(ctx context.Context, pace *governor.Governor, before lease.Record) string {
 	began, broken := time.Now(), time.Time{}
-	pause := time.Duration(0)
+	keep := time.Duration(0) // the lead, at least
 	if before.Handovers > 0 {
-		pause = min(mostPause, handoverPause<<min(before.Handovers-1, 5))
+		keep = min(mostPause, handoverPause<<min(before.Handovers-1, 5))
 	}
 	for wait := 250 * time.Millisecond; sleep(ctx, wait); {
 		wait = 250 * time.Millisecond
-		silent := t.governor.Silent()
-		out := t.governor.Snapshot().State == governor.Outage
+		silent := pace.Silent()
+		out := pace.Snapshot().State == governor.Outage
 		switch {
 		case !out && silent < handoverAfter:
 			broken = time.Time{}
@@ -729,7 +533,7 @@ func (e *Engine) awaitHandover(ctx context.Context, t *term, before lease.Record
 				continue
 			}
 		}
-		if silent < handoverAfter && time.Since(broken) < handoverAfter || time.Since(began) < pause {
+		if silent < handoverAfter && time.Since(broken) < handoverAfter || time.Since(began) < keep {
 			continue
 		}
 		if next, ok := e.findSuccessor(ctx); ok {
@@ -741,18 +545,17 @@ func (e *Engine) awaitHandover(ctx context.Context, t *term, before lease.Record
 	return ""
 }
 
-func (e *Engine) findSuccessor(ctx context.Context) (presence, bool) {
-	answers, err := e.cfg.Conn.AskStandbys(ctx, askWait+time.Second)
+func (e *Engine) findSuccessor(ctx context.Context) (next presence, found bool) {
+	err := e.cfg.Conn.AskStandbys(ctx, askWait+time.Second, func(b []byte) (enough bool) {
+		var p presence
+		found = json.Unmarshal(b, &p) == nil && p.Reachable && p.App == e.cfg.App && p.Name != e.cfg.Name
+		next = p
+		return found
+	})
 	if err != nil {
 		e.log.Debug("ask the standbys", "err", err)
 	}
-	for _, b := range answers {
-		var p presence
-		if json.Unmarshal(b, &p) == nil && p.Reachable && p.App == e.cfg.App && p.Name != e.cfg.Name {
-			return p, true
-		}
-	}
-	return presence{}, false
+	return next, found
 }
 
 // backlog is how many calls may wait for their turn before the next job is taken: what 200 calls a second take in a tenth

@@ -309,7 +309,7 @@ func FuzzRedact(f *testing.F) {
 func TestStandbys(t *testing.T) {
 	dir := t.TempDir()
 	leader := open(t, Config{DataDir: dir})
-	if got, err := leader.AskStandbys(t.Context(), time.Minute); len(got) != 0 || err != nil {
+	if got, err := askAll(t.Context(), leader, time.Minute); len(got) != 0 || err != nil {
 		t.Errorf("nobody stands by: got %q, %v", got, err) // and not after a minute
 	}
 	other := open(t, Config{DataDir: dir, Namespace: "other"})
@@ -332,7 +332,7 @@ func TestStandbys(t *testing.T) {
 		stand(open(t, Config{DataDir: dir, JoinOnly: true}), []byte(name))
 	}
 	stand(leader, nil) // says nothing
-	got, err := leader.AskStandbys(t.Context(), 500*time.Millisecond)
+	got, err := askAll(t.Context(), leader, 500*time.Millisecond)
 	if err != nil || len(got) != len(guests) {
 		t.Errorf("got %q, %v; want the answers of 3", got, err)
 	}
@@ -350,7 +350,7 @@ func TestStandbys(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := leader.AskStandbys(ctx, time.Minute); !errors.Is(err, context.Canceled) {
+	if _, err := askAll(ctx, leader, time.Minute); !errors.Is(err, context.Canceled) {
 		t.Errorf("context over: got %v, want %v", err, context.Canceled)
 	}
 }
@@ -371,7 +371,7 @@ func TestStandbyStops(t *testing.T) {
 	}
 	var ask sync.WaitGroup
 	ask.Go(func() {
-		if got, err := c.AskStandbys(t.Context(), 100*time.Millisecond); len(got) > 1 || err != nil {
+		if got, err := askAll(t.Context(), c, 100*time.Millisecond); len(got) > 1 || err != nil {
 			t.Errorf("got %q, %v", got, err)
 		}
 	})
@@ -393,4 +393,13 @@ func TestFormatHoldsNoSecret(t *testing.T) {
 	if s := fmt.Sprintf("%v %+v %#v %s %d", c, c, c, c, c); strings.Contains(s, password) || !strings.Contains(s, "external") {
 		t.Errorf("got %s", s)
 	}
+}
+
+// askAll asks the standbys, and gives all their answers.
+func askAll(ctx context.Context, c *Conn, wait time.Duration) (answers [][]byte, err error) {
+	err = c.AskStandbys(ctx, wait, func(answer []byte) bool {
+		answers = append(answers, answer)
+		return false
+	})
+	return answers, err
 }

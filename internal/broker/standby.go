@@ -46,37 +46,38 @@ func (c *Conn) Standby(answer func() []byte) (stop func(), err error) {
 	}, nil
 }
 
-// AskStandbys asks all processes that stand by, and returns what they answered within wait: in the order of arrival, and
-// nil if nobody did. The question is lost, as the answers can be, when there is no connection.
-func (c *Conn) AskStandbys(ctx context.Context, wait time.Duration) ([][]byte, error) {
+// AskStandbys asks all processes that stand by, and gives their answers to heard as they arrive, until it has heard enough
+// or wait is over. The question is lost, as the answers can be, when there is no connection.
+func (c *Conn) AskStandbys(ctx context.Context, wait time.Duration, heard func(answer []byte) (enough bool)) error {
 	const doing = "ask the standbys"
 	bounded, cancel := c.Within(ctx, wait)
 	defer cancel()
 	inbox := c.nc.NewInbox()
 	sub, err := c.nc.SubscribeSync(inbox)
 	if err != nil {
-		return nil, c.Fault(ctx, doing, err)
+		return c.Fault(ctx, doing, err)
 	}
 	defer sub.Unsubscribe()
 	if err := c.nc.PublishRequest(c.standbySubject(), inbox, nil); err != nil {
-		return nil, c.Fault(ctx, doing, err)
+		return c.Fault(ctx, doing, err)
 	}
-	var answers [][]byte
-	for len(answers) < maxStandbys {
+	for range maxStandbys {
 		m, err := sub.NextMsgWithContext(bounded)
 		switch {
 		case ctx.Err() != nil:
-			return nil, c.Fault(ctx, doing, ctx.Err())
+			return c.Fault(ctx, doing, ctx.Err())
 		case bounded.Err() != nil:
-			return answers, nil
+			return nil
 		case errors.Is(err, nats.ErrNoResponders):
-			return answers, nil
+			return nil
 		case err != nil:
-			return answers, c.Fault(ctx, doing, err)
+			return c.Fault(ctx, doing, err)
 		case m.Header.Get(statusHeader) != "":
-			return answers, nil
+			return nil
 		}
-		answers = append(answers, m.Data)
+		if heard(m.Data) {
+			return nil
+		}
 	}
-	return answers, nil
+	return nil
 }

@@ -5,23 +5,33 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"net/http"
 )
 
-// Reach tells whether a connection to the API can be made from here: TCP, and TLS where the address is https. It sends
-// no request, so it needs no permit and counts against no limit.
+// Reach reports whether a connection to the API can be made from here: TCP, and TLS where the address is https. It sends
+// no request, so it needs no permit and counts against no limit. Where calls go through a proxy, it is the connection to
+// the proxy that is tried, and what is behind it is not known.
 func (c *Client) Reach(ctx context.Context) error {
-	host, port := c.base.Hostname(), c.base.Port()
+	base := &c.base
+	tlsTo := c.base.Hostname()
+	proxy, err := http.ProxyFromEnvironment(&http.Request{URL: base})
+	if err != nil {
+		return fmt.Errorf("connect to the API: %w", err)
+	}
+	if proxy != nil {
+		base, tlsTo = proxy, proxy.Hostname()
+	}
+	port := base.Port()
 	if port == "" {
-		port = "443"
-		if c.base.Scheme == "http" {
-			port = "80"
+		port = map[string]string{"http": "80", "socks5": "1080", "socks5h": "1080"}[base.Scheme]
+		if port == "" {
+			port = "443"
 		}
 	}
-	address := net.JoinHostPort(host, port)
+	address := net.JoinHostPort(base.Hostname(), port)
 	var conn net.Conn
-	var err error
-	if c.base.Scheme == "https" {
-		d := tls.Dialer{Config: &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12}}
+	if base.Scheme == "https" {
+		d := tls.Dialer{Config: &tls.Config{ServerName: tlsTo, MinVersion: tls.VersionTLS12}}
 		conn, err = d.DialContext(ctx, "tcp", address)
 	} else {
 		conn, err = (&net.Dialer{}).DialContext(ctx, "tcp", address)

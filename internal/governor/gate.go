@@ -28,6 +28,7 @@ type Gate struct {
 
 	mu     sync.Mutex
 	cause  error         // nil while it is open
+	last   error         // the cause of the last halt
 	halted chan struct{} // closed while it is halted
 	opened chan struct{} // closed while it is open
 }
@@ -39,7 +40,7 @@ func (g *Gate) Halt(cause error) {
 	g.make()
 	first := g.cause == nil
 	if first {
-		g.cause = cause
+		g.cause, g.last = cause, cause
 		g.opened = make(chan struct{})
 		close(g.halted)
 	}
@@ -66,6 +67,13 @@ func (g *Gate) Halted() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.cause
+}
+
+// lastCause returns the cause of the last halt, nil if there never was one.
+func (g *Gate) lastCause() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.last
 }
 
 // AwaitResume returns nil as soon as nothing is halted, or ctx's error when that ends first.

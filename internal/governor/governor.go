@@ -265,7 +265,7 @@ func (g *Governor) Acquire(ctx context.Context, command, userID string) (*Permit
 		}
 		return p, nil
 	case <-halted:
-		err = &HaltedError{g.Halted()}
+		err = &HaltedError{g.lastCause()} // it may be resumed by now
 	case <-g.over:
 		err = ErrClosed
 	case <-ctx.Done():
@@ -578,18 +578,22 @@ func (g *Governor) Promised(calls map[string]int, right clock.Deadline) {
 }
 
 // UnderWay returns how many calls of each command may still arrive: permits that are not done, cancelled calls until
-// their deadline, and inherited ones until theirs. For a successor it has to be asked after [Governor.Close].
-func (g *Governor) UnderWay() map[string]int {
+// their timeout, and inherited ones until theirs; and the longest that one of them takes.
+func (g *Governor) UnderWay() (calls map[string]int, timeout time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	now := time.Now()
-	calls := map[string]int{}
+	calls, timeout = map[string]int{}, g.cfg.Timeout
 	for _, l := range g.lanes {
-		if n := l.out + g.inheritedCalls(l, now); n > 0 {
+		inherited := g.inheritedCalls(l, now)
+		if inherited > 0 {
+			timeout = max(timeout, g.inherited.timeout)
+		}
+		if n := l.out + inherited; n > 0 {
 			calls[l.command] = n
 		}
 	}
-	return calls
+	return calls, timeout
 }
 
 // SetRate changes the calls a second for each command; 0 means DefaultRate. Throttled commands begin anew.
@@ -633,8 +637,10 @@ func (g *Governor) Silent() time.Duration {
 // A Snapshot is what a governor looks like at one moment.
 type Snapshot struct {
 	State State
-	Right time.Duration           // how long grants may go on without another renewal
+	Right time.Duration           // for how long permits may be granted without another renewal
 	Lanes map[string]LaneSnapshot // by command
+
+	Answered bool // the API has answered a call of this governor
 }
 
 // A LaneSnapshot is what the permits of one command look like.
@@ -652,7 +658,7 @@ type LaneSnapshot struct {
 func (g *Governor) Snapshot() Snapshot {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	s := Snapshot{State: Running, Right: g.right.Left(), Lanes: make(map[string]LaneSnapshot, len(g.lanes))}
+	s := Snapshot{State: Running, Right: g.right.Left(), Answered: !g.answeredAt.IsZero(), Lanes: make(map[string]LaneSnapshot, len(g.lanes))}
 	switch {
 	case g.Halted() != nil:
 		s.State = Halted

@@ -278,7 +278,7 @@ func (l *life) leave(user string) {
 
 // checkRecord looks whether a successor would know of all calls under way, if it took over now.
 func (l *life) checkRecord(p *process, command string) {
-	n := p.UnderWay()[command]
+	n := underWay(p, command)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if n > l.record.Calls[command] {
@@ -333,7 +333,8 @@ func (l *life) run(ctx context.Context) {
 			p.stop()
 			p.Close()
 			l.mu.Lock()
-			l.record = Inherited{Any: true, Calls: p.UnderWay(), Timeout: l.record.Timeout}
+			l.record = Inherited{Any: true}
+			l.record.Calls, l.record.Timeout = p.UnderWay()
 			l.mu.Unlock()
 		} else { // killed, or frozen: its calls continue, and permits are granted until the right has passed
 			time.Sleep(p.right.Left() + takeoverRest)

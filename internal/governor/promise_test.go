@@ -104,7 +104,7 @@ func TestPromiseLimitsCalls(t *testing.T) {
 				t.Errorf("%d calls, asked %d times more; want %d and 1", got, needs-before, want)
 			}
 		}
-		if got := g.UnderWay(); len(got) != 1 || got[create] != 56 {
+		if got, _ := g.UnderWay(); len(got) != 1 || got[create] != 56 {
 			t.Errorf("under way %v, want 56", got)
 		}
 		// The promise is never below what is under way, and shrinks with it.
@@ -116,7 +116,7 @@ func TestPromiseLimitsCalls(t *testing.T) {
 		for range 56 {
 			(<-permits).Done(Unsent)
 			calls, _ := g.Propose() // not acknowledged, so it holds at least
-			if now := g.UnderWay()[create]; calls[create] < now {
+			if now := underWay(g, create); calls[create] < now {
 				t.Fatalf("proposed %v with %d calls under way", calls, now)
 			}
 		}
@@ -187,14 +187,14 @@ func TestInheritedInPromise(t *testing.T) {
 		if got := len(permits); got != 8 {
 			t.Errorf("%d own calls, want 8", got)
 		}
-		if got := g.UnderWay()[create]; got != 38 {
+		if got := underWay(g, create); got != 38 {
 			t.Errorf("%d under way, want 38", got)
 		}
 		if s := g.Snapshot().Lanes[create]; s.Out != 8 || s.Inherited != 30 || s.Promised != 38 {
 			t.Errorf("got %+v", s)
 		}
 		time.Sleep(2*time.Second - 1) // 5 s are nearly over
-		if got := g.UnderWay()[create]; got != 38 {
+		if got := underWay(g, create); got != 38 {
 			t.Errorf("%d under way, want 38", got)
 		}
 		time.Sleep(20 * time.Millisecond)
@@ -202,7 +202,7 @@ func TestInheritedInPromise(t *testing.T) {
 		if got := len(permits); got != 10 { // the place of the inherited ones is free without a renewal
 			t.Errorf("%d own calls after the inherited ones are over, want 10", got)
 		}
-		if got := g.UnderWay()[create]; got != 10 {
+		if got := underWay(g, create); got != 10 {
 			t.Errorf("%d under way, want 10", got)
 		}
 		if calls, timeout := g.Propose(); calls[create] != 28 || timeout != 2*time.Second {

@@ -333,7 +333,7 @@ func (t *Term) send(ctx context.Context, g *group) (end uint64, err error) {
 	return ack.Sequence, nil
 }
 
-// written is called when a group is on the stream, which ended there at end, or later.
+// written is called when a group is on the stream, where it ends at end.
 func (t *Term) written(g *group, end uint64) {
 	t.expected = end
 	t.mu.Lock()
@@ -369,16 +369,22 @@ func (t *Term) resolve(ctx context.Context) (written bool, err error) {
 	if err := t.stillMine(ctx); err != nil {
 		return false, err
 	}
+	// The group ends with the state of its last part. What was written behind it may be the end of an import, so that is
+	// where the stream is expected to end: the next group is refused then, and the records are read.
+	own := uint64(0)
 	for i := range t.sent.parts {
 		p := &t.sent.parts[i]
-		s, _, err := t.q.lastState(ctx, p.of.id)
+		s, seq, err := t.q.lastState(ctx, p.of.id)
 		if err != nil {
 			return false, err
 		}
 		if s != nil && s.Marker == t.marker && s.Group >= t.sent.number {
-			t.written(t.sent, end)
-			return true, nil
+			own = max(own, seq)
 		}
+	}
+	if own > 0 {
+		t.written(t.sent, own)
+		return true, nil
 	}
 	if err := t.recheckAll(ctx); err != nil {
 		return false, err

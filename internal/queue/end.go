@@ -35,7 +35,9 @@ import (
 //
 // What is cut off anywhere is found by the checkpoint, which goes last: [Queue.Sweep] goes through the checkpoints, and
 // so does each call for the import concerned. Two windows of [Queue.Delete], one write wide each, leave nothing but a
-// record that says deleting: the next Delete, Begin or DeleteOlder finishes it.
+// record that says deleting: the next Delete, Begin or DeleteOlder finishes it. Who is killed right after its end message,
+// and came too late with that as another process deleted the import meanwhile, leaves that message: the next Delete or
+// Begin with this ID removes it.
 
 // An endMessage is what stands on NS.results.IMPORT.end. It is there for its place on the stream; the rest is for people.
 type endMessage struct {
@@ -278,20 +280,24 @@ func (q *Queue) endCheckpoint(ctx context.Context, id string, p checkpoint, seq 
 	return nil
 }
 
-// ended tells whether the end message of a generation is there: no result of it counts any more.
-func (q *Queue) ended(ctx context.Context, id, incarnation string, generation int) (bool, error) {
-	m, err := q.conn.LastMsg(ctx, q.resultsStream(), q.resultSubject(id, endKind))
-	if errors.Is(err, broker.ErrNotFound) {
-		return false, nil
-	}
-	if err != nil {
+// ended tells whether a generation whose record is over has its end message, or had it: no result of it counts any more.
+// Of two processes that end an import at once, the late one removes its end message, which took the place of the other's;
+// the checkpoint was gone before.
+func (q *Queue) ended(ctx context.Context, i *Import) (bool, error) {
+	m, err := q.conn.LastMsg(ctx, q.resultsStream(), q.resultSubject(i.ID, endKind))
+	if err == nil {
+		var e endMessage
+		if err := json.Unmarshal(m.Data, &e); err != nil {
+			return false, fmt.Errorf("read the end of import %s: %w", i.ID, err)
+		}
+		if e.Incarnation == i.Incarnation && e.Generation >= i.Generation {
+			return true, nil
+		}
+	} else if !errors.Is(err, broker.ErrNotFound) {
 		return false, err
 	}
-	var e endMessage
-	if err := json.Unmarshal(m.Data, &e); err != nil {
-		return false, fmt.Errorf("read the end of import %s: %w", id, err)
-	}
-	return e.Incarnation == incarnation && e.Generation >= generation, nil
+	p, seq, err := q.checkpoint(ctx, i.ID)
+	return seq == 0 || !p.of(i), err
 }
 
 // Delete removes an import with its results, its checkpoint and its record, so that nothing of it is left; its ID is free
@@ -448,6 +454,7 @@ func (q *Queue) putEnd(ctx context.Context, i *Import) (seq uint64, err error) {
 	if err != nil {
 		return 0, err
 	}
+	q.conn.Reading() // to find an earlier one, the server reads all results since
 	broker.Failpoint("end-results-before")
 	broker.FailInside("end-results-inside")
 	seq, err = q.put(ctx, &nats.Msg{

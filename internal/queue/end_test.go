@@ -69,6 +69,85 @@ func TestCancel(t *testing.T) {
 	}
 }
 
+// A retry is cancelled that has its record, and no checkpoint yet: the import is complete again, with the counts that it
+// had, and can be retried.
+func TestCancelBeforeRetryStarts(t *testing.T) {
+	q := openQueue(t)
+	begin(t, q, "i", 20)
+	if err := completeWithFailures(t.Context(), q, "i", 20); err != nil {
+		t.Fatal(err)
+	}
+	want := record(t, q, "i").Counts
+	if want.Results == 0 {
+		t.Fatal("got no results, want some")
+	}
+	if _, err := q.beginRetry(t.Context(), "i", nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := q.Cancel(t.Context(), "i"); err != nil {
+		t.Fatal(err)
+	}
+	i := record(t, q, "i")
+	if i.State != Complete || !sameCounts(i.Counts, want) {
+		t.Errorf("got state %s with %+v, want complete with %+v", i.State, i.Counts, want)
+	}
+	if _, err := q.Progress(t.Context(), "i"); err != nil {
+		t.Errorf("progress: %v", err)
+	}
+	if _, _, err := q.Retry(t.Context(), "i", nil, nil); err != nil {
+		t.Errorf("retry: %v", err)
+	}
+}
+
+// Two processes cancel an import. The late one removes its end message, which took the place of the other's. The leader
+// writes no result nevertheless.
+func TestNoResultAfterTwoCancels(t *testing.T) {
+	q := leaderQueue(t)
+	imported(t, q, "i", 2)
+	l := lead(t, q, TermConfig{Term: 1})
+	first, late := l.next(t), l.next(t)
+	first.Finish(resultOf(t, first, 0))
+	wait(t, "a result", func() bool { return len(written(t, q, "i")) == 1 })
+	i, err := q.markCancelled(t.Context(), "i")
+	if err == nil {
+		err = q.finishEnd(t.Context(), i)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := q.conn.LastMsg(t.Context(), q.resultsStream(), q.resultSubject("i", endKind))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := q.results.DeleteMsg(t.Context(), m.Sequence); err != nil {
+		t.Fatal(err)
+	}
+	late.Finish(resultOf(t, late, 0))
+	l.stop(t)
+	if got := len(written(t, q, "i")); got != 1 {
+		t.Errorf("got %d results, want the 1 that was there when the import was cancelled", got)
+	}
+	if _, err := q.Progress(t.Context(), "i"); err != nil {
+		t.Errorf("progress: %v", err)
+	}
+}
+
+// The end of an import that is complete was cut off. Who begins it again finishes that.
+func TestBeginFinishesTheEnd(t *testing.T) {
+	q := openQueue(t)
+	begin(t, q, "i", 20)
+	if _, err := q.Update(t.Context(), "i", func(i *Import) { i.State = Complete }); err != nil {
+		t.Fatal(err)
+	}
+	i := record(t, q, "i")
+	if _, existed, err := q.Begin(t.Context(), Import{ID: "i", Digest: i.Digest}); err != nil || !existed {
+		t.Fatalf("got existed %t, %v, want true", existed, err)
+	}
+	if open, err := q.OpenImports(t.Context()); err != nil || len(open) > 0 {
+		t.Errorf("open imports: got %v, %v, want none", open, err)
+	}
+}
+
 func TestDelete(t *testing.T) {
 	q := openQueue(t)
 	begin(t, q, "a", 10)

@@ -392,7 +392,7 @@ func (t *Term) finishCrashed(e *entry) {
 	j, err := job.Decode(e.data)
 	r := job.Result{
 		Import: e.of.id, Job: j.ID, FromAccount: j.FromAccount, GroupName: j.GroupName, Outcome: job.Failed,
-		Code: CodeCrashed, Info: "the process died three times while this job was under way",
+		Code: CodeCrashed, Info: "the leader was lost three times while this job was under way",
 		Generation: e.of.generation, Replaces: j.Prior, Attempts: 1, Files: j.Files, Worker: t.cfg.Name,
 		Started: time.Now(), Finished: time.Now(),
 	}
@@ -512,7 +512,7 @@ func (t *Term) recheck(ctx context.Context, id string) error {
 	same := err == nil && record.Incarnation == a.incarnation && record.Generation == a.generation
 	ended := true
 	if same && !record.live() && record.State != Deleting { // cancelled: what is in flight may still end
-		if ended, err = t.q.ended(ctx, id, a.incarnation, a.generation); err != nil {
+		if ended, err = t.q.ended(ctx, &record); err != nil {
 			return err
 		}
 	}
@@ -629,13 +629,20 @@ func (t *Term) completeNext(ctx context.Context) (done bool, err error) {
 	}
 	a := t.finished[0]
 	t.mu.Unlock()
-	if err := t.complete(ctx, a); err != nil {
-		return false, fmt.Errorf("complete import %s: %w", a.id, err)
-	}
+	err = t.complete(ctx, a)
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.finished = t.finished[1:]
-	t.mu.Unlock()
-	return true, nil
+	_, damaged := errors.AsType[*broker.DamagedError](err)
+	switch {
+	case err == nil:
+		return true, nil
+	case damaged, errors.Is(err, job.ErrVersion): // trying again does not help
+		t.damage(a, err)
+		return true, nil
+	}
+	t.finished = append(t.finished, a) // behind the others
+	return false, fmt.Errorf("complete import %s: %w", a.id, err)
 }
 
 // complete marks an import as complete, if what is stored of it agrees, and takes its jobs off the queue.

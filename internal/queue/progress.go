@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
+	"groupferry/internal/broker"
 	"groupferry/internal/job"
 )
 
@@ -23,6 +25,8 @@ type Progress struct {
 
 	Rate float64   // results a second over the last minute before At, or since the leader began with the import
 	At   time.Time // when the leader wrote last, by its clock; zero if it never did
+
+	Damaged error // a [*broker.DamagedError], where AllProgress found damage
 }
 
 // Progress reads how far an import is, in a few requests, whatever its size. The error wraps [ErrNoImport] when there is
@@ -39,7 +43,8 @@ func (q *Queue) Progress(ctx context.Context, id string) (Progress, error) {
 
 // progress reads everything once. It is not stable if the import moved meanwhile; a difference means nothing then.
 func (q *Queue) progress(ctx context.Context, id string) (p Progress, stable bool, err error) {
-	if p.Import, err = q.Import(ctx, id); err != nil {
+	var revision uint64
+	if p.Import, revision, err = q.importRecord(ctx, id); err != nil {
 		return p, true, err
 	}
 	last, seq, err := q.lastState(ctx, id)
@@ -86,11 +91,11 @@ func (q *Queue) progress(ctx context.Context, id string) (p Progress, stable boo
 	if err != nil {
 		return p, true, err
 	}
-	record, err := q.Import(ctx, id)
+	_, revisionNow, err := q.importRecord(ctx, id)
 	if err != nil && !errors.Is(err, ErrNoImport) {
 		return p, true, err
 	}
-	stable = err == nil && seqNow == seq && record.State == p.Import.State && record.same(&p.Import)
+	stable = err == nil && seqNow == seq && revisionNow == revision
 	if !stable {
 		return p, false, nil
 	}
@@ -103,4 +108,43 @@ func (q *Queue) progress(ctx context.Context, id string) (p Progress, stable boo
 		err = q.jobsDamaged(id, fmt.Sprintf("%d of its %d jobs are missing", point.Jobs-onStream, point.Jobs))
 	}
 	return p, true, err
+}
+
+// AllProgress gives the progress of all imports, newest first. It takes a few requests, and as many as [Queue.Progress]
+// for each import that is not over. An import that is damaged says so; the other errors are those of Progress.
+func (q *Queue) AllProgress(ctx context.Context) ([]Progress, error) {
+	imports, err := q.Imports(ctx)
+	if err != nil {
+		return nil, err
+	}
+	open, err := q.OpenImports(ctx)
+	if err != nil {
+		return nil, err
+	}
+	results, err := q.conn.StreamState(ctx, q.resultsStream(), q.resultSubject("*", "*"))
+	if err != nil {
+		return nil, err
+	}
+	all := make([]Progress, 0, len(imports))
+	for _, i := range imports {
+		there := int64(0)
+		for _, kind := range outcomeKinds() {
+			there += int64(results.Subjects[q.resultSubject(i.ID, kind)])
+		}
+		p := Progress{Import: i, Counts: i.Counts}
+		_, isOpen := slices.BinarySearch(open, i.ID)
+		if isOpen || !i.State.Over() || there != i.Counts.Results { // its record is not the last word
+			if p, err = q.Progress(ctx, i.ID); errors.Is(err, ErrNoImport) {
+				continue // it was deleted just now
+			}
+			if _, damaged := errors.AsType[*broker.DamagedError](err); damaged {
+				p.Damaged, err = err, nil
+			}
+			if err != nil {
+				return nil, err
+			}
+		}
+		all = append(all, p)
+	}
+	return all, nil
 }

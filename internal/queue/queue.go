@@ -143,7 +143,7 @@ func (q *Queue) resultSubject(importID, kind string) string {
 	return q.conn.Subject("results", importID, kind)
 }
 
-// termSubject has the marker of the leader's term.
+// termSubject has a marker of each leader's term; the last one counts.
 func (q *Queue) termSubject() string { return q.conn.Subject("term") }
 
 const (

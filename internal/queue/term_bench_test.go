@@ -2,6 +2,7 @@ package queue
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -11,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats.go"
 
 	"groupferry/internal/broker"
 	"groupferry/internal/job"
@@ -129,12 +132,7 @@ func TestManyResults(t *testing.T) {
 	if n == 0 || dir == "" {
 		t.Skip("GROUPFERRY_RESULTS and GROUPFERRY_RESULTS_DIR are not set")
 	}
-	step := func(what string, do func()) {
-		start, used := time.Now(), cpu()
-		do()
-		t.Logf("%-16s %8.3f s %8.3f CPU s %5d MB", what, time.Since(start).Seconds(), (cpu() - used).Seconds(), residentMB())
-	}
-	step("begin", func() {})
+	step := steps(t)
 	var q *Queue
 	step("open", func() { q = leaderQueueIn(t, broker.Config{DataDir: dir}) })
 	_, err := q.Import(t.Context(), "imp")
@@ -150,11 +148,99 @@ func TestManyResults(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	step("lead", func() { lead(t, q, TermConfig{Term: 2}).stop(t) })
 	step("failed results", func() { countResults(t, q, n/100, job.Failed) })
 	step("all results", func() { countResults(t, q, n) })
 	step("delete", func() {
 		if err := q.Delete(t.Context(), "imp"); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// steps measures what is done one after the other.
+func steps(t *testing.T) (step func(what string, do func())) {
+	step = func(what string, do func()) {
+		start, used := time.Now(), cpu()
+		do()
+		t.Logf("%-16s %8.3f s %8.3f CPU s %5d MB", what, time.Since(start).Seconds(), (cpu() - used).Seconds(), residentMB())
+	}
+	step("begin", func() {})
+	return step
+}
+
+// manyImports writes n imports that are complete, each with one result, as they are once everything has ended.
+func manyImports(t testing.TB, q *Queue, n int) {
+	t.Helper()
+	publish := func(subject string, data []byte) {
+		if _, err := q.js.PublishMsgAsync(&nats.Msg{Subject: subject, Data: data}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for k := range n {
+		if k%200 == 0 {
+			<-q.js.PublishAsyncComplete()
+		}
+		id := fmt.Sprintf("import-%d", k)
+		r := testResult(id, k)
+		var counts Counts
+		counts.Results, counts.LastResult = 1, now()
+		counts.add(shareOf(&r), 1)
+		i := Import{
+			ID: id, Digest: "digest of " + id, State: Complete, Incarnation: "i-" + id, Created: now(), Enqueued: now(), Completed: now(),
+			Rows: 2, Accepted: 2, Conversations: 2, Calls: 1, Jobs: 1, Counts: counts, Files: []string{"in.csv"},
+		}
+		record, err := encodeImport(i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		end, err := json.Marshal(endMessage{endVersion, i.Incarnation, 0})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := state{Term: 1, Incarnation: i.Incarnation, Counts: counts, Handed: 1, Next: 2, At: now()}
+		publish(q.resultSubject(id, string(r.Outcome)), r.AppendJSON(nil))
+		publish(q.resultSubject(id, stateKind), s.encode())
+		publish(q.resultSubject(id, endKind), end)
+		publish("$KV."+q.control.Bucket()+"."+importKey(id), record)
+	}
+	<-q.js.PublishAsyncComplete()
+}
+
+// TestManyImports measures what imports cost that are over. It is for people:
+//
+//	GROUPFERRY_IMPORTS=10000 GROUPFERRY_RESULTS_DIR=/some/dir go test -v -run TestManyImports
+//
+// The first run writes them, and the next one reads.
+func TestManyImports(t *testing.T) {
+	n, _ := strconv.Atoi(os.Getenv("GROUPFERRY_IMPORTS"))
+	dir := os.Getenv("GROUPFERRY_RESULTS_DIR")
+	if n == 0 || dir == "" {
+		t.Skip("GROUPFERRY_IMPORTS and GROUPFERRY_RESULTS_DIR are not set")
+	}
+	step := steps(t)
+	var q *Queue
+	step("open", func() { q = leaderQueueIn(t, broker.Config{DataDir: dir}) })
+	if _, err := q.Import(t.Context(), "import-0"); errors.Is(err, ErrNoImport) {
+		step("write", func() { manyImports(t, q, n) })
+		return
+	}
+	step("sweep", func() {
+		if err := q.Sweep(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+	step("lead", func() { lead(t, q, TermConfig{Term: 2}).stop(t) })
+	step("list", func() {
+		all, err := q.Imports(t.Context())
+		if err != nil || len(all) != n {
+			t.Errorf("got %d imports, %v, want %d", len(all), err, n)
+		}
+	})
+	step("progress of all", func() {
+		all, err := q.AllProgress(t.Context())
+		if err != nil || len(all) != n {
+			t.Errorf("got %d imports, %v, want %d", len(all), err, n)
 		}
 	})
 }

@@ -1,0 +1,305 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"groupferry/internal/broker"
+	"groupferry/internal/chat"
+	"groupferry/internal/chatsim"
+	"groupferry/internal/governor"
+	"groupferry/internal/job"
+	"groupferry/internal/queue"
+)
+
+// patience bounds every wait.
+const patience = time.Minute
+
+var testApp = queue.App{SDKAppID: chatsim.DemoSDKAppID}
+
+// A namespace is an embedded server with a simulator behind it, for one or more engines.
+type namespace struct {
+	t   *testing.T
+	dir string
+	sim *chatsim.Sim
+	url string
+	*queue.Queue
+}
+
+func newNamespace(t *testing.T, cfg chatsim.Config) *namespace {
+	t.Helper()
+	n := &namespace{t: t, dir: filepath.Join(t.TempDir(), "data"), sim: chatsim.New(cfg)}
+	var err error
+	if n.url, err = n.sim.Start("127.0.0.1:0"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(n.sim.Close)
+	_, n.Queue = n.open()
+	return n
+}
+
+func (n *namespace) open() (*broker.Conn, *queue.Queue) {
+	n.t.Helper()
+	conn, err := broker.Open(n.t.Context(), broker.Config{DataDir: n.dir})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(func() { conn.Close() })
+	q, err := queue.Open(n.t.Context(), conn)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return conn, q
+}
+
+// enqueue puts so many jobs of one conversation on the queue.
+func (n *namespace) enqueue(id string, jobs int) {
+	n.t.Helper()
+	if _, _, err := n.Begin(n.t.Context(), queue.Import{ID: id, Digest: id, Jobs: int64(jobs)}); err != nil {
+		n.t.Fatal(err)
+	}
+	var all iter.Seq[job.Job] = func(yield func(job.Job) bool) {
+		for i := range jobs {
+			j := job.Job{
+				Import: id, FromAccount: fmt.Sprintf("user%d", i), GroupName: "g", Files: []string{"f"},
+				Conversations: []job.Conversation{{Type: job.OneToOne, ID: "friend", Line: int64(i + 1)}},
+			}
+			j.ID = job.ID(id, j.FromAccount, j.GroupName)
+			if !yield(j) {
+				return
+			}
+		}
+	}
+	if _, err := n.Enqueue(n.t.Context(), id, all, nil); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func (n *namespace) await(what string, so func() bool) {
+	n.t.Helper()
+	for end := time.Now().Add(patience); !so(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			n.t.Fatalf("waited %v in vain for: %s", patience, what)
+		}
+	}
+}
+
+func (n *namespace) awaitComplete(id string) {
+	n.t.Helper()
+	n.await(id+" to be complete", func() bool {
+		i, err := n.Import(n.t.Context(), id)
+		return err == nil && i.State == queue.Complete
+	})
+}
+
+func (n *namespace) creates() int { return n.sim.Ledger().Commands[chat.CreateContactGroup].Calls }
+
+// An engineRun is an engine that runs.
+type engineRun struct {
+	*Engine
+	stop func()
+	done chan error
+}
+
+func (n *namespace) start(change func(*EngineConfig)) *engineRun {
+	n.t.Helper()
+	conn, q := n.open()
+	cfg := EngineConfig{Conn: conn, Queue: q, App: testApp, Rate: 1000, Timeout: 10 * time.Second,
+		Name: fmt.Sprintf("%s-%d", n.t.Name(), time.Now().UnixNano()), Host: "here"}
+	key := chat.Secret(chatsim.DemoSecretKey)
+	cfg.Resume = "groupferry resume"
+	if change != nil {
+		change(&cfg)
+	}
+	if cfg.API == nil {
+		cfg.API = n.client(key)
+	}
+	e, err := NewEngine(n.t.Context(), cfg)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	stopped := make(chan struct{})
+	r := &engineRun{Engine: e, stop: sync.OnceFunc(func() { close(stopped) }), done: make(chan error, 1)}
+	go func() { r.done <- e.Run(context.Background(), stopped) }()
+	n.t.Cleanup(r.stop)
+	return r
+}
+
+func (n *namespace) client(key chat.Secret) *chat.Client {
+	n.t.Helper()
+	api, err := chat.New(chat.Config{BaseURL: n.url, SDKAppID: chatsim.DemoSDKAppID, SecretKey: key})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return api
+}
+
+func (r *engineRun) end(t *testing.T) error {
+	t.Helper()
+	r.stop()
+	select {
+	case err := <-r.done:
+		return err
+	case <-time.After(patience):
+		t.Fatal("the engine does not stop")
+		return nil
+	}
+}
+
+func TestEngine(t *testing.T) {
+	n := newNamespace(t, chatsim.Config{Rate: -1})
+	n.enqueue("one", 20)
+	e := n.start(nil)
+	n.awaitComplete("one")
+	if s := e.Snapshot(); !s.Leading || s.State != Running || e.Ready() != nil {
+		t.Errorf("got %+v, ready %v; want it to lead and to be ready", s, e.Ready())
+	}
+	if err := e.end(t); err != nil {
+		t.Errorf("stopped: got %v", err)
+	}
+	if got := n.creates(); got != 20 {
+		t.Errorf("got %d creates, want 20", got)
+	}
+	if id, err := n.App(t.Context()); err != nil || id == nil || *id != testApp {
+		t.Errorf("the namespace belongs to %v, %v; want %v", id, err, testApp)
+	}
+}
+
+// The second one stands by, and takes over when the first one stops.
+func TestStandby(t *testing.T) {
+	n := newNamespace(t, chatsim.Config{Rate: -1})
+	first := n.start(nil)
+	n.await("a leader", first.Leading)
+	second := n.start(func(c *EngineConfig) { c.Host = "there" })
+	n.await("a standby that sees the leader", func() bool { return second.Snapshot().Leader == "here" })
+	if s := second.Snapshot(); s.Leading || s.State != Standby || second.Ready() != nil {
+		t.Errorf("standby: got %+v, ready %v", s, second.Ready())
+	}
+	n.enqueue("one", 5)
+	n.awaitComplete("one")
+	if err := first.end(t); err != nil {
+		t.Error(err)
+	}
+	n.enqueue("two", 5)
+	n.awaitComplete("two")
+	if !second.Leading() {
+		t.Error("the standby does not lead")
+	}
+	if err := second.end(t); err != nil {
+		t.Error(err)
+	}
+	if got := n.creates(); got != 10 {
+		t.Errorf("got %d creates, want 10", got)
+	}
+}
+
+// What a person said before the start holds from the first call on.
+func TestPausedAndSlowedBeforeTheStart(t *testing.T) {
+	n := newNamespace(t, chatsim.Config{Rate: -1})
+	n.enqueue("one", 10)
+	if err := n.SetHalt(t.Context(), queue.Halt{State: queue.Paused, Reason: "by hand"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.SetRate(t.Context(), 7); err != nil {
+		t.Fatal(err)
+	}
+	e := n.start(nil)
+	n.await("the pause", func() bool { return e.Snapshot().State == Paused && e.Leading() })
+	if limit := e.Snapshot().Commands[string(chat.CreateContactGroup)].Limit; limit != 7 {
+		t.Errorf("got a limit of %v, want 7", limit)
+	}
+	if err := e.Ready(); !governor.IsHalted(err) {
+		t.Errorf("ready: got %v, want it paused", err)
+	}
+	if got := n.sim.Ledger().Commands[chat.GetContactGroup].Calls + n.creates(); got != 0 {
+		t.Errorf("paused: got %d calls, want none", got)
+	}
+	if _, err := n.ClearHalt(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	n.awaitComplete("one")
+	if err := e.end(t); err != nil {
+		t.Error(err)
+	}
+}
+
+// A process whose credentials never worked ends. It neither halts the namespace nor makes it its own, and the one that
+// comes after it works.
+func TestWrongKey(t *testing.T) {
+	n := newNamespace(t, chatsim.Config{Rate: -1})
+	n.enqueue("one", 3)
+	wrong := n.start(func(c *EngineConfig) { c.API = n.client("another-key") })
+	select {
+	case err := <-wrong.done:
+		if !governor.IsHalted(err) || !errors.Is(err, errCredentials) {
+			t.Errorf("got %v, want it refused for its credentials", err)
+		}
+	case <-time.After(patience):
+		t.Fatal("it does not end")
+	}
+	if h, err := n.Halted(t.Context()); h != nil || err != nil {
+		t.Errorf("the namespace is halted: %+v, %v", h, err)
+	}
+	if id, err := n.App(t.Context()); id != nil || err != nil {
+		t.Errorf("the namespace belongs to %v, %v; want nobody", id, err)
+	}
+	e := n.start(nil)
+	n.awaitComplete("one")
+	if err := e.end(t); err != nil {
+		t.Error(err)
+	}
+}
+
+// An answer that is about the app's load proves no credentials: a halt that stands is lifted only after one that does.
+func TestHaltIsLiftedByProof(t *testing.T) {
+	n := newNamespace(t, chatsim.Config{Rate: -1, Faults: []chatsim.Fault{{Kind: "60011"}}})
+	n.enqueue("one", 3)
+	if err := n.SetHalt(t.Context(), queue.Halt{State: queue.Halted, Reason: "a key was revoked"}); err != nil {
+		t.Fatal(err)
+	}
+	e := n.start(func(c *EngineConfig) { c.LiftHalt, c.LeaveOnHalt = true, true })
+	n.await("answers", func() bool { return n.sim.Ledger().Commands[chat.GetContactGroup].Faulted >= 3 })
+	if h, err := n.Halted(t.Context()); h == nil || err != nil {
+		t.Errorf("got halt %v, %v before any proof, want it to stand", h, err)
+	}
+	if err := n.sim.Configure(func(c *chatsim.Config) { c.Faults = nil }); err != nil {
+		t.Fatal(err)
+	}
+	n.awaitComplete("one")
+	if h, err := n.Halted(t.Context()); h != nil || err != nil {
+		t.Errorf("got halt %v, %v, want none", h, err)
+	}
+	if err := e.end(t); err != nil {
+		t.Error(err)
+	}
+}
+
+// A halt of the leader is the namespace's, and ends whoever is to leave then.
+func TestHalted(t *testing.T) {
+	n := newNamespace(t, chatsim.Config{Rate: -1, Faults: []chatsim.Fault{{Kind: "51013", After: 1}}})
+	n.enqueue("one", 30)
+	leader := n.start(nil)
+	n.await("the halt", func() bool { return leader.Snapshot().State == Halted })
+	n.await("the stored halt", func() bool {
+		h, err := n.Halted(t.Context())
+		return err == nil && h != nil && h.Code == "51013" && h.Remedy != "" && h.Command == "groupferry resume"
+	})
+	standby := n.start(func(c *EngineConfig) { c.LeaveOnHalt = true })
+	select {
+	case err := <-standby.done:
+		if !governor.IsHalted(err) {
+			t.Errorf("standby: got %v, want it halted", err)
+		}
+	case <-time.After(patience):
+		t.Fatal("the standby does not leave")
+	}
+	if err := leader.end(t); err != nil {
+		t.Error(err)
+	}
+}

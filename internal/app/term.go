@@ -1,0 +1,260 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"groupferry/internal/broker"
+	"groupferry/internal/chat"
+	"groupferry/internal/governor"
+	"groupferry/internal/lease"
+	"groupferry/internal/queue"
+	"groupferry/worker"
+)
+
+// A term is the time in which this process leads.
+type term struct {
+	e      *Engine
+	tenure *lease.Tenure
+	before lease.Record // of the leader before
+	stop   <-chan struct{}
+
+	// ctx lasts until the term has to end at once: the lease is lost, another leader has begun, the lead is handed over, or
+	// the process is to leave. end ends it.
+	ctx context.Context
+	end context.CancelCauseFunc
+
+	pace *governor.Governor
+	jobs *queue.Term // nil until it is open; guarded by the engine's lock
+
+	successor string // the standby that is to lead next
+}
+
+func (e *Engine) newTerm(ctx context.Context, stop <-chan struct{}, tenure *lease.Tenure) *term {
+	t := &term{e: e, tenure: tenure, before: tenure.Before(), stop: stop}
+	t.ctx, t.end = context.WithCancelCause(ctx)
+	var commands []string
+	for _, c := range chat.Commands() {
+		commands = append(commands, string(c))
+	}
+	t.pace = governor.New(governor.Config{
+		Rate: e.effectiveRate(), Timeout: e.cfg.Timeout, Commands: commands, Gate: e.gate, RoundTrip: e.cfg.RoundTrip,
+		Clock: e.cfg.Clock,
+		OnSlower: func(command string, rate float64) {
+			e.log.Warn("throttled by the API: slowing down", "command", command, "calls_per_second", int(rate))
+		},
+		OnOutage: e.outage,
+		OnNeed:   tenure.Kick,
+		OnGrant: func(command string, waited time.Duration) {
+			broker.Failpoint("grant")
+			e.lastGrant.Store(time.Now().UnixNano())
+			if e.cfg.OnGrant != nil {
+				e.cfg.OnGrant(command, waited)
+			}
+		},
+	}, governor.Inherited{Calls: t.before.Calls, Timeout: t.before.Timeout, Any: t.before.Term > 0})
+	return t
+}
+
+// lead is the term: from the lease to its release, or its loss.
+func (t *term) lead() error {
+	e := t.e
+	defer t.end(nil)
+	broker.Failpoint("lead")
+	// The lease is kept until all is written, also when ctx ended.
+	keeping, stopKeeping := context.WithCancel(context.WithoutCancel(t.ctx))
+	var kept sync.WaitGroup
+	defer kept.Wait()
+	defer stopKeeping()
+	kept.Go(func() {
+		if err := t.tenure.Keep(keeping, t.pace); err != nil {
+			t.end(err)
+		}
+	})
+	e.setTerm(t)
+	t.pace.SetRate(e.effectiveRate()) // it may have changed since
+	if t.before.Term > 0 {
+		e.log.Info("leading: waiting 1 s, for calls of the previous leader may still be in flight", "term", t.tenure.Term(),
+			"previous", t.before.Host, "calls", sum(t.before.Calls))
+	} else {
+		e.log.Info("leading", "term", t.tenure.Term())
+	}
+
+	err := t.work()
+	closing, cancel := e.last(t.ctx)
+	defer cancel()
+	if lost := t.lost(err); lost == nil && t.jobs != nil {
+		if cerr := t.jobs.Close(closing); cerr != nil && t.lost(cerr) == nil {
+			e.log.Warn("not all that this term had left was written; the next leader does the rest", "err", cerr)
+		} else if err == nil {
+			err = cerr
+		}
+	}
+	t.pace.Close()
+	e.setTerm(nil)
+	stopKeeping()
+	kept.Wait()
+	if lost := t.lost(err); lost != nil {
+		return lost
+	}
+	t.release(closing)
+	if t.successor != "" {
+		return errHandedOver
+	}
+	if cause := context.Cause(t.ctx); cause != nil && (err == nil || errors.Is(err, context.Canceled)) {
+		err = cause
+	}
+	if errors.Is(err, context.Canceled) {
+		err = errStopped
+	}
+	return err
+}
+
+// lost returns why the lead is lost, if it is: err says so, or what ended the term.
+func (t *term) lost(err error) error {
+	for _, err := range []error{context.Cause(t.ctx), err} {
+		if errors.Is(err, lease.ErrLost) || errors.Is(err, queue.ErrSuperseded) {
+			return err
+		}
+	}
+	return nil
+}
+
+// release gives the lead up, to the successor if there is one.
+func (t *term) release(ctx context.Context) {
+	handovers := 0
+	if t.successor != "" {
+		handovers = 1
+		if !t.pace.Snapshot().Answered {
+			handovers = t.before.Handovers + 1
+		}
+	}
+	calls, timeout := t.pace.UnderWay()
+	if err := t.tenure.Release(ctx, calls, timeout, t.successor, handovers); err != nil {
+		t.e.log.Debug("release the lease", "err", err)
+	}
+}
+
+// work does the work of the term, from its begin until it is stopped or has to end. All that it started has ended when it
+// returns.
+func (t *term) work() error {
+	e := t.e
+	var running sync.WaitGroup
+	defer running.Wait()
+	// Until the first job a stop ends all at once.
+	beginning, begun := context.WithCancel(t.ctx)
+	defer begun()
+	running.Go(func() {
+		select {
+		case <-t.stop:
+			begun()
+		case <-beginning.Done():
+		}
+	})
+	if err := t.open(beginning); err != nil {
+		return err
+	}
+	writing, stopWriting := context.WithCancel(context.WithoutCancel(t.ctx))
+	defer stopWriting()
+	running.Go(func() { // what a command that was cut off left behind
+		if err := e.cfg.Queue.Sweep(writing); err != nil && writing.Err() == nil {
+			e.log.Warn("an import that was ended is not removed yet", "err", err)
+		}
+	})
+	running.Go(func() {
+		if err := t.jobs.Run(writing); err != nil {
+			t.end(err)
+		}
+	})
+	working, stopWorking := context.WithCancel(t.ctx)
+	defer stopWorking()
+	running.Go(func() {
+		if next := e.awaitHandover(working, t.pace, t.before); next != "" {
+			t.successor = next
+			t.end(errHandedOver)
+		}
+	})
+	running.Go(func() { t.cutGraceShort(working, stopWorking) })
+
+	if err := e.verify(beginning, t.pace); err != nil {
+		return err
+	}
+	cfg := e.cfg.Worker
+	cfg.LeaveOn = nil
+	if e.cfg.LeaveOnHalt {
+		cfg.LeaveOn = func(cause error) bool { return !IsPause(cause) }
+	}
+	return worker.New(cfg, termJobs{t.jobs, t.pace}, e.cfg.API, t.pace).Run(working, t.stop)
+}
+
+// open begins the term on the queue, and waits until it is known whether the namespace is halted, and its rate.
+func (t *term) open(ctx context.Context) error {
+	e := t.e
+	var jobs *queue.Term
+	err := e.retry(ctx, "begin the term", func() (err error) {
+		jobs, err = e.cfg.Queue.Lead(ctx, queue.TermConfig{
+			Term: t.tenure.Term(), Name: e.cfg.Host, Crashed: t.before.Term > 0 && !t.before.Released, Log: e.log,
+			OnComplete: e.cfg.OnComplete,
+		})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	e.mu.Lock()
+	t.jobs = jobs
+	e.mu.Unlock()
+	jobs.Resync() // records may have changed since they were read
+	select {
+	case <-e.known:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// cutGraceShort ends the work after a stop when what is in flight cannot end anyway: no permit is granted without the
+// lease, and no call has a response during an outage.
+func (t *term) cutGraceShort(ctx context.Context, stopWorking func()) {
+	select {
+	case <-t.stop:
+	case <-ctx.Done():
+		return
+	}
+	for {
+		if t.tenure.Right().Passed() || t.pace.Snapshot().State == governor.Outage {
+			stopWorking()
+			return
+		}
+		if !sleep(ctx, 100*time.Millisecond) {
+			return
+		}
+	}
+}
+
+// What a term still has to write when it ends takes closing at most; closingAway while NATS is out of reach, and leaving
+// when the process is to leave at once.
+const (
+	closing     = 10 * time.Second
+	closingAway = 2 * time.Second
+	leaving     = time.Second
+)
+
+// last returns a context for what is still to be written when a term ends, and ctx may have ended.
+func (e *Engine) last(ctx context.Context) (context.Context, context.CancelFunc) {
+	bound := closing
+	switch {
+	case errors.As(context.Cause(ctx), new(*broker.DiskError)):
+		bound = 0 // nothing can be written
+	case !e.cfg.Conn.Connected():
+		bound = closingAway
+	}
+	c, cancel := context.WithTimeout(context.WithoutCancel(ctx), bound)
+	stopWatching := context.AfterFunc(e.hard, func() { time.AfterFunc(leaving, cancel) })
+	return c, func() {
+		stopWatching()
+		cancel()
+	}
+}
