@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -239,12 +240,16 @@ func (q *crashRun) redoCrashed(id string) {
 	}
 }
 
-// awaitNodes waits until every server is up and has caught up.
+// awaitNodes waits until every server is up and has caught up, and the streams have leaders again.
 func (q *crashRun) awaitNodes() {
 	q.t.Helper()
 	for _, n := range q.nodes {
 		n.ready()
 	}
+	await(q.t, "the streams", func() bool {
+		_, err := q.q.Progress(q.t.Context(), "life")
+		return !errors.Is(err, broker.ErrUnreachable)
+	})
 }
 
 // check looks at the app, the results and the queue.

@@ -215,15 +215,18 @@ type codeSummary struct {
 }
 
 func summarise(p *program, q *queue.Queue, importID, format string) error {
-	s := summary{Import: importID}
+	progress, err := q.Progress(p.soft, importID)
+	if err != nil && !errors.As(err, new(*broker.DamagedError)) {
+		return err
+	}
+	s := summary{Import: importID, Done: progress.Counts.Conversations.Done}
 	byCode := map[string]*codeSummary{}
-	for r, err := range q.Results(p.soft, importID) {
+	for r, err := range q.Results(p.soft, importID, job.Partial, job.Failed) {
 		if err != nil {
 			return err
 		}
 		for _, l := range lines(&r) {
 			if l.Code == "" {
-				s.Done++
 				continue
 			}
 			s.Failed++
@@ -248,7 +251,7 @@ func summarise(p *program, q *queue.Queue, importID, format string) error {
 	if format == "json" {
 		return writeJSON(p.stdout, s)
 	}
-	_, err := io.WriteString(p.stdout, s.text())
+	_, err = io.WriteString(p.stdout, s.text())
 	return err
 }
 
