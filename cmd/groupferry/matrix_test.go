@@ -141,6 +141,7 @@ func TestCrashMatrix(t *testing.T) {
 	})
 	// On a busy machine a point that is only come by in time can be missed once.
 	if missed := seen.missed(); len(missed) > 0 {
+		t.Logf("missed at first: %v", missed)
 		t.Run("missed", func(t *testing.T) { live(t, binary, 0, missed, seen) })
 	}
 	for step, crashes := range seen.missed() {

@@ -21,6 +21,10 @@ const (
 	// lowWater is from how few jobs on the buffer of an import is filled again.
 	lowWater = 128
 
+	// aloneTime is how long a job is under way alone until it is cleared: what kills a process does so sooner. A job can be
+	// under way for long, while the API is out of reach, and a leader can be lost meanwhile for other reasons.
+	aloneTime = time.Second
+
 	// suspectCrashes is from how many crashes on a job is handed out alone.
 	suspectCrashes = 2
 )
@@ -45,6 +49,7 @@ type dispatcher struct {
 	alone      *entry     // the job that is or shall be under way alone
 	alonePhase alonePhase // of it
 	aloneOf    *active
+	aloneSince time.Time // when it was handed out
 
 	// Raised here, and lowered by whoever sees to it.
 	hungry  bool // some import's buffer is low
@@ -124,7 +129,7 @@ type entry struct {
 // pick gives the next job, or nil and the time from which on there may be one; zero when that depends on what happens.
 func (d *dispatcher) pick(now time.Time) (*entry, time.Time) {
 	if d.alonePhase != notAlone {
-		return d.pickAlone(), time.Time{}
+		return d.pickAlone(now)
 	}
 	if d.unwritten+d.inFlight >= maxOpen {
 		return nil, time.Time{}
@@ -143,7 +148,7 @@ func (d *dispatcher) pick(now time.Time) (*entry, time.Time) {
 		if e := a.takeSuspect(now); e != nil {
 			d.turn = (at + 1) % len(d.imports)
 			d.alone, d.aloneOf, d.alonePhase = e, a, draining
-			return d.pickAlone(), time.Time{}
+			return d.pickAlone(now)
 		}
 		if due := a.due(); !due.IsZero() && (wake.IsZero() || due.Before(wake)) {
 			wake = due
@@ -161,17 +166,26 @@ func (d *dispatcher) fly(e *entry) *entry {
 	return e
 }
 
-// pickAlone moves the job that is handed out alone on, and gives it when it is its time.
-func (d *dispatcher) pickAlone() *entry {
+// pickAlone moves the job that is handed out alone on, and gives it when it is its time. A job that has been under way
+// alone for [aloneTime] is suspected no more.
+func (d *dispatcher) pickAlone(now time.Time) (*entry, time.Time) {
 	if d.alonePhase == draining && d.inFlight == 0 {
 		d.alonePhase = announcing
 		d.aloneOf.aloneNow = d.alone.seq
 		d.wantState(d.aloneOf)
 	}
-	if d.alonePhase != alone || d.alone.flying || d.unwritten >= maxOpen {
-		return nil
+	if d.alonePhase == alone && d.alone.flying {
+		if cleared := d.aloneSince.Add(aloneTime); now.Before(cleared) {
+			return nil, cleared
+		}
+		d.alone.crashes = 0
+		d.landed()
 	}
-	return d.fly(d.alone)
+	if d.alonePhase != alone || d.unwritten >= maxOpen {
+		return nil, time.Time{}
+	}
+	d.aloneSince = now
+	return d.fly(d.alone), now.Add(aloneTime)
 }
 
 // landed is called when the job that was under way alone is no longer.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -358,6 +359,14 @@ func (t *Term) readLost(ctx context.Context, r *batchReader, a *active) error {
 		}
 		got = []stored{{&nats.Msg{Data: m.Data}, m.Sequence}}
 	}
+	var before *job.Result
+	for _, m := range got {
+		if m.seq == a.aloneWas {
+			if before, err = t.priorOf(ctx, a, m.Data); err != nil {
+				return err
+			}
+		}
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, m := range got {
@@ -372,7 +381,7 @@ func (t *Term) readLost(ctx context.Context, r *batchReader, a *active) error {
 		e.data = m.Data
 		switch {
 		case e.seq == a.aloneWas:
-			t.finishCrashed(e)
+			t.finishCrashed(e, before)
 		case e.crashes >= suspectCrashes:
 			a.suspect = append(a.suspect, e)
 		default:
@@ -387,27 +396,75 @@ func (t *Term) readLost(ctx context.Context, r *batchReader, a *active) error {
 // CodeCrashed is the code of a job, and of its conversations, that was under way alone when the process died.
 const CodeCrashed = "crashed"
 
-// finishCrashed fails a job without a call. The lock is held.
-func (t *Term) finishCrashed(e *entry) {
+// finishCrashed gives a job its result without a call; before is the result that it replaces, nil for none. The lock is
+// held.
+func (t *Term) finishCrashed(e *entry, before *job.Result) {
 	j, err := job.Decode(e.data)
-	r := job.Result{
-		Import: e.of.id, Job: j.ID, FromAccount: j.FromAccount, GroupName: j.GroupName, Outcome: job.Failed,
-		Code: CodeCrashed, Info: "the leader was lost three times while this job was under way",
-		Generation: e.of.generation, Replaces: j.Prior, Attempts: 1, Files: j.Files, Worker: t.cfg.Name,
-		Started: time.Now(), Finished: time.Now(),
-	}
+	r := crashedResult(&j, before)
+	r.Import, r.Generation, r.Worker = e.of.id, e.of.generation, t.cfg.Name
 	if err != nil {
 		r.Job, r.Code, r.Info = fmt.Sprintf("seq-%d", e.seq), job.CodeUndecodable, err.Error()
 	}
-	for _, c := range j.Conversations {
-		r.Conversations = append(r.Conversations, job.ConversationResult{Conversation: c, Code: CodeCrashed})
-	}
 	w := &waitingResult{e: e, share: shareOf(&r), prior: j.Prior, unreadable: err != nil}
+	if before != nil {
+		s := shareOf(before)
+		w.priorShare = &s
+	}
 	w.data = fit(&r, t.q.conn.MaxPayload()-resultHeadroom)
 	w.kind, w.share.outcome = string(r.Outcome), r.Outcome
 	t.d.unwritten++
 	e.of.unwritten++
 	t.enqueue(w)
+}
+
+// crashedResult is the result of a job that nobody gets to do. A retried job has some of the conversations of the result
+// that it replaces; what that one says about all others stays.
+func crashedResult(j *job.Job, before *job.Result) job.Result {
+	r := job.Result{
+		Job: j.ID, FromAccount: j.FromAccount, GroupName: j.GroupName, Outcome: job.Failed,
+		Code: CodeCrashed, Info: "the leader was lost three times while this job was under way",
+		Replaces: j.Prior, Attempts: 1, Files: j.Files, Started: time.Now(), Finished: time.Now(),
+	}
+	if before == nil {
+		for _, c := range j.Conversations {
+			r.Conversations = append(r.Conversations, job.ConversationResult{Conversation: c, Code: CodeCrashed})
+		}
+		return r
+	}
+	r.GroupID, r.Files, r.Started = before.GroupID, before.Files, before.Started
+	r.Attempts, r.Calls = r.Attempts+before.Attempts, before.Calls
+	type item struct {
+		kind int
+		id   string
+	}
+	wanted := make(map[item]bool, len(j.Conversations))
+	for _, c := range j.Conversations {
+		wanted[item{c.Type, c.ID}] = true
+	}
+	r.Conversations = slices.Clone(before.Conversations)
+	for i := range r.Conversations {
+		if c := &r.Conversations[i]; c.Code != "" && wanted[item{c.Type, c.ID}] {
+			c.Code, c.Info = CodeCrashed, ""
+		}
+	}
+	r.SetOutcome()
+	return r
+}
+
+// priorOf reads the result that a job's result is going to replace; nil if there is none, or it is missing.
+func (t *Term) priorOf(ctx context.Context, a *active, data []byte) (*job.Result, error) {
+	j, err := job.Decode(data)
+	if err != nil || j.Prior == 0 {
+		return nil, nil
+	}
+	r, err := t.q.resultAt(ctx, a.id, j.Prior)
+	if _, damaged := errors.AsType[*broker.DamagedError](err); damaged {
+		return nil, nil // loadPriors reports it
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &r, nil
 }
 
 // keepRecords follows the records until ctx ends: it loads imports that begin, and drops those that end.

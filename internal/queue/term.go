@@ -324,10 +324,10 @@ func (t *Term) woken() {
 func (t *Term) dispatch() {
 	for len(t.waiters) > 0 && t.ended == nil && !t.closing {
 		e, wake := t.d.pick(time.Now())
+		if !wake.IsZero() {
+			t.wake.Reset(time.Until(wake))
+		}
 		if e == nil {
-			if !wake.IsZero() {
-				t.wake.Reset(time.Until(wake))
-			}
 			break
 		}
 		t.waiters[0] <- &Delivery{t: t, e: e, lap: e.lap, attempt: e.attempt + 1, data: e.data}

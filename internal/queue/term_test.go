@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -273,6 +274,26 @@ func TestTermCompletesAnImport(t *testing.T) {
 	wait(t, "idle", l.Idle)
 	if open, err := q.OpenImports(t.Context()); err != nil || len(open) > 0 {
 		t.Errorf("open imports: got %v, %v, want none", open, err)
+	}
+}
+
+// A retried job that crashes the leader has a few of the conversations of its result; the others keep theirs.
+func TestCrashedRetry(t *testing.T) {
+	conversation := func(id, code string) job.ConversationResult {
+		return job.ConversationResult{Conversation: job.Conversation{Type: job.OneToOne, ID: id}, Code: code}
+	}
+	before := job.Result{
+		Job: "j", Outcome: job.Partial, Attempts: 2, Calls: 3, GroupID: 4,
+		Conversations: []job.ConversationResult{conversation("a", ""), conversation("b", "1"), conversation("c", "2")},
+	}
+	j := job.Job{ID: "j", Prior: 7, Conversations: []job.Conversation{{Type: job.OneToOne, ID: "b"}}}
+	r := crashedResult(&j, &before)
+	want := []job.ConversationResult{conversation("a", ""), conversation("b", CodeCrashed), conversation("c", "2")}
+	if !slices.Equal(r.Conversations, want) || r.Outcome != job.Partial || r.Replaces != 7 {
+		t.Errorf("got %s with %+v in place of %d, want partial with %+v in place of 7", r.Outcome, r.Conversations, r.Replaces, want)
+	}
+	if r.Calls != 3 || r.Attempts != 3 || r.GroupID != 4 || before.Conversations[1].Code != "1" {
+		t.Errorf("got %+v of %+v, want 3 calls and attempts, and group 4", r, before)
 	}
 }
 
