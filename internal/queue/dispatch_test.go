@@ -259,11 +259,10 @@ func TestDispatcherHandsOutAlone(t *testing.T) {
 // A job that has been under way alone for a while did not kill the process: it is in flight like others from then on,
 // and is not alone when it comes back.
 func TestDispatcherClears(t *testing.T) {
-	a, b := newActive("a", 1), newActive("b", 2)
+	a := newActive("a", 1)
 	a.fresh[0].crashes = suspectCrashes
 	var d dispatcher
 	d.add(a)
-	d.add(b)
 	pick := func(at time.Time, want string) *entry {
 		t.Helper()
 		e, _ := d.pick(at)
@@ -272,35 +271,25 @@ func TestDispatcherClears(t *testing.T) {
 		}
 		return e
 	}
-	for _, want := range []string{"b1", "b2"} {
-		e := pick(noon, want)
-		d.finish(e, e.lap)
-		d.written(e)
-	}
-	b.fresh = newActive("b", 1).fresh
-	b.fresh[0].of, b.fresh[0].seq = b, 3
-	b.limit++
-	paused := b.paused
-	b.paused = true
 	pick(noon, "-")
 	d.announced(a, 1)
-	b.paused = paused
 	e, wake := d.pick(noon)
 	if name(e) != "a1" || !wake.Equal(noon.Add(aloneTime)) {
 		t.Fatalf("got %s, wake up at %v, want a1 and to look again after %v", name(e), wake, aloneTime)
 	}
+	b := newActive("b", 1)
+	d.add(b)
 	pick(noon.Add(aloneTime-1), "-")
 	pick(noon.Add(aloneTime), "-")
 	if a.aloneNow != 0 || !a.stateWant || e.crashes != 0 {
 		t.Fatalf("the next state names %d, wanted: %v, %d crashes; want 0, true, 0", a.aloneNow, a.stateWant, e.crashes)
 	}
 	d.announced(a, 0)
-	other := pick(noon.Add(aloneTime), "b3")
+	pick(noon.Add(aloneTime), "b1")
 	d.requeue(e, e.lap, noon.Add(aloneTime), true)
 	if got := pick(noon.Add(aloneTime), "a1"); got.crashes != 0 {
 		t.Errorf("handed out again: got %d crashes, want none", got.crashes)
 	}
-	d.finish(other, other.lap)
 }
 
 // An import that is dropped does not keep the others waiting for its job to be alone.

@@ -110,13 +110,17 @@ func (t *Term) load(ctx context.Context, id string, crashed bool) error {
 	}
 	a := &active{
 		id: id, incarnation: record.Incarnation, generation: record.Generation, paused: record.Paused,
+		// No job is handed out before a state of this term is written: so the next leader knows whether any was.
+		hold: true, stateWant: true,
 		open: make(map[uint64]*entry), crashes: make(map[uint64]int), limit: minAhead,
 		checkpoint: p, checkpointSeq: seq, checked: time.Now(), next: 1, jump: true,
 	}
 	if last != nil {
 		a.counts = last.Counts
 	}
-	if last != nil && last.Generation == record.Generation {
+	resumed := last != nil && last.Generation == record.Generation
+	crashed = crashed && resumed && last.Term+1 == t.cfg.Term // else the leader that was lost handed out none of its jobs
+	if resumed {
 		a.resume(last, crashed)
 	}
 	a.readNext = min(a.next, seq)
@@ -153,7 +157,6 @@ func (a *active) resume(s *state, crashed bool) {
 		delete(a.crashes, seq)
 		if crashed {
 			e.crashes++
-			a.hold = true
 		}
 		a.open[seq] = e
 		a.lost = append(a.lost, seq)
@@ -163,7 +166,6 @@ func (a *active) resume(s *state, crashed bool) {
 			delete(a.crashes, seq)
 		}
 	}
-	a.stateWant = a.hold
 }
 
 // suspect reads the jobs that the last leader may have handed out beyond its last state, and counts a crash for each.
@@ -179,7 +181,6 @@ func (t *Term) suspect(ctx context.Context, a *active) error {
 		for _, m := range got {
 			a.crashes[m.seq]++
 			a.fresh = append(a.fresh, &entry{of: a, seq: m.seq, data: m.Data, crashes: a.crashes[m.seq]})
-			a.hold, a.stateWant = true, true
 			want--
 		}
 		if next == a.readNext {

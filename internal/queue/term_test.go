@@ -409,6 +409,11 @@ func notRunning(t testing.TB, q *Queue, cfg TermConfig) *Term {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if ready, _, _ := term.toWrite(); ready { // the first states, before which nothing is handed out
+		if err := term.writeGroup(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
 	return term
 }
 
