@@ -9,7 +9,6 @@ import (
 	"runtime"
 	"strconv"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -18,15 +17,6 @@ import (
 	"groupferry/internal/broker"
 	"groupferry/internal/job"
 )
-
-// cpu is the CPU time of this process so far.
-func cpu() time.Duration {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		panic(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
 
 // BenchmarkDrain does jobs of 20 conversations without calls, on an embedded server that syncs every write; it reports
 // the CPU time of the whole process, server included, for 1,000 jobs.
