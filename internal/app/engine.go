@@ -80,9 +80,8 @@ type Engine struct {
 
 	hard context.Context // of Run
 
-	mu    sync.Mutex
-	term  *term     // while this process leads
-	since time.Time // when it began to lead, or to stand by
+	mu   sync.Mutex
+	term *term // while this process leads
 }
 
 var (
@@ -105,7 +104,7 @@ func NewEngine(ctx context.Context, cfg EngineConfig) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &Engine{cfg: cfg, log: cfg.Log, since: time.Now(), known: make(chan struct{})}
+	e := &Engine{cfg: cfg, log: cfg.Log, known: make(chan struct{})}
 	e.gate = &governor.Gate{OnHalt: e.halted}
 	e.lifting.Store(cfg.LiftHalt)
 	e.candidate = lease.New(store, lease.Config{
@@ -273,7 +272,7 @@ func (e *Engine) effectiveRate() int {
 	return e.cfg.Rate
 }
 
-// Leading tells whether this process leads.
+// Leading reports whether this process leads.
 func (e *Engine) Leading() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -283,7 +282,7 @@ func (e *Engine) Leading() bool {
 func (e *Engine) setTerm(t *term) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.term, e.since = t, time.Now()
+	e.term = t
 }
 
 // retry calls do until it succeeds, fails for another reason than NATS being out of reach, or ctx ends.
@@ -474,8 +473,8 @@ func IsPause(cause error) bool {
 }
 
 const (
-	// An outage lasts handoverAfter before the leader asks who could lead instead: two renewals of the lease longer than
-	// a path that lost one packet needs.
+	// handoverAfter is how long calls are under way without any response, or an outage lasts, before the leader asks who
+	// could lead instead: longer than the 3 s after which the API itself gives a request up.
 	handoverAfter = 4 * time.Second
 
 	// askWait is how long standbys may take to answer: they connect to the API first.
