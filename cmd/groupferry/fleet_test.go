@@ -120,17 +120,28 @@ type arrival struct {
 // newFleet has all but the workers. They are started with a rate, which cfg enforces unless it has one of its own.
 func newFleet(t *testing.T, rate int, cfg chatsim.Config) *fleet {
 	t.Helper()
+	return newFleetOn(t, rate, cfg, startNATS(t))
+}
+
+// newFleetOn has its queue on one server, or on a cluster with as many copies as there are nodes.
+func newFleetOn(t *testing.T, rate int, cfg chatsim.Config, nodes ...*natsProcess) *fleet {
+	t.Helper()
 	if cfg.Rate == 0 {
 		cfg.Rate = rate
 	}
 	cfg.SecretKey = testKey
-	f := &fleet{t: t, rate: rate, perUser: 5, sim: chatsim.New(cfg), nats: startNATS(t)}
+	f := &fleet{t: t, rate: rate, perUser: 5, sim: chatsim.New(cfg), nats: nodes[0]}
 	t.Cleanup(f.sim.Close)
 	f.front = f.door()
 	f.shell = newShell(t, f.front.url())
 	f.env["GROUPFERRY_RATE"] = strconv.Itoa(rate)
-	f.env["NATS_URL"] = "nats://" + f.nats.client
-	f.queue = openStore(t, broker.Config{URL: f.env["NATS_URL"]})
+	var urls []string
+	for _, n := range nodes {
+		urls = append(urls, "nats://"+n.client)
+	}
+	f.env["NATS_URL"] = strings.Join(urls, ",")
+	f.env["GROUPFERRY_REPLICAS"] = strconv.Itoa(len(nodes))
+	f.queue = openStore(t, broker.Config{URL: f.env["NATS_URL"], Replicas: len(nodes)})
 	t.Cleanup(func() { f.queue.Close() })
 	f.late = feelPulse(t)
 	return f

@@ -58,7 +58,7 @@ func startCluster(t testing.TB) []*natsProcess {
 	var nodes []*natsProcess
 	for i := range routes {
 		b := &natsProcess{t: t, name: fmt.Sprintf("n%d", i), dir: t.TempDir(), client: freeAddress(t), status: freeAddress(t)}
-		b.cluster = fmt.Sprintf("cluster { name: c, listen: %q, routes: [\"nats://%s\"] }\n",
+		b.cluster = fmt.Sprintf("cluster { name: c, listen: %q, no_advertise: true, routes: [\"nats://%s\"] }\n",
 			routes[i], strings.Join(routes, `", "nats://`))
 		b.start()
 		t.Cleanup(func() { b.kill() })

@@ -34,6 +34,7 @@ const (
 //	   └─────► path ──► simulator          and be longer, or shorter down to 55 % of the shortest that it was
 type storm struct {
 	*fleet
+	nodes   []*natsProcess // one, or a cluster
 	rng     *rand.Rand
 	workers []*stormWorker
 	undo    []undo
@@ -63,19 +64,36 @@ func TestStorm(t *testing.T) {
 		t.Skip("takes most of a minute")
 	}
 	t.Parallel()
+	storming(t, *stormFaults, func(t *testing.T) []*natsProcess { return []*natsProcess{startNATS(t)} })
+}
+
+// TestStormCluster is a storm over three servers, of which two can be gone: then there is no quorum.
+func TestStormCluster(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes most of a minute")
+	}
+	t.Parallel()
+	storming(t, *stormFaults/2, func(t *testing.T) []*natsProcess { return startCluster(t) })
+}
+
+func storming(t *testing.T, faults int, start func(*testing.T) []*natsProcess) {
 	seed := *stormSeed
 	if seed == 0 {
 		seed = rand.Uint64()
 	}
-	s := &storm{fleet: newFleet(t, stormRate, chatsim.Config{}), rng: rand.New(rand.NewPCG(seed, 3)), start: time.Now()}
+	nodes := start(t)
+	s := &storm{
+		fleet: newFleetOn(t, stormRate, chatsim.Config{}, nodes...), nodes: nodes,
+		rng: rand.New(rand.NewPCG(seed, 3)), start: time.Now(),
+	}
 	t.Cleanup(func() {
-		t.Logf("to repeat it: go test ./cmd/groupferry -run TestStorm -storm %d -storm-seed %d\n%scalls in each second: %v",
-			*stormFaults, seed, &s.log, s.perSecond())
+		t.Logf("to repeat it: go test ./cmd/groupferry -run %s$ -storm %d -storm-seed %d\n%scalls in each second: %v",
+			t.Name(), *stormFaults, seed, &s.log, s.perSecond())
 	})
 	s.env["GROUPFERRY_TIMEOUT"] = stormTimeout.String()
 	for n := range 4 {
 		w := &stormWorker{
-			n: n, nats: newPath(t, s.nats.client), api: newPath(t, s.front.address), shortest: stormPath,
+			n: n, nats: newPath(t, nodes[n%len(nodes)].client), api: newPath(t, s.front.address), shortest: stormPath,
 			wall: filepath.Join(t.TempDir(), "wall"),
 		}
 		w.api.userTimeout = stormTimeout
@@ -84,15 +102,13 @@ func TestStorm(t *testing.T) {
 		s.restart(w)
 	}
 	s.supply()
-	for s.faults < *stormFaults {
+	for s.faults < faults {
 		s.strike()
 		for next := time.Now().Add(time.Duration(200+s.rng.IntN(2500)) * time.Millisecond); time.Now().Before(next); {
 			s.tend()
 			time.Sleep(20 * time.Millisecond)
 		}
-		if s.faults%10 == 0 {
-			s.supply()
-		}
+		s.supply()
 	}
 	for _, u := range s.undo {
 		u.do()
@@ -126,9 +142,12 @@ func (s *storm) note(format string, v ...any) {
 	fmt.Fprintf(&s.log, "%7.2f "+format+"\n", append([]any{time.Since(s.start).Seconds()}, v...)...)
 }
 
-// supply enqueues more if there is little left. It goes to NATS directly, and waits for NATS if that is down.
+// supply enqueues more if there is little left, while nothing is wrong. It goes to NATS directly.
 func (s *storm) supply() {
 	s.t.Helper()
+	if len(s.undo) > 0 {
+		return
+	}
 	left := int64(0)
 	for _, id := range s.imports {
 		p, ok := s.status(id)
@@ -273,16 +292,24 @@ func (s *storm) strike() {
 		s.later(d, w.api.heal)
 	case 10:
 		d := span(0, 4*time.Second)
-		s.note("NATS killed for %v", d)
-		s.nats.kill()
+		gone := s.nodes[:1+s.rng.IntN(min(2, len(s.nodes)))] // two of three are the quorum
+		s.note("NATS: %d killed for %v", len(gone), d)
+		for _, n := range gone {
+			n.kill()
+		}
 		time.Sleep(d)
-		s.nats.start()
-		s.nats.ready()
+		for _, n := range gone {
+			n.start()
+		}
+		for _, n := range s.nodes {
+			n.ready()
+		}
 	case 11:
 		d := span(time.Second, 6*time.Second)
-		s.note("NATS frozen for %v", d)
-		s.nats.freeze()
-		s.later(d, s.nats.thaw)
+		n := s.nodes[s.rng.IntN(len(s.nodes))]
+		s.note("NATS %s frozen for %v", n.name, d)
+		n.freeze()
+		s.later(d, n.thaw)
 	case 12:
 		off := []time.Duration{time.Hour, -time.Hour, 3 * time.Second, -3 * time.Second, 0}[s.rng.IntN(5)]
 		note("wall clock off by %v", off)
