@@ -1089,14 +1089,18 @@ func TestNeverSent(t *testing.T) {
 // unsentAPI is a real client whose permits have ended for some calls.
 type unsentAPI struct {
 	*api
+	mu   sync.Mutex
 	left int
 }
 
 func (u *unsentAPI) Create(ctx context.Context, r chat.CreateRequest) (chat.Response, error) {
-	if u.left == 0 {
+	u.mu.Lock()
+	over := u.left == 0
+	u.left = max(u.left-1, 0)
+	u.mu.Unlock()
+	if over {
 		return u.api.Create(ctx, r)
 	}
-	u.left--
 	client, err := chat.New(chat.Config{BaseURL: "http://127.0.0.1:1", SDKAppID: 1, SecretKey: "k"})
 	if err != nil {
 		return chat.Response{}, err
