@@ -131,7 +131,8 @@ type Worker struct {
 	api  API
 	pace Pace
 
-	turn chan struct{} // one place: the slot whose turn it is to take a job
+	turn    chan struct{} // one place: the slot whose turn it is to take a job
+	waiting atomic.Int64  // slots that wait for a job
 
 	noUpdate atomic.Bool // update_contact_group is not offered; see calls.go
 	noGet    atomic.Bool // nor is get_contact_group
@@ -194,14 +195,21 @@ func (w *Worker) Run(ctx context.Context, stop <-chan struct{}) error {
 	taking, stopTaking := context.WithCancel(working) // phase one: no more jobs
 	defer stopTaking()
 
-	// The slots stay for all jobs: a goroutine for each job would have to grow its stack each time.
+	// The slots stay for all jobs: a goroutine for each job would have to grow its stack each time. There is always one that
+	// waits for a job, until there are as many as may be.
 	var slots errgroup.Group
-	for range w.cfg.Concurrency {
+	var started atomic.Int64
+	var add func()
+	add = func() {
+		if started.Add(1) > int64(w.cfg.Concurrency) {
+			return
+		}
 		slots.Go(func() error {
 			defer stopTaking() // what ends one slot ends all
-			return w.work(working, taking)
+			return w.work(working, taking, add)
 		})
 	}
+	add()
 	ended := make(chan error, 1)
 	go func() { ended <- slots.Wait() }()
 
@@ -221,10 +229,15 @@ func (w *Worker) Run(ctx context.Context, stop <-chan struct{}) error {
 	return <-ended
 }
 
-// work is what one slot does. It returns nil when taking has ended, and the error for which nobody can continue.
-func (w *Worker) work(working, taking context.Context) error {
+// work is what one slot does; it adds another one when it leaves none behind that waits for a job. It returns nil when
+// taking has ended, and the error for which nobody can continue.
+func (w *Worker) work(working, taking context.Context, add func()) error {
 	for {
+		w.waiting.Add(1)
 		d, err := w.take(taking)
+		if w.waiting.Add(-1) == 0 && err == nil {
+			add()
+		}
 		if err == nil {
 			err = w.handle(working, d)
 		}
