@@ -14,6 +14,7 @@ import (
 
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
+	"groupferry/internal/queue"
 )
 
 var (
@@ -116,6 +117,7 @@ func storming(t *testing.T, faults int, start func(*testing.T) []*natsProcess) {
 	s.undo = nil
 	s.note("the storm is over")
 	s.awaitDone()
+	s.redoCrashed()
 	s.checkStorm()
 	for _, w := range s.workers {
 		w.p.cmd.Process.Signal(syscall.SIGTERM)
@@ -326,6 +328,26 @@ func (s *storm) strike() {
 		w.api.length(d)
 		w.shortest = min(w.shortest, d)
 	}
+}
+
+// redoCrashed retries what failed because it was under way when three leaders in a row were lost. A storm loses them every
+// few seconds, so that happens; nothing else may fail.
+func (s *storm) redoCrashed() {
+	s.t.Helper()
+	for _, id := range s.imports {
+		n := 0
+		for r, line := range s.results(id, "--failed") {
+			if line.Code != queue.CodeCrashed {
+				s.t.Errorf("%s: %v failed: %+v", id, r, line)
+			}
+			n++
+		}
+		if n > 0 {
+			s.note("%s: %d conversations are suspected of three crashes", id, n)
+			s.run(exitDone, "retry", id, "--code", queue.CodeCrashed)
+		}
+	}
+	s.awaitDone()
 }
 
 // checkStorm checks what holds whatever happened.
