@@ -183,7 +183,7 @@ func (e *Engine) Run(ctx context.Context, stop <-chan struct{}) error {
 // this process is to lift gets a moment for that: until it is clear that another process leads.
 func (e *Engine) leaveWhenHalted(ctx context.Context, leave context.CancelCauseFunc) {
 	const settled = lease.TakeoverDelay + lease.Duration
-	for start := time.Now(); sleep(ctx, 250*time.Millisecond); {
+	for start := time.Now(); clock.Pause(ctx, 250*time.Millisecond); {
 		if time.Since(start) > settled && !e.Leading() && e.lifting.Swap(false) {
 			if h, err := e.cfg.Queue.Halted(ctx); err == nil && h != nil {
 				e.applyHalt(h)
@@ -228,7 +228,7 @@ func (e *Engine) watch(ctx context.Context) {
 			return
 		}
 		e.log.Warn("changes by other processes are not noticed; trying again", "err", err)
-		if !sleep(ctx, time.Second) {
+		if !clock.Pause(ctx, time.Second) {
 			return
 		}
 	}
@@ -248,7 +248,7 @@ func (e *Engine) applyHalt(h *queue.Halt) {
 // the namespace is paused: then jobs can be put on the queue that somebody will do.
 func (e *Engine) AwaitWork(ctx context.Context) error {
 	for !e.verified.Load() && e.others.Load() == 0 && !IsPause(e.gate.Halted()) {
-		if !sleep(ctx, 10*time.Millisecond) {
+		if !clock.Pause(ctx, 10*time.Millisecond) {
 			return ctx.Err()
 		}
 	}
@@ -293,7 +293,7 @@ func (e *Engine) retry(ctx context.Context, doing string, do func() error) error
 			return err
 		}
 		e.log.Warn("NATS is out of reach; trying again", "doing", doing, "err", err)
-		if !sleep(ctx, time.Second) {
+		if !clock.Pause(ctx, time.Second) {
 			return ctx.Err()
 		}
 	}
@@ -384,7 +384,7 @@ func (e *Engine) checkCredentials(ctx context.Context, pace *governor.Governor) 
 			e.log.Warn("the API does not answer yet", "err", err)
 			start = time.Now()
 		}
-		if !sleep(ctx, pause) {
+		if !clock.Pause(ctx, pause) {
 			return ctx.Err()
 		}
 	}
@@ -518,7 +518,7 @@ func (e *Engine) awaitHandover(ctx context.Context, pace *governor.Governor, bef
 	if before.Handovers > 0 {
 		keep = min(mostPause, handoverPause<<min(before.Handovers-1, 5))
 	}
-	for wait := 250 * time.Millisecond; sleep(ctx, wait); {
+	for wait := 250 * time.Millisecond; clock.Pause(ctx, wait); {
 		wait = 250 * time.Millisecond
 		silent := pace.Silent()
 		out := pace.Snapshot().State == governor.Outage
@@ -584,16 +584,4 @@ func sum(calls map[string]int) int {
 		n += c
 	}
 	return n
-}
-
-// sleep waits, and returns false when ctx ends first.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

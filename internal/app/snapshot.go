@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"groupferry/internal/clock"
 	"groupferry/internal/governor"
 	"groupferry/internal/queue"
 )
@@ -81,7 +82,7 @@ const (
 
 // countStandstill counts, until ctx ends, the time in which calls wait and none is permitted.
 func (e *Engine) countStandstill(ctx context.Context) {
-	for sleep(ctx, standingTick) {
+	for clock.Pause(ctx, standingTick) {
 		now := time.Now()
 		waiting := 0
 		if pace, _ := e.present(); pace != nil {

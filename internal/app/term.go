@@ -8,6 +8,7 @@ import (
 
 	"groupferry/internal/broker"
 	"groupferry/internal/chat"
+	"groupferry/internal/clock"
 	"groupferry/internal/governor"
 	"groupferry/internal/lease"
 	"groupferry/internal/queue"
@@ -228,7 +229,7 @@ func (t *term) cutGraceShort(ctx context.Context, stopWorking func()) {
 			stopWorking()
 			return
 		}
-		if !sleep(ctx, 100*time.Millisecond) {
+		if !clock.Pause(ctx, 100*time.Millisecond) {
 			return
 		}
 	}

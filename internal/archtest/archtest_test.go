@@ -88,11 +88,11 @@ var layout = map[string]rules{
 	},
 	"internal/job": {},
 	"internal/queue": {
-		own:     []string{"internal/job", "internal/broker"},
+		own:     []string{"internal/job", "internal/broker", "internal/clock"},
 		modules: []string{"github.com/nats-io/", "github.com/synadia-io/orbit.go/"},
 	},
 	"internal/broker": {
-		own: []string{"internal/lease", "internal/job"},
+		own: []string{"internal/lease", "internal/clock", "internal/job"},
 		modules: []string{"github.com/nats-io/", "github.com/synadia-io/orbit.go/", "github.com/gofrs/flock",
 			"github.com/minio/highwayhash"}, // checksums of the store
 	},

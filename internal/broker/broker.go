@@ -12,6 +12,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"groupferry/internal/clock"
 )
 
 const (
@@ -199,7 +201,7 @@ func (c *Conn) Ask(ctx context.Context, do func(context.Context) error) error {
 		if attempt >= minAttempts && time.Now().After(end) || !c.mayPass(err, time.Since(start)) {
 			return err
 		}
-		if !pause(ctx, attemptPause) {
+		if !clock.Pause(ctx, attemptPause) {
 			return err
 		}
 	}
@@ -227,17 +229,5 @@ func (c *Conn) nextLife() {
 	ctx, end := context.WithCancel(context.Background())
 	if old := c.life.Swap(&life{ctx, end}); old != nil {
 		old.end()
-	}
-}
-
-// pause waits for d, and tells whether ctx is still alive then.
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }

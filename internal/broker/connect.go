@@ -11,6 +11,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/synadia-io/orbit.go/natscontext"
+
+	"groupferry/internal/clock"
 )
 
 const (
@@ -91,7 +93,7 @@ func (c *Conn) connectExternal(ctx context.Context) (err error) {
 		if err == nil {
 			return c.useJetStream(set.JSDomain, set.JSAPIPrefix)
 		}
-		if attempt == minAttempts || !Unreachable(err) || time.Since(start) < longest || !pause(ctx, attemptPause) {
+		if attempt == minAttempts || !Unreachable(err) || time.Since(start) < longest || !clock.Pause(ctx, attemptPause) {
 			return connectError(c.where, err)
 		}
 	}

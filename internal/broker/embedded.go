@@ -19,6 +19,8 @@ import (
 	"github.com/gofrs/flock"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+
+	"groupferry/internal/clock"
 )
 
 const (
@@ -111,7 +113,7 @@ func (c *Conn) connectEmbedded(ctx context.Context) error {
 			}
 			return fmt.Errorf("start %s: %w", c.where, broken)
 		}
-		if attempt >= minAttempts && time.Now().After(end) || !pause(ctx, attemptPause) {
+		if attempt >= minAttempts && time.Now().After(end) || !clock.Pause(ctx, attemptPause) {
 			return c.Fault(ctx, "join", err)
 		}
 	}

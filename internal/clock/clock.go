@@ -1,11 +1,15 @@
-// Package clock has deadlines that hold when a process was frozen, its machine suspended, or its wall clock set.
+// Package clock has deadlines that hold when a process was frozen, its machine suspended, or its wall clock set; and a
+// pause that ends early.
 //
 // The monotonic clock of a process stands still while its machine is suspended; the wall clock can be set at any time.
 // A [Deadline] is kept on both, and has passed as soon as one of them says so. So it can pass too early, and never later
 // than either clock alone would have it.
 package clock
 
-import "time"
+import (
+	"context"
+	"time"
+)
 
 // A Clock reads time. The zero value reads the clocks of the machine.
 type Clock struct {
@@ -57,4 +61,16 @@ func Earlier(a, b Deadline) Deadline {
 		a.wall = b.wall
 	}
 	return a
+}
+
+// Pause waits for d, and tells whether ctx is still alive then.
+func Pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/synadia-io/orbit.go/jetstreamext"
 
 	"groupferry/internal/broker"
+	"groupferry/internal/clock"
 )
 
 const (
@@ -141,7 +142,7 @@ func (t *Term) writeGroup(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 		t.reportWaiting(err)
-		if !pause(ctx, wait) {
+		if !clock.Pause(ctx, wait) {
 			return context.Cause(ctx)
 		}
 	}
@@ -390,7 +391,7 @@ func (t *Term) resolve(ctx context.Context) (written bool, err error) {
 		return false, err
 	}
 	if end == t.expected { // a cluster refuses what comes while the same is under way in it already
-		pause(ctx, repeatWait)
+		clock.Pause(ctx, repeatWait)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"groupferry/internal/broker"
+	"groupferry/internal/clock"
 	"groupferry/internal/job"
 )
 
@@ -276,7 +277,7 @@ func (q *Queue) Watch(ctx context.Context, w Watcher) error {
 		case err != nil && !broker.Unreachable(err):
 			q.log.Warn("watching the control bucket failed; trying again", "err", err)
 		}
-		if !pause(ctx, watchRetry) {
+		if !clock.Pause(ctx, watchRetry) {
 			return nil
 		}
 	}

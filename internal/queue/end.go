@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"groupferry/internal/broker"
+	"groupferry/internal/clock"
 	"groupferry/internal/job"
 )
 
@@ -260,7 +261,7 @@ func (q *Queue) awaitDrained(ctx context.Context, i Import) error {
 		if s == nil || s.Incarnation != i.Incarnation || s.Generation != i.Generation || s.InFlight == 0 {
 			return nil
 		}
-		if !pause(ctx, 20*time.Millisecond) {
+		if !clock.Pause(ctx, 20*time.Millisecond) {
 			return context.Cause(ctx)
 		}
 	}
@@ -682,7 +683,7 @@ func (q *Queue) purge(ctx context.Context, s jetstream.Stream, subject string, u
 		if failed.IsZero() {
 			failed = time.Now()
 		}
-		if attempt >= 3 && time.Since(failed) > requestTime || !pause(ctx, 50*time.Millisecond) {
+		if attempt >= 3 && time.Since(failed) > requestTime || !clock.Pause(ctx, 50*time.Millisecond) {
 			return err
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/synadia-io/orbit.go/jetstreamext"
 
 	"groupferry/internal/broker"
+	"groupferry/internal/clock"
 	"groupferry/internal/job"
 )
 
@@ -279,7 +280,7 @@ func (w *writer) commit(ctx context.Context, done bool) error {
 		if time.Now().After(giveUp) {
 			return w.q.fault(ctx, "put jobs on the queue", err)
 		}
-		if !pause(ctx, wait) {
+		if !clock.Pause(ctx, wait) {
 			return context.Cause(ctx)
 		}
 	}
@@ -298,7 +299,7 @@ func (w *writer) share(ctx context.Context) bool {
 		return true
 	}
 	w.aside, w.turn = 1, 0
-	return pause(ctx, turnPause)
+	return clock.Pause(ctx, turnPause)
 }
 
 // publish sends what waits, and a checkpoint behind it, to be written as one and only if the checkpoint is where this

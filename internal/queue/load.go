@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"groupferry/internal/broker"
+	"groupferry/internal/clock"
 	"groupferry/internal/job"
 )
 
@@ -211,7 +212,7 @@ func (t *Term) readJobs(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		if failed && !pause(ctx, checkpointEvery) {
+		if failed && !clock.Pause(ctx, checkpointEvery) {
 			return
 		}
 	}
@@ -664,7 +665,7 @@ func (t *Term) completeImports(ctx context.Context) {
 			if ctx.Err() == nil {
 				t.log.Warn("import cannot be completed yet; trying again", "error", err)
 			}
-			if !pause(ctx, repeatMax) {
+			if !clock.Pause(ctx, repeatMax) {
 				return
 			}
 		default:

@@ -177,18 +177,6 @@ func (q *Queue) fault(ctx context.Context, doing string, err error) error {
 	return q.conn.Fault(ctx, doing, err)
 }
 
-// pause waits for d, and tells whether ctx is still alive then.
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
-
 // lastSeq gives the sequence at which a stream ends.
 func (q *Queue) lastSeq(ctx context.Context, stream string) (uint64, error) {
 	s, err := q.conn.StreamState(ctx, stream, "")

@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"groupferry/internal/broker"
+	"groupferry/internal/clock"
 	"groupferry/internal/job"
 )
 
@@ -351,7 +352,7 @@ func (s *resultScan) run(ctx context.Context, each func(stored) error) error {
 		} else if time.Now().After(giveUp) {
 			return s.q.fault(ctx, "read results of import "+s.id, err) // nil: there are no more
 		}
-		pause(ctx, checkpointEvery)
+		clock.Pause(ctx, checkpointEvery)
 	}
 }
 

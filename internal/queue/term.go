@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nuid"
 
 	"groupferry/internal/broker"
+	"groupferry/internal/clock"
 	"groupferry/internal/job"
 )
 
@@ -137,7 +138,7 @@ func (q *Queue) Lead(ctx context.Context, cfg TermConfig) (*Term, error) {
 			return nil, fmt.Errorf("begin term %d: %w", cfg.Term, err)
 		}
 		t.reportWaiting(err)
-		pause(ctx, wait)
+		clock.Pause(ctx, wait)
 	}
 	t.reportWaiting(nil)
 	ids, err := q.OpenImports(ctx)
@@ -189,7 +190,7 @@ func (t *Term) begin(ctx context.Context, nonce string) error {
 		if !broker.LostRace(err) {
 			return t.q.fault(ctx, "write the marker of the term", err)
 		}
-		if !pause(ctx, time.Millisecond) {
+		if !clock.Pause(ctx, time.Millisecond) {
 			return context.Cause(ctx)
 		}
 	}
