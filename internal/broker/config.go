@@ -114,19 +114,27 @@ func validNamespace(s string) bool {
 }
 
 // redact takes user, password and token out of a list of URLs.
+//
+// The connection cuts a password in two where it has a comma, and so does this: what is left of it would look like a
+// host. So an entry with a user may not come after one without. A password with a comma and an @ cannot be told from two
+// entries.
 func redact(list string) (string, error) {
 	var out []string
+	bare := false // an entry without a user was seen
 	for s := range strings.SplitSeq(list, ",") {
 		s = strings.TrimSpace(s)
 		if !strings.Contains(s, "://") {
 			s = "nats://" + s
 		}
+		at := strings.LastIndex(s, "@")
 		u, err := url.Parse(s)
-		if err != nil || u.Host == "" || !strings.HasPrefix(s[strings.LastIndex(s, "@")+1:], u.Host) && strings.Contains(s, "@") {
+		if err != nil || u.Host == "" || at >= 0 && (bare || !strings.HasPrefix(s[at+1:], u.Host)) {
 			// The cause would repeat the text, and a password can be what makes it unreadable. With an @ behind it, what
 			// looks like the host may be a part of the password.
-			return "", errors.New("NATS URL: want nats://host:port, or several of them separated by commas")
+			return "", errors.New("NATS URL: want nats://host:port, or several of them separated by commas, " +
+				"those with a user first; a comma in a password is written as %2C")
 		}
+		bare = bare || at < 0
 		out = append(out, u.Scheme+"://"+u.Host)
 	}
 	return strings.Join(out, ","), nil
