@@ -196,8 +196,8 @@ func (t *term) open(ctx context.Context) error {
 	var jobs *queue.Term
 	err := e.retry(ctx, "begin the term", func() (err error) {
 		jobs, err = e.cfg.Queue.Lead(ctx, queue.TermConfig{
-			Term: t.tenure.Term(), Name: e.cfg.Host, Crashed: t.before.Term > 0 && !t.before.Released, Log: e.log,
-			OnComplete: e.cfg.OnComplete,
+			Term: t.tenure.Term(), Name: e.cfg.Host, Log: e.log, OnComplete: e.cfg.OnComplete,
+			Crashed: t.before.Term > 0 && !t.before.Released && t.before.Holder != e.cfg.Name,
 		})
 		return err
 	})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -242,7 +243,7 @@ func (t *Term) makeState(p *part, number uint64, now time.Time) {
 	a.stateWant, a.dirty = false, false
 	s := state{
 		Term: t.cfg.Term, Marker: t.marker, Group: number, Incarnation: a.incarnation, Generation: a.generation,
-		Counts: a.counts, Handed: a.handed, Unreadable: a.unreadable, Next: a.next, Alone: a.aloneNow, At: now.UTC().Round(0),
+		Counts: a.counts, Handed: a.handed, Unreadable: a.unreadable, Next: a.next, At: now.UTC().Round(0),
 	}
 	done := make(map[uint64]bool, len(p.results))
 	for _, r := range p.results {
@@ -257,27 +258,22 @@ func (t *Term) makeState(p *part, number uint64, now time.Time) {
 		}
 		s.Counts.LastResult = s.At
 	}
-	crashes := make(map[uint64]int, len(a.crashes))
-	for seq, n := range a.crashes {
-		crashes[seq] = n
-	}
 	unfinished := make(map[uint64]bool, len(a.open))
 	for seq, e := range a.open {
 		if done[seq] {
 			continue
 		}
 		unfinished[seq] = true
+		for len(s.Crashes) < e.crashes {
+			s.Crashes = append(s.Crashes, sequences{})
+		}
 		if e.crashes > 0 {
-			crashes[seq] = e.crashes
+			s.Crashes[e.crashes-1] = append(s.Crashes[e.crashes-1], seq)
 		}
 	}
 	s.Unfinished = sortedKeys(unfinished)
-	if len(crashes) > 0 {
-		s.Crashed = sortedKeys(crashes)
-		s.CrashCounts = make([]int, len(s.Crashed))
-		for i, seq := range s.Crashed {
-			s.CrashCounts[i] = crashes[seq]
-		}
+	for _, c := range s.Crashes {
+		slices.Sort(c)
 	}
 	// Twice of what was handed out since the last state, so that it is the committer that sets the pace; and never less
 	// than the last state allowed, which counts as long as it is not known whether this one was written.
@@ -287,7 +283,7 @@ func (t *Term) makeState(p *part, number uint64, now time.Time) {
 	a.rate.add(now, len(p.results))
 	s.Rate = a.rate.perSecond(now)
 	if !t.closing {
-		s.InFlight, s.Requeued = a.inFlight, a.requeued()
+		s.Trial, s.InFlight, s.Requeued = a.trial, a.inFlight, a.requeued()
 	}
 	p.state = s
 }
@@ -351,7 +347,7 @@ func (t *Term) written(g *group, end uint64) {
 		a.counts, a.unreadable = p.state.Counts, p.state.Unreadable
 		a.limit = p.state.Handed + p.state.Ahead
 		a.hold = false
-		t.d.announced(a, p.state.Alone)
+		t.d.announced(a, p.state.Trial)
 		t.maybeComplete(a)
 	}
 	t.dispatch()

@@ -2,6 +2,7 @@ package queue
 
 import (
 	"container/heap"
+	"slices"
 	"time"
 )
 
@@ -21,24 +22,30 @@ const (
 	// lowWater is from how few jobs on the buffer of an import is filled again.
 	lowWater = 128
 
-	// aloneTime is how long a job is under way alone until it is cleared: what kills a process does so sooner. A job can be
-	// under way for long, while the API is out of reach, and a leader can be lost meanwhile for other reasons.
-	aloneTime = time.Second
-
-	// suspectCrashes is from how many crashes on a job is handed out alone.
-	suspectCrashes = 2
+	// trialTime is how long after the last job of a trial was handed out the trial is over: what kills a process does so
+	// sooner. A job can be under way for long, while the API is out of reach, and a leader can be lost meanwhile for other
+	// reasons. A new leader makes no call in its first second.
+	trialTime = 3 * time.Second
 )
+
+// trialSizes is how many jobs are tried together that were under way when leaders were lost: once, twice, and so on. After
+// a first loss a hundred jobs are suspects, so their trials are as large as what is in flight otherwise. A job that was
+// under way alone when the leader was lost is failed.
+var trialSizes = [...]int{64, 1}
 
 // A dispatcher decides which job is handed out next. It does no I/O and reads no clock; it is not safe for concurrent use.
 //
 //	          ┌ unfinished of the last leader ┐
 //	read ───► │ requeued, when they are due   │ ──► pick ──► in flight ──► finish ──► unwritten ──► written
 //	          │ new ones                      │                  │
-//	          └ suspects, one at a time       ┘ ◄──── requeue ───┘
+//	          └ suspects, in trials           ┘ ◄──── requeue ───┘
 //
-// Imports take turns, a job each. Within an import the order is that of the picture. A job that may have been under way
-// at two crashes is handed out last in its import and while nothing else is in flight, and only after a state was written
-// that names it.
+// Imports take turns, a job or a trial each.
+//
+// Suspects are jobs that may have been under way when a leader was lost, which nobody can tell from a crash. They are
+// tried: handed out while nothing else is in flight, and only after a state was written that names them. If the leader is
+// lost then, these were under way, and no other; those that come back are cleared. Suspects of one loss are tried first,
+// before anything else of their import; those of more come last.
 type dispatcher struct {
 	imports []*active
 	turn    int // the import that is asked first
@@ -46,25 +53,25 @@ type dispatcher struct {
 	inFlight  int64
 	unwritten int64
 
-	alone      *entry     // the job that is or shall be under way alone
-	alonePhase alonePhase // of it
-	aloneOf    *active
-	aloneSince time.Time // when it was handed out
+	phase   trialPhase
+	trialOf *active
+	trial   []*entry // those of the trial that were not handed out yet
+	tried   []*entry // those that were
+	since   time.Time
 
 	// Raised here, and lowered by whoever sees to it.
 	hungry  bool // some import's buffer is low
 	stating bool // some import wants a state to be written
 }
 
-// alonePhase is how far a job is that is handed out alone.
-type alonePhase int
+// trialPhase is how far a trial is.
+type trialPhase int
 
 const (
-	notAlone   alonePhase = iota
-	draining              // waiting until nothing else is in flight
-	announcing            // waiting for the state that names it
-	alone                 // waiting to be handed out, or in flight
-	ending                // waiting for the state that no longer names it
+	noTrial    trialPhase = iota
+	draining              // waiting until nothing is in flight
+	announcing            // waiting for the state that names the trial, or none as it is over
+	trying                // handing its jobs out, or waiting for them
 )
 
 // An active is an import that the leader works on.
@@ -77,10 +84,11 @@ type active struct {
 	damaged     error // why it cannot become complete
 
 	// Jobs that were read.
-	earlier []*entry // unfinished ones of the last leader
-	again   dueHeap  // requeued ones
-	fresh   []*entry // never handed out, in stream order
-	suspect []*entry // to be handed out alone
+	earlier  []*entry                  // unfinished ones of the last leader
+	again    dueHeap                   // requeued ones
+	fresh    []*entry                  // never handed out, in stream order
+	suspects [len(trialSizes)][]*entry // to be tried, by the number of losses, from 1
+	ahead    int64                     // so many of the next new ones are suspects, too
 
 	// open are the jobs handed out, by this leader or an earlier one, whose result is not written.
 	open map[uint64]*entry
@@ -92,7 +100,6 @@ type active struct {
 	unwritten  int64  // results that wait to be written
 	inFlight   int64
 	unreadable int64
-	crashes    map[uint64]int // of jobs that were not handed out yet
 
 	// What is known of the jobs on the stream.
 	checkpoint    checkpoint
@@ -105,13 +112,12 @@ type active struct {
 
 	counts    Counts // of what was written
 	rate      meter
-	stateWant bool   // a state shall be written without waiting for results
-	dirty     bool   // the last state does not say what is in flight and requeued
-	hold      bool   // no job is handed out before a state was written
-	aloneWas  uint64 // the last leader crashed while this job was under way alone
-	aloneNow  uint64 // what the next state says about it
-	finishing bool   // it is being completed, or ended
-	ending    bool   // it was cancelled: no job is handed out, and what is in flight may end
+	stateWant bool      // a state shall be written without waiting for results
+	dirty     bool      // the last state does not say what is in flight and requeued
+	hold      bool      // no job is handed out before a state was written
+	trial     sequences // that the next state names
+	finishing bool      // it is being completed, or ended
+	ending    bool      // it was cancelled: no job is handed out, and what is in flight may end
 }
 
 // An entry is a job of an active import.
@@ -120,7 +126,7 @@ type entry struct {
 	seq     uint64
 	data    []byte
 	attempt int // counted attempts so far
-	crashes int
+	crashes int // leaders lost while it may have been under way, since it was last seen to come back
 	due     time.Time
 	lap     uint64 // grows with each time it is handed out; tells a late answer from the present one
 	flying  bool
@@ -128,8 +134,8 @@ type entry struct {
 
 // pick gives the next job, or nil and the time from which on there may be one; zero when that depends on what happens.
 func (d *dispatcher) pick(now time.Time) (*entry, time.Time) {
-	if d.alonePhase != notAlone {
-		return d.pickAlone(now)
+	if d.phase != noTrial {
+		return d.pickTrial(now)
 	}
 	if d.unwritten+d.inFlight >= maxOpen {
 		return nil, time.Time{}
@@ -138,17 +144,21 @@ func (d *dispatcher) pick(now time.Time) (*entry, time.Time) {
 	for i := range d.imports {
 		at := (d.turn + i) % len(d.imports)
 		a := d.imports[at]
-		e := a.take(now)
+		trial := a.takeTrial()
+		var e *entry
+		if trial == nil {
+			e = a.take(now)
+		}
 		d.hungry = d.hungry || a.wantsJobs()
 		d.stating = d.stating || a.stateWant
 		if e != nil {
 			d.turn = (at + 1) % len(d.imports)
 			return d.fly(e), time.Time{}
 		}
-		if e := a.takeSuspect(now); e != nil {
+		if trial != nil {
 			d.turn = (at + 1) % len(d.imports)
-			d.alone, d.aloneOf, d.alonePhase = e, a, draining
-			return d.pickAlone(now)
+			d.trialOf, d.trial, d.phase = a, trial, draining
+			return d.pickTrial(now)
 		}
 		if due := a.due(); !due.IsZero() && (wake.IsZero() || due.Before(wake)) {
 			wake = due
@@ -166,52 +176,76 @@ func (d *dispatcher) fly(e *entry) *entry {
 	return e
 }
 
-// pickAlone moves the job that is handed out alone on, and gives it when it is its time. A job that has been under way
-// alone for [aloneTime] is suspected no more.
-func (d *dispatcher) pickAlone(now time.Time) (*entry, time.Time) {
-	if d.alonePhase == draining && d.inFlight == 0 {
-		d.alonePhase = announcing
-		d.aloneOf.aloneNow = d.alone.seq
-		d.wantState(d.aloneOf)
+// pickTrial moves the trial on, and gives a job of it when it is time.
+func (d *dispatcher) pickTrial(now time.Time) (*entry, time.Time) {
+	if d.phase == draining && d.inFlight == 0 {
+		d.announce()
 	}
-	if d.alonePhase == alone && d.alone.flying {
-		if cleared := d.aloneSince.Add(aloneTime); now.Before(cleared) {
-			return nil, cleared
-		}
-		d.alone.crashes = 0
-		d.landed()
-	}
-	if d.alonePhase != alone || d.unwritten >= maxOpen {
+	if d.phase != trying {
 		return nil, time.Time{}
 	}
-	d.aloneSince = now
-	return d.fly(d.alone), now.Add(aloneTime)
+	if d.since.IsZero() {
+		d.since = now
+	}
+	over := d.since.Add(trialTime)
+	if d.trialDone() || !now.Before(over) {
+		d.endTrial()
+		return nil, time.Time{}
+	}
+	if len(d.trial) == 0 || d.trialOf.held() || d.unwritten >= maxOpen {
+		return nil, over
+	}
+	e := d.trial[0]
+	d.trial, d.tried = d.trial[1:], append(d.tried, e)
+	d.since = now
+	return d.fly(e), now.Add(trialTime)
 }
 
-// landed is called when the job that was under way alone is no longer.
-func (d *dispatcher) landed() {
-	d.alonePhase = ending
-	d.aloneOf.aloneNow = 0
-	d.wantState(d.aloneOf)
+// announce has a state written that names the trial, or none.
+func (d *dispatcher) announce() {
+	d.phase = announcing
+	d.trialOf.trial = make(sequences, 0, len(d.trial))
+	for _, e := range d.trial {
+		d.trialOf.trial = append(d.trialOf.trial, e.seq)
+	}
+	slices.Sort(d.trialOf.trial)
+	d.trialOf.stateWant, d.stating = true, true
 }
 
-// wantState asks for a state of the import to be written at once.
-func (d *dispatcher) wantState(a *active) { a.stateWant, d.stating = true, true }
-
-// announced is called when a state of a was written that names the job, or 0.
-func (d *dispatcher) announced(a *active, named uint64) {
-	if d.aloneOf != a {
+// announced is called when a state of a was written that names a trial, or none.
+func (d *dispatcher) announced(a *active, trial sequences) {
+	if d.phase != announcing || d.trialOf != a || !slices.Equal(trial, a.trial) {
 		return
 	}
-	switch {
-	case d.alonePhase == announcing && named == d.alone.seq:
-		d.alonePhase = alone
-	case d.alonePhase == ending && named == 0:
-		d.notAlone()
+	if d.phase = trying; len(d.trial) == 0 {
+		d.phase = noTrial
 	}
 }
 
-func (d *dispatcher) notAlone() { d.alone, d.aloneOf, d.alonePhase = nil, nil, notAlone }
+// trialDone tells whether nothing of a trial is in flight, or going to be.
+func (d *dispatcher) trialDone() bool {
+	return d.phase == trying && d.inFlight == 0 && (len(d.trial) == 0 || d.trialOf.held())
+}
+
+// endTrial ends a trial, and begins the next one of the import if there is one. What is still in flight of it is cleared.
+func (d *dispatcher) endTrial() {
+	a := d.trialOf
+	for _, e := range d.tried {
+		e.crashes = 0
+	}
+	for _, e := range d.trial {
+		a.suspects[e.crashes-1] = append(a.suspects[e.crashes-1], e)
+	}
+	d.trial, d.tried, d.since = nil, nil, time.Time{}
+	if a.gone {
+		d.phase = noTrial
+		return
+	}
+	if d.inFlight == 0 {
+		d.trial = a.takeTrial()
+	}
+	d.announce()
+}
 
 // end is called once for each job that was picked, when it is neither in flight nor going to be; false if it was for
 // nothing, as the import is gone or this was not the last time that the job was picked.
@@ -223,12 +257,9 @@ func (d *dispatcher) end(e *entry, lap uint64) bool {
 	e.of.dirty = true
 	d.inFlight--
 	e.of.inFlight--
-	if d.alone == e {
-		if e.of.gone {
-			d.notAlone()
-		} else {
-			d.landed()
-		}
+	e.crashes = 0
+	if d.trialDone() {
+		d.endTrial()
 	}
 	return !e.of.gone
 }
@@ -252,11 +283,7 @@ func (d *dispatcher) requeue(e *entry, lap uint64, due time.Time, counted bool) 
 		e.attempt++
 	}
 	e.due = due
-	if e.crashes >= suspectCrashes {
-		e.of.suspect = append(e.of.suspect, e)
-	} else {
-		heap.Push(&e.of.again, e)
-	}
+	heap.Push(&e.of.again, e)
 	return true
 }
 
@@ -286,8 +313,11 @@ func (d *dispatcher) drop(a *active) {
 	d.unwritten -= a.unwritten
 	a.unwritten = 0
 	a.gone = true
-	if d.aloneOf == a && !(d.alonePhase == alone && d.alone.flying) {
-		d.notAlone()
+	if d.trialOf == a && d.phase != noTrial {
+		if d.phase != trying || d.inFlight == 0 {
+			d.phase = noTrial
+		}
+		d.trial, d.tried = nil, nil
 	}
 }
 
@@ -299,9 +329,12 @@ func (d *dispatcher) requeued() (n int64) {
 	return n
 }
 
-// take gives the next job of the import that can be handed out while others are in flight.
+// held tells whether no job of the import may be handed out.
+func (a *active) held() bool { return a.paused || a.hold || a.ending || a.gone }
+
+// take gives the next job of the import that is no suspect.
 func (a *active) take(now time.Time) *entry {
-	if a.paused || a.hold || a.ending {
+	if a.held() {
 		return nil
 	}
 	if len(a.earlier) > 0 {
@@ -312,40 +345,48 @@ func (a *active) take(now time.Time) *entry {
 	if len(a.again) > 0 && !now.Before(a.again[0].due) {
 		return heap.Pop(&a.again).(*entry)
 	}
-	for len(a.fresh) > 0 && len(a.lost) == 0 {
-		if len(a.open) >= maxUnfinished {
-			return nil
-		}
-		if a.handed >= a.limit {
-			a.stateWant = true
-			return nil
-		}
-		e := a.fresh[0]
-		a.fresh[0], a.fresh = nil, a.fresh[1:]
-		a.open[e.seq] = e
-		a.next = e.seq + 1
-		a.handed++
-		delete(a.crashes, e.seq)
-		if e.crashes < suspectCrashes {
-			return e
-		}
-		a.suspect = append(a.suspect, e)
-	}
-	return nil
+	return a.takeFresh()
 }
 
-// takeSuspect gives a job that is to be handed out alone, when the import has nothing else to hand out.
-func (a *active) takeSuspect(now time.Time) *entry {
-	if a.paused || a.hold || a.ending || len(a.suspect) == 0 || len(a.earlier) > 0 || len(a.lost) > 0 {
+// takeFresh gives the next job that was never handed out.
+func (a *active) takeFresh() *entry {
+	if len(a.fresh) == 0 || len(a.lost) > 0 || len(a.open) >= maxUnfinished {
 		return nil
 	}
-	if !a.handedOut() && len(a.open) < maxUnfinished {
+	if a.handed >= a.limit {
+		a.stateWant = true
 		return nil
 	}
-	for i, e := range a.suspect {
-		if !now.Before(e.due) {
-			a.suspect = append(a.suspect[:i:i], a.suspect[i+1:]...)
-			return e
+	e := a.fresh[0]
+	a.fresh[0], a.fresh = nil, a.fresh[1:]
+	a.open[e.seq] = e
+	a.next = e.seq + 1
+	a.handed++
+	return e
+}
+
+// takeTrial gives the jobs that are to be tried next, if it is time.
+func (a *active) takeTrial() []*entry {
+	if a.held() || len(a.lost) > 0 {
+		return nil
+	}
+	for a.ahead > 0 && len(a.suspects[0]) < trialSizes[0] {
+		e := a.takeFresh()
+		if e == nil {
+			break
+		}
+		a.ahead--
+		e.crashes = 1
+		a.suspects[0] = append(a.suspects[0], e)
+	}
+	for i, size := range trialSizes {
+		if i > 0 && (len(a.earlier) > 0 || !a.handedOut() && len(a.open) < maxUnfinished) {
+			break
+		}
+		if all := a.suspects[i]; len(all) > 0 {
+			n := min(size, len(all))
+			a.suspects[i] = all[n:]
+			return all[:n:n]
 		}
 	}
 	return nil
@@ -353,19 +394,10 @@ func (a *active) takeSuspect(now time.Time) *entry {
 
 // due is when a requeued job can be handed out; zero if there is none.
 func (a *active) due() time.Time {
-	if a.paused || a.hold || a.ending {
+	if a.held() || len(a.again) == 0 {
 		return time.Time{}
 	}
-	var due time.Time
-	if len(a.again) > 0 {
-		due = a.again[0].due
-	}
-	for _, e := range a.suspect {
-		if !e.due.IsZero() && (due.IsZero() || e.due.Before(due)) {
-			due = e.due
-		}
-	}
-	return due
+	return a.again[0].due
 }
 
 // allRead tells whether every job up to the newest known checkpoint was read.
@@ -393,7 +425,13 @@ func (a *active) wantsJobs() bool {
 	return len(a.lost) > 0 || len(a.fresh) < lowWater && !a.allRead()
 }
 
-func (a *active) requeued() int64 { return int64(len(a.again) + len(a.suspect)) }
+func (a *active) requeued() int64 {
+	n := len(a.again)
+	for _, s := range a.suspects {
+		n += len(s)
+	}
+	return int64(n)
+}
 
 // dueHeap has the entry on top that is due first.
 type dueHeap []*entry

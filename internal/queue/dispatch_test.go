@@ -9,7 +9,7 @@ import (
 
 // newActive makes an import whose first n jobs were read, of a stream that ends after them.
 func newActive(id string, n int) *active {
-	a := &active{id: id, open: map[uint64]*entry{}, crashes: map[uint64]int{}, limit: 1 << 40, next: 1}
+	a := &active{id: id, open: map[uint64]*entry{}, limit: 1 << 40, next: 1}
 	a.checkpoint.Jobs, a.checkpoint.Done, a.checkpointSeq = int64(n), true, uint64(n+1)
 	a.readNext = a.checkpointSeq
 	for i := range n {
@@ -190,142 +190,194 @@ func TestDispatcherIgnoresLateAnswers(t *testing.T) {
 	}
 }
 
-// A job that was under way at two crashes comes last in its import, alone, and between two states.
-func TestDispatcherHandsOutAlone(t *testing.T) {
-	a, b := newActive("a", 3), newActive("b", 4)
-	a.fresh[0].crashes = suspectCrashes
-	var d dispatcher
-	d.add(a)
-	d.add(b)
-	var flying []*entry
-	pick := func(want string) {
-		t.Helper()
-		e, _ := d.pick(noon)
+// suspectActive makes an import with suspects of as many losses as their numbers say, before n new jobs.
+func suspectActive(id string, n int, losses ...int) *active {
+	a := newActive(id, len(losses)+n)
+	for _, c := range losses {
+		e := a.takeFresh()
+		e.crashes = c
+		a.suspects[c-1] = append(a.suspects[c-1], e)
+	}
+	return a
+}
+
+// A flight is what a test has in hand of a dispatcher.
+type flight struct {
+	t   *testing.T
+	d   *dispatcher
+	now time.Time
+	all []*entry
+}
+
+// pick picks as often as there are names, and wants those.
+func (f *flight) pick(want ...string) {
+	f.t.Helper()
+	for _, want := range want {
+		e, _ := f.d.pick(f.now)
 		if name(e) != want {
-			t.Fatalf("got %s, want %s", name(e), want)
+			f.t.Fatalf("got %s, want %s", name(e), want)
 		}
 		if e != nil {
-			flying = append(flying, e)
+			f.all = append(f.all, e)
 		}
 	}
-	land := func() {
-		for _, e := range flying {
-			d.finish(e, e.lap)
-			d.written(e)
-		}
-		flying = nil
+}
+
+// finish finishes all that is in hand.
+func (f *flight) finish() {
+	for _, e := range f.all {
+		f.d.finish(e, e.lap)
+		f.d.written(e)
 	}
-	pick("a2")
-	pick("b1")
-	pick("a3")
-	pick("b2")
-	pick("-") // it is the turn of a, whose only job left is to be alone
-	land()
-	pick("-")
-	if a.aloneNow != 1 || !a.stateWant {
-		t.Fatalf("the next state names %d, wanted: %v; want 1 and true", a.aloneNow, a.stateWant)
+	f.all = nil
+}
+
+// announce wants the next state of an import to name a trial, and writes it.
+func (f *flight) announce(a *active, want ...uint64) {
+	f.t.Helper()
+	if f.d.phase != announcing || !a.stateWant || !slices.Equal(a.trial, want) {
+		f.t.Fatalf("phase %d, a state is wanted: %t; it names %v, want %v", f.d.phase, a.stateWant, a.trial, want)
 	}
-	d.announced(b, 0)
-	d.announced(a, 0) // one that was under way before
-	pick("-")
-	d.announced(a, 1)
-	pick("a1")
-	pick("-")
-	e := flying[0]
-	flying = nil
 	a.stateWant = false
-	d.requeue(e, e.lap, noon.Add(time.Second), true)
-	if a.aloneNow != 0 || !a.stateWant {
-		t.Fatalf("requeued: the next state names %d, wanted: %v; want 0 and true", a.aloneNow, a.stateWant)
-	}
-	pick("-")
-	d.announced(a, 0)
-	pick("b3")
-	pick("b4")
-	land()
-	if e, wake := d.pick(noon); e != nil || !wake.Equal(noon.Add(time.Second)) {
-		t.Fatalf("got %s, wake up at %v, want none until a second later", name(e), wake)
-	}
-	d.pick(noon.Add(time.Second))
-	d.announced(a, 1)
-	pick("a1")
-	land()
-	d.announced(a, 0)
-	if d.alonePhase != notAlone || !a.atEnd() || !b.atEnd() {
-		t.Errorf("phase %d, at end: %v and %v, want all done", d.alonePhase, a.atEnd(), b.atEnd())
+	f.d.announced(a, a.trial)
+}
+
+// Suspects of one loss come first in their import, those of two last and one by one; each trial has the flight for
+// itself, after a state that names it.
+func TestDispatcherTries(t *testing.T) {
+	a, b := suspectActive("a", 2, 1, 2, 1, 2), newActive("b", 4)
+	f := &flight{t: t, d: &dispatcher{}, now: noon}
+	f.d.add(b)
+	f.d.add(a)
+	f.pick("b1", "-") // it is the turn of a
+	f.finish()
+	f.pick("-")
+	f.d.announced(b, nil)
+	f.d.announced(a, nil) // a state that was under way before
+	f.pick("-")
+	f.announce(a, 1, 3)
+	f.pick("a1", "a3", "-")
+	f.finish()
+	f.announce(a)
+	f.pick("b2", "a5", "b3", "a6", "b4", "-") // it is the turn of a, which has but suspects of two
+	f.finish()
+	f.pick("-")
+	f.announce(a, 2)
+	f.pick("a2", "-")
+	f.finish()
+	f.announce(a, 4)
+	f.pick("a4", "-")
+	f.finish()
+	f.announce(a)
+	f.pick("-")
+	if f.d.phase != noTrial || !a.atEnd() || !b.atEnd() {
+		t.Errorf("phase %d, at end: %v and %v, want all done", f.d.phase, a.atEnd(), b.atEnd())
 	}
 }
 
-// A job that has been under way alone for a while did not kill the process: it is in flight like others from then on,
-// and is not alone when it comes back.
+// The first trials are large, and so many of the new jobs take part as the last leader may have handed out.
+func TestDispatcherTriesAhead(t *testing.T) {
+	a := newActive("a", 200)
+	a.ahead = 100
+	f := &flight{t: t, d: &dispatcher{}, now: noon}
+	f.d.add(a)
+	for _, want := range []int{64, 36, 0} {
+		f.d.pick(noon)
+		if got := len(a.trial); got != want {
+			t.Fatalf("the state names %d, want %d", got, want)
+		}
+		f.announce(a, a.trial...)
+		for range want {
+			e, _ := f.d.pick(noon)
+			f.all = append(f.all, e)
+		}
+		f.finish()
+	}
+	if got := len(f.d.pickAll(noon)); got != 100 {
+		t.Errorf("picked %d afterwards, want 100", got)
+	}
+}
+
+// A job that came back is a suspect no more, and neither is one that has been under way for a while; one that was not
+// handed out stays one.
 func TestDispatcherClears(t *testing.T) {
-	a := newActive("a", 1)
-	a.fresh[0].crashes = suspectCrashes
-	var d dispatcher
-	d.add(a)
-	pick := func(at time.Time, want string) *entry {
-		t.Helper()
-		e, _ := d.pick(at)
-		if name(e) != want {
-			t.Fatalf("at %v: got %s, want %s", at.Sub(noon), name(e), want)
-		}
-		return e
+	a, b := suspectActive("a", 0, 1, 1, 1), newActive("b", 1)
+	f := &flight{t: t, d: &dispatcher{}, now: noon}
+	f.d.add(a)
+	f.pick("-")
+	f.announce(a, 1, 2, 3)
+	f.pick("a1", "a2")
+	f.d.add(b)
+	first, second := f.all[0], f.all[1]
+	f.d.requeue(first, first.lap, noon.Add(time.Hour), true)
+	f.now = noon.Add(trialTime)
+	f.pick("-")
+	f.announce(a)
+	if first.crashes != 0 || second.crashes != 0 {
+		t.Errorf("got %d and %d losses, want none", first.crashes, second.crashes)
 	}
-	pick(noon, "-")
-	d.announced(a, 1)
-	e, wake := d.pick(noon)
-	if name(e) != "a1" || !wake.Equal(noon.Add(aloneTime)) {
-		t.Fatalf("got %s, wake up at %v, want a1 and to look again after %v", name(e), wake, aloneTime)
-	}
-	b := newActive("b", 1)
-	d.add(b)
-	pick(noon.Add(aloneTime-1), "-")
-	pick(noon.Add(aloneTime), "-")
-	if a.aloneNow != 0 || !a.stateWant || e.crashes != 0 {
-		t.Fatalf("the next state names %d, wanted: %v, %d crashes; want 0, true, 0", a.aloneNow, a.stateWant, e.crashes)
-	}
-	d.announced(a, 0)
-	pick(noon.Add(aloneTime), "b1")
-	d.requeue(e, e.lap, noon.Add(aloneTime), true)
-	if got := pick(noon.Add(aloneTime), "a1"); got.crashes != 0 {
-		t.Errorf("handed out again: got %d crashes, want none", got.crashes)
-	}
+	f.pick("-") // the third has to wait until nothing is in flight
+	f.d.finish(second, second.lap)
+	f.pick("-")
+	f.announce(a, 3)
+	f.pick("a3", "-")
+	f.all = f.all[2:]
+	f.finish()
+	f.announce(a)
+	f.pick("b1", "-")
+	f.now = noon.Add(time.Hour)
+	f.pick("a1")
 }
 
-// An import that is dropped does not keep the others waiting for its job to be alone.
-func TestDispatcherDropsAlone(t *testing.T) {
-	for phase := draining; phase <= ending; phase++ {
-		a, b := newActive("a", 1), newActive("b", 2)
-		a.fresh[0].crashes = suspectCrashes
-		var d dispatcher
-		d.add(b)
-		d.add(a)
-		other, _ := d.pick(noon)
-		d.pick(noon)
-		var e *entry
-		if phase > draining {
-			d.finish(other, other.lap)
-			d.pick(noon)
-		}
-		if phase > announcing {
-			d.announced(a, 1)
-			e, _ = d.pick(noon)
-		}
-		if phase > alone {
-			d.finish(e, e.lap)
-		}
-		if d.alonePhase != phase {
-			t.Fatalf("got phase %d, want %d", d.alonePhase, phase)
-		}
-		d.drop(a)
-		if phase == alone {
-			if got, _ := d.pick(noon); got != nil {
-				t.Errorf("picked %s while a job of a dropped import is under way alone", name(got))
+// An import that is paused in a trial does not keep the others waiting, and its suspects stay suspects.
+func TestDispatcherPausesATrial(t *testing.T) {
+	a, b := suspectActive("a", 0, 1, 1), newActive("b", 1)
+	f := &flight{t: t, d: &dispatcher{}, now: noon}
+	f.d.add(a)
+	f.d.add(b)
+	f.pick("-")
+	f.announce(a, 1, 2)
+	f.pick("a1")
+	a.paused = true
+	f.pick("-")
+	f.finish()
+	f.announce(a)
+	f.pick("b1", "-")
+	f.finish()
+	a.paused = false
+	f.pick("-")
+	f.announce(a, 2)
+	f.pick("a2")
+}
+
+// An import that is dropped in a trial does not keep the others waiting.
+func TestDispatcherDropsATrial(t *testing.T) {
+	for phase := draining; phase <= trying; phase++ {
+		for _, inFlight := range []bool{false, true} {
+			a, b := suspectActive("a", 0, 1, 1), newActive("b", 2)
+			f := &flight{t: t, d: &dispatcher{}, now: noon}
+			f.d.add(b)
+			f.d.add(a)
+			f.pick("b1", "-")
+			if phase > draining {
+				f.finish()
+				f.pick("-")
 			}
-			d.finish(e, e.lap)
-		}
-		if got, _ := d.pick(noon); name(got) != "b2" {
-			t.Errorf("phase %d: got %s, want b2", phase, name(got))
+			if phase > announcing {
+				f.announce(a, 1, 2)
+			}
+			if inFlight && phase == trying {
+				f.pick("a1")
+			}
+			if f.d.phase != phase {
+				t.Fatalf("got phase %d, want %d", f.d.phase, phase)
+			}
+			f.d.drop(a)
+			if inFlight && phase == trying {
+				f.pick("-")
+				f.d.finish(f.all[0], f.all[0].lap)
+			}
+			f.pick("b2")
 		}
 	}
 }

@@ -113,7 +113,7 @@ func (t *Term) load(ctx context.Context, id string, crashed bool) error {
 		id: id, incarnation: record.Incarnation, generation: record.Generation, paused: record.Paused,
 		// No job is handed out before a state of this term is written: so the next leader knows whether any was.
 		hold: true, stateWant: true,
-		open: make(map[uint64]*entry), crashes: make(map[uint64]int), limit: minAhead,
+		open: make(map[uint64]*entry), limit: minAhead,
 		checkpoint: p, checkpointSeq: seq, checked: time.Now(), next: 1, jump: true,
 	}
 	if last != nil {
@@ -125,11 +125,6 @@ func (t *Term) load(ctx context.Context, id string, crashed bool) error {
 		a.resume(last, crashed)
 	}
 	a.readNext = min(a.next, seq)
-	if crashed {
-		if err := t.suspect(ctx, a); err != nil {
-			return err
-		}
-	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	a.rate.add(time.Now(), 0)
@@ -147,49 +142,32 @@ func (t *Term) load(ctx context.Context, id string, crashed bool) error {
 func (a *active) resume(s *state, crashed bool) {
 	a.next, a.handed, a.stated, a.unreadable = max(s.Next, 1), s.Handed, s.Handed, s.Unreadable
 	a.limit = s.Handed + s.Ahead
-	for i, seq := range s.Crashed {
-		a.crashes[seq] = s.CrashCounts[i]
-	}
-	if crashed {
-		a.aloneWas = s.Alone
-	}
 	for _, seq := range s.Unfinished {
-		e := &entry{of: a, seq: seq, crashes: a.crashes[seq]}
-		delete(a.crashes, seq)
-		if crashed {
-			e.crashes++
-		}
-		a.open[seq] = e
+		a.open[seq] = &entry{of: a, seq: seq}
 		a.lost = append(a.lost, seq)
 	}
-	for seq := range a.crashes {
-		if seq < a.next { // it has its result
-			delete(a.crashes, seq)
+	for i, seqs := range s.Crashes {
+		for _, seq := range seqs {
+			if e := a.open[seq]; e != nil {
+				e.crashes = min(i+1, len(trialSizes))
+			}
 		}
 	}
-}
-
-// suspect reads the jobs that the last leader may have handed out beyond its last state, and counts a crash for each.
-func (t *Term) suspect(ctx context.Context, a *active) error {
-	r := t.q.newBatchReader(t.q.jobsStream())
-	defer r.close()
-	for want := a.limit - a.handed; want > 0 && a.readNext < a.checkpointSeq; {
-		got, next, jump, err := r.readRun(ctx, a.readNext, a.checkpointSeq, t.q.jobsSubject(a.id),
-			int(min(want, jobsAtOnce)), jobsBytes, a.jump)
-		if err != nil {
-			return t.q.fault(ctx, "read the jobs of import "+a.id, err)
-		}
-		for _, m := range got {
-			a.crashes[m.seq]++
-			a.fresh = append(a.fresh, &entry{of: a, seq: m.seq, data: m.Data, crashes: a.crashes[m.seq]})
-			want--
-		}
-		if next == a.readNext {
-			break // readJobs goes on from here
-		}
-		a.readNext, a.jump = next, jump
+	if !crashed {
+		return
 	}
-	return nil
+	for _, seq := range s.Trial { // and no others
+		if e := a.open[seq]; e != nil {
+			e.crashes++
+		}
+	}
+	if len(s.Trial) > 0 {
+		return
+	}
+	a.ahead = s.Ahead
+	for _, e := range a.open {
+		e.crashes = max(e.crashes, 1)
+	}
 }
 
 // readJobs fills the buffers of the imports until ctx ends.
@@ -276,7 +254,7 @@ func (t *Term) fill(ctx context.Context, r *batchReader, a *active, bytes int) e
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, m := range got {
-		a.fresh = append(a.fresh, &entry{of: a, seq: m.seq, data: m.Data, crashes: a.crashes[m.seq]})
+		a.fresh = append(a.fresh, &entry{of: a, seq: m.seq, data: m.Data})
 	}
 	a.readNext, a.jump = next, jump
 	switch {
@@ -361,12 +339,17 @@ func (t *Term) readLost(ctx context.Context, r *batchReader, a *active) error {
 		}
 		got = []stored{{&nats.Msg{Data: m.Data}, m.Sequence}}
 	}
-	var before *job.Result
+	before := make(map[uint64]*job.Result) // of those that are to be failed
 	for _, m := range got {
-		if m.seq == a.aloneWas {
-			if before, err = t.priorOf(ctx, a, m.Data); err != nil {
-				return err
-			}
+		t.mu.Lock()
+		e := a.open[m.seq]
+		crashed := e != nil && e.crashes > len(trialSizes)
+		t.mu.Unlock()
+		if !crashed {
+			continue
+		}
+		if before[m.seq], err = t.priorOf(ctx, a, m.Data); err != nil {
+			return err
 		}
 	}
 	t.mu.Lock()
@@ -382,10 +365,10 @@ func (t *Term) readLost(ctx context.Context, r *batchReader, a *active) error {
 		e := a.open[m.seq]
 		e.data = m.Data
 		switch {
-		case e.seq == a.aloneWas:
-			t.finishCrashed(e, before)
-		case e.crashes >= suspectCrashes:
-			a.suspect = append(a.suspect, e)
+		case e.crashes > len(trialSizes):
+			t.finishCrashed(e, before[e.seq])
+		case e.crashes > 0:
+			a.suspects[e.crashes-1] = append(a.suspects[e.crashes-1], e)
 		default:
 			a.earlier = append(a.earlier, e)
 		}

@@ -91,13 +91,11 @@ type state struct {
 	// Ahead bounds how many jobs from Next on are handed out before the next state is written.
 	Ahead int64 `json:"ahead"`
 
-	// Crashes says how often a leader crashed while a job may have been under way: CrashCounts[i] times for the job at
-	// Crashed[i].
-	Crashed     sequences `json:"crashed,omitempty"`
-	CrashCounts []int     `json:"crash_counts,omitempty"`
+	// Crashes says which jobs were under way when a leader was lost: Crashes[0] once, Crashes[1] twice, and so on.
+	Crashes []sequences `json:"crashes,omitempty"`
 
-	// Alone is the job that is under way while no other is, because it was under way at two crashes; 0 for none.
-	Alone uint64 `json:"alone,omitempty"`
+	// Trial are jobs that may be under way, while no other of any import is, as they were under way when a leader was lost.
+	Trial sequences `json:"trial,omitempty"`
 
 	At       time.Time `json:"at"`   // by the leader's clock
 	Rate     float64   `json:"rate"` // results a second over the last minute, or since the leader began with the import
@@ -134,7 +132,7 @@ func decodeState(b []byte) (*state, error) {
 	if err := json.Unmarshal(b, &s); err != nil {
 		return nil, fmt.Errorf("decode state: %w", err)
 	}
-	if v.Version < 1 || len(s.Crashed) != len(s.CrashCounts) || s.Handed < int64(len(s.Unfinished)) {
+	if v.Version < 1 || s.Handed < int64(len(s.Unfinished)) {
 		return nil, errors.New("decode state: its fields contradict each other")
 	}
 	return &s, nil

@@ -14,7 +14,7 @@ import (
 func TestStateWireForm(t *testing.T) {
 	want := state{
 		Term: 3, Marker: 17, Group: 4, Incarnation: "inc", Generation: 1, Handed: 900, Unreadable: 1, Next: 5000,
-		Unfinished: sequences{7, 8, 4000}, Ahead: 64, Crashed: sequences{8, 5001}, CrashCounts: []int{2, 1}, Alone: 8,
+		Unfinished: sequences{7, 8, 4000}, Ahead: 64, Crashes: []sequences{{8, 4000}, {7}}, Trial: sequences{7},
 		At: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC), Rate: 199.5, InFlight: 2, Requeued: 1,
 	}
 	want.Counts.Results, want.Counts.Jobs.Partial, want.Counts.Conversations.Failed = 9, 2, 3
@@ -29,18 +29,17 @@ func TestStateWireForm(t *testing.T) {
 }
 
 func TestDecodeStateRefuses(t *testing.T) {
-	s := state{Handed: 3, Unfinished: sequences{1, 2}, Crashed: sequences{1}, CrashCounts: []int{1}}
+	s := state{Handed: 3, Unfinished: sequences{1, 2}}
 	ok := string(s.encode())
 	if _, err := decodeState([]byte(ok)); err != nil {
 		t.Fatal(err)
 	}
 	for what, b := range map[string]string{
-		"no JSON":                  "hello",
-		"no version":               strings.Replace(ok, `"v":1`, `"v":0`, 1),
-		"a sequence twice":         strings.Replace(ok, `"unfinished":[1,1]`, `"unfinished":[1,0]`, 1),
-		"an overflow":              strings.Replace(ok, `"unfinished":[1,1]`, `"unfinished":[1,18446744073709551615]`, 1),
-		"more unfinished":          strings.Replace(ok, `"handed":3`, `"handed":1`, 1),
-		"crashes without a number": strings.Replace(ok, `"crash_counts":[1]`, `"crash_counts":[]`, 1),
+		"no JSON":          "hello",
+		"no version":       strings.Replace(ok, `"v":1`, `"v":0`, 1),
+		"a sequence twice": strings.Replace(ok, `"unfinished":[1,1]`, `"unfinished":[1,0]`, 1),
+		"an overflow":      strings.Replace(ok, `"unfinished":[1,1]`, `"unfinished":[1,18446744073709551615]`, 1),
+		"more unfinished":  strings.Replace(ok, `"handed":3`, `"handed":1`, 1),
 	} {
 		if b == ok {
 			t.Fatalf("%s: the text is not there: %s", what, ok)

@@ -47,7 +47,8 @@ type TermConfig struct {
 	// Name says for people who leads.
 	Name string
 
-	// Crashed tells that the leader before did not release the lease: what it had in flight may be what killed it.
+	// Crashed tells that the leader before was another process, and did not release the lease: what it had in flight may be
+	// what killed it.
 	Crashed bool
 
 	// Log gets what happens; nil stands for that of the connection.
@@ -524,7 +525,6 @@ type TermSnapshot struct {
 	Unwritten int64 // results that wait to be written
 	Pending   int64 // jobs that are known and have no result, those in flight and requeued included
 
-	Alone   bool             // a job is, or is going to be, handed out alone, as it was under way at two crashes
 	Damaged map[string]error // imports that cannot go on, or not become complete
 }
 
@@ -534,7 +534,7 @@ func (t *Term) Snapshot() TermSnapshot {
 	defer t.mu.Unlock()
 	s := TermSnapshot{
 		Imports: len(t.d.imports), InFlight: t.d.inFlight, Requeued: t.d.requeued(), Unwritten: t.d.unwritten,
-		Alone: t.d.alonePhase != notAlone, Damaged: make(map[string]error, len(t.damagedIDs)),
+		Damaged: make(map[string]error, len(t.damagedIDs)),
 	}
 	for _, a := range t.d.imports {
 		s.Pending += max(a.checkpoint.Jobs-a.handed, 0) + int64(len(a.open)) - a.unwritten
