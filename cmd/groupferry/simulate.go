@@ -24,10 +24,11 @@ del_contact_group as the API would: it checks the UserSig and every limit, refus
 more than --rate calls of a command in any second, and keeps the groups in memory.
 It prints how to point groupferry at it, and when it is stopped, its ledger.
 
-A --fault is KIND[:SHARE][@AFTER][+FOR]: KIND is an API code, http-502 (or another
-status), reset, hang, lost (applied, but the answer gets lost), cut, garbage, or
-item-51007 (a code for single conversations). 50004:10% strikes one call in ten,
-51013@50 every call from the 51st on.
+A --fault is [COMMAND/]KIND[:SHARE][@AFTER][+FOR]: KIND is an API code, http-502 (or
+another status), reset, hang, lost (applied, but the answer gets lost), late (the answer
+gets lost, and 2.5 s later it is applied), cut, garbage, or item-51007 (a code for single
+conversations). 50004:10% strikes one call in ten, 51013@50 every call from the 51st on,
+update_contact_group/http-404+1 the first update.
 
   GET  /ledger   what arrived: calls, most in any second, bad requests
   GET  /state    all groups

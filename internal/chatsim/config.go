@@ -28,6 +28,9 @@ const (
 	Standard = "standard" // answers every call with 51013
 )
 
+// defaultLate is shorter than the 3 s after which the API itself gives up a call.
+const defaultLate = 2500 * time.Millisecond
+
 // defaultPageSize is the conversations that an answer to get has at most. The API's own number is in no document.
 const defaultPageSize = 100
 
@@ -59,6 +62,8 @@ type Config struct {
 	Faults  []Fault        `json:"faults,omitempty"`   // the first that strikes a call counts
 	FailIDs map[string]int `json:"fail_ids,omitempty"` // code for calls of this user, and for this conversation in any call
 
+	Late time.Duration `json:"late,omitempty"` // how long after it came a call with the fault "late" is applied; default 2.5 s
+
 	PageSize int    `json:"page_size,omitempty"` // conversations in an answer to get; default 100
 	Seed     uint64 `json:"seed,omitempty"`      // of faults and jitter; calls made one by one repeat exactly
 }
@@ -84,6 +89,8 @@ func (c *Config) Validate() error {
 		return errors.New("latency: negative")
 	case c.Jitter < 0:
 		return errors.New("jitter: negative")
+	case c.Late < 0:
+		return errors.New("late: negative")
 	case c.PageSize < 0:
 		return errors.New("page_size: negative")
 	case slices.Contains(c.Admins, ""):
@@ -121,6 +128,9 @@ func (c *Config) withDefaults() Config {
 	if d.Edition == "" {
 		d.Edition = Ultimate
 	}
+	if d.Late == 0 {
+		d.Late = defaultLate
+	}
 	if d.PageSize == 0 {
 		d.PageSize = defaultPageSize
 	}
@@ -155,24 +165,25 @@ type wireConfig struct {
 	*plain
 	Latency duration `json:"latency,omitempty"`
 	Jitter  duration `json:"jitter,omitempty"`
+	Late    duration `json:"late,omitempty"`
 }
 
 // MarshalJSON writes the fields that are not zero. The secret key is hidden.
 func (c Config) MarshalJSON() ([]byte, error) {
-	return json.Marshal(wireConfig{plain: (*plain)(&c), Latency: duration(c.Latency), Jitter: duration(c.Jitter)})
+	return json.Marshal(wireConfig{plain: (*plain)(&c), Latency: duration(c.Latency), Jitter: duration(c.Jitter), Late: duration(c.Late)})
 }
 
 // UnmarshalJSON changes the fields that are there and refuses unknown ones: a fault with a slip in its name would be
 // one that is never injected. A secret key that is hidden stays as it was.
 func (c *Config) UnmarshalJSON(b []byte) error {
 	next := c.clone()
-	w := wireConfig{plain: (*plain)(&next), Latency: duration(c.Latency), Jitter: duration(c.Jitter)}
+	w := wireConfig{plain: (*plain)(&next), Latency: duration(c.Latency), Jitter: duration(c.Jitter), Late: duration(c.Late)}
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&w); err != nil {
 		return err
 	}
-	next.Latency, next.Jitter = time.Duration(w.Latency), time.Duration(w.Jitter)
+	next.Latency, next.Jitter, next.Late = time.Duration(w.Latency), time.Duration(w.Jitter), time.Duration(w.Late)
 	if next.SecretKey.Reveal() == next.SecretKey.String() {
 		next.SecretKey = c.SecretKey
 	}

@@ -3,8 +3,11 @@ package chatsim
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
+
+	"groupferry/internal/chat"
 )
 
 // The kinds of faults that are no code. "Applied" means that the groups have changed although the caller cannot know.
@@ -14,6 +17,7 @@ const (
 	Lost    = "lost"    // applied, then the connection is closed without an answer
 	Cut     = "cut"     // applied, then half of the answer
 	Garbage = "garbage" // applied, then an answer that is no JSON
+	Late    = "late"    // the connection is closed without an answer; applied only after [Config.Late]
 )
 
 const (
@@ -24,18 +28,25 @@ const (
 // A Fault is one way in which calls fail that nothing is wrong with. Calls that were refused for another reason
 // (throttled, not signed, over a limit) do not meet the faults and are not counted by them.
 type Fault struct {
+	Command chat.Command // calls of others are neither struck nor counted; "" for all
+
 	Kind  string  // a code as "50004", "http-502", "item-51007", or one of the names above
 	Share float64 // of the calls that are struck, up to 1; of the conversations for an item fault. 0 stands for 1
 	After int     // calls that go free before
 	For   int     // calls it lasts, struck or not; 0: to the end
 }
 
-// ParseFault reads the text form of a fault: KIND[:SHARE][@AFTER][+FOR]. The share is a number or a percentage.
-// "lost:5%" strikes one call in twenty; "51013:1@50" every one from the 51st on; "reset@10+2" the 11th and the 12th.
+// ParseFault reads the text form of a fault: [COMMAND/]KIND[:SHARE][@AFTER][+FOR]. The share is a number or a percentage.
+// "lost:5%" strikes one call in twenty; "51013:1@50" every one from the 51st on; "reset@10+2" the 11th and the 12th;
+// "update_contact_group/http-404+1" the first update.
 func ParseFault(s string) (Fault, error) {
 	var f Fault
 	var err error
-	rest, last, found := strings.Cut(s, "+")
+	rest := s
+	if command, kind, found := strings.Cut(s, "/"); found {
+		f.Command, rest = chat.Command(command), kind
+	}
+	rest, last, found := strings.Cut(rest, "+")
 	if found {
 		if f.For, err = positive(last); err != nil {
 			return Fault{}, fmt.Errorf("fault %q: the number of calls after +: %w", s, err)
@@ -79,6 +90,9 @@ func positive(s string) (int, error) {
 // String gives the text form that [ParseFault] reads.
 func (f Fault) String() string {
 	s := f.Kind
+	if f.Command != "" {
+		s = string(f.Command) + "/" + s
+	}
 	if f.Share != 0 && f.Share != 1 {
 		s += ":" + strconv.FormatFloat(f.Share, 'f', -1, 64)
 	}
@@ -108,13 +122,15 @@ func (f *Fault) validate() error {
 	_, isStatus := f.status()
 	_, isItem := f.itemCode()
 	switch f.Kind {
-	case Reset, Hang, Lost, Cut, Garbage:
+	case Reset, Hang, Lost, Cut, Garbage, Late:
 	default:
 		if !isCode && !isStatus && !isItem {
-			return fmt.Errorf("fault %q: neither a code, http-STATUS, item-CODE, reset, hang, lost, cut nor garbage", f.Kind)
+			return fmt.Errorf("fault %q: neither a code, http-STATUS, item-CODE, reset, hang, lost, cut, garbage nor late", f.Kind)
 		}
 	}
 	switch {
+	case f.Command != "" && !slices.Contains(chat.Commands(), f.Command):
+		return fmt.Errorf("fault %q: there is no command %q", f.Kind, f.Command)
 	case !(f.Share >= 0 && f.Share <= 1):
 		return fmt.Errorf("fault %q: a share of %v is not from 0 to 1", f.Kind, f.Share)
 	case f.After < 0:
@@ -150,7 +166,7 @@ func apiCode(s string) (int, bool) {
 	return n, err == nil && len(s) == 5 && n >= 10000
 }
 
-// applied tells whether the groups change although the call fails.
+// applied tells whether the groups change at once although the call fails.
 func (f *Fault) applied() bool { return f.Kind == Lost || f.Kind == Cut || f.Kind == Garbage }
 
 // active tells whether the fault can strike the call with this number, from 1.

@@ -3,6 +3,8 @@ package chatsim
 import (
 	"math/rand/v2"
 	"testing"
+
+	"groupferry/internal/chat"
 )
 
 func TestParseFault(t *testing.T) {
@@ -20,6 +22,8 @@ func TestParseFault(t *testing.T) {
 		{"item-51007:0.00001", Fault{Kind: "item-51007", Share: 0.00001}, "item-51007:0.00001"},
 		{"cut", Fault{Kind: Cut, Share: 1}, "cut"},
 		{"garbage", Fault{Kind: Garbage, Share: 1}, "garbage"},
+		{"late", Fault{Kind: Late, Share: 1}, "late"},
+		{"update_contact_group/http-404:50%@1+1", Fault{chat.UpdateContactGroup, "http-404", 0.5, 1, 1}, "update_contact_group/http-404:0.5@1+1"},
 	}
 	for _, tt := range tests {
 		got, err := ParseFault(tt.text)

@@ -187,12 +187,13 @@ func (s *Sim) judge(command chat.Command, r *http.Request, throttled int, asked 
 		return refuse(failed, no)
 	}
 
-	s.set.seen++
+	s.set.seen[command]++
+	s.set.seen[""]++
 	var struck *Fault // the call as a whole
 	itemFaults := make([]*Fault, 0, len(s.set.Faults))
 	for i := range s.set.Faults {
 		f := &s.set.Faults[i]
-		if !f.active(s.set.seen) {
+		if f.Command != "" && f.Command != command || !f.active(s.set.seen[f.Command]) {
 			continue
 		}
 		if _, isItem := f.itemCode(); isItem {
@@ -201,7 +202,8 @@ func (s *Sim) judge(command chat.Command, r *http.Request, throttled int, asked 
 			struck = f
 		}
 	}
-	if struck != nil && !struck.applied() {
+	late := struck != nil && struck.Kind == Late
+	if struck != nil && !struck.applied() && !late {
 		if code, isCode := struck.code(); isCode {
 			return refuse(faulted, &refusal{code: code, text: chat.Meaning(code)})
 		}
@@ -213,7 +215,7 @@ func (s *Sim) judge(command chat.Command, r *http.Request, throttled int, asked 
 		return refuse(failed, &refusal{code: code, text: chat.Meaning(code)})
 	}
 
-	answer, no := s.apply(command, asked, func(it chat.Item) int {
+	itemCode := func(it chat.Item) int {
 		code := s.set.FailIDs[it.ID]
 		for _, f := range itemFaults {
 			if f.strikes(s.rng) && code == 0 {
@@ -221,7 +223,19 @@ func (s *Sim) judge(command chat.Command, r *http.Request, throttled int, asked 
 			}
 		}
 		return code
-	})
+	}
+	if late {
+		s.book.end(command, faulted)
+		delay := s.set.Late
+		s.handlers.Go(func() {
+			s.wait(delay)
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.apply(command, asked, itemCode)
+		})
+		return verdict{fault: Lost}
+	}
+	answer, no := s.apply(command, asked, itemCode)
 	switch {
 	case struck != nil:
 		s.book.end(command, faulted)

@@ -68,15 +68,17 @@ type Sim struct {
 // count of the calls that the faults have seen.
 type settings struct {
 	Config
-	seen int // calls that have come as far as the faults
+	seen map[chat.Command]int // calls that have come as far as the faults; under "" those of all commands
 }
+
+func newSettings(c Config) *settings { return &settings{Config: c, seen: make(map[chat.Command]int)} }
 
 // New makes a simulator. It panics where [Config.Validate] has an error.
 func New(c Config) *Sim {
 	if err := c.Validate(); err != nil {
 		panic("chatsim: " + err.Error())
 	}
-	s := &Sim{closing: make(chan struct{}), set: &settings{Config: c.withDefaults()}}
+	s := &Sim{closing: make(chan struct{}), set: newSettings(c.withDefaults())}
 	s.Reset()
 	return s
 }
@@ -127,7 +129,7 @@ func (s *Sim) Close() {
 func (s *Sim) Reset() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.set = &settings{Config: s.set.Config}
+	s.set = newSettings(s.set.Config)
 	s.rng = rand.New(rand.NewPCG(s.set.Seed, 0))
 	s.users = make(map[string]*account)
 	s.current = make(map[string]int)
@@ -144,7 +146,7 @@ func (s *Sim) Configure(change func(*Config)) error {
 	if err := c.Validate(); err != nil {
 		return err
 	}
-	set := &settings{Config: c.withDefaults()}
+	set := newSettings(c.withDefaults())
 	if slices.Equal(set.Faults, s.set.Faults) {
 		set.seen = s.set.seen
 	}

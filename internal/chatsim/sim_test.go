@@ -520,6 +520,33 @@ func TestCutOfARefusalToo(t *testing.T) {
 	expectWord(t, "cut", err, chat.WordCutOff)
 }
 
+// A call that is applied late changes the groups after its caller was told that the connection is gone, and after
+// whatever came meanwhile.
+func TestLate(t *testing.T) {
+	sim, c, _ := start(t, Config{
+		Existing: Replace, Late: 50 * time.Millisecond, Faults: []Fault{{Kind: Late, For: 1}},
+	})
+	_, err := create(c, "u", "g", users(0, 3)...)
+	expectWord(t, "struck", err, chat.WordReset)
+	expectState(t, sim, "u", "g")
+	_, err = create(c, "u", "g", users(3, 5)...)
+	expectWord(t, "after", err, "ok")
+	for len(sim.State()["u"]["g"]) != 3 {
+		time.Sleep(time.Millisecond)
+	}
+	expectState(t, sim, "u", "g", users(0, 3)...)
+}
+
+func TestFaultOfOneCommand(t *testing.T) {
+	_, c, _ := start(t, Config{Faults: []Fault{{Command: chat.UpdateContactGroup, Kind: "http-404", After: 1, For: 1}}})
+	for i, want := range []string{"51009", "http-404", "51009"} {
+		_, err := create(c, "u", "g", users(0, 1)...)
+		expectWord(t, "create", err, "ok")
+		_, err = c.Update(t.Context(), chat.UpdateRequest{FromAccount: "u", GroupName: "other", Add: users(0, 1)})
+		expectWord(t, fmt.Sprint("update ", i), err, want)
+	}
+}
+
 func TestItemFaults(t *testing.T) {
 	sim, c, _ := start(t, Config{
 		Faults:  []Fault{{Kind: "item-51007", Share: 0.5}},
