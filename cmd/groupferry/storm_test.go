@@ -345,9 +345,12 @@ func (s *storm) redoCrashed() {
 		if n > 0 {
 			s.note("%s: %d conversations are suspected of three crashes", id, n)
 			s.run(exitDone, "retry", id, "--code", queue.CodeCrashed)
+			s.await("the end of the retry of "+id, func() bool {
+				status, ok := s.status(id)
+				return ok && status.State == string(queue.Complete)
+			})
 		}
 	}
-	s.awaitDone()
 }
 
 // checkStorm checks what holds whatever happened.

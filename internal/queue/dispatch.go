@@ -31,7 +31,7 @@ const (
 // trialSizes is how many jobs are tried together that were under way when leaders were lost: once, twice, and so on. After
 // a first loss a hundred jobs are suspects, so their trials are as large as what is in flight otherwise. A job that was
 // under way alone when the leader was lost is failed.
-var trialSizes = [...]int{64, 1}
+var trialSizes = [...]int{16, 1}
 
 // A dispatcher decides which job is handed out next. It does no I/O and reads no clock; it is not safe for concurrent use.
 //

@@ -278,10 +278,10 @@ func TestDispatcherTries(t *testing.T) {
 // The first trials are large, and so many of the new jobs take part as the last leader may have handed out.
 func TestDispatcherTriesAhead(t *testing.T) {
 	a := newActive("a", 200)
-	a.ahead = 100
+	a.ahead = 40
 	f := &flight{t: t, d: &dispatcher{}, now: noon}
 	f.d.add(a)
-	for _, want := range []int{64, 36, 0} {
+	for _, want := range []int{16, 16, 8, 0} {
 		f.d.pick(noon)
 		if got := len(a.trial); got != want {
 			t.Fatalf("the state names %d, want %d", got, want)
@@ -293,8 +293,8 @@ func TestDispatcherTriesAhead(t *testing.T) {
 		}
 		f.finish()
 	}
-	if got := len(f.d.pickAll(noon)); got != 100 {
-		t.Errorf("picked %d afterwards, want 100", got)
+	if got := len(f.d.pickAll(noon)); got != 160 {
+		t.Errorf("picked %d afterwards, want 160", got)
 	}
 }
 
