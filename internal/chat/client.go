@@ -34,6 +34,10 @@ const (
 
 	// maxResponse bounds what is read of a response, in bytes. One about 100 conversations has about 20 kB.
 	maxResponse = 1 << 20
+
+	// maxBegin bounds what is looked at of a body that is no response of the API. It is more than is kept of it, so that a
+	// secret is taken out before it could be cut in two.
+	maxBegin = 8 << 10
 )
 
 // Config says which app to call, where and as whom. BaseURL, SDKAppID and one of SecretKey and UserSig have to be
@@ -263,7 +267,12 @@ func (c *Client) call(ctx context.Context, command Command, request any, respons
 	case cause != nil:
 		return &Error{Command: command, Cause: cause}
 	case status != http.StatusOK:
-		return &Error{Command: command, Status: status}
+		// Not the API's word, unless the body is: then the code says more than the status.
+		e := &Error{Command: command, Status: status, Info: c.clean(string(text.Bytes()[:min(text.Len(), maxBegin)]))}
+		if base := response.base(); decode(text.Bytes(), response) == nil && base.ErrorCode.ok && base.ErrorCode.n != 0 {
+			e = &Error{Command: command, Code: int(base.ErrorCode.n), Info: c.clean(base.ErrorInfo)}
+		}
+		return e
 	}
 	if cause := decode(text.Bytes(), response); cause != nil {
 		return &Error{Command: command, Cause: cause}
@@ -281,7 +290,8 @@ func (c *Client) call(ctx context.Context, command Command, request any, respons
 
 var responseTexts = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
-// roundTrip sends body. It gives the HTTP status, and for 200 fills text; or the cause why there is none.
+// roundTrip sends body. It gives the HTTP status and fills text, with what came of it if the status is not 200; or the
+// cause why there is none.
 func (c *Client) roundTrip(ctx context.Context, command Command, body []byte, text *bytes.Buffer) (int, error) {
 	g, limited := guardCall(ctx, c.timeout)
 	defer g.cancel()

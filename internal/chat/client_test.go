@@ -237,8 +237,12 @@ func TestAnswersWithoutACode(t *testing.T) {
 		{"more than a response can be", 200, big, WordUndecodable, Retry},
 		{"bad gateway with a response", 502, okResponse, "http-502", Retry},
 		{"too many", 429, "", "http-429", Retry},
-		{"forbidden", 403, "", "http-403", Unknown},
-		{"not found", 404, "", "http-404", Halt},
+		{"unauthorized", 401, "", "http-401", HaltRepeated},
+		{"forbidden", 403, "<html>", "http-403", HaltRepeated},
+		{"not found", 404, "", "http-404", HaltRepeated},
+		{"proxy", 407, "", "http-407", HaltRepeated},
+		{"for legal reasons", 451, "", "http-451", HaltRepeated},
+		{"gone", 410, "", "http-410", Unknown},
 		{"no content", 204, "", "http-204", Retry},
 	}
 	for _, tt := range tests {
@@ -250,6 +254,20 @@ func TestAnswersWithoutACode(t *testing.T) {
 		if e.Word() != tt.word || e.Class() != tt.class || e.Code != 0 {
 			t.Errorf("%s: got %s %v %d, want %s %v 0", tt.name, e.Word(), e.Class(), e.Code, tt.word, tt.class)
 		}
+	}
+}
+
+// What a server in between says is told with its status, without the signature; a response of the API counts whatever
+// the status is.
+func TestBodyBesideAStatus(t *testing.T) {
+	e := call(t, answering(t, 403, "<b>Blocked</b>\nby policy 7, usersig="+strings.Repeat("secret", 20)+strings.Repeat(" more", 5000)))
+	want := "create_contact_group: HTTP status 403: <b>Blocked</b> by policy 7, usersig=" + hidden
+	if e == nil || !strings.HasPrefix(e.Error(), want) || len(e.Info) > maxText || e.Remedy() == "" {
+		t.Errorf("got %v with remedy %q, want %s", e, e.Remedy(), want)
+	}
+	e = call(t, answering(t, 403, `{"ActionStatus":"FAIL","ErrorCode":60021}`))
+	if e == nil || e.Code != 60021 || e.Status != 0 {
+		t.Errorf("got %+v, want code 60021", e)
 	}
 }
 

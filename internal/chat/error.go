@@ -22,7 +22,7 @@ const maxText = 256
 type Error struct {
 	Command Command
 	Code    int    // what the API answered; 0 when it answered with no code
-	Info    string // the server's text for the code, cleaned and cut; for people
+	Info    string // the server's text for the code, or how the body begins that came with a status; cleaned and cut, for people
 	Status  int    // HTTP status other than 200
 	Cause   error  // no readable response: the network, a timeout, an end of the context, a body cut off or undecodable
 }
@@ -61,6 +61,8 @@ func (e *Error) Error() string {
 		return fmt.Sprintf("%s: %d %s: %s", e.Command, e.Code, Meaning(e.Code), e.Info)
 	case e.Code != 0:
 		return fmt.Sprintf("%s: %d %s", e.Command, e.Code, Meaning(e.Code))
+	case e.Status != 0 && e.Info != "":
+		return fmt.Sprintf("%s: HTTP status %d: %s", e.Command, e.Status, e.Info)
 	case e.Status != 0:
 		return fmt.Sprintf("%s: HTTP status %d", e.Command, e.Status)
 	case e.Cause != nil:
@@ -72,17 +74,17 @@ func (e *Error) Error() string {
 // Unwrap gives the cause, so that errors.Is finds context.Canceled in a call whose context ended.
 func (e *Error) Unwrap() error { return e.Cause }
 
-// Class says what to do about the error. A call without a code is of class [Retry], except for an HTTP status that
-// trying again cannot be expected to change: 404 is of class [Halt], as code 60009 is, and any other 3xx or 4xx but
-// 408 and 429 is [Unknown].
+// Class says what to do about the error. A call without a code is of class [Retry], but for an HTTP status that trying
+// again cannot be expected to change. Of these 401, 403, 404, 407 and 451 come from something in between that refuses
+// every call, or from another server than the API's: [HaltRepeated]. Any other 3xx or 4xx but 408 and 429 is [Unknown].
 func (e *Error) Class() Class {
 	switch {
 	case e.Code != 0:
 		return ClassOf(e.Code)
-	case e.Status == 404:
-		return Halt
 	case e.Status == 408, e.Status == 429:
 		return Retry
+	case e.Status == 401, e.Status == 403, e.Status == 404, e.Status == 407, e.Status == 451:
+		return HaltRepeated
 	case 300 <= e.Status && e.Status < 500:
 		return Unknown
 	}
@@ -100,15 +102,19 @@ func (e *Error) Transport() bool {
 // API cannot have seen it, and the network had no part in it.
 func (e *Error) Unsent() bool { return errors.Is(e.Cause, errUnsent) }
 
-// NotOffered tells whether the command is not there: HTTP 404, or code 60009.
+// NotOffered tells whether the command may not be there: HTTP 404, which can also come from something in between, or
+// code 60009, which is the API's own word.
 func (e *Error) NotOffered() bool {
 	return e.Code == CodeNotOffered || e.Code == 0 && e.Status == 404
 }
 
 // Remedy says what an operator does about an error that stops everything, and is empty where nothing is known.
 func (e *Error) Remedy() string {
-	if e.NotOffered() {
+	switch {
+	case e.NotOffered():
 		return Remedy(CodeNotOffered)
+	case e.Status != 0 && e.Class() == HaltRepeated:
+		return "this is no response of the API: check the API URL, and the proxy or firewall on the way to it"
 	}
 	return Remedy(e.Code)
 }
