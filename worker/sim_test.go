@@ -86,7 +86,7 @@ func TestSuspendedMachine(t *testing.T) {
 		j := testJob(fmt.Sprint("u", i), "g", 3)
 		s.add(j.AppendJSON(nil))
 	}
-	if err := workWith(t, Config{Concurrency: 64}, s, api, g); err != nil {
+	if err := workWith(t, Config{Known: appends(), Concurrency: 64}, s, api, g); err != nil {
 		t.Fatal(err)
 	}
 	calls := 0

@@ -104,6 +104,14 @@ type Config struct {
 	Observer    Observer      // may be nil
 	Log         *slog.Logger  // may be nil
 
+	// Known is what an earlier run found out about this API. OnKnown, unless nil, is called with each change of it; it must
+	// not block.
+	Known   Known
+	OnKnown func(Known)
+
+	// AcceptReplace lets create be called where it may take out what a group holds, and nobody can tell.
+	AcceptReplace bool
+
 	// LeaveOn tells whether Run returns a halt instead of waiting for its end; nil means that it always waits.
 	LeaveOn func(cause error) bool
 }
@@ -134,9 +142,9 @@ type Worker struct {
 	turn    chan struct{} // one place: the slot whose turn it is to take a job
 	waiting atomic.Int64  // slots that wait for a job
 
-	noUpdate atomic.Bool // update_contact_group is not offered; see calls.go
-	noGet    atomic.Bool // nor is get_contact_group
-	repeats  atomic.Int32
+	known   *knowledge
+	groups  keys // those that a job works on
+	repeats repeats
 
 	mu       sync.Mutex
 	spent    map[messageID]spent // on jobs that were requeued
@@ -151,9 +159,10 @@ type messageID struct {
 
 // spent is what earlier deliveries of a job took.
 type spent struct {
-	calls   int
-	started time.Time // the first of them
-	ended   time.Time // the last of them
+	calls      int
+	started    time.Time // the first of them
+	ended      time.Time // the last of them
+	needsCheck bool      // a call had no answer
 }
 
 // New returns a worker. Nothing happens before Run.
@@ -178,8 +187,10 @@ func New(cfg Config, jobs Jobs, api API, pace Pace) *Worker {
 	}
 	return &Worker{
 		cfg: cfg, jobs: jobs, api: api, pace: pace,
-		turn:  make(chan struct{}, 1),
-		spent: map[messageID]spent{},
+		turn:   make(chan struct{}, 1),
+		known:  newKnowledge(cfg.Known, cfg.OnKnown, cfg.Log),
+		groups: keys{held: map[string]chan struct{}{}},
+		spent:  map[messageID]spent{},
 	}
 }
 
@@ -188,7 +199,7 @@ func New(cfg Config, jobs Jobs, api API, pace Pace) *Worker {
 // them at once.
 //
 // It returns nil when it was stopped, a *governor.HaltedError when it was halted and configured to leave then, and
-// otherwise the error of Jobs.Next or governor.ErrClosed; jobs in flight then have the grace time as well.
+// otherwise [ErrMayReplace], the error of Jobs.Next or governor.ErrClosed; jobs in flight then have the grace time as well.
 func (w *Worker) Run(ctx context.Context, stop <-chan struct{}) error {
 	working, leave := context.WithCancel(ctx) // phase two: no more calls
 	defer leave()
@@ -324,6 +335,9 @@ func (w *Worker) handle(ctx context.Context, d Delivery) error {
 		return err
 	case governor.IsHalted(err):
 		w.requeueAttempt(d, a, "halt", haltDelay, false)
+	case errors.Is(err, ErrMayReplace):
+		w.requeueAttempt(d, a, "stop", 0, false)
+		return err
 	case errors.Is(err, errPrior):
 		w.cfg.Log.Warn("a job waits because the result that it replaces could not be read", "import", d.Import(), "err", err)
 		w.requeueAttempt(d, a, "retry", priorDelay, false)
@@ -368,7 +382,7 @@ func (w *Worker) finishPanic(d Delivery, a *attempt, start time.Time, value any)
 func (w *Worker) requeueAttempt(d Delivery, a *attempt, reason string, after time.Duration, counted bool) {
 	now := time.Now()
 	w.mu.Lock()
-	w.spent[messageOf(d)] = spent{calls: a.calls, started: a.started, ended: now}
+	w.spent[messageOf(d)] = spent{calls: a.calls, started: a.started, ended: now, needsCheck: a.needsCheck}
 	if now.Sub(w.tidiedAt) > forgetAfter {
 		w.tidiedAt = now
 		maps.DeleteFunc(w.spent, func(_ messageID, s spent) bool { return now.Sub(s.ended) > forgetAfter })

@@ -1,0 +1,256 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"groupferry/internal/chat"
+	"groupferry/internal/governor"
+)
+
+const (
+	// A call that failed in a way that passes is made again after 0.2, 0.4, 0.8 and 1.6 s, give or take a quarter;
+	// the fifth failure ends the attempt.
+	callTries   = 5
+	callBackoff = 200 * time.Millisecond
+
+	// A code that no document names may be anything: three tries.
+	unknownTries = 3
+
+	// Conversations that failed in a way that may pass are sent again twice (51007: "retry twice, then permanent").
+	resends = 2
+
+	// A call that is not sent so many times in a row has found no way to the API: making a connection takes longer than a
+	// permit holds. A process that is frozen, or a machine that is suspended, is so once or twice.
+	unsentMost = 10
+
+	// What may come from something in between, as a proxy that is being restarted, halts when so many calls in a row ended
+	// so, over all jobs and for so long.
+	repeatsToHalt = 5
+	repeatsTime   = 3 * time.Second
+
+	// settleTime is how long after it failed a call without an answer may take effect: the API gives a call up after 3 s,
+	// and the rest is for the way there.
+	settleTime = 4 * time.Second
+)
+
+// repeats counts calls in a row that ended in a way that halts if it lasts. It is safe for concurrent use.
+type repeats struct {
+	mu    sync.Mutex
+	n     int
+	since time.Time
+}
+
+// add counts one, and tells whether it lasts.
+func (r *repeats) add() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.n++; r.n == 1 {
+		r.since = time.Now()
+	}
+	return r.n >= repeatsToHalt && time.Since(r.since) >= repeatsTime
+}
+
+func (r *repeats) reset() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.n = 0
+}
+
+// call makes one call as often as it takes: it waits for a permit each time, goes slower when told to, signs again
+// once, and tries again what may pass. A *chat.Error is the API's last word on it; it comes wrapped in errAgain when
+// more tries may help later, and in a *governor.HaltedError when every job would fail the same way.
+func call[A any](ctx context.Context, a *attempt, command chat.Command, do func(context.Context) (A, error), code func(A) string) (A, error) {
+	var none A
+	tries, unsent, renewed := 0, 0, false
+	for {
+		permit, err := a.w.pace.Acquire(ctx, string(command), a.result.FromAccount)
+		if err != nil {
+			return none, err
+		}
+		response, excused, err := callOnce(ctx, a, permit, command, unsent >= unsentMost, do, code)
+		if err == nil {
+			a.w.repeats.reset()
+			return response, nil
+		}
+		if ctx.Err() != nil {
+			return none, ctx.Err()
+		}
+		var e *chat.Error
+		if !errors.As(err, &e) {
+			return none, fmt.Errorf("%w: %w", errAgain, err)
+		}
+		class := e.Class()
+		if e.Unsent() && unsent < unsentMost {
+			unsent++
+			continue // with another permit; it counts as no try
+		}
+		if class == chat.Throttle {
+			continue
+		}
+		if class != chat.HaltRepeated {
+			a.w.repeats.reset()
+		}
+		if !excused {
+			tries++
+		}
+		again, err := a.repeat(e, command, tries, renewed)
+		if !again {
+			return none, err
+		}
+		if class == chat.Refresh {
+			renewed = true
+			continue
+		}
+		a.w.cfg.Observer.Retry(string(command))
+		if err := sleep(ctx, jittered(backoff(callBackoff, 5*time.Second, max(0, tries-1)))); err != nil {
+			return none, err
+		}
+	}
+}
+
+// callOnce makes one call under a permit. Excused says that a failure does not count, for there is an outage. Far tells
+// that a call which is not sent again is one that found no way: see unsentMost.
+func callOnce[A any](ctx context.Context, a *attempt, permit *governor.Permit, command chat.Command, far bool,
+	do func(context.Context) (A, error), code func(A) string,
+) (response A, excused bool, err error) {
+	// What a panic leaves open may still arrive.
+	outcome := governor.Cancelled
+	defer func() { excused = permit.Done(outcome) }()
+
+	start := time.Now()
+	response, err = do(chat.WithDeadline(ctx, permit.EndBy(), permit.Sendable))
+	took := time.Since(start)
+	outcome = outcomeOf(ctx, err)
+	if outcome == governor.Unsent {
+		if far && ctx.Err() == nil {
+			outcome = governor.Lost
+		}
+		return response, false, err
+	}
+	a.calls++
+	var e *chat.Error
+	errors.As(err, &e)
+	if err == nil || e != nil && e.Code != 0 && !e.NotOffered() {
+		a.w.known.heard(command)
+	}
+	if err != nil && (e == nil || e.Code == 0 || e.Class() == chat.Retry) {
+		a.unanswered(command)
+	}
+	switch {
+	case err == nil && code != nil:
+		a.w.cfg.Observer.CallDone(string(command), code(response), took)
+	case err == nil:
+		a.w.cfg.Observer.CallDone(string(command), "ok", took)
+	case e != nil:
+		a.w.cfg.Observer.CallDone(string(command), e.Word(), took)
+	}
+	return response, false, err // excused is set by the deferred function
+}
+
+// unanswered notes that nobody knows what became of a call. The API's own internal errors and timeouts do not tell either.
+func (a *attempt) unanswered(command chat.Command) {
+	if command == chat.GetContactGroup {
+		return
+	}
+	a.needsCheck = true
+	if command == chat.CreateContactGroup {
+		a.maybeCreated = true
+		if !a.w.known.harmless() {
+			a.unsettled = time.Now().Add(settleTime)
+		}
+	}
+}
+
+// outcomeOf tells the governor how a call ended.
+func outcomeOf(ctx context.Context, err error) governor.Outcome {
+	var e *chat.Error
+	switch {
+	case err == nil:
+		return governor.Answered
+	case !errors.As(err, &e):
+		return governor.Cancelled // nobody knows whether it was sent
+	case e.Unsent():
+		return governor.Unsent
+	case e.Class() == chat.Throttle:
+		return governor.Throttled
+	case e.Code != 0:
+		return governor.Answered
+	case e.Status == 0 && ctx.Err() != nil:
+		return governor.Cancelled
+	}
+	return governor.Lost // HTTP 200 carries every response of the API; anything else came from something in between
+}
+
+// repeat decides what follows a call that failed: again, or the error to return. Tries counts the failures of this call
+// that were not excused, this one included.
+func (a *attempt) repeat(e *chat.Error, command chat.Command, tries int, renewed bool) (again bool, err error) {
+	most := callTries
+	switch class := e.Class(); {
+	case e.NotOffered() && command != chat.CreateContactGroup:
+		if a.w.known.missed(e) {
+			return false, e
+		}
+	case class == chat.Halt:
+		return false, a.halt(e)
+	case class == chat.Refresh:
+		if renewed {
+			return false, a.halt(e)
+		}
+		if err := a.w.api.Renew(); err != nil {
+			return false, a.halt(fmt.Errorf("%w: %w", e, err))
+		}
+		return true, nil
+	case class == chat.HaltRepeated:
+		if a.w.repeats.add() {
+			return false, a.halt(e)
+		}
+	case class == chat.Permanent:
+		return false, e
+	case class == chat.ItemRetry:
+		if tries >= 1+resends {
+			return false, e
+		}
+	case class == chat.Unknown && e.Code != 0:
+		if tries >= unknownTries {
+			return false, e
+		}
+	}
+	if tries >= most {
+		return false, fmt.Errorf("%w: %w", errAgain, e)
+	}
+	return true, nil
+}
+
+func (a *attempt) halt(cause error) error {
+	a.w.pace.Halt(cause)
+	return &governor.HaltedError{Cause: cause}
+}
+
+// backoff doubles from first with each step, up to most.
+func backoff(first, most time.Duration, step int) time.Duration {
+	if step > 20 {
+		return most
+	}
+	return min(most, first<<step)
+}
+
+// jittered spreads d by a quarter to either side, so that what failed together does not come back together.
+func jittered(d time.Duration) time.Duration {
+	return d*3/4 + rand.N(d/2+1)
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,637 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"groupferry/internal/chat"
+	"groupferry/internal/job"
+)
+
+// What create_contact_group does to a group that exists is in no document: see [Reading]. What a group holds stays under
+// each of them, also what this job does not name:
+//
+//	group ──► update adds ─────────────────────────────► all else with update
+//	             │ no such group                              ▲
+//	             ▼                                            │
+//	          create, with the first chunk ───────────────────┘
+//
+//   - Where create is known to append or to refuse, it comes first, and saves the update. Which it is, one job finds out
+//     by two creates and a read of a group that was not there before.
+//   - Where update is not offered, the group is read, and create carries all of it: what it holds, and what is new, 100
+//     conversations at most. What does not fit fails.
+//   - Where get is not offered either, a create could take out what is in the group and nobody would know. Then nothing is
+//     sent, unless the user accepts that.
+//   - A retry adds what failed before. If the group is gone meanwhile, all of it is sent.
+//   - A group one of whose calls had no answer is read back in the end, and what is missing is sent again. While a create
+//     without an answer may still take effect, nothing else is sent to its group.
+//
+// Doing a job twice ends in the same state. One job at a time works on a group.
+
+// Codes of a result that no code of the API stands for.
+const (
+	CodeUnanswered  = "unanswered" // the API took the call and said nothing about this conversation
+	CodeNotInGroup  = "not-in-group"
+	CodeNeedsUpdate = "needs-update" // only update_contact_group could add it, and that is not offered
+)
+
+// ErrMayReplace says that nothing can be written without the risk that create takes out what is in a group.
+var ErrMayReplace = errors.New("neither update_contact_group nor get_contact_group is offered here, and " +
+	"create_contact_group may take out what a group of the same name holds: nothing was written; " +
+	"--accept-replace writes all the same")
+
+var (
+	// errNeedsAll says that a retry has to write the whole group anew, not only what failed before.
+	errNeedsAll = errors.New("the whole group is needed")
+
+	// errNoUpdate says that update is not offered.
+	errNoUpdate = errors.New("update is not offered")
+)
+
+// presence is what is known about a group.
+type presence int
+
+const (
+	unknown presence = iota
+	absent
+	present
+)
+
+// run makes the calls of the job and sets the outcome. An error means that there is none: halted, ctx's end, the pace
+// closed, [ErrMayReplace], or one that wraps errAgain.
+func (a *attempt) run(ctx context.Context) error {
+	free, err := a.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer free()
+	err = a.write(ctx)
+	if err == nil && a.needsCheck {
+		err = a.check(ctx)
+	}
+	if werr := a.settle(ctx); err == nil {
+		err = werr
+	}
+	if err == nil {
+		err = a.passing()
+	}
+	if err != nil {
+		return err
+	}
+	a.result.SetOutcome()
+	return nil
+}
+
+// lock keeps other jobs away from the group: they would look whether it exists at the same time, and create it twice.
+func (a *attempt) lock(ctx context.Context) (free func(), err error) {
+	for {
+		free, wait := a.w.groups.try(a.result.FromAccount + "\x00" + a.result.GroupName)
+		if free != nil {
+			return free, nil
+		}
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// write writes the conversations of the job into its group.
+func (a *attempt) write(ctx context.Context) error {
+	if a.canAdd() {
+		err := a.sendAll(ctx, a.todo)
+		if !errors.Is(err, errNoUpdate) {
+			return err
+		}
+	}
+	return a.writeWhole(ctx)
+}
+
+// canAdd tells whether a call can add to a group that exists.
+func (a *attempt) canAdd() bool {
+	reading, _ := a.w.known.create()
+	return a.w.known.offers(chat.UpdateContactGroup) || reading == Append
+}
+
+// sendAll sends conversations, and again those that failed in a way that may pass.
+func (a *attempt) sendAll(ctx context.Context, todo []int) error {
+	for pass := 0; len(todo) > 0; pass++ {
+		if pass > 0 {
+			if err := sleep(ctx, jittered(backoff(callBackoff, time.Second, pass))); err != nil {
+				return err
+			}
+		}
+		again, err := a.send(ctx, todo, pass == resends)
+		if errors.Is(err, errNeedsAll) {
+			todo, pass = a.allConversations(), -1
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		todo = again
+	}
+	return nil
+}
+
+// allConversations lists the conversations that the group should hold in the end.
+func (a *attempt) allConversations() []int {
+	todo := map[int]bool{}
+	for _, i := range a.todo {
+		todo[i] = true
+	}
+	var all []int
+	for i, c := range a.result.Conversations {
+		if todo[i] || c.Code == "" {
+			a.known[i] = false
+			all = append(all, i)
+		}
+	}
+	return all
+}
+
+// send sends the conversations at the given places, chunk by chunk, and returns those to be sent again.
+func (a *attempt) send(ctx context.Context, places []int, last bool) (again []int, err error) {
+	for len(places) > 0 {
+		n := min(len(places), a.w.cfg.ChunkSize)
+		response, err := a.sendChunk(ctx, a.items(places[:n]))
+		if rejected, ok := rejection(err); ok {
+			if endsJob(rejected) {
+				n = len(places)
+			}
+			a.reject(places[:n], rejected)
+			places = places[n:]
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		again = append(again, a.noteAll(places[:n], response, last)...)
+		places = places[n:]
+	}
+	return again, nil
+}
+
+func (a *attempt) items(places []int) []chat.Item {
+	items := make([]chat.Item, len(places))
+	for k, i := range places {
+		c := &a.result.Conversations[i]
+		items[k] = chat.Item{Type: c.Type, ID: c.ID}
+	}
+	return items
+}
+
+// rejection tells whether err is the API's last word on a call. Everything else that a call returns is about now: the
+// namespace is halted, the time is up, or the job should try again later.
+func rejection(err error) (*chat.Error, bool) {
+	e, ok := err.(*chat.Error) //nolint:errorlint // wrapped, it means something else; see call
+	return e, ok
+}
+
+// endsJob tells whether a rejected chunk means that the rest of the job would be rejected too. A chunk that the API
+// finds malformed says nothing about the others, and neither does a code that nobody knows.
+func endsJob(e *chat.Error) bool {
+	return e.Class() == chat.Permanent && e.Code != chat.CodeBadParameter
+}
+
+// reject records that the API would not have a call with these conversations.
+func (a *attempt) reject(places []int, e *chat.Error) {
+	for _, i := range places {
+		a.known[i] = true
+		a.result.Conversations[i].Code, a.result.Conversations[i].Info = e.Word(), e.Info
+	}
+}
+
+// noteAll records what the API said about each conversation, and returns those to be sent again.
+func (a *attempt) noteAll(places []int, response chat.Response, last bool) (again []int) {
+	if response.GroupID != 0 {
+		a.result.GroupID = response.GroupID
+	}
+	for k, i := range places {
+		a.known[i] = true
+		if a.note(&a.result.Conversations[i], response.Items[k], last) {
+			again = append(again, i)
+		}
+	}
+	return again
+}
+
+// note records what the API said about one conversation, and tells whether it should be sent again.
+func (a *attempt) note(c *job.ConversationResult, r chat.ItemResult, last bool) (again bool) {
+	if r.Answered && r.Code == 0 {
+		c.Code, c.Info = "", ""
+		return false
+	}
+	if !r.Answered {
+		c.Code, c.Info = CodeUnanswered, "the response named other conversations, not this one"
+		return !last
+	}
+	c.Code, c.Info = strconv.Itoa(r.Code), r.Info
+	return !last && chat.ClassOf(r.Code) != chat.Permanent
+}
+
+// passing is the error of a job with conversations that failed in a way that passes, as for a call.
+func (a *attempt) passing() error {
+	for _, c := range a.result.Conversations {
+		if code, err := strconv.Atoi(c.Code); err == nil && chat.ClassOf(code) == chat.Retry {
+			return fmt.Errorf("%w: %w", errAgain, &chat.Error{Command: chat.CreateContactGroup, Code: code, Info: c.Info})
+		}
+	}
+	return nil
+}
+
+// sendChunk makes the calls that add a chunk. A *chat.Error says that the chunk is rejected for good.
+func (a *attempt) sendChunk(ctx context.Context, items []chat.Item) (chat.Response, error) {
+	reading, refusal := a.w.known.create()
+	if a.group == unknown && (a.doneBefore() > 0 || !a.w.known.harmless()) {
+		response, err := a.addOrFind(ctx, items)
+		if a.group != absent || err != nil {
+			return response, err
+		}
+		if a.doneBefore() > 0 && !a.restarted { // deleted since, with all that was done
+			a.restarted = true
+			return response, errNeedsAll
+		}
+	}
+	if a.group == present && (reading != Append || a.w.known.offers(chat.UpdateContactGroup)) {
+		response, err := a.update(ctx, items)
+		if e, ok := rejection(err); ok && e.Code == chat.CodeNoSuchGroup && !a.restarted { // deleted meanwhile
+			a.group, a.restarted = absent, true
+			return response, errNeedsAll
+		}
+		return response, err
+	}
+	if a.group == absent && reading == "" {
+		if response, err, tried := a.tryCreate(ctx, items); tried {
+			return response, err
+		}
+	}
+	response, err := a.create(ctx, items)
+	if e, ok := rejection(err); ok && (reading == Refuse && e.Code == refusal || a.maybeCreated) {
+		added, uerr := a.update(ctx, items)
+		if _, ok := rejection(uerr); !ok {
+			return added, uerr
+		}
+	}
+	return response, err
+}
+
+// addOrFind adds a chunk to the group, or finds that the group does not exist.
+func (a *attempt) addOrFind(ctx context.Context, items []chat.Item) (chat.Response, error) {
+	if !a.w.known.offers(chat.UpdateContactGroup) { // create is known to append: this is a retry
+		_, err := a.find(ctx)
+		if notOffered(err) {
+			a.group, err = present, nil
+		}
+		if a.group == present && err == nil {
+			return a.create(ctx, items)
+		}
+		return chat.Response{}, err
+	}
+	response, err := a.update(ctx, items)
+	e, rejected := rejection(err)
+	switch {
+	case !rejected:
+		return response, err
+	case e.Code == chat.CodeNoSuchGroup:
+		a.group = absent
+		return response, nil
+	case e.Class() == chat.Permanent && e.Code != chat.CodeBadParameter:
+		return response, err
+	}
+	// No document says so, but this too may be how a group is refused that does not exist.
+	if _, ferr := a.find(ctx); ferr != nil && !notOffered(ferr) {
+		return response, ferr
+	}
+	if a.group == absent {
+		return response, nil
+	}
+	return response, err
+}
+
+// tryCreate writes a chunk into a group that does not exist, in a way that shows what create does to one that does; tried
+// is false if this is not the time for it.
+func (a *attempt) tryCreate(ctx context.Context, items []chat.Item) (_ chat.Response, err error, tried bool) {
+	if len(items) < 2 || !a.w.known.offers(chat.GetContactGroup) || !a.w.known.offers(chat.UpdateContactGroup) {
+		return chat.Response{}, nil, false
+	}
+	select {
+	case a.w.known.trying <- struct{}{}:
+		defer func() { <-a.w.known.trying }()
+	default:
+		return chat.Response{}, nil, false
+	}
+	if err := a.experiment(ctx, items[:len(items)/2], items[len(items)/2:]); err != nil {
+		return chat.Response{}, err, true
+	}
+	response, err := a.update(ctx, items)
+	return response, err, true
+}
+
+// awaitReading finds out whether create appends, by the first two chunks of a group that does not exist, or waits for
+// another job that does.
+func (a *attempt) awaitReading(ctx context.Context, first, second []chat.Item) (appends bool, err error) {
+	select {
+	case a.w.known.trying <- struct{}{}:
+		defer func() { <-a.w.known.trying }()
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+	reading, _ := a.w.known.create()
+	if reading == "" {
+		err = a.experiment(ctx, first, second)
+		if rejected, ok := rejection(err); ok { // the create that follows will say it of each conversation
+			a.w.cfg.Log.Debug("what create does was not found out", "err", rejected)
+			err = nil
+		}
+		reading, _ = a.w.known.create()
+	}
+	return reading == Append, err
+}
+
+// experiment creates a group that does not exist with some items, and again with others, and looks what became of it.
+// What the group holds afterwards is some of the items.
+func (a *attempt) experiment(ctx context.Context, some, others []chat.Item) error {
+	first, err := a.create(ctx, some)
+	if err != nil {
+		return err
+	}
+	second, err := a.create(ctx, others)
+	if e, ok := rejection(err); ok {
+		// The others may be what it did not like.
+		if _, err = a.create(ctx, some); err == nil {
+			return nil
+		}
+		if again, ok := rejection(err); ok {
+			if again.Code == e.Code {
+				a.w.known.learn(Refuse, e.Code)
+			}
+			return nil
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if err := a.settle(ctx); err != nil {
+		return err
+	}
+	members, err := a.find(ctx)
+	if notOffered(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	in, out := 0, 0 // of the first items
+	for k, it := range some {
+		switch {
+		case !first.Items[k].Answered || first.Items[k].Code != 0:
+		case members[it]:
+			in++
+		default:
+			out++
+		}
+	}
+	for k, it := range others {
+		if second.Items[k].Answered && second.Items[k].Code == 0 && !members[it] {
+			return nil // what was read is not what was written last
+		}
+	}
+	switch {
+	case in > 0 && out == 0:
+		a.w.known.learn(Append, 0)
+	case out > 0 && in == 0:
+		a.w.known.learn(Replace, 0)
+	}
+	return nil
+}
+
+// writeWhole writes a group where only create can: it carries what the group holds as well.
+func (a *attempt) writeWhole(ctx context.Context) error {
+	members, err := a.find(ctx)
+	if rejected, ok := rejection(err); ok {
+		switch {
+		case !notOffered(err):
+			a.reject(a.todo, rejected)
+			return nil
+		case a.w.cfg.AcceptReplace, a.w.known.harmless():
+		default:
+			return ErrMayReplace
+		}
+	} else if err != nil {
+		return err
+	}
+	var carried, added []int // of the job's conversations: those that are in the group, and those that are not
+	for _, i := range a.allConversations() {
+		c := &a.result.Conversations[i]
+		if it := (chat.Item{Type: c.Type, ID: c.ID}); members[it] {
+			delete(members, it)
+			a.known[i], c.Code, c.Info = true, "", ""
+			carried = append(carried, i)
+		} else {
+			added = append(added, i)
+		}
+	}
+	var others []chat.Item // that the job does not name
+	for it := range members {
+		others = append(others, it)
+	}
+	room := max(0, a.w.cfg.ChunkSize-len(others)-len(carried))
+	if room < len(added) && a.group == absent && a.w.known.offers(chat.GetContactGroup) {
+		rest := added[room:min(2*room, len(added))]
+		appends, err := a.awaitReading(ctx, a.items(added[:room]), a.items(rest))
+		if err != nil {
+			return err
+		}
+		if appends {
+			return a.sendAll(ctx, added)
+		}
+	}
+	if room < len(added) {
+		for _, i := range added[room:] {
+			c := &a.result.Conversations[i]
+			a.known[i], c.Code, c.Info = true, CodeNeedsUpdate, "create_contact_group carries 100 conversations"
+		}
+		added = added[:room]
+	}
+	for pass := 0; len(added) > 0; pass++ {
+		if pass > 0 {
+			if err := sleep(ctx, jittered(backoff(callBackoff, time.Second, pass))); err != nil {
+				return err
+			}
+		}
+		places := append(slices.Clone(carried), added...)
+		response, err := a.create(ctx, append(a.items(places), others...))
+		if rejected, ok := rejection(err); ok {
+			a.needsCheck = true // what it held, it holds
+			a.reject(slices.DeleteFunc(added, func(i int) bool {
+				return a.before != nil && a.before.Conversations[i].Code == ""
+			}), rejected)
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		again := a.noteAll(places, response, pass == resends)
+		a.needsCheck = a.needsCheck || len(members) > 0 || len(carried) > 0
+		for _, i := range again {
+			if !slices.Contains(added, i) { // it is in no group any more
+				added = append(added, i)
+			}
+		}
+		if len(again) == 0 {
+			return nil
+		}
+		var in []int
+		for _, i := range places {
+			if a.result.Conversations[i].Code == "" {
+				in = append(in, i)
+			}
+		}
+		carried, added = in, again
+	}
+	return nil
+}
+
+func notOffered(err error) bool {
+	e, ok := rejection(err)
+	return ok && e.NotOffered()
+}
+
+func (a *attempt) create(ctx context.Context, items []chat.Item) (chat.Response, error) {
+	req := chat.CreateRequest{FromAccount: a.result.FromAccount, GroupName: a.result.GroupName, Items: items}
+	response, err := call(ctx, a, chat.CreateContactGroup, func(ctx context.Context) (chat.Response, error) {
+		return a.w.api.Create(ctx, req)
+	}, codeOf)
+	if err == nil {
+		a.group = present
+	}
+	return response, err
+}
+
+func (a *attempt) update(ctx context.Context, items []chat.Item) (chat.Response, error) {
+	if err := a.settle(ctx); err != nil {
+		return chat.Response{}, err
+	}
+	req := chat.UpdateRequest{FromAccount: a.result.FromAccount, GroupName: a.result.GroupName, Add: items}
+	response, err := call(ctx, a, chat.UpdateContactGroup, func(ctx context.Context) (chat.Response, error) {
+		return a.w.api.Update(ctx, req)
+	}, codeOf)
+	if err == nil {
+		a.group = present
+	}
+	if notOffered(err) {
+		return response, errNoUpdate
+	}
+	return response, err
+}
+
+// settle waits until a create without an answer can take effect no more.
+func (a *attempt) settle(ctx context.Context) error {
+	if wait := time.Until(a.unsettled); wait > 0 {
+		return sleep(ctx, wait)
+	}
+	return nil
+}
+
+// check reads the group back and corrects the result by it: what is in the group is done. What is not is sent once more,
+// where that can be done alone, and fails if it is not there then.
+func (a *attempt) check(ctx context.Context) error {
+	if !a.w.known.offers(chat.GetContactGroup) {
+		return nil
+	}
+	for last := !a.canAdd(); ; last = true {
+		if err := a.settle(ctx); err != nil {
+			return err
+		}
+		members, err := a.find(ctx)
+		if notOffered(err) {
+			return nil
+		}
+		if rejected, ok := rejection(err); ok {
+			return fmt.Errorf("%w: read the group back: %w", errAgain, rejected)
+		}
+		if err != nil {
+			return err
+		}
+		var missing []int
+		for i := range a.result.Conversations {
+			c := &a.result.Conversations[i]
+			switch {
+			case members[chat.Item{Type: c.Type, ID: c.ID}]:
+				c.Code, c.Info = "", ""
+			case c.Code == "":
+				missing = append(missing, i)
+			}
+		}
+		if len(missing) == 0 {
+			return nil
+		}
+		if !last {
+			if err := a.sendAll(ctx, missing); err != nil {
+				return err
+			}
+			continue
+		}
+		for _, i := range missing {
+			a.result.Conversations[i].Code = CodeNotInGroup
+			a.result.Conversations[i].Info = "another call for the same group took it out again, or the API does not list it"
+		}
+		return nil
+	}
+}
+
+// find reads the user's groups: whether the job's group exists, and what it holds.
+func (a *attempt) find(ctx context.Context) (map[chat.Item]bool, error) {
+	if !a.w.known.offers(chat.GetContactGroup) {
+		return nil, &chat.Error{Command: chat.GetContactGroup, Code: chat.CodeNotOffered}
+	}
+	var id int64
+	known := false
+	var listed []chat.Membership
+	for start, complete := int64(0), false; !complete; {
+		page, err := call(ctx, a, chat.GetContactGroup, func(ctx context.Context) (chat.Page, error) {
+			return a.w.api.Get(ctx, a.result.FromAccount, start)
+		}, nil)
+		if e, ok := rejection(err); ok && e.Code == chat.CodeNoSuchGroup { // of a user who has none
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		for group, name := range page.Groups {
+			if name == a.result.GroupName {
+				id, known = group, true
+			}
+		}
+		listed = append(listed, page.Conversations...)
+		complete = page.Complete || page.Next <= start
+		start = page.Next
+	}
+	members := map[chat.Item]bool{}
+	a.group = absent
+	if !known {
+		return members, nil
+	}
+	a.group = present
+	for _, m := range listed {
+		if slices.Contains(m.GroupIDs, id) {
+			members[m.Item] = true
+		}
+	}
+	return members, nil
+}
+
+func codeOf(a chat.Response) string {
+	for _, r := range a.Items {
+		if !r.Answered || r.Code != 0 {
+			return "partial"
+		}
+	}
+	return "ok"
+}

@@ -1,0 +1,156 @@
+package worker
+
+import (
+	"log/slog"
+	"sync"
+	"time"
+
+	"groupferry/internal/chat"
+)
+
+// A Reading is what create_contact_group does to a group that exists. No document says.
+type Reading string
+
+// The readings. While none is known, any of them may be true.
+const (
+	Append  Reading = "append"  // it adds to the group
+	Replace Reading = "replace" // it takes out what it does not name
+	Refuse  Reading = "refuse"  // it fails with a code
+)
+
+// Known is what was found out about an API, to be kept for the next run against the same one. The zero value is that
+// nobody tried yet.
+type Known struct {
+	Create   Reading   `json:"create,omitempty"`
+	Refusal  int       `json:"refusal,omitempty"` // the code with which create refuses
+	CreateAt time.Time `json:"create_at,omitzero"`
+
+	// When the command was last found not to be offered.
+	NoUpdateAt time.Time `json:"no_update_at,omitzero"`
+	NoGetAt    time.Time `json:"no_get_at,omitzero"`
+}
+
+const (
+	// knownFor is how long what create does is taken as known: the next nightly run finds it out again, by two calls.
+	knownFor = 12 * time.Hour
+
+	// askAgain is when a command that was not offered is tried again.
+	askAgain = 10 * time.Minute
+
+	// notFoundMost is how many HTTP 404 in a row stand for a command that is not offered, if none of it was ever answered:
+	// a single one may come from something in between.
+	notFoundMost = 5
+)
+
+// knowledge is what is known about the API by now. It is safe for concurrent use.
+type knowledge struct {
+	log  *slog.Logger
+	save func(Known) // may be nil
+
+	trying chan struct{} // one place: the job that finds out what create does
+
+	mu       sync.Mutex
+	known    Known
+	answered map[chat.Command]bool
+	notFound map[chat.Command]int // in a row
+}
+
+func newKnowledge(known Known, save func(Known), log *slog.Logger) *knowledge {
+	return &knowledge{
+		log: log, save: save, known: known, trying: make(chan struct{}, 1),
+		answered: map[chat.Command]bool{}, notFound: map[chat.Command]int{},
+	}
+}
+
+// create gives what create does to a group that exists, "" when it is not known, and the code with which it refuses.
+func (k *knowledge) create() (Reading, int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if time.Since(k.known.CreateAt).Abs() > knownFor {
+		return "", 0
+	}
+	return k.known.Create, k.known.Refusal
+}
+
+// harmless tells whether create is known to leave what is in a group that exists.
+func (k *knowledge) harmless() bool {
+	reading, _ := k.create()
+	return reading == Append || reading == Refuse
+}
+
+func (k *knowledge) learn(r Reading, refusal int) {
+	k.log.Info("found out what create does to a group that exists", "reading", r)
+	k.change(func(n *Known) { n.Create, n.Refusal, n.CreateAt = r, refusal, time.Now().Round(0) })
+}
+
+func (k *knowledge) change(set func(*Known)) {
+	k.mu.Lock()
+	set(&k.known)
+	now := k.known
+	k.mu.Unlock()
+	if k.save != nil {
+		k.save(now)
+	}
+}
+
+func (n *Known) missing(c chat.Command) *time.Time {
+	if c == chat.UpdateContactGroup {
+		return &n.NoUpdateAt
+	}
+	return &n.NoGetAt
+}
+
+// offers tells whether update or get can be called, as far as is known.
+func (k *knowledge) offers(c chat.Command) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return time.Since(*k.known.missing(c)).Abs() > askAgain
+}
+
+// heard notes that the API itself answered a command.
+func (k *knowledge) heard(c chat.Command) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.answered[c], k.notFound[c] = true, 0
+}
+
+// missed notes a response that says that update or get is not offered, and tells whether that is to be believed.
+func (k *knowledge) missed(e *chat.Error) bool {
+	k.mu.Lock()
+	k.notFound[e.Command]++
+	believed := e.Code == chat.CodeNotOffered || !k.answered[e.Command] && k.notFound[e.Command] >= notFoundMost
+	k.mu.Unlock()
+	if !believed || !k.offers(e.Command) {
+		return believed
+	}
+	means := "groups cannot be read back"
+	if e.Command == chat.UpdateContactGroup {
+		means = "groups are written with create alone: of more than 100 conversations the rest fails, unless create adds to groups"
+	}
+	k.log.Warn("a command is not offered here", "command", string(e.Command), "means", means, "err", e, "asked_again_after", askAgain)
+	k.change(func(n *Known) { *n.missing(e.Command) = time.Now().Round(0) })
+	return true
+}
+
+// keys are locks by name.
+type keys struct {
+	mu   sync.Mutex
+	held map[string]chan struct{} // closed when it is let go
+}
+
+// try takes a key that nobody holds, or gives what is closed when its holder lets go.
+func (k *keys) try(key string) (free func(), wait <-chan struct{}) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if held := k.held[key]; held != nil {
+		return nil, held
+	}
+	mine := make(chan struct{})
+	k.held[key] = mine
+	return func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		delete(k.held, key)
+		close(mine)
+	}, nil
+}
