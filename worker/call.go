@@ -33,9 +33,8 @@ const (
 	repeatsToHalt = 5
 	repeatsTime   = 3 * time.Second
 
-	// settleTime is how long after it failed a call without an answer may take effect: the API gives a call up after 3 s,
-	// and the rest is for the way there.
-	settleTime = 4 * time.Second
+	// settleTime is how long after it failed a call without an answer may take effect; a second is for the way there.
+	settleTime = chat.ServerTimeout + time.Second
 )
 
 // repeats counts calls in a row that ended in a way that halts if it lasts. It is safe for concurrent use.
@@ -129,8 +128,12 @@ func callOnce[A any](ctx context.Context, a *attempt, permit *governor.Permit, c
 	if outcome == governor.Unsent {
 		if far && ctx.Err() == nil {
 			outcome = governor.Lost
+			a.w.noAnswer(err)
 		}
 		return response, false, err
+	}
+	if outcome == governor.Lost {
+		a.w.noAnswer(err)
 	}
 	a.calls++
 	var e *chat.Error
@@ -150,6 +153,12 @@ func callOnce[A any](ctx context.Context, a *attempt, permit *governor.Permit, c
 		a.w.cfg.Observer.CallDone(string(command), e.Word(), took)
 	}
 	return response, false, err // excused is set by the deferred function
+}
+
+func (w *Worker) noAnswer(err error) {
+	if w.cfg.OnNoAnswer != nil {
+		w.cfg.OnNoAnswer(err)
+	}
 }
 
 // unanswered notes that nobody knows what became of a call. The API's own internal errors and timeouts do not tell either.

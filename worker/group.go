@@ -41,8 +41,7 @@ const (
 
 // ErrMayReplace says that nothing can be written without the risk that create takes out what is in a group.
 var ErrMayReplace = errors.New("neither update_contact_group nor get_contact_group is offered here, and " +
-	"create_contact_group may take out what a group of the same name holds: nothing was written; " +
-	"--accept-replace writes all the same")
+	"create_contact_group may take out what a group of the same name holds, so nothing was written")
 
 var (
 	// errNeedsAll says that a retry has to write the whole group anew, not only what failed before.
@@ -421,7 +420,7 @@ func (a *attempt) writeWhole(ctx context.Context) error {
 			return nil
 		case a.w.cfg.AcceptReplace, a.w.known.harmless():
 		default:
-			return ErrMayReplace
+			return a.w.known.mayReplace()
 		}
 	} else if err != nil {
 		return err

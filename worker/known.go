@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -52,13 +53,14 @@ type knowledge struct {
 	mu       sync.Mutex
 	known    Known
 	answered map[chat.Command]bool
-	notFound map[chat.Command]int // in a row
+	notFound map[chat.Command]int   // in a row
+	why      map[chat.Command]error // it is not offered
 }
 
 func newKnowledge(known Known, save func(Known), log *slog.Logger) *knowledge {
 	return &knowledge{
 		log: log, save: save, known: known, trying: make(chan struct{}, 1),
-		answered: map[chat.Command]bool{}, notFound: map[chat.Command]int{},
+		answered: map[chat.Command]bool{}, notFound: map[chat.Command]int{}, why: map[chat.Command]error{},
 	}
 }
 
@@ -118,6 +120,7 @@ func (k *knowledge) heard(c chat.Command) {
 func (k *knowledge) missed(e *chat.Error) bool {
 	k.mu.Lock()
 	k.notFound[e.Command]++
+	k.why[e.Command] = e
 	believed := e.Code == chat.CodeNotOffered || !k.answered[e.Command] && k.notFound[e.Command] >= notFoundMost
 	k.mu.Unlock()
 	if !believed || !k.offers(e.Command) {
@@ -130,6 +133,19 @@ func (k *knowledge) missed(e *chat.Error) bool {
 	k.log.Warn("a command is not offered here", "command", string(e.Command), "means", means, "err", e, "asked_again_after", askAgain)
 	k.change(func(n *Known) { *n.missing(e.Command) = time.Now().Round(0) })
 	return true
+}
+
+// mayReplace is [ErrMayReplace] with what the API said.
+func (k *knowledge) mayReplace() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	err := ErrMayReplace
+	for _, c := range []chat.Command{chat.UpdateContactGroup, chat.GetContactGroup} {
+		if why := k.why[c]; why != nil { // else it was found out earlier
+			err = fmt.Errorf("%w; %w", err, why)
+		}
+	}
+	return err
 }
 
 // keys are locks by name.

@@ -112,6 +112,9 @@ type Config struct {
 	// AcceptReplace lets create be called where it may take out what a group holds, and nobody can tell.
 	AcceptReplace bool
 
+	// OnNoAnswer, unless nil, is called with the error of each call that the API did not answer, before the pace knows of it.
+	OnNoAnswer func(error)
+
 	// LeaveOn tells whether Run returns a halt instead of waiting for its end; nil means that it always waits.
 	LeaveOn func(cause error) bool
 }

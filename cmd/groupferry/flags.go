@@ -140,6 +140,7 @@ type apiFlags struct {
 	concurrency      int
 	attempts         int
 	timeout          time.Duration
+	acceptReplace    bool
 
 	simulator string // base URL of the simulator in this process; it goes before all others
 }
@@ -156,7 +157,10 @@ func (a *apiFlags) add(cmd *cobra.Command) {
 	f.IntVar(&a.chunk, "chunk-size", chat.MaxItemsPerCall, "conversations in a call, at most 100")
 	f.IntVar(&a.concurrency, "concurrency", 256, "jobs in flight at once")
 	f.IntVar(&a.attempts, "max-attempts", 8, "attempts of a job before its failure is final")
-	f.DurationVar(&a.timeout, "timeout", 10*time.Second, "of one call")
+	f.DurationVar(&a.timeout, "timeout", 10*time.Second, "of one call; at least 3s, which the API takes itself")
+	f.BoolVar(&a.acceptReplace, "accept-replace", false,
+		"write where the API offers neither update_contact_group nor get_contact_group;\n"+
+			"a group that exists may lose all conversations that the import does not have")
 }
 
 // An apiClient is the API's client, and the shortest round trip that it saw.
@@ -176,8 +180,9 @@ func (p *program) client(a *apiFlags) (*apiClient, error) {
 		return nil, usagef("--concurrency %d: at least 1", a.concurrency)
 	case a.attempts < 1:
 		return nil, usagef("--max-attempts %d: at least 1", a.attempts)
-	case a.timeout <= 0:
-		return nil, usagef("--timeout %v: more than that", a.timeout)
+	case a.timeout < chat.ServerTimeout:
+		return nil, usagef("--timeout %v: at least %v, for the API can take so long to give up a call that it may still carry out",
+			a.timeout, chat.ServerTimeout)
 	}
 	minRTT := &governor.MinRTT{}
 	made := func(c *chat.Client, err error) (*apiClient, error) {

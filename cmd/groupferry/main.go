@@ -22,6 +22,7 @@ import (
 	"groupferry/internal/chat"
 	"groupferry/internal/governor"
 	"groupferry/internal/job"
+	"groupferry/worker"
 )
 
 func main() {
@@ -100,7 +101,7 @@ func exitCode(err error) int {
 	case errors.Is(err, errInterrupted), errors.Is(err, context.Canceled):
 		return exitInterrupted
 	case errors.As(err, &usage), errors.As(err, &config), errors.Is(err, broker.ErrTooOld), errors.Is(err, broker.ErrNoJetStream),
-		errors.Is(err, broker.ErrSchema), errors.Is(err, job.ErrVersion):
+		errors.Is(err, broker.ErrSchema), errors.Is(err, job.ErrVersion), errors.Is(err, worker.ErrMayReplace):
 		return exitUsage
 	case governor.IsHalted(err):
 		return exitHalted
@@ -125,6 +126,8 @@ func hintFor(err error) string {
 		return "make room on its disk, or see that it can be written to"
 	case errors.As(err, &h):
 		return h.hint
+	case errors.Is(err, worker.ErrMayReplace):
+		return "check the API URL; --accept-replace writes all the same, and such a group may then hold nothing but this import's"
 	case errors.As(err, &e):
 		return e.Remedy()
 	}

@@ -75,7 +75,7 @@ func (p *program) newWorkerProcess(
 		Conn: s.conn, Queue: s.Queue, API: api.Client, App: id, RoundTrip: api.minRTT,
 		Name: uniqueName(), Host: processName(), Rate: a.rate, Timeout: a.timeout, Clock: clock.Clock{Wall: wallClock},
 		Worker: worker.Config{
-			Concurrency: a.concurrency, ChunkSize: a.chunk, MaxAttempts: a.attempts,
+			Concurrency: a.concurrency, ChunkSize: a.chunk, MaxAttempts: a.attempts, AcceptReplace: a.acceptReplace,
 			Name: processName(), Observer: observer{w.counters, m}, Log: p.console.log,
 		},
 		Log: p.console.log, LeaveOnHalt: opts.leaveOnHalt, LiftHalt: opts.liftHalt, Resume: opts.resume,

@@ -68,11 +68,12 @@ type Engine struct {
 	gate      *governor.Gate
 	candidate *lease.Candidate
 
-	verified atomic.Bool  // the credentials have worked
-	others   atomic.Int64 // renewals by other leaders, as seen here
-	lifting  atomic.Bool  // a halt that stands is to be ended by this process: it does not close the gate
-	rate     atomic.Int64 // of the namespace; 0: that of this process
-	changes  atomic.Int64 // of the leader, as seen here
+	verified atomic.Bool           // the credentials have worked
+	others   atomic.Int64          // renewals by other leaders, as seen here
+	lifting  atomic.Bool           // a halt that stands is to be ended by this process: it does not close the gate
+	rate     atomic.Int64          // of the namespace; 0: that of this process
+	changes  atomic.Int64          // of the leader, as seen here
+	noAnswer atomic.Pointer[error] // why the last call had none that had none
 	leader   atomic.Pointer[lease.Record]
 	known    chan struct{} // closed once halt and rate of the namespace are known
 	once     sync.Once     // closes it
@@ -349,6 +350,9 @@ const (
 	checkBackoff = 200 * time.Millisecond
 	checkPause   = 5 * time.Second
 
+	// refusedMost calls in a row that something in between refused, within 3 s by the pauses between them, are no accident.
+	refusedMost = 5
+
 	// checkPatience is for commands that end with their import: somebody waits to be told that the API is out of
 	// reach. No new call is made after it.
 	checkPatience = 15 * time.Second
@@ -361,11 +365,15 @@ var errCredentials = errors.New("the API refuses the credentials of this process
 var ErrAPIUnreachable = errors.New("the API is out of reach")
 
 func (e *Engine) checkCredentials(ctx context.Context, pace *governor.Governor) error {
-	start, renewed := time.Now(), false
+	start, renewed, refused := time.Now(), false, 0
 	for pause := checkBackoff; ; pause = min(2*pause, checkPause) {
 		failure, err := e.checkOnce(ctx, pace)
 		if failure == nil || ctx.Err() != nil {
 			return err
+		}
+		refused++
+		if failure.Class() != chat.HaltRepeated {
+			refused = 0
 		}
 		switch class := failure.Class(); {
 		case class == chat.Refresh && !renewed:
@@ -374,7 +382,7 @@ func (e *Engine) checkCredentials(ctx context.Context, pace *governor.Governor) 
 				return fmt.Errorf("%w: %w", errCredentials, &governor.HaltedError{Cause: err})
 			}
 			continue
-		case class == chat.Halt, class == chat.Refresh:
+		case class == chat.Halt, class == chat.Refresh, refused >= refusedMost:
 			return fmt.Errorf("%w: %w", errCredentials, &governor.HaltedError{Cause: err})
 		}
 		if time.Since(start) > checkPatience {
@@ -410,8 +418,9 @@ func (e *Engine) checkOnce(ctx context.Context, pace *governor.Governor) (*chat.
 		outcome = governor.Cancelled
 	case failure.Class() == chat.Throttle:
 		outcome = governor.Throttled
-	case failure.Code == 0 && !failure.NotOffered():
+	case failure.Code == 0:
 		outcome = governor.Lost
+		e.noAnswer.Store(&err)
 	}
 	permit.Done(outcome)
 	if outcome == governor.Unsent {
@@ -428,7 +437,11 @@ func (e *Engine) checkOnce(ctx context.Context, pace *governor.Governor) (*chat.
 
 func (e *Engine) outage(on bool) {
 	if on {
-		e.log.Warn("the API is out of reach: probing with one call at a time, no job is lost")
+		var err error
+		if last := e.noAnswer.Load(); last != nil {
+			err = *last
+		}
+		e.log.Warn("the API is out of reach: probing with one call at a time, no job is lost", "err", err)
 		return
 	}
 	e.log.Info("the API answers again")

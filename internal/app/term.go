@@ -179,13 +179,21 @@ func (t *term) work() error {
 	})
 	running.Go(func() { t.cutGraceShort(working, stopWorking) })
 
-	if err := e.verify(beginning, t.pace); err != nil {
+	err := e.verify(beginning, t.pace)
+	if err != nil {
 		return err
 	}
 	cfg := e.cfg.Worker
+	cfg.OnNoAnswer = func(err error) { e.noAnswer.Store(&err) }
 	cfg.LeaveOn = nil
 	if e.cfg.LeaveOnHalt {
 		cfg.LeaveOn = func(cause error) bool { return !IsPause(cause) }
+	}
+	learned := make(chan worker.Known, 1)
+	cfg.OnKnown = func(k worker.Known) { latest(learned, k) }
+	running.Go(func() { e.keepKnown(writing, learned) })
+	if cfg.Known, err = e.knownAPI(beginning); err != nil {
+		return err
 	}
 	return worker.New(cfg, termJobs{t.jobs, t.pace}, e.cfg.API, t.pace).Run(working, t.stop)
 }

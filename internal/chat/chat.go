@@ -22,6 +22,8 @@
 // The simulator in package chatsim speaks the other side.
 package chat
 
+import "time"
+
 // A Command is the last part of the path of a call. Each command has its own limit on calls per second.
 type Command string
 
@@ -52,6 +54,10 @@ const (
 	MaxGroupIDBytes          = 48   // printable ASCII; 50002
 	MaxRate                  = 200  // calls a second for each command of one app; 60007
 )
+
+// ServerTimeout is when the API itself gives up a call, by the vendor's document. A caller that waits less may be gone
+// when the call takes effect.
+const ServerTimeout = 3 * time.Second
 
 // The types of an [Item].
 const (

@@ -180,6 +180,9 @@ func (c *Client) String() string {
 	return fmt.Sprintf("chat client of app %d at %s", c.appID, c.base.Host)
 }
 
+// Address is the URL of the API, without the paths of the commands.
+func (c *Client) Address() string { return c.base.String() }
+
 // GoString is [Client.String].
 func (c *Client) GoString() string { return c.String() }
 

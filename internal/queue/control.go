@@ -21,6 +21,7 @@ const (
 	appKey  = "app"
 	haltKey = "halt" // its value is null when there is no halt, so that each change has a revision
 	rateKey = "rate"
+	apiKey  = "api"
 )
 
 // controlVersion is the version of app and halt that this package writes, and the newest that it reads.
@@ -239,6 +240,21 @@ func (q *Queue) SetRate(ctx context.Context, calls int) error {
 		return err
 	})
 	return q.fault(ctx, "set rate", err)
+}
+
+// KnownAPI reads what [Queue.SetKnownAPI] wrote; nil when nobody did.
+func (q *Queue) KnownAPI(ctx context.Context) ([]byte, error) {
+	b, _, err := q.controlValue(ctx, apiKey)
+	return b, err
+}
+
+// SetKnownAPI keeps what leaders found out about the API, for those that follow.
+func (q *Queue) SetKnownAPI(ctx context.Context, b []byte) error {
+	err := q.conn.Ask(ctx, func(ctx context.Context) error {
+		_, err := q.control.Put(ctx, apiKey, b)
+		return err
+	})
+	return q.fault(ctx, "write what is known about the API", err)
 }
 
 // A Watcher has what [Queue.Watch] calls; each may be nil. They are called one at a time.
