@@ -30,7 +30,7 @@ import (
 //   - A group one of whose calls had no answer is read back in the end, and what is missing is sent again. While a create
 //     without an answer may still take effect, nothing else is sent to its group.
 //
-// Doing a job twice ends in the same state. One job at a time works on a group.
+// Doing a job twice ends in the same state. One job at a time works on the groups of a user.
 
 // Codes of a result that no code of the API stands for.
 const (
@@ -85,10 +85,11 @@ func (a *attempt) run(ctx context.Context) error {
 	return nil
 }
 
-// lock keeps other jobs away from the group: they would look whether it exists at the same time, and create it twice.
+// lock keeps the user's other jobs away. They would find at the same time that a group does not exist, and create it twice;
+// and where one of them changes what the user has between two pages of a read, the read misses something.
 func (a *attempt) lock(ctx context.Context) (free func(), err error) {
 	for {
-		free, wait := a.w.groups.try(a.result.FromAccount + "\x00" + a.result.GroupName)
+		free, wait := a.w.users.try(a.result.FromAccount)
 		if free != nil {
 			return free, nil
 		}
@@ -265,19 +266,29 @@ func (a *attempt) sendChunk(ctx context.Context, items []chat.Item) (chat.Respon
 		}
 		return response, err
 	}
+	var response chat.Response
+	var err error
+	tried := false
 	if a.group == absent && reading == "" {
-		if response, err, tried := a.tryCreate(ctx, items); tried {
-			return response, err
-		}
+		response, err, tried = a.tryCreate(ctx, items)
 	}
-	response, err := a.create(ctx, items)
-	if e, ok := rejection(err); ok && (reading == Refuse && e.Code == refusal || a.maybeCreated) {
+	if !tried {
+		response, err = a.create(ctx, items)
+	}
+	if e, ok := rejection(err); ok && (reading == Refuse && e.Code == refusal || a.maybeCreated || mayExist(e)) &&
+		a.w.known.offers(chat.UpdateContactGroup) {
 		added, uerr := a.update(ctx, items)
 		if _, ok := rejection(uerr); !ok {
 			return added, uerr
 		}
 	}
 	return response, err
+}
+
+// mayExist tells whether create may have been refused because the group is there by now, from a call of an earlier leader
+// that took effect late. No document says with which code that would be.
+func mayExist(e *chat.Error) bool {
+	return e.Code == chat.CodeBadParameter || e.Code == chat.CodeTooManyGroups || e.Code != 0 && e.Class() == chat.Unknown
 }
 
 // addOrFind adds a chunk to the group, or finds that the group does not exist.
@@ -451,6 +462,7 @@ func (a *attempt) writeWhole(ctx context.Context) error {
 			return a.sendAll(ctx, added)
 		}
 	}
+	lost := false
 	if room < len(added) {
 		for _, i := range added[room:] {
 			c := &a.result.Conversations[i]
@@ -458,9 +470,9 @@ func (a *attempt) writeWhole(ctx context.Context) error {
 		}
 		added = added[:room]
 	}
-	for pass := 0; len(added) > 0; pass++ {
+	for pass := 0; len(added) > 0 || lost; pass++ {
 		if pass > 0 {
-			if err := sleep(ctx, jittered(backoff(callBackoff, time.Second, pass))); err != nil {
+			if err := sleep(ctx, jittered(backoff(callBackoff, 5*time.Second, pass))); err != nil {
 				return err
 			}
 		}
@@ -476,23 +488,17 @@ func (a *attempt) writeWhole(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		again := a.noteAll(places, response, pass == resends)
-		a.needsCheck = a.needsCheck || len(members) > 0 || len(carried) > 0
-		for _, i := range again {
-			if !slices.Contains(added, i) { // it is in no group any more
-				added = append(added, i)
-			}
+		a.needsCheck = a.needsCheck || len(others) > 0 || len(carried) > 0
+		again := a.noteAll(places, response, pass >= resends)
+		lost = false // what was there before this create
+		for k := range others {
+			r := response.Items[len(places)+k]
+			lost = lost || pass < callTries && (!r.Answered || r.Code != 0 && chat.ClassOf(r.Code) != chat.Permanent)
 		}
-		if len(again) == 0 {
-			return nil
-		}
-		var in []int
-		for _, i := range places {
-			if a.result.Conversations[i].Code == "" {
-				in = append(in, i)
-			}
-		}
-		carried, added = in, again
+		carried = slices.DeleteFunc(places, func(i int) bool {
+			return a.result.Conversations[i].Code != ""
+		})
+		added = again
 	}
 	return nil
 }

@@ -146,7 +146,7 @@ type Worker struct {
 	waiting atomic.Int64  // slots that wait for a job
 
 	known   *knowledge
-	groups  keys // those that a job works on
+	users   keys // those whose groups a job works on
 	repeats repeats
 
 	mu       sync.Mutex
@@ -190,10 +190,10 @@ func New(cfg Config, jobs Jobs, api API, pace Pace) *Worker {
 	}
 	return &Worker{
 		cfg: cfg, jobs: jobs, api: api, pace: pace,
-		turn:   make(chan struct{}, 1),
-		known:  newKnowledge(cfg.Known, cfg.OnKnown, cfg.Log),
-		groups: keys{held: map[string]chan struct{}{}},
-		spent:  map[messageID]spent{},
+		turn:  make(chan struct{}, 1),
+		known: newKnowledge(cfg.Known, cfg.OnKnown, cfg.Log),
+		users: keys{held: map[string]chan struct{}{}},
+		spent: map[messageID]spent{},
 	}
 }
 

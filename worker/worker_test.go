@@ -33,6 +33,7 @@ type stream struct {
 	kept    []job.Result // all results, by sequence from 1
 	failed  int          // so many reads of a prior result fail
 	taking  int          // calls of Next at this moment
+	crashes int          // what was delivered before the last one is ignored
 }
 
 type message struct {
@@ -93,7 +94,7 @@ func (s *stream) due() (Delivery, error) {
 	for seq := uint64(1); seq <= s.next; seq++ {
 		if m := s.jobs[seq]; m != nil && !m.inFlight && !time.Now().Before(m.from) {
 			m.inFlight = true
-			return &delivery{s: s, seq: seq, attempt: m.attempts + 1}, nil
+			return &delivery{s: s, seq: seq, attempt: m.attempts + 1, life: s.crashes}, nil
 		}
 	}
 	return nil, nil
@@ -121,6 +122,17 @@ type delivery struct {
 	s       *stream
 	seq     uint64
 	attempt int
+	life    int // crashes before it
+}
+
+// crash makes everything in flight be delivered again, as a new leader does; what its worker says of it now is too late.
+func (s *stream) crash() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.crashes++
+	for _, m := range s.jobs {
+		m.inFlight, m.attempts = false, 0
+	}
 }
 
 func (d *delivery) Import() string   { return "imp" }
@@ -129,7 +141,11 @@ func (d *delivery) Attempt() int     { return d.attempt }
 func (d *delivery) Job() (job.Job, error) {
 	d.s.mu.Lock()
 	defer d.s.mu.Unlock()
-	return job.Decode(d.s.jobs[d.seq].raw)
+	m := d.s.jobs[d.seq]
+	if m == nil { // after a crash
+		return job.Job{}, errors.New("gone")
+	}
+	return job.Decode(m.raw)
 }
 
 func (d *delivery) Prior(context.Context) (*job.Result, error) {
@@ -149,6 +165,9 @@ func (d *delivery) Prior(context.Context) (*job.Result, error) {
 func (d *delivery) Finish(r job.Result) {
 	d.s.mu.Lock()
 	defer d.s.mu.Unlock()
+	if d.life != d.s.crashes {
+		return
+	}
 	if m := d.s.jobs[d.seq]; m == nil || !m.inFlight {
 		panic("finished and not in flight")
 	}
@@ -160,6 +179,9 @@ func (d *delivery) Finish(r job.Result) {
 func (d *delivery) Requeue(after time.Duration, counted bool) {
 	d.s.mu.Lock()
 	defer d.s.mu.Unlock()
+	if d.life != d.s.crashes {
+		return
+	}
 	m := d.s.jobs[d.seq]
 	if m == nil || !m.inFlight {
 		panic("requeued and not in flight")
@@ -208,7 +230,10 @@ type api struct {
 	// fault may answer in the API's stead; applied tells it to answer only after the call took effect.
 	fault func(n int, command chat.Command, user string) (err error, applied bool)
 	item  func(chat.Item) int // code of a conversation
-	short bool                // an answer leaves out the last conversation, once
+
+	// late may tell that a call has no answer, and takes effect 2.5 s later.
+	late  func(command chat.Command) bool
+	short bool // an answer leaves out the last conversation, once
 }
 
 func newAPI(existing string) *api {
@@ -230,6 +255,14 @@ func (a *api) call(c chat.Command, user string, apply func() (chat.Response, err
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.underway[user]--
+	if a.late != nil && a.late(c) {
+		time.AfterFunc(2500*time.Millisecond, func() {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			apply()
+		})
+		return chat.Response{}, &chat.Error{Command: c, Cause: errors.New("reset")}
+	}
 	if a.fault != nil {
 		if err, applied := a.fault(n, c, user); err != nil {
 			if applied {
@@ -574,9 +607,9 @@ func TestPermanentFailures(t *testing.T) {
 		calls   int // of create and update
 	}{
 		{"unknown user ends the job", 50001, 250, 1},
-		{"too many groups ends the job", 51010, 250, 1},
-		{"a malformed chunk says nothing of the next", chat.CodeBadParameter, 250, 3},
-		{"an unknown code: three tries", 59999, 90, 3},
+		{"too many groups, looked at with update", 51010, 250, 2},
+		{"a malformed chunk says nothing of the next", chat.CodeBadParameter, 250, 6},
+		{"an unknown code: three tries", 59999, 90, 4},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
