@@ -213,7 +213,7 @@ func (s *stream) again(j job.Job, generation int, wanted ...job.Conversation) {
 	s.add(j.AppendJSON(nil))
 }
 
-// api is a model of the API, as small as the plan of calls.go needs it.
+// api is a model of the API, as small as the plan of group.go needs it.
 type api struct {
 	mu       sync.Mutex
 	existing string // append, replace, refuse
