@@ -71,6 +71,10 @@ func call[A any](ctx context.Context, a *attempt, command chat.Command, do func(
 		if err != nil {
 			return none, err
 		}
+		if command != chat.CreateContactGroup && !a.w.known.offers(command) { // found out meanwhile
+			permit.Done(governor.Unsent)
+			return none, &chat.Error{Command: command, Code: chat.CodeNotOffered}
+		}
 		response, excused, err := callOnce(ctx, a, permit, command, unsent >= unsentMost, do, code)
 		if err == nil {
 			a.w.repeats.reset()
@@ -187,7 +191,7 @@ func outcomeOf(ctx context.Context, err error) governor.Outcome {
 		return governor.Unsent
 	case e.Class() == chat.Throttle:
 		return governor.Throttled
-	case e.Code != 0:
+	case e.Code != 0, e.NotOffered():
 		return governor.Answered
 	case e.Status == 0 && ctx.Err() != nil:
 		return governor.Cancelled

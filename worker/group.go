@@ -336,10 +336,13 @@ func (a *attempt) tryCreate(ctx context.Context, items []chat.Item) (_ chat.Resp
 	default:
 		return chat.Response{}, nil, false
 	}
-	if err := a.experiment(ctx, items[:len(items)/2], items[len(items)/2:]); err != nil {
-		return chat.Response{}, err, true
+	if reading, _ := a.w.known.create(); reading != "" { // found out just now
+		return chat.Response{}, nil, false
 	}
-	response, err := a.update(ctx, items)
+	response, err := a.experiment(ctx, items[:len(items)/2], items[len(items)/2:])
+	if len(response.Items) < len(items) && err == nil {
+		response, err = a.update(ctx, items)
+	}
 	return response, err, true
 }
 
@@ -354,7 +357,7 @@ func (a *attempt) awaitReading(ctx context.Context, first, second []chat.Item) (
 	}
 	reading, _ := a.w.known.create()
 	if reading == "" {
-		err = a.experiment(ctx, first, second)
+		_, err = a.experiment(ctx, first, second)
 		if rejected, ok := rejection(err); ok { // the create that follows will say it of each conversation
 			a.w.cfg.Log.Debug("what create does was not found out", "err", rejected)
 			err = nil
@@ -365,37 +368,36 @@ func (a *attempt) awaitReading(ctx context.Context, first, second []chat.Item) (
 }
 
 // experiment creates a group that does not exist with some items, and again with others, and looks what became of it.
-// What the group holds afterwards is some of the items.
-func (a *attempt) experiment(ctx context.Context, some, others []chat.Item) error {
+// The response is about all of them if create appends; else the group holds some of the items.
+func (a *attempt) experiment(ctx context.Context, some, others []chat.Item) (none chat.Response, err error) {
 	first, err := a.create(ctx, some)
 	if err != nil {
-		return err
+		return none, err
 	}
 	second, err := a.create(ctx, others)
 	if e, ok := rejection(err); ok {
 		// The others may be what it did not like.
-		if _, err = a.create(ctx, some); err == nil {
-			return nil
-		}
+		_, err = a.create(ctx, some)
 		if again, ok := rejection(err); ok {
 			if again.Code == e.Code {
 				a.w.known.learn(Refuse, e.Code)
 			}
-			return nil
+			return none, nil
 		}
+		return none, err
 	}
 	if err != nil {
-		return err
+		return none, err
 	}
 	if err := a.settle(ctx); err != nil {
-		return err
+		return none, err
 	}
 	members, err := a.find(ctx)
 	if notOffered(err) {
-		return nil
+		return none, nil
 	}
 	if err != nil {
-		return err
+		return none, err
 	}
 	in, out := 0, 0 // of the first items
 	for k, it := range some {
@@ -409,16 +411,17 @@ func (a *attempt) experiment(ctx context.Context, some, others []chat.Item) erro
 	}
 	for k, it := range others {
 		if second.Items[k].Answered && second.Items[k].Code == 0 && !members[it] {
-			return nil // what was read is not what was written last
+			return none, nil // what was read is not what was written last
 		}
 	}
 	switch {
 	case in > 0 && out == 0:
 		a.w.known.learn(Append, 0)
+		return chat.Response{GroupID: second.GroupID, Items: slices.Concat(first.Items, second.Items)}, nil
 	case out > 0 && in == 0:
 		a.w.known.learn(Replace, 0)
 	}
-	return nil
+	return none, nil
 }
 
 // writeWhole writes a group where only create can: it carries what the group holds as well.
@@ -593,9 +596,6 @@ func (a *attempt) check(ctx context.Context) error {
 
 // find reads the user's groups: whether the job's group exists, and what it holds.
 func (a *attempt) find(ctx context.Context) (map[chat.Item]bool, error) {
-	if !a.w.known.offers(chat.GetContactGroup) {
-		return nil, &chat.Error{Command: chat.GetContactGroup, Code: chat.CodeNotOffered}
-	}
 	var id int64
 	known := false
 	var listed []chat.Membership

@@ -126,11 +126,12 @@ func (k *knowledge) missed(e *chat.Error) bool {
 	if !believed || !k.offers(e.Command) {
 		return believed
 	}
-	means := "groups cannot be read back"
 	if e.Command == chat.UpdateContactGroup {
-		means = "groups are written with create alone: of more than 100 conversations the rest fails, unless create adds to groups"
+		k.log.Warn("update_contact_group is not offered here: groups are written with create alone, which carries 100 "+
+			"conversations; where a group has more, the rest fails, unless create is found to add to groups", "err", e)
+	} else {
+		k.log.Warn("get_contact_group is not offered here: groups cannot be read back", "err", e)
 	}
-	k.log.Warn("a command is not offered here", "command", string(e.Command), "means", means, "err", e, "asked_again_after", askAgain)
 	k.change(func(n *Known) { *n.missing(e.Command) = time.Now().Round(0) })
 	return true
 }

@@ -1190,7 +1190,7 @@ func TestOutcomeOf(t *testing.T) {
 		{"a code, as the context ended", gone, coded(c, 51013), governor.Answered},
 		{"slower", live, coded(c, 60007), governor.Throttled},
 		{"slower, as the context ended", gone, coded(c, 60011), governor.Throttled},
-		{"not offered, or something in between", live, status(c, 404), governor.Lost},
+		{"not offered, or something in between", live, status(c, 404), governor.Answered},
 		{"not offered", live, coded(c, 60009), governor.Answered},
 		{"something in between", live, status(c, 502), governor.Lost},
 		{"something in between, as the context ended", gone, status(c, 502), governor.Lost},

@@ -124,7 +124,7 @@ func (p *pairRun) live(binary string, seed uint64) {
 	})
 	p.sim, p.s = sim, newShell(t, url)
 	p.s.program = binary
-	p.s.env["GROUPFERRY_TIMEOUT"] = "1s"
+	p.s.env["GROUPFERRY_TIMEOUT"] = "3s"
 	if seed%2 == 0 {
 		p.note("the server is this process's")
 		p.own = p.s.open()
@@ -408,7 +408,7 @@ func TestCrashJob(t *testing.T) {
 	sim, url := startSim(t, chatsim.Config{Existing: chatsim.Replace})
 	s := newShell(t, url)
 	s.program = withFailpoints(t)
-	s.env["GROUPFERRY_TIMEOUT"] = "1s"
+	s.env["GROUPFERRY_TIMEOUT"] = "3s"
 	run := []string{"run", "--import-id", "deadly", "--concurrency", "4", writeRows(t, rows)}
 	s.env["GROUPFERRY_FAILPOINT"] = "job-" + killer
 	kills := 0

@@ -561,8 +561,9 @@ func TestFleetTwoCommands(t *testing.T) {
 	f.checkAttempts()
 	f.checkPace()
 	f.stopWorkers()
-	if c := f.sim.Ledger().Commands[chat.UpdateContactGroup]; c.Calls != len(f.rows)/101 {
-		t.Errorf("update: got %d calls, want %d", c.Calls, len(f.rows)/101)
+	// Some more are made until it is known what create does.
+	if c := f.sim.Ledger().Commands[chat.UpdateContactGroup]; c.Calls < len(f.rows)/101 {
+		t.Errorf("update: got %d calls, want %d at least", c.Calls, len(f.rows)/101)
 	}
 }
 

@@ -280,7 +280,7 @@ func live(t *testing.T, binary string, seed uint64, crashes map[string][]crash, 
 	})
 	l := &life{t: t, s: newShell(t, url), sim: sim, crashes: crashes, seen: seen}
 	l.s.program = binary
-	l.s.env["GROUPFERRY_TIMEOUT"] = "1s"
+	l.s.env["GROUPFERRY_TIMEOUT"] = "3s"
 	file := writeRows(t, rows)
 	run := []string{"run", "--import-id", "life", "--concurrency", fmt.Sprint(slots), "--output", "json", file}
 

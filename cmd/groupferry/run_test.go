@@ -13,6 +13,7 @@ import (
 
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
+	"groupferry/worker"
 )
 
 // addUp checks that a report accounts for every row and every conversation.
@@ -216,14 +217,31 @@ func TestEveryReadingOfCreate(t *testing.T) {
 	}
 }
 
-// Where groups can neither be updated nor read, create's own answers have to do, and it is said.
+// Where groups can neither be updated nor read, nothing is written unless that is accepted; then a group gets what one
+// call carries, and the rest has failed.
 func TestNothingButCreate(t *testing.T) {
 	t.Parallel()
 	rows := makeRows(8, 250, 30)
 	sim, url := startSim(t, chatsim.Config{NoUpdate: true, NoGet: true})
-	c := newShell(t, url).run(exitDone, "run", writeRows(t, rows))
-	c.wantErr("update_contact_group is not offered", "get_contact_group is not offered either")
-	checkState(t, sim, stateOf(rows))
+	s := newShell(t, url)
+	file := writeRows(t, rows)
+	c := s.run(exitUsage, "run", file)
+	c.wantErr("neither update_contact_group nor get_contact_group is offered", "--accept-replace")
+	if n := sim.Ledger().Commands[chat.CreateContactGroup].Calls; n != 0 {
+		t.Errorf("got %d creates, want none", n)
+	}
+	c = s.run(exitIncomplete, "run", "--accept-replace", "--output", "json", file)
+	r := c.report()
+	in := rowsOf(sim.State())
+	failed := s.results(r.Import, "--failed")
+	for w, line := range failed {
+		if in[w] || line.Code != worker.CodeNeedsUpdate {
+			t.Errorf("%+v: got %+v, in the group: %t; want %s, and that it is not", w, line, in[w], worker.CodeNeedsUpdate)
+		}
+	}
+	if len(failed) != 150 || len(in) != 130 {
+		t.Errorf("got %d failed and %d in their groups, want 150 and 130", len(failed), len(in))
+	}
 }
 
 // faultySizes make about 90 calls.
@@ -245,7 +263,7 @@ func TestFaults(t *testing.T) {
 		{"60007:33%+20", "60011:33%+20"},
 		// Conversations are sent three times at most, and a signature is made anew once: more than these can strike
 		// one job too often to pass.
-		{"item-51007:1+2"}, {"item-50004:1+2"}, {"70001:1+1"},
+		{"create_contact_group/item-51007+2"}, {"create_contact_group/item-50004+2"}, {"70001:1+1"},
 		{"50004:6%", "http-502:6%", "reset:6%", "lost:6%", "cut:6%", "garbage:6%"},
 		{"lost:15%", "hang:2%", "60007:15%+30", "50005:15%"},
 		{"60008:5%", "cut:15%", "reset:15%", "item-51007:1+2"},
@@ -263,7 +281,7 @@ func TestFaults(t *testing.T) {
 			}
 			rows := makeRows(uint64(i), faultySizes()...)
 			sim, url := startSim(t, cfg)
-			c := newShell(t, url).run(exitDone, "run", "--output", "json", "--timeout", "500ms", writeRows(t, rows))
+			c := newShell(t, url).run(exitDone, "run", "--output", "json", "--timeout", "3s", writeRows(t, rows))
 			addUp(t, c, len(rows), len(rows))
 			checkState(t, sim, stateOf(rows))
 			l := sim.Ledger()

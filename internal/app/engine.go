@@ -358,8 +358,8 @@ const (
 	checkPatience = 15 * time.Second
 )
 
-// errCredentials says that the API refused this process, whose credentials have never worked.
-var errCredentials = errors.New("the API refuses the credentials of this process")
+// errCredentials says that the API, or something on the way to it, refused this process, whose credentials have never worked.
+var errCredentials = errors.New("no call of this process was ever accepted")
 
 // ErrAPIUnreachable says that the API did not answer before the first call of a job.
 var ErrAPIUnreachable = errors.New("the API is out of reach")
@@ -418,7 +418,7 @@ func (e *Engine) checkOnce(ctx context.Context, pace *governor.Governor) (*chat.
 		outcome = governor.Cancelled
 	case failure.Class() == chat.Throttle:
 		outcome = governor.Throttled
-	case failure.Code == 0:
+	case failure.Code == 0 && !failure.NotOffered():
 		outcome = governor.Lost
 		e.noAnswer.Store(&err)
 	}

@@ -159,7 +159,9 @@ func (t *term) work() error {
 	}
 	writing, stopWriting := context.WithCancel(context.WithoutCancel(t.ctx))
 	defer stopWriting()
+	swept := make(chan struct{})
 	running.Go(func() { // what a command that was cut off left behind
+		defer close(swept)
 		if err := e.cfg.Queue.Sweep(writing); err != nil && writing.Err() == nil {
 			e.log.Warn("an import that was ended is not removed yet", "err", err)
 		}
@@ -195,7 +197,15 @@ func (t *term) work() error {
 	if cfg.Known, err = e.knownAPI(beginning); err != nil {
 		return err
 	}
-	return worker.New(cfg, termJobs{t.jobs, t.pace}, e.cfg.API, t.pace).Run(working, t.stop)
+	err = worker.New(cfg, termJobs{t.jobs, t.pace}, e.cfg.API, t.pace).Run(working, t.stop)
+	last, cancel := e.last(t.ctx)
+	defer cancel()
+	select {
+	case <-swept: // who works until nothing is left, leaves nothing
+	case <-last.Done():
+	case <-t.ctx.Done():
+	}
+	return err
 }
 
 // open begins the term on the queue, and waits until it is known whether the namespace is halted, and its rate.
