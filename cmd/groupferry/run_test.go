@@ -258,7 +258,7 @@ func TestFaults(t *testing.T) {
 	readings := []chatsim.Existing{chatsim.Append, chatsim.Replace, chatsim.Refuse}
 	tests := [][]string{
 		{"50004:33%"}, {"50005:33%"}, {"60008:33%"}, {"http-502:33%"}, {"http-429:33%"}, {"reset:33%"}, {"lost:33%"},
-		{"cut:33%"}, {"garbage:33%"}, {"hang:33%"},
+		{"cut:33%"}, {"garbage:33%"}, {"hang:15%"},
 		// A rate that is throttled without need goes down for as long as that lasts.
 		{"60007:33%+20", "60011:33%+20"},
 		// Conversations are sent three times at most, and a signature is made anew once: more than these can strike
