@@ -1,19 +1,14 @@
 package main
 
 import (
-	"encoding/json"
+	"errors"
 	"fmt"
-	"io"
-	"iter"
-	"maps"
-	"math"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"groupferry/importer"
+	"groupferry/internal/app"
 	"groupferry/internal/chat"
 	"groupferry/internal/governor"
 )
@@ -46,27 +41,22 @@ A FILE is CSV or JSONL, also compressed with gzip or zstd; - is standard input.`
 			if rate < 1 {
 				return usagef("--rate %d: at least 1", rate)
 			}
-			plan, err := p.read(args, &in, chunk)
+			cfg, err := in.config(p, args, chunk)
 			if err != nil {
 				return err
 			}
-			defer plan.Close()
-			rejects := ""
-			if in.rejects != "" {
-				if rejects, err = p.keepRejects(plan, &in); err != nil {
-					return err
-				}
-			}
-			if err := writeCheck(p.stdout, plan, args, rate, show, chunk, out.format); err != nil {
+			r, err := app.Check(p.soft, app.CheckConfig{Input: cfg, Rate: rate, Show: show})
+			p.console.end()
+			if err != nil && !errors.As(err, new(*app.BudgetError)) {
 				return err
 			}
-			if err := p.withinBudget(plan, &in, rejects); err != nil {
-				return err
+			if werr := out.write(p.stdout, r, func() string { return checkText(&r, args) }); werr != nil {
+				return werr
 			}
-			if plan.Summary.Rejected > 0 {
-				return errIncomplete
+			if err == nil && r.Rejected > 0 {
+				err = errIncomplete
 			}
-			return nil
+			return err
 		},
 	}
 	in.add(cmd)
@@ -78,119 +68,19 @@ A FILE is CSV or JSONL, also compressed with gzip or zstd; - is standard input.`
 	return cmd
 }
 
-// firstCalls are the requests with which the first groups would be made.
-func firstCalls(plan *importer.Plan, show, chunk int) ([]json.RawMessage, error) {
-	calls := []json.RawMessage{}
-	if show <= 0 {
-		return calls, nil
-	}
-	for j := range plan.Jobs() {
-		call := chat.CreateRequest{FromAccount: j.FromAccount, GroupName: j.GroupName}
-		for _, c := range j.Conversations[:min(chunk, len(j.Conversations))] {
-			call.Items = append(call.Items, chat.Item{Type: c.Type, ID: c.ID})
-		}
-		if calls = append(calls, call.Body()); len(calls) == show {
-			break
-		}
-	}
-	return calls, plan.Err()
-}
-
-// writeCheck writes what a plan comes to.
-func writeCheck(w io.Writer, plan *importer.Plan, inputs []string, rate, show, chunk int, format string) error {
-	s := plan.Summary
-	groups := groupRejects(plan.Rejects())
-	if err := plan.Err(); err != nil {
-		return err
-	}
-	calls, err := firstCalls(plan, show, chunk)
-	if err != nil {
-		return err
-	}
-	seconds := math.Ceil(float64(s.Calls) / float64(rate))
-	if format == "json" {
-		type reject struct {
-			Code   string `json:"code"`
-			Reason string `json:"reason"`
-			Count  int64  `json:"count"`
-			First  string `json:"first_file"`
-			AtLine int64  `json:"first_line"`
-		}
-		grouped := []reject{}
-		for _, g := range groups {
-			grouped = append(grouped, reject{g.first.Code, g.first.Reason, g.count, g.first.File, g.first.Line})
-		}
-		type warning struct {
-			Text string `json:"text"`
-			File string `json:"file"`
-			Line int64  `json:"line"`
-		}
-		warned := []warning{}
-		for _, at := range plan.Warnings {
-			warned = append(warned, warning{at.Text, at.File, at.Line})
-		}
-		return writeJSON(w, map[string]any{
-			"import": plan.ImportID, "files": s.Files, "bytes": s.Bytes, "rows": s.Rows, "accepted": s.Accepted,
-			"duplicates": s.Duplicates, "rejected": s.Rejected, "users": s.Users, "groups": s.Jobs, "jobs": s.Jobs,
-			"conversations": s.Conversations, "calls": s.Calls, "rate": rate, "seconds": seconds,
-			"rejects": grouped, "warnings": warned, "warnings_total": s.Warnings, "first_calls": calls,
-		})
-	}
+// checkText says what a check found.
+func checkText(r *app.CheckReport, inputs []string) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "import %s (%s)\n", plan.ImportID, strings.Join(fileNames(inputs), ", "))
-	fmt.Fprintf(&b, "  rows           %-9s accepted %s · duplicates %s · rejected %s\n", count(s.Rows), count(s.Accepted), count(s.Duplicates), count(s.Rejected))
-	fmt.Fprintf(&b, "  groups         %-9s of %s users\n", count(s.Jobs), count(s.Users))
-	fmt.Fprintf(&b, "  conversations  %s\n", count(s.Conversations))
-	fmt.Fprintf(&b, "  calls          %-9s at %d a second: %s\n", count(s.Calls), rate, span(time.Duration(seconds)*time.Second))
-	for _, g := range groups {
-		fmt.Fprintf(&b, "  rejects        %-9s %s: %s; first at %s:%d\n", count(g.count), g.first.Code, g.first.Reason, g.first.File, g.first.Line)
+	fmt.Fprintf(&b, "import %s (%s)\n", r.Import, strings.Join(app.FileNames(inputs), ", "))
+	fmt.Fprintf(&b, "  rows           %-9s accepted %s · duplicates %s · rejected %s\n", count(r.Rows), count(r.Accepted), count(r.Duplicates), count(r.Rejected))
+	fmt.Fprintf(&b, "  groups         %-9s of %s users\n", count(r.Groups), count(r.Users))
+	fmt.Fprintf(&b, "  conversations  %s\n", count(r.Conversations))
+	fmt.Fprintf(&b, "  calls          %-9s at %d a second: %s\n", count(r.Calls), r.Rate, span(time.Duration(r.Seconds)*time.Second))
+	for _, g := range r.Rejects {
+		fmt.Fprintf(&b, "  rejects        %-9s %s: %s; first at %s:%d\n", count(g.Count), g.Code, g.Reason, g.File, g.Line)
 	}
-	for _, call := range calls {
+	for _, call := range r.FirstCalls {
 		fmt.Fprintf(&b, "%s\n", call)
 	}
-	_, err = io.WriteString(w, b.String())
-	return err
-}
-
-type rejectGroup struct {
-	first importer.Reject
-	count int64
-}
-
-// maxRejectGroups bounds what groupRejects holds: some reasons have a line number in them.
-const maxRejectGroups = 1000
-
-// groupRejects gathers rejects with the same code and reason, the most frequent first. Where there are very many
-// reasons, the last ones to appear go by their codes.
-func groupRejects(rejects iter.Seq[importer.Reject]) []rejectGroup {
-	type key struct{ code, reason string }
-	groups := map[key]*rejectGroup{}
-	for r := range rejects {
-		k := key{r.Code, r.Reason}
-		if groups[k] == nil && len(groups) >= maxRejectGroups {
-			r.Reason = "for other reasons"
-			k.reason = r.Reason
-		}
-		if groups[k] == nil {
-			groups[k] = &rejectGroup{first: r}
-		}
-		groups[k].count++
-	}
-	all := make([]rejectGroup, 0, len(groups))
-	for g := range maps.Values(groups) {
-		all = append(all, *g)
-	}
-	slices.SortFunc(all, func(a, b rejectGroup) int {
-		if a.count != b.count {
-			return int(b.count - a.count)
-		}
-		if c := strings.Compare(a.first.File, b.first.File); c != 0 {
-			return c
-		}
-		if a.first.Line != b.first.Line {
-			return int(a.first.Line - b.first.Line)
-		}
-		return strings.Compare(a.first.Reason, b.first.Reason)
-	})
-	return all
+	return b.String()
 }

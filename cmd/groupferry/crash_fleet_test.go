@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"groupferry/internal/app"
 	"groupferry/internal/broker"
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
@@ -25,7 +26,7 @@ type crashRun struct {
 	s     *shell
 	sim   *chatsim.Sim
 	nodes []*natsProcess
-	q     *store
+	q     *app.Namespace
 	rng   *rand.Rand
 
 	members   []*member
@@ -173,7 +174,7 @@ func (q *crashRun) live(binary string) {
 	q.await("a slower rate", func() bool { return at.SetRate(t.Context(), 20) == nil })
 	q.both(nil, nil, "import", "--import-id", "other", writeRows(t, more))
 	q.await("some results", func() bool {
-		s, err := statusOf(t.Context(), at, "other")
+		s, err := at.ImportStatus(t.Context(), "other")
 		return err == nil && s.Jobs.Done >= 5
 	})
 	q.disasters = 1
@@ -194,17 +195,17 @@ func (q *crashRun) live(binary string) {
 		}
 	}
 	// What has a result is in the app; a worker that was killed may have done more, but nothing else.
-	app := rowsOf(sim.State())
+	held := rowsOf(sim.State())
 	for r, line := range q.s.results("other") {
-		if line.Code != "" || !app[r] {
-			t.Errorf("cancel: got result %+v, and in the app: %t; want it done", line, app[r])
+		if line.Code != "" || !held[r] {
+			t.Errorf("cancel: got result %+v, and in the app: %t; want it done", line, held[r])
 		}
 	}
 	for _, r := range slices.Concat(rows, more) {
-		delete(app, r)
+		delete(held, r)
 	}
-	if len(app) > 0 {
-		t.Errorf("got %d conversations in the app that are in no input", len(app))
+	if len(held) > 0 {
+		t.Errorf("got %d conversations in the app that are in no input", len(held))
 	}
 	l := sim.Ledger()
 	if l.BadRequests > 0 {
@@ -257,11 +258,11 @@ func (q *crashRun) check(after string, inApp []row, failed int) {
 	q.t.Helper()
 	q.awaitNodes()
 	checkState(q.t, q.sim, stateOf(inApp))
-	s, err := statusOf(q.t.Context(), q.q, "life")
+	s, err := q.q.ImportStatus(q.t.Context(), "life")
 	if err != nil {
 		q.t.Fatal(err)
 	}
-	if err := s.addsUp(); err != nil {
+	if err := s.CheckSums(); err != nil {
 		q.t.Errorf("%s: %v", after, err)
 	}
 	if got := int(s.Conversations.Failed); got != failed || s.Conversations.Pending != 0 || s.Jobs.Pending != 0 {
@@ -442,7 +443,7 @@ func (q *crashRun) awaitComplete(id string) {
 	q.t.Helper()
 	q.await(id+" to be complete", func() bool {
 		// The results are counted as they come, and those that take the place of counted ones have to say so.
-		s, err := statusOf(q.t.Context(), q.q, id)
+		s, err := q.q.ImportStatus(q.t.Context(), id)
 		return err == nil && s.State == string(queue.Complete)
 	})
 }

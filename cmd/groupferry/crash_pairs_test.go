@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"groupferry/internal/app"
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
 	"groupferry/internal/queue"
@@ -101,7 +102,7 @@ type pairRun struct {
 	s     *shell
 	sim   *chatsim.Sim
 	rng   *rand.Rand
-	own   *store // nil: the commands run the server
+	own   *app.Namespace // nil: the commands run the server
 	input map[string][]row
 	file  map[string]string // of the input
 
@@ -155,7 +156,7 @@ func (p *pairRun) live(binary string, seed uint64) {
 	}
 	for _, n := range order {
 		p.both(pairs[n], id(n))
-		p.with(func(q *store) { p.whole(q, id(n), false) })
+		p.with(func(q *app.Namespace) { p.whole(q, id(n), false) })
 		if t.Failed() {
 			return
 		}
@@ -163,21 +164,21 @@ func (p *pairRun) live(binary string, seed uint64) {
 
 	// What is left is done, by one process.
 	p.s.run(exitDone, "work", "--drain", "--listen", "off")
-	app := rowsOf(sim.State())
+	held := rowsOf(sim.State())
 	for n := range pairs {
-		p.account(id(n), app)
+		p.account(id(n), held)
 		for _, r := range p.input[id(n)] {
-			delete(app, r)
+			delete(held, r)
 		}
 	}
-	if len(app) > 0 {
-		t.Errorf("got %d conversations in the app that are in no input", len(app))
+	if len(held) > 0 {
+		t.Errorf("got %d conversations in the app that are in no input", len(held))
 	}
 	if l := sim.Ledger(); l.BadRequests > 0 || l.MostAtOnce > 1 {
 		t.Errorf("got bad requests %+v and %d calls of one user at once, want none and 1", l.BadSamples, l.MostAtOnce)
 	}
 	for n := range pairs {
-		p.with(func(q *store) {
+		p.with(func(q *app.Namespace) {
 			if err := q.Delete(t.Context(), id(n)); err != nil && !errors.Is(err, queue.ErrNoImport) {
 				t.Error(err)
 			}
@@ -190,7 +191,7 @@ func (p *pairRun) live(binary string, seed uint64) {
 }
 
 // with looks at the queue beside the commands.
-func (p *pairRun) with(look func(*store)) {
+func (p *pairRun) with(look func(*app.Namespace)) {
 	q := p.own
 	if q == nil {
 		q = p.s.open()
@@ -291,14 +292,14 @@ func (p *pairRun) both(pr pair, id string) {
 
 // whole checks that an import is in one of the states in which a command may leave it. Clean says that nothing at all may
 // be left of one that is deleted: before that, who was killed just after its end message may have left that.
-func (p *pairRun) whole(q *store, id string, clean bool) {
+func (p *pairRun) whole(q *app.Namespace, id string, clean bool) {
 	t := p.t
 	t.Helper()
-	onJobs, err := q.conn.StreamState(t.Context(), q.conn.Namespace()+"-jobs", q.conn.Subject("*", id))
+	onJobs, err := q.Conn.StreamState(t.Context(), q.Conn.Namespace()+"-jobs", q.Conn.Subject("*", id))
 	if err != nil {
 		t.Fatal(err)
 	}
-	onResults, err := q.conn.StreamState(t.Context(), q.conn.Namespace()+"-results", q.conn.Subject("results", id, "*"))
+	onResults, err := q.Conn.StreamState(t.Context(), q.Conn.Namespace()+"-results", q.Conn.Subject("results", id, "*"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -312,7 +313,7 @@ func (p *pairRun) whole(q *store, id string, clean bool) {
 	switch {
 	case errors.Is(err, queue.ErrNoImport):
 		if !clean {
-			delete(onResults.Subjects, q.conn.Subject("results", id, "end"))
+			delete(onResults.Subjects, q.Conn.Subject("results", id, "end"))
 		}
 		if len(onJobs.Subjects)+len(onResults.Subjects) > 0 {
 			t.Errorf("%s is deleted: got %v and %v left of it, want nothing", id, onJobs.Subjects, onResults.Subjects)
@@ -329,7 +330,7 @@ func (p *pairRun) whole(q *store, id string, clean bool) {
 		if i.Generation > 0 {
 			want = i.Retried
 		}
-		if got := int64(onJobs.Subjects[q.conn.Subject("jobs", id)]); got != want || want == 0 || len(onJobs.Subjects) != 2 {
+		if got := int64(onJobs.Subjects[q.Conn.Subject("jobs", id)]); got != want || want == 0 || len(onJobs.Subjects) != 2 {
 			t.Errorf("%s is running: got %v on the queue, want %d jobs and a checkpoint", id, onJobs.Subjects, want)
 		}
 	default:
@@ -338,14 +339,14 @@ func (p *pairRun) whole(q *store, id string, clean bool) {
 }
 
 // account checks an import against its input and the app when nothing is under way any more.
-func (p *pairRun) account(id string, app map[row]bool) {
+func (p *pairRun) account(id string, held map[row]bool) {
 	t := p.t
 	t.Helper()
-	var s importStatus
+	var s app.ImportStatus
 	gone := false
-	p.with(func(q *store) {
+	p.with(func(q *app.Namespace) {
 		var err error
-		s, err = statusOf(t.Context(), q, id)
+		s, err = q.ImportStatus(t.Context(), id)
 		if gone = errors.Is(err, queue.ErrNoImport); err != nil && !gone {
 			t.Fatalf("%s: %v", id, err)
 		}
@@ -354,7 +355,7 @@ func (p *pairRun) account(id string, app map[row]bool) {
 	if gone {
 		return
 	}
-	if err := s.addsUp(); err != nil {
+	if err := s.CheckSums(); err != nil {
 		t.Errorf("%s: %v", id, err)
 	}
 	input := map[row]bool{}
@@ -370,8 +371,8 @@ func (p *pairRun) account(id string, app map[row]bool) {
 		if line.Code == queue.CodeCrashed { // a leader was killed three times, and this may have been in flight
 			continue
 		}
-		if !input[r] || (line.Code == "") != app[r] || (line.Code == "") != (r.item.ID != pairFailing) {
-			t.Errorf("%s: got result %+v; in the input: %t, in the app: %t", id, line, input[r], app[r])
+		if !input[r] || (line.Code == "") != held[r] || (line.Code == "") != (r.item.ID != pairFailing) {
+			t.Errorf("%s: got result %+v; in the input: %t, in the app: %t", id, line, input[r], held[r])
 		}
 	}
 	c := s.Conversations

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"regexp"
@@ -15,6 +17,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"groupferry/importer"
+	"groupferry/internal/app"
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
 	"groupferry/internal/governor"
@@ -270,39 +273,41 @@ func (i *inputFlags) add(cmd *cobra.Command) {
 	f.StringVar(&i.spoolDir, "spool-dir", "", "`directory` in which large input is sorted (default: that for temporary files)")
 }
 
-func (i *inputFlags) config(p *program, chunk int) (importer.Config, error) {
-	cfg := importer.Config{
-		Format: importer.Format(i.format), Columns: i.columns, ImportID: i.importID, ChunkSize: chunk, Stdin: p.stdin,
-		Preset: i.preset, Owner: i.owner, MapIDs: i.mapIDs, SpoolDir: i.spoolDir,
+func (i *inputFlags) config(p *program, files []string, chunk int) (app.InputConfig, error) {
+	cfg := app.InputConfig{
+		Files: files, Rejects: i.rejects, OnRead: p.showPlan,
+		Importer: importer.Config{
+			Format: importer.Format(i.format), Columns: i.columns, ImportID: i.importID, ChunkSize: chunk, Stdin: p.stdin,
+			Preset: i.preset, Owner: i.owner, MapIDs: i.mapIDs, SpoolDir: i.spoolDir, Progress: p.showReading(),
+		},
 	}
 	switch d := i.delimiter; {
 	case d == `\t`:
-		cfg.Delimiter = '\t'
+		cfg.Importer.Delimiter = '\t'
 	case utf8.RuneCountInString(d) == 1:
-		cfg.Delimiter, _ = utf8.DecodeRuneInString(d)
+		cfg.Importer.Delimiter, _ = utf8.DecodeRuneInString(d)
 	default:
 		return cfg, usagef("--delimiter %q: one character, or \\t", d)
 	}
-	if _, err := i.budget(0); err != nil {
-		return cfg, err
-	}
-	return cfg, nil
+	var err error
+	cfg.MaxRejects, err = i.budget()
+	return cfg, err
 }
 
-// budget returns how many of so many rows may be rejected; -1 means all of them.
-func (i *inputFlags) budget(rows int64) (int64, error) {
+// budget parses --max-rejects.
+func (i *inputFlags) budget() (b app.Budget, err error) {
 	if i.maxRejects == "" {
-		return -1, nil
+		return b, nil
 	}
 	number, percent := strings.CutSuffix(i.maxRejects, "%")
 	n, err := strconv.ParseFloat(number, 64)
 	if err != nil || !(n >= 0) || percent && n > 100 || !percent && n != float64(int64(n)) {
-		return 0, usagef("--max-rejects %q: a number of rows, or a share such as 5%%", i.maxRejects)
+		return b, usagef("--max-rejects %q: a number of rows, or a share such as 5%%", i.maxRejects)
 	}
 	if percent {
-		return int64(n / 100 * float64(rows)), nil
+		return app.Budget{Limited: true, Percent: n}, nil
 	}
-	return int64(n), nil
+	return app.Budget{Limited: true, Rows: int64(n)}, nil
 }
 
 // outputFlag is --output with the formats that a command knows, the default first.
@@ -323,6 +328,18 @@ func (o *outputFlag) check() error {
 		}
 	}
 	return usagef("--output %q: %s", o.format, strings.Join(o.formats, " or "))
+}
+
+// write writes what a program is to read, or what text gives.
+func (o *outputFlag) write(w io.Writer, v any, text func() string) error {
+	if o.format == "json" {
+		e := json.NewEncoder(w)
+		e.SetEscapeHTML(false)
+		e.SetIndent("", "  ")
+		return e.Encode(v)
+	}
+	_, err := io.WriteString(w, text())
+	return err
 }
 
 // processName names this process in results, logs and the server's reports.

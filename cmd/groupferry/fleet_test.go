@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"groupferry/internal/app"
 	"groupferry/internal/broker"
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
@@ -96,7 +97,7 @@ type fleet struct {
 	rate    int
 	perUser int // groups of a user
 	nats    *natsProcess
-	queue   *store
+	queue   *app.Namespace
 	front   *door // of workers that are given no other
 
 	workers []*process
@@ -370,8 +371,8 @@ func (f *fleet) standby(leader *process) *process {
 }
 
 // status is what the queue knows about an import, false while it is out of reach.
-func (f *fleet) status(id string) (importStatus, bool) {
-	s, err := statusOf(f.t.Context(), f.queue, id)
+func (f *fleet) status(id string) (app.ImportStatus, bool) {
+	s, err := f.queue.ImportStatus(f.t.Context(), id)
 	return s, err == nil
 }
 
@@ -830,7 +831,7 @@ func (f *fleet) standsStill(from time.Time) {
 // haltOf is what status says about why nothing happens.
 func (f *fleet) haltOf() *queue.Halt {
 	f.t.Helper()
-	var r statusReport
+	var r app.Status
 	if err := json.Unmarshal([]byte(f.run(exitDone, "status", "--output", "json").stdout.String()), &r); err != nil {
 		f.t.Fatal(err)
 	}
@@ -895,7 +896,7 @@ func TestFleetSteeredImports(t *testing.T) {
 		t.Errorf("paused: got %+v, want it paused with jobs left", s)
 	}
 	s, _ := f.status("cancelled")
-	if s.Jobs.Dropped == 0 || s.Jobs.Done == 0 || s.Jobs.Done+s.Jobs.Dropped != s.Jobs.Total || s.addsUp() != nil {
+	if s.Jobs.Dropped == 0 || s.Jobs.Done == 0 || s.Jobs.Done+s.Jobs.Dropped != s.Jobs.Total || s.CheckSums() != nil {
 		t.Errorf("cancelled: got %+v, want some done and the others dropped", s.Jobs)
 	}
 	f.standsStill(time.Now().Add(followed))

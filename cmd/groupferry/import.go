@@ -1,10 +1,9 @@
 package main
 
 import (
-	"fmt"
-
 	"github.com/spf13/cobra"
 
+	"groupferry/internal/app"
 	"groupferry/internal/chat"
 	"groupferry/internal/queue"
 )
@@ -32,11 +31,11 @@ and imported as it is.
 			if err := out.check(); err != nil {
 				return err
 			}
-			plan, record, err := p.take(args, &in, chat.MaxItemsPerCall)
+			input, err := p.readInput(args, &in, chat.MaxItemsPerCall)
 			if err != nil {
 				return err
 			}
-			defer plan.Close()
+			defer input.Close()
 			s, err := p.open(qf, false)
 			if err != nil {
 				return err
@@ -45,22 +44,22 @@ and imported as it is.
 			if err := p.notSimulated(s); err != nil {
 				return err
 			}
-			stored, err := p.begin(p.soft, s.Queue, record)
+			stored, err := p.begin(p.soft, s, input)
 			if err != nil {
 				return err
 			}
 			if stored.State == queue.Enqueueing {
-				if err := p.enqueue(p.soft, s.Queue, plan, nil); err != nil {
+				if err := p.enqueue(p.soft, s, input, nil); err != nil {
 					if p.soft.Err() != nil {
 						return &unfinishedError{errInterrupted, p.commandLine(), false}
 					}
 					return err
 				}
 			}
-			if err := p.reportEnqueued(s, stored, plan.Summary.Jobs, out.format); err != nil {
+			if err := p.reportEnqueued(s, stored, input.Record.Jobs, out); err != nil {
 				return err
 			}
-			if record.Rejected > 0 {
+			if input.Record.Rejected > 0 {
 				return errIncomplete
 			}
 			return nil
@@ -74,7 +73,7 @@ and imported as it is.
 }
 
 // notSimulated refuses a namespace that works with a simulator: what it was told is in no app.
-func (p *program) notSimulated(s *store) error {
+func (p *program) notSimulated(s *app.Namespace) error {
 	id, err := s.App(p.soft)
 	if err == nil && id != nil && id.Simulated {
 		err = hint(usagef("%s holds the results of a simulation, which reached no app", s.Where()),
@@ -83,18 +82,18 @@ func (p *program) notSimulated(s *store) error {
 	return err
 }
 
-func (p *program) reportEnqueued(s *store, i queue.Import, jobs int64, format string) error {
-	if format == "json" {
-		return writeJSON(p.stdout, map[string]any{"import": i.ID, "rows": i.Rows, "accepted": i.Accepted,
-			"duplicates": i.Duplicates, "rejected": i.Rejected, "jobs": jobs, "conversations": i.Conversations})
+// reportEnqueued says what is on the queue. The import ID goes to standard output.
+func (p *program) reportEnqueued(s *app.Namespace, i queue.Import, jobs int64, out outputFlag) error {
+	if out.format == "text" {
+		switch {
+		case i.State.Over(): // which was said
+		case i.State != queue.Enqueueing:
+			p.console.say("all jobs were on the queue already; start 'groupferry work' to send them")
+		default:
+			p.console.say("queued %s jobs (%s) in %s; start 'groupferry work' to send them", count(jobs), rows(i.Rows), s.Where())
+		}
 	}
-	switch {
-	case i.State.Over(): // which was said
-	case i.State != queue.Enqueueing:
-		p.console.say("all jobs were on the queue already; start 'groupferry work' to send them")
-	default:
-		p.console.say("queued %s jobs (%s) in %s; start 'groupferry work' to send them", count(jobs), rows(i.Rows), s.Where())
-	}
-	_, err := fmt.Fprintln(p.stdout, i.ID)
-	return err
+	return out.write(p.stdout, map[string]any{"import": i.ID, "rows": i.Rows, "accepted": i.Accepted,
+		"duplicates": i.Duplicates, "rejected": i.Rejected, "jobs": jobs, "conversations": i.Conversations,
+	}, func() string { return i.ID + "\n" })
 }

@@ -26,6 +26,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"groupferry/internal/app"
 	"groupferry/internal/broker"
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
@@ -391,7 +392,7 @@ func (c *call) wantErr(texts ...string) *call {
 
 // report decodes what run --output json reports.
 func (c *call) report() (r struct {
-	importStatus
+	app.ImportStatus
 	Run runReport `json:"run"`
 }) {
 	c.t.Helper()
@@ -402,7 +403,7 @@ func (c *call) report() (r struct {
 }
 
 // openStore opens the queue beside the program, to look at it.
-func openStore(t testing.TB, cfg broker.Config) *store {
+func openStore(t testing.TB, cfg broker.Config) *app.Namespace {
 	t.Helper()
 	conn, err := broker.Open(t.Context(), cfg)
 	if err != nil {
@@ -413,11 +414,11 @@ func openStore(t testing.TB, cfg broker.Config) *store {
 		conn.Close()
 		t.Fatal(err)
 	}
-	return &store{q, conn}
+	return &app.Namespace{Queue: q, Conn: conn}
 }
 
 // open opens the queue of the shell beside the program, to look at it.
-func (s *shell) open() *store {
+func (s *shell) open() *app.Namespace {
 	s.t.Helper()
 	return openStore(s.t, broker.Config{DataDir: s.dir})
 }
@@ -431,7 +432,7 @@ func (s *shell) onQueue(importID string) int64 {
 }
 
 // pendingJobs counts the jobs of an import that are on the queue and have no result.
-func pendingJobs(t testing.TB, q *store, importID string) int64 {
+func pendingJobs(t testing.TB, q *app.Namespace, importID string) int64 {
 	t.Helper()
 	p, err := q.Progress(t.Context(), importID)
 	if errors.Is(err, queue.ErrNoImport) {
@@ -447,12 +448,12 @@ func pendingJobs(t testing.TB, q *store, importID string) int64 {
 }
 
 // results reads what the command results writes, with the flags given; each conversation has to be there once.
-func (s *shell) results(importID string, flags ...string) map[row]resultLine {
+func (s *shell) results(importID string, flags ...string) map[row]app.ResultLine {
 	s.t.Helper()
 	c := s.run(exitDone, append([]string{"results", importID, "--output", "jsonl"}, flags...)...)
-	all := map[row]resultLine{}
+	all := map[row]app.ResultLine{}
 	for d := json.NewDecoder(strings.NewReader(c.stdout.String())); ; {
-		var l resultLine
+		var l app.ResultLine
 		switch err := d.Decode(&l); {
 		case err == io.EOF:
 			return all

@@ -22,6 +22,7 @@ import (
 	"groupferry/internal/chat"
 	"groupferry/internal/governor"
 	"groupferry/internal/job"
+	"groupferry/internal/queue"
 	"groupferry/worker"
 )
 
@@ -67,13 +68,6 @@ func (e *usageError) Unwrap() error { return e.err }
 
 func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
 
-// A budgetError is more rejects than wanted.
-type budgetError struct{ rejected, rows, allowed int64 }
-
-func (e *budgetError) Error() string {
-	return fmt.Sprintf("%d of %d rows were rejected, --max-rejects allows %d: nothing was enqueued", e.rejected, e.rows, e.allowed)
-}
-
 // A hinted error also says what to do next.
 type hinted struct {
 	error
@@ -91,7 +85,7 @@ func exitCode(err error) int {
 	var (
 		usage  *usageError
 		config *importer.ConfigError
-		budget *budgetError
+		budget *app.BudgetError
 	)
 	switch {
 	case err == nil:
@@ -119,6 +113,7 @@ func hintFor(err error) string {
 	var e *chat.Error
 	var disk *broker.DiskError
 	var damaged *broker.DamagedError
+	var budget *app.BudgetError
 	switch {
 	case errors.As(err, &damaged):
 		return damaged.Remedy
@@ -126,6 +121,10 @@ func hintFor(err error) string {
 		return "make room on its disk, or see that it can be written to"
 	case errors.As(err, &h):
 		return h.hint
+	case errors.As(err, &budget) && budget.RejectsFile != "":
+		return "fix the rows in " + budget.RejectsFile + ", or allow more"
+	case errors.Is(err, queue.ErrOrder):
+		return "give the input another --import-id to import it as a whole"
 	case errors.Is(err, worker.ErrMayReplace):
 		return "check the API URL; --accept-replace writes all the same, and such a group may then hold nothing but this import's"
 	case errors.As(err, &e):

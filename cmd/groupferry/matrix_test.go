@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"groupferry/internal/app"
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
 	"groupferry/internal/queue"
@@ -385,11 +386,11 @@ func (l *life) calls() int {
 func (l *life) check(p *process, inApp []row, conversations, failed int) {
 	l.t.Helper()
 	checkState(l.t, l.sim, stateOf(inApp))
-	var r importStatus
+	var r app.ImportStatus
 	if err := json.Unmarshal([]byte(p.stdout.String()), &r); err != nil {
 		l.t.Fatalf("%v\n%s", err, &p.stdout)
 	}
-	want := conversationCounts{Total: int64(conversations), Done: int64(conversations - failed), Failed: int64(failed)}
+	want := app.ConversationCounts{Total: int64(conversations), Done: int64(conversations - failed), Failed: int64(failed)}
 	if r.Conversations != want {
 		l.t.Errorf("conversations: got %+v, want %+v", r.Conversations, want)
 	}

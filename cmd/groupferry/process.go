@@ -39,7 +39,7 @@ var wallClock func() time.Time
 // A workerProcess is what work and run have in common: an engine, and those who watch it.
 type workerProcess struct {
 	p        *program
-	store    *store
+	store    *app.Namespace
 	engine   *app.Engine
 	metrics  *metrics.Metrics
 	counters *counters
@@ -57,7 +57,7 @@ type processOptions struct {
 
 // newWorkerProcess makes an engine that has not started, for a namespace that is this app's, or nobody's yet.
 func (p *program) newWorkerProcess(
-	s *store, api *apiClient, a *apiFlags, m *metrics.Metrics, opts processOptions,
+	s *app.Namespace, api *apiClient, a *apiFlags, m *metrics.Metrics, opts processOptions,
 ) (*workerProcess, error) {
 	id := queue.App{SDKAppID: a.app, Simulated: a.simulator != ""}
 	if id.Simulated {
@@ -72,7 +72,7 @@ func (p *program) newWorkerProcess(
 		quiet: map[string]quietImport{}}
 	var err error
 	w.engine, err = app.NewEngine(p.soft, app.EngineConfig{
-		Conn: s.conn, Queue: s.Queue, API: api.Client, App: id, RoundTrip: api.minRTT,
+		Namespace: s, API: api.Client, App: id, RoundTrip: api.minRTT,
 		Name: uniqueName(), Host: processName(), Rate: a.rate, Timeout: a.timeout, Clock: clock.Clock{Wall: wallClock},
 		Worker: worker.Config{
 			Concurrency: a.concurrency, ChunkSize: a.chunk, MaxAttempts: a.attempts, AcceptReplace: a.acceptReplace,

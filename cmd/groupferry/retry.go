@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"groupferry/internal/app"
 	"groupferry/internal/queue"
 )
 
@@ -88,7 +89,7 @@ content is a new import then.
 'groupferry work' and 'groupferry run' do this by themselves to imports that are
 older than --keep.`,
 		Args: imports(1, 1),
-	}, func(ctx context.Context, s *store, args []string, where string) error {
+	}, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
 		err := s.Delete(ctx, args[0])
 		if errors.Is(err, queue.ErrUnfinished) {
 			return hint(err, "wait for its end, or 'groupferry cancel %s%s'", args[0], where)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"strings"
@@ -12,7 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"groupferry/importer"
+	"groupferry/internal/app"
 	"groupferry/internal/chatsim"
 	"groupferry/internal/queue"
 )
@@ -90,40 +89,40 @@ func (r *runner) run(cmd *cobra.Command, inputs []string) error {
 		defer listener.Close()
 	}
 
-	plan, record, err := r.take(inputs, &r.in, r.api.chunk)
+	in, err := r.readInput(inputs, &r.in, r.api.chunk)
 	if err != nil {
 		return err
 	}
-	defer plan.Close()
+	defer in.Close()
 	s, err := r.open(r.queue, false)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
 	m := newMetrics()
-	m.Rows(plan.Summary.Accepted, plan.Summary.Duplicates, plan.Summary.Rejected)
+	m.Rows(in.Record.Accepted, in.Record.Duplicates, in.Record.Rejected)
 	w, err := r.newWorkerProcess(s, api, &r.api, m, processOptions{
 		leaveOnHalt: true, liftHalt: true, resume: r.commandLine(),
 	})
 	if err != nil {
 		return err
 	}
-	record.Simulated = r.simulate
-	stored, err := r.begin(r.soft, s.Queue, record)
+	in.Record.Simulated = r.simulate
+	stored, err := r.begin(r.soft, s, in)
 	if err != nil {
 		return err
 	}
 	started := time.Now()
 	if !stored.State.Over() {
-		if err := r.toTheEnd(w, plan, stored, listener); err != nil {
+		if err := r.toTheEnd(w, in, stored, listener); err != nil {
 			// What was done until then is worth a report; that it is unfinished is what counts.
-			if rerr := r.report(w, plan.ImportID, time.Since(started)); rerr != nil && !errors.Is(rerr, errIncomplete) {
+			if rerr := r.report(w, in.Record.ID, time.Since(started)); rerr != nil && !errors.Is(rerr, errIncomplete) {
 				r.console.log.Warn("no report", "err", rerr)
 			}
 			return r.unfinished(err)
 		}
 	}
-	err = r.report(w, plan.ImportID, time.Since(started))
+	err = r.report(w, in.Record.ID, time.Since(started))
 	r.tidy(r.soft, s.Queue, r.keep)
 	return err
 }
@@ -162,7 +161,7 @@ func (r *runner) startSimulator(cmd *cobra.Command) (cleanUp func(), err error) 
 
 // toTheEnd enqueues what is not enqueued yet, and works, or waits for the process that leads, until the import is over.
 // An error of either ends the other.
-func (r *runner) toTheEnd(w *workerProcess, plan *importer.Plan, stored queue.Import, listener net.Listener) error {
+func (r *runner) toTheEnd(w *workerProcess, in *app.Input, stored queue.Import, listener net.Listener) error {
 	if h, err := w.store.Halted(r.soft); err != nil {
 		return err
 	} else if h != nil && h.State == queue.Paused {
@@ -177,7 +176,7 @@ func (r *runner) toTheEnd(w *workerProcess, plan *importer.Plan, stored queue.Im
 		if stored.State == queue.Enqueueing {
 			// A wrong key is told before anything is on the queue.
 			if err = w.engine.AwaitWork(enqueueing); err == nil {
-				err = r.enqueue(enqueueing, w.store.Queue, plan, w.metrics)
+				err = r.enqueue(enqueueing, w.store, in, w.metrics)
 			}
 		}
 		enqueued <- err
@@ -187,7 +186,7 @@ func (r *runner) toTheEnd(w *workerProcess, plan *importer.Plan, stored queue.Im
 		close(stop)
 	}()
 	err := w.run(stop, listener, func(ctx context.Context) (bool, error) {
-		p, err := w.store.Progress(ctx, plan.ImportID)
+		p, err := w.store.Progress(ctx, in.Record.ID)
 		if err != nil {
 			return errors.Is(err, queue.ErrNoImport), err // it was deleted
 		}
@@ -204,7 +203,7 @@ func (r *runner) toTheEnd(w *workerProcess, plan *importer.Plan, stored queue.Im
 		return err
 	}
 	// The signal may have come after the last result.
-	i, err := w.store.Import(context.WithoutCancel(r.hard), plan.ImportID)
+	i, err := w.store.Import(context.WithoutCancel(r.hard), in.Record.ID)
 	if err == nil && !i.State.Over() {
 		err = errInterrupted
 	}
@@ -226,11 +225,10 @@ func (r *runner) unfinished(err error) error {
 func (r *runner) report(w *workerProcess, importID string, took time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.hard), 30*time.Second)
 	defer cancel()
-	s, err := statusOf(ctx, w.store, importID)
+	s, err := w.store.ImportStatus(ctx, importID)
 	if err != nil {
 		return err
 	}
-	s.Command = r.resultsLine(importID)
 	n := w.counters
 	run := &runReport{
 		Seconds: took.Seconds(), Calls: n.calls.Load(), Throttled: n.throttled.Load(), Repeated: n.retries.Load(),
@@ -238,24 +236,20 @@ func (r *runner) report(w *workerProcess, importID string, took time.Duration) e
 	if r.sim != nil {
 		run.Simulator = simulatorSays(r.sim.Ledger(), n)
 	}
-	if r.out.format == "json" {
-		err = writeJSON(r.stdout, struct {
-			importStatus
-			Run *runReport `json:"run"`
-		}{s, run})
-	} else {
-		_, err = io.WriteString(r.stdout, s.text()+run.text())
-	}
+	err = r.out.write(r.stdout, struct {
+		app.ImportStatus
+		Run *runReport `json:"run"`
+	}{s, run}, func() string { return importText(&s, r.resultsLine(importID)) + run.text() })
 	if err != nil {
 		return err
 	}
-	if err := s.addsUp(); err != nil {
+	if err := s.CheckSums(); err != nil {
 		return err
 	}
 	if sim := run.Simulator; sim != nil && sim.Disagrees != "" && r.soft.Err() == nil {
 		return fmt.Errorf("the simulator's ledger and the report disagree: %s", sim.Disagrees)
 	}
-	if s.Rejected > 0 || s.Jobs.Partial > 0 || s.Jobs.Failed > 0 || s.Jobs.Dropped > 0 {
+	if s.Incomplete() {
 		return errIncomplete
 	}
 	return nil

@@ -9,11 +9,12 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"groupferry/internal/app"
 	"groupferry/internal/queue"
 )
 
 // steering makes a command that changes what workers do, while they run or before they do.
-func (p *program) steering(cmd *cobra.Command, steer func(ctx context.Context, s *store, args []string, where string) error) *cobra.Command {
+func (p *program) steering(cmd *cobra.Command, steer func(ctx context.Context, s *app.Namespace, args []string, where string) error) *cobra.Command {
 	var qf queueFlags
 	cmd.RunE = func(_ *cobra.Command, args []string) error {
 		s, err := p.open(qf, true)
@@ -40,12 +41,9 @@ func (p *program) pauseCommand() *cobra.Command {
 'groupferry resume'. With an IMPORT it is that import alone, and the others continue.
 Calls under way end, and nothing is lost.`,
 		Args: imports(0, 1),
-	}, func(ctx context.Context, s *store, args []string, where string) error {
+	}, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
 		if len(args) == 1 {
-			if err := s.PauseImport(ctx, args[0]); err != nil {
-				return err
-			}
-			i, err := s.Import(ctx, args[0])
+			i, err := s.SetImportPaused(ctx, args[0], true)
 			if err != nil {
 				return err
 			}
@@ -56,13 +54,7 @@ Calls under way end, and nothing is lost.`,
 			p.console.say("import %s is paused; to continue: groupferry resume %s%s", i.ID, i.ID, where)
 			return nil
 		}
-		err := s.SetHalt(ctx, queue.Halt{
-			State: queue.Paused, Reason: "by hand", Command: "groupferry resume" + where, By: processName(),
-		})
-		if err != nil {
-			return err
-		}
-		h, err := s.Halted(ctx)
+		h, err := s.Pause(ctx, processName(), "groupferry resume"+where)
 		if err != nil {
 			return err
 		}
@@ -83,12 +75,9 @@ func (p *program) resumeCommand() *cobra.Command {
 continues at once, and those that are started make calls again. 'groupferry status' says why
 they stand still. With an IMPORT it ends the pause of that import.`,
 		Args: imports(0, 1),
-	}, func(ctx context.Context, s *store, args []string, where string) error {
+	}, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
 		if len(args) == 1 {
-			if err := s.ResumeImport(ctx, args[0]); err != nil {
-				return err
-			}
-			i, err := s.Import(ctx, args[0])
+			i, err := s.SetImportPaused(ctx, args[0], false)
 			if err != nil {
 				return err
 			}
@@ -121,11 +110,8 @@ the results so far are kept; 'groupferry status' counts what was dropped.
 The groups that were written stay. To import the same content again, give it
 another --import-id.`,
 		Args: imports(1, 1),
-	}, func(ctx context.Context, s *store, args []string, where string) error {
-		if err := s.Cancel(ctx, args[0]); err != nil {
-			return err
-		}
-		i, err := statusOf(ctx, s, args[0])
+	}, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
+		i, err := s.CancelImport(ctx, args[0])
 		if err != nil {
 			return err
 		}
@@ -147,7 +133,7 @@ on and for those that join later; it goes before their --rate. Without CALLS it
 shows what is set, and 0 leaves it to the workers again.`,
 		Example: "  groupferry rate 160",
 		Args:    cobra.MaximumNArgs(1),
-	}, func(ctx context.Context, s *store, args []string, where string) error {
+	}, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
 		if len(args) == 0 {
 			rate, err := s.Rate(ctx)
 			if err == nil {

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"groupferry/internal/app"
 	"groupferry/internal/chatsim"
 )
 
@@ -130,11 +131,11 @@ func TestKilledRun(t *testing.T) {
 	}
 
 	checkState(t, sim, stateOf(rows))
-	var r importStatus
+	var r app.ImportStatus
 	if err := json.Unmarshal([]byte(p.stdout.String()), &r); err != nil {
 		t.Fatal(err)
 	}
-	if want := (jobCounts{Total: int64(len(sizes)), Done: int64(len(sizes))}); r.Jobs != want {
+	if want := (app.JobCounts{Total: int64(len(sizes)), Done: int64(len(sizes))}); r.Jobs != want {
 		t.Errorf("jobs: got %+v, want %+v", r.Jobs, want)
 	}
 	if got := s.onQueue("killed"); got != 0 {

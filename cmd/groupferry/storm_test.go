@@ -374,8 +374,8 @@ func (s *storm) checkStorm() {
 		if !ok || st.Jobs.Done != st.Jobs.Total || st.State != "complete" {
 			s.t.Errorf("import %s: got %s, %+v; want all of %d done", id, st.State, st.Jobs, st.Jobs.Total)
 		}
-		if ok && st.addsUp() != nil {
-			s.t.Errorf("import %s: %v", id, st.addsUp())
+		if ok && st.CheckSums() != nil {
+			s.t.Errorf("import %s: %v", id, st.CheckSums())
 		}
 	}
 	checkState(s.t, s.sim, stateOf(s.rows))

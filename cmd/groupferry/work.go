@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"groupferry/internal/app"
 	"groupferry/internal/broker"
 	"groupferry/internal/governor"
 	"groupferry/internal/queue"
@@ -98,7 +99,7 @@ up to 30 seconds, the second leaves at once; neither loses anything.
 }
 
 // reportHalt says that the namespace is halted or paused already.
-func (p *program) reportHalt(s *store) error {
+func (p *program) reportHalt(s *app.Namespace) error {
 	h, err := s.Halted(p.soft)
 	if err == nil && h != nil {
 		p.console.warn("%s: %s; to continue: %s", h.State, h.Reason, h.Command)

@@ -31,12 +31,11 @@ import (
 	"groupferry/worker"
 )
 
-// EngineConfig says with what to work. Conn, Queue, API and App are needed.
+// EngineConfig says with what to work. Namespace, API and App are needed.
 type EngineConfig struct {
-	Conn  *broker.Conn
-	Queue *queue.Queue
-	API   *chat.Client
-	App   queue.App
+	Namespace *Namespace
+	API       *chat.Client
+	App       queue.App
 
 	RoundTrip *governor.MinRTT // that API feeds; nil: no credit for round trips
 	Name      string           // unlike that of any other process, now or earlier
@@ -101,7 +100,7 @@ func NewEngine(ctx context.Context, cfg EngineConfig) (*Engine, error) {
 	if cfg.Rate <= 0 {
 		cfg.Rate = governor.DefaultRate
 	}
-	store, err := cfg.Conn.Lease(ctx)
+	store, err := cfg.Namespace.Conn.Lease(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -146,7 +145,7 @@ func (e *Engine) Run(ctx context.Context, stop <-chan struct{}) error {
 	})
 	aside.Go(func() { e.watch(ctx) })
 	aside.Go(func() { e.countStandstill(ctx) })
-	answer, err := e.cfg.Conn.Standby(func() []byte { return e.presence(ctx) })
+	answer, err := e.cfg.Namespace.Conn.Standby(func() []byte { return e.presence(ctx) })
 	if err != nil {
 		return err
 	}
@@ -186,7 +185,7 @@ func (e *Engine) leaveWhenHalted(ctx context.Context, leave context.CancelCauseF
 	const settled = lease.TakeoverDelay + lease.Duration
 	for start := time.Now(); clock.Pause(ctx, 250*time.Millisecond); {
 		if time.Since(start) > settled && !e.Leading() && e.lifting.Swap(false) {
-			if h, err := e.cfg.Queue.Halted(ctx); err == nil && h != nil {
+			if h, err := e.cfg.Namespace.Halted(ctx); err == nil && h != nil {
 				e.applyHalt(h)
 			}
 		}
@@ -224,7 +223,7 @@ func (e *Engine) watch(ctx context.Context) {
 		},
 	}
 	for {
-		err := e.cfg.Queue.Watch(ctx, watcher)
+		err := e.cfg.Namespace.Watch(ctx, watcher)
 		if err == nil || ctx.Err() != nil {
 			return
 		}
@@ -315,7 +314,7 @@ func (e *Engine) verify(ctx context.Context, pace *governor.Governor) error {
 		switch {
 		case err == nil:
 			// Not before: a number with a typo would make the namespace that of an app that is not there.
-			err := e.retry(ctx, "claim the namespace", func() error { return e.cfg.Queue.ClaimApp(ctx, e.cfg.App) })
+			err := e.retry(ctx, "claim the namespace", func() error { return e.cfg.Namespace.ClaimApp(ctx, e.cfg.App) })
 			if err != nil {
 				return err
 			}
@@ -330,7 +329,7 @@ func (e *Engine) verify(ctx context.Context, pace *governor.Governor) error {
 	if e.lifting.Load() {
 		var was *queue.Halt
 		err := e.retry(ctx, "lift the halt", func() (err error) {
-			was, err = e.cfg.Queue.ClearHalt(ctx)
+			was, err = e.cfg.Namespace.ClearHalt(ctx)
 			return err
 		})
 		if err != nil {
@@ -463,7 +462,7 @@ func (e *Engine) halted(cause error) {
 	ctx, cancel := context.WithTimeout(context.Background(), closing)
 	defer cancel()
 	defer context.AfterFunc(e.hard, cancel)()
-	if err := e.cfg.Queue.SetHalt(ctx, h); err != nil {
+	if err := e.cfg.Namespace.SetHalt(ctx, h); err != nil {
 		e.log.Error("the halt was not stored", "err", err)
 	}
 }
@@ -558,7 +557,7 @@ func (e *Engine) awaitHandover(ctx context.Context, pace *governor.Governor, bef
 }
 
 func (e *Engine) findSuccessor(ctx context.Context) (next presence, found bool) {
-	err := e.cfg.Conn.AskStandbys(ctx, askWait+time.Second, func(b []byte) (enough bool) {
+	err := e.cfg.Namespace.Conn.AskStandbys(ctx, askWait+time.Second, func(b []byte) (enough bool) {
 		var p presence
 		found = json.Unmarshal(b, &p) == nil && p.Reachable && p.App == e.cfg.App && p.Name != e.cfg.Name
 		next = p

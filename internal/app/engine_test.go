@@ -29,7 +29,7 @@ type namespace struct {
 	dir string
 	sim *chatsim.Sim
 	url string
-	*queue.Queue
+	*Namespace
 }
 
 func newNamespace(t *testing.T, cfg chatsim.Config) *namespace {
@@ -40,28 +40,25 @@ func newNamespace(t *testing.T, cfg chatsim.Config) *namespace {
 		t.Fatal(err)
 	}
 	t.Cleanup(n.sim.Close)
-	_, n.Queue = n.open()
+	n.Namespace = n.open()
 	return n
 }
 
-func (n *namespace) open() (*broker.Conn, *queue.Queue) {
+func (n *namespace) open() *Namespace {
 	n.t.Helper()
-	conn, err := broker.Open(n.t.Context(), broker.Config{DataDir: n.dir})
+	opened, err := Open(n.t.Context(), broker.Config{DataDir: n.dir})
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	n.t.Cleanup(func() { conn.Close() })
-	q, err := queue.Open(n.t.Context(), conn)
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	return conn, q
+	n.t.Cleanup(func() { opened.Close() })
+	return opened
 }
 
 // enqueue puts so many jobs of one conversation on the queue.
 func (n *namespace) enqueue(id string, jobs int) {
 	n.t.Helper()
-	if _, _, err := n.Begin(n.t.Context(), queue.Import{ID: id, Digest: id, Jobs: int64(jobs)}); err != nil {
+	i := queue.Import{ID: id, Digest: id, Rows: int64(jobs), Accepted: int64(jobs), Conversations: int64(jobs), Jobs: int64(jobs)}
+	if _, _, err := n.Begin(n.t.Context(), i); err != nil {
 		n.t.Fatal(err)
 	}
 	var all iter.Seq[job.Job] = func(yield func(job.Job) bool) {
@@ -109,8 +106,7 @@ type engineRun struct {
 
 func (n *namespace) start(change func(*EngineConfig)) *engineRun {
 	n.t.Helper()
-	conn, q := n.open()
-	cfg := EngineConfig{Conn: conn, Queue: q, App: testApp, Rate: 1000, Timeout: 10 * time.Second,
+	cfg := EngineConfig{Namespace: n.open(), App: testApp, Rate: 1000, Timeout: 10 * time.Second,
 		Name: fmt.Sprintf("%s-%d", n.t.Name(), time.Now().UnixNano()), Host: "here"}
 	key := chat.Secret(chatsim.DemoSecretKey)
 	cfg.Resume = "groupferry resume"

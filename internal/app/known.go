@@ -20,7 +20,7 @@ type storedKnown struct {
 func (e *Engine) knownAPI(ctx context.Context) (worker.Known, error) {
 	var stored storedKnown
 	err := e.retry(ctx, "read what is known about the API", func() error {
-		b, err := e.cfg.Queue.KnownAPI(ctx)
+		b, err := e.cfg.Namespace.KnownAPI(ctx)
 		if err != nil || b == nil {
 			return err
 		}
@@ -41,7 +41,7 @@ func (e *Engine) keepKnown(ctx context.Context, learned <-chan worker.Known) {
 	store := func(ctx context.Context, k worker.Known) {
 		b, err := json.Marshal(storedKnown{e.cfg.App, e.cfg.API.Address(), k})
 		if err == nil {
-			err = e.cfg.Queue.SetKnownAPI(ctx, b)
+			err = e.cfg.Namespace.SetKnownAPI(ctx, b)
 		}
 		if err != nil {
 			e.log.Debug("what was found out about the API is not stored", "err", err)

@@ -68,7 +68,7 @@ func (e *Engine) Ready() error {
 	if cause := e.gate.Halted(); cause != nil {
 		return &governor.HaltedError{Cause: cause}
 	}
-	if !e.cfg.Conn.Connected() {
+	if !e.cfg.Namespace.Conn.Connected() {
 		return errors.New("NATS is out of reach")
 	}
 	return nil

@@ -162,7 +162,7 @@ func (t *term) work() error {
 	swept := make(chan struct{})
 	running.Go(func() { // what a command that was cut off left behind
 		defer close(swept)
-		if err := e.cfg.Queue.Sweep(writing); err != nil && writing.Err() == nil {
+		if err := e.cfg.Namespace.Sweep(writing); err != nil && writing.Err() == nil {
 			e.log.Warn("an import that was ended is not removed yet", "err", err)
 		}
 	})
@@ -213,7 +213,7 @@ func (t *term) open(ctx context.Context) error {
 	e := t.e
 	var jobs *queue.Term
 	err := e.retry(ctx, "begin the term", func() (err error) {
-		jobs, err = e.cfg.Queue.Lead(ctx, queue.TermConfig{
+		jobs, err = e.cfg.Namespace.Lead(ctx, queue.TermConfig{
 			Term: t.tenure.Term(), Name: e.cfg.Host, Log: e.log, OnComplete: e.cfg.OnComplete,
 			Crashed: t.before.Term > 0 && !t.before.Released && t.before.Holder != e.cfg.Name,
 		})
@@ -267,7 +267,7 @@ func (e *Engine) last(ctx context.Context) (context.Context, context.CancelFunc)
 	switch {
 	case errors.As(context.Cause(ctx), new(*broker.DiskError)):
 		bound = 0 // nothing can be written
-	case !e.cfg.Conn.Connected():
+	case !e.cfg.Namespace.Conn.Connected():
 		bound = closingAway
 	}
 	c, cancel := context.WithTimeout(context.WithoutCancel(ctx), bound)

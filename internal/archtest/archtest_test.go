@@ -66,10 +66,10 @@ var layout = map[string]rules{
 	},
 	"internal/app": {
 		own: []string{
-			"worker", "internal/queue", "internal/broker", "internal/lease", "internal/governor", "internal/clock",
-			"internal/chat",
+			"importer", "worker", "internal/queue", "internal/broker", "internal/lease", "internal/governor", "internal/clock",
+			"internal/chat", "internal/job",
 		},
-		testOwn: []string{"internal/chatsim", "internal/job"},
+		testOwn: []string{"internal/chatsim"},
 	},
 	"importer": {
 		own: []string{"internal/job", "internal/chat"},

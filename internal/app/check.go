@@ -1,0 +1,146 @@
+package app
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"iter"
+	"math"
+	"slices"
+
+	"groupferry/importer"
+	"groupferry/internal/chat"
+	"groupferry/internal/governor"
+)
+
+// CheckConfig says what to check.
+type CheckConfig struct {
+	Input InputConfig
+	Rate  int // calls a second, for the time needed; 0: governor.DefaultRate
+	Show  int // how many groups to show the first call of
+}
+
+// A CheckReport is what an import of the input would come to. Its JSON form is read by programs: fields are added, never
+// changed.
+type CheckReport struct {
+	Accepted      int64             `json:"accepted"`
+	Bytes         int64             `json:"bytes"` // of the input, after decompression
+	Calls         int64             `json:"calls"` // if all goes well
+	Conversations int64             `json:"conversations"`
+	Duplicates    int64             `json:"duplicates"`
+	Files         int               `json:"files"`
+	FirstCalls    []json.RawMessage `json:"first_calls"`
+	Groups        int64             `json:"groups"`
+	Import        string            `json:"import"`
+	Jobs          int64             `json:"jobs"`
+	Rate          int               `json:"rate"`
+	Rejected      int64             `json:"rejected"`
+	Rejects       []RejectGroup     `json:"rejects"` // the most frequent first
+	Rows          int64             `json:"rows"`
+	Seconds       float64           `json:"seconds"` // that the calls take at the rate
+	Users         int64             `json:"users"`
+	Warnings      []CheckWarning    `json:"warnings"`
+	WarningsTotal int64             `json:"warnings_total"`
+}
+
+// A RejectGroup is the rejects with one code and reason.
+type RejectGroup struct {
+	Code   string `json:"code"`
+	Reason string `json:"reason"`
+	Count  int64  `json:"count"`
+	File   string `json:"first_file"`
+	Line   int64  `json:"first_line"`
+}
+
+// A CheckWarning is about rows that are accepted and may yet not be what was meant.
+type CheckWarning struct {
+	Text string `json:"text"`
+	File string `json:"file"`
+	Line int64  `json:"line"`
+}
+
+// Check reads and checks the input, and reports what an import of it would come to. It needs no queue and no API. The
+// error is a *[BudgetError] when more rows are rejected than allowed, and comes with the report then; the other errors are
+// those of [ReadInput].
+func Check(ctx context.Context, cfg CheckConfig) (CheckReport, error) {
+	plan, err := readPlan(ctx, cfg.Input)
+	if err != nil {
+		return CheckReport{}, err
+	}
+	defer plan.Close()
+	rejects := ""
+	if cfg.Input.Rejects != "" {
+		if rejects, err = writeRejects(plan, cfg.Input.Rejects); err != nil {
+			return CheckReport{}, err
+		}
+	}
+	calls, err := firstCalls(plan, cfg.Show, cmp.Or(cfg.Input.Importer.ChunkSize, chat.MaxItemsPerCall))
+	if err != nil {
+		return CheckReport{}, err
+	}
+	s, rate := plan.Summary, cmp.Or(cfg.Rate, governor.DefaultRate)
+	r := CheckReport{
+		Accepted: s.Accepted, Bytes: s.Bytes, Calls: s.Calls, Conversations: s.Conversations, Duplicates: s.Duplicates,
+		Files: s.Files, FirstCalls: []json.RawMessage{}, Groups: s.Jobs, Import: plan.ImportID, Jobs: s.Jobs, Rate: rate,
+		Rejected: s.Rejected, Rejects: groupRejects(plan.Rejects()), Rows: s.Rows,
+		Seconds: math.Ceil(float64(s.Calls) / float64(rate)), Users: s.Users,
+		Warnings: []CheckWarning{}, WarningsTotal: s.Warnings,
+	}
+	for _, c := range calls {
+		r.FirstCalls = append(r.FirstCalls, c.Body())
+	}
+	for _, w := range plan.Warnings {
+		r.Warnings = append(r.Warnings, CheckWarning{w.Text, w.File, w.Line})
+	}
+	if err := plan.Err(); err != nil {
+		return CheckReport{}, err
+	}
+	return r, cfg.Input.MaxRejects.check(s, rejects)
+}
+
+// firstCalls returns the bodies of the requests with which the first groups would be made.
+func firstCalls(plan *importer.Plan, show, chunk int) ([]chat.CreateRequest, error) {
+	var calls []chat.CreateRequest
+	if show <= 0 {
+		return nil, nil
+	}
+	for j := range plan.Jobs() {
+		call := chat.CreateRequest{FromAccount: j.FromAccount, GroupName: j.GroupName}
+		for _, c := range j.Conversations[:min(chunk, len(j.Conversations))] {
+			call.Items = append(call.Items, chat.Item{Type: c.Type, ID: c.ID})
+		}
+		if calls = append(calls, call); len(calls) == show {
+			break
+		}
+	}
+	return calls, plan.Err()
+}
+
+// maxRejectGroups bounds what groupRejects holds: some reasons have a line number in them.
+const maxRejectGroups = 1000
+
+// groupRejects gathers rejects with the same code and reason, the most frequent first. Where there are very many
+// reasons, the last ones to appear go by their codes.
+func groupRejects(rejects iter.Seq[importer.Reject]) []RejectGroup {
+	type key struct{ code, reason string }
+	groups := map[key]*RejectGroup{}
+	for r := range rejects {
+		k := key{r.Code, r.Reason}
+		if groups[k] == nil && len(groups) >= maxRejectGroups {
+			k.reason = "for other reasons"
+		}
+		if groups[k] == nil {
+			groups[k] = &RejectGroup{Code: k.code, Reason: k.reason, File: r.File, Line: r.Line}
+		}
+		groups[k].Count++
+	}
+	all := make([]RejectGroup, 0, len(groups))
+	for _, g := range groups {
+		all = append(all, *g)
+	}
+	slices.SortFunc(all, func(a, b RejectGroup) int {
+		return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line),
+			cmp.Compare(a.Reason, b.Reason))
+	})
+	return all
+}

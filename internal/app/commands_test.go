@@ -1,0 +1,154 @@
+package app
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"groupferry/importer"
+	"groupferry/internal/chatsim"
+	"groupferry/internal/queue"
+)
+
+// What these tests call is what the commands call: each needs a namespace, or a file, and nothing of a terminal.
+
+// writeInput writes a file and returns its name.
+func writeInput(t *testing.T, lines ...string) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "in.csv")
+	text := "from_account,group_name,to_account\n" + strings.Join(lines, "\n") + "\n"
+	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+func TestCheck(t *testing.T) {
+	files := []string{writeInput(t, "a,g,b", "a,g,b", "a,g,c", ",g,b", ",g,c")}
+	r, err := Check(t.Context(), CheckConfig{Input: InputConfig{Files: files}, Rate: 2, Show: 5})
+	if err != nil || r.Rows != 5 || r.Accepted != 2 || r.Duplicates != 1 || r.Rejected != 2 || r.Seconds != 1 {
+		t.Errorf("got %+v, %v", r, err)
+	}
+	if len(r.FirstCalls) != 1 || !strings.Contains(string(r.FirstCalls[0]), `"From_Account":"a"`) {
+		t.Errorf("first calls: got %s", r.FirstCalls)
+	}
+	if len(r.Rejects) != 1 || r.Rejects[0].Count != 2 || r.Rejects[0].Line != 5 {
+		t.Errorf("rejects: got %+v, want one reason, met twice, first in line 5", r.Rejects)
+	}
+}
+
+func TestBudget(t *testing.T) {
+	s := importer.Summary{Rows: 200, Rejected: 5}
+	tests := []struct {
+		b       Budget
+		allowed int64 // -1: the plan is allowed
+	}{
+		{Budget{}, -1},
+		{Budget{Limited: true}, 0},
+		{Budget{Limited: true, Rows: 4}, 4},
+		{Budget{Limited: true, Rows: 5}, -1},
+		{Budget{Limited: true, Percent: 2.49}, 4},
+		{Budget{Limited: true, Percent: 2.5}, -1},
+	}
+	for _, test := range tests {
+		err := test.b.check(s, "file")
+		var e *BudgetError
+		if errors.As(err, &e) != (test.allowed >= 0) || e != nil && *e != (BudgetError{5, 200, test.allowed, "file"}) {
+			t.Errorf("%+v: got %v, want %d allowed", test.b, err, test.allowed)
+		}
+	}
+}
+
+// Nothing is left of an input that is refused but the file with its rejects.
+func TestReadInputOverBudget(t *testing.T) {
+	rejects := filepath.Join(t.TempDir(), "rejects.csv")
+	_, err := ReadInput(t.Context(), InputConfig{
+		Files: []string{writeInput(t, "a,g,b", ",g,b")}, Rejects: rejects, MaxRejects: Budget{Limited: true},
+	})
+	var e *BudgetError
+	if !errors.As(err, &e) || e.Rejected != 1 || e.RejectsFile != rejects {
+		t.Errorf("got %v, want one reject too many, in %s", err, rejects)
+	}
+	if b, err := os.ReadFile(rejects); err != nil || !strings.Contains(string(b), ",g,1,b,,50002,") {
+		t.Errorf("rejects: got %q, %v", b, err)
+	}
+}
+
+// An import goes from its file to its results, and through a retry.
+func TestImportToResults(t *testing.T) {
+	n := newNamespace(t, chatsim.Config{Rate: -1, FailIDs: map[string]int{"c": 51007}})
+	in, err := ReadInput(t.Context(), InputConfig{Files: []string{writeInput(t, "a,g,b", "a,g,c", "d,g,e")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	if _, existed, err := in.Begin(t.Context(), n.Namespace); existed || err != nil {
+		t.Fatalf("begin: got existed %v, %v", existed, err)
+	}
+	if stats, err := in.Enqueue(t.Context(), n.Namespace, nil); stats.Jobs != 2 || err != nil {
+		t.Fatalf("enqueue: got %+v, %v; want 2 jobs", stats, err)
+	}
+	id := in.Record.ID
+	e := n.start(nil)
+	n.awaitComplete(id)
+
+	s, err := n.ImportStatus(t.Context(), id)
+	if err != nil || s.CheckSums() != nil || !s.Over() || !s.Incomplete() || s.Jobs.Done != 1 || s.Jobs.Partial != 1 || s.Conversations.Failed != 1 {
+		t.Errorf("status: got %+v, %v, sums %v", s, err, s.CheckSums())
+	}
+	var b strings.Builder
+	if err := WriteResults(&b, CSV, n.ResultLines(t.Context(), id, true)); err != nil || !strings.Contains(b.String(), "\na,g,1,c,,51007,") {
+		t.Errorf("failed results: got %q, %v", &b, err)
+	}
+	f, err := n.Failures(t.Context(), id)
+	if err != nil || f.Done != 2 || f.Failed != 1 || len(f.Codes) != 1 || f.Codes[0].Example.ToAccount != "c" {
+		t.Errorf("failures: got %+v, %v", f, err)
+	}
+
+	if err := n.sim.Configure(func(c *chatsim.Config) { c.FailIDs = nil }); err != nil {
+		t.Fatal(err)
+	}
+	if i, stats, err := n.Retry(t.Context(), id, nil, nil); i.Generation != 1 || stats.Conversations != 1 || err != nil {
+		t.Errorf("retry: got %+v, %+v, %v", i, stats, err)
+	}
+	n.awaitComplete(id)
+	if s, err := n.Status(t.Context()); err != nil || len(s.Imports) != 1 || s.Imports[0].Incomplete() || s.Imports[0].Retry.Pending != 0 {
+		t.Errorf("status after the retry: got %+v, %v", s, err)
+	}
+	if err := e.end(t); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestPauseAndCancel(t *testing.T) {
+	n := newNamespace(t, chatsim.Config{Rate: -1})
+	n.enqueue("one", 3)
+	if h, err := n.Pause(t.Context(), "a test", "resume"); err != nil || h.State != queue.Paused || h.By != "a test" || h.Command != "resume" {
+		t.Errorf("pause: got %+v, %v", h, err)
+	}
+	if i, err := n.SetImportPaused(t.Context(), "one", true); err != nil || !i.Paused {
+		t.Errorf("pause of the import: got %+v, %v", i, err)
+	}
+	if s, err := n.Status(t.Context(), "one"); err != nil || s.Halt == nil || s.Over() || !s.Imports[0].Paused || s.Imports[0].SecondsLeft != nil {
+		t.Errorf("status: got %+v, %v", s, err)
+	}
+	if s, err := n.CancelImport(t.Context(), "one"); err != nil || s.Jobs.Dropped != 3 || s.Conversations.Pending != 0 || !s.Over() {
+		t.Errorf("cancel: got %+v, %v", s, err)
+	}
+	if _, err := n.Status(t.Context(), "two"); !errors.Is(err, queue.ErrNoImport) {
+		t.Errorf("status of an import that is not there: got %v", err)
+	}
+}
+
+// A halt that is there keeps its reason when a person pauses.
+func TestPauseKeepsAHalt(t *testing.T) {
+	n := newNamespace(t, chatsim.Config{Rate: -1})
+	if err := n.SetHalt(t.Context(), queue.Halt{State: queue.Halted, Reason: "the key"}); err != nil {
+		t.Fatal(err)
+	}
+	if h, err := n.Pause(t.Context(), "a test", "resume"); err != nil || h.State != queue.Halted || h.Reason != "the key" {
+		t.Errorf("got %+v, %v", h, err)
+	}
+}

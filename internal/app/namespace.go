@@ -1,0 +1,68 @@
+package app
+
+import (
+	"context"
+
+	"groupferry/internal/broker"
+	"groupferry/internal/queue"
+)
+
+// A Namespace is the queue of a namespace with the connection that it is reached by. What a command does with the queue
+// alone is a method here or, where nothing has to be added, of [queue.Queue]: Retry, Delete, ClearHalt, SetRate.
+type Namespace struct {
+	*queue.Queue
+	Conn *broker.Conn
+}
+
+// Open connects to a namespace. With JoinOnly it makes nothing: where no import was ever begun the error wraps
+// [broker.ErrNoData]. The other errors are those of [broker.Open] and [queue.Open].
+func Open(ctx context.Context, cfg broker.Config) (*Namespace, error) {
+	conn, err := broker.Open(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	q, err := queue.Open(ctx, conn)
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return &Namespace{q, conn}, nil
+}
+
+// Where says for people where the queue is.
+func (n *Namespace) Where() string { return n.Conn.Where() }
+
+// Close leaves the server, and stops it when this process runs it.
+func (n *Namespace) Close() error { return n.Conn.Close() }
+
+// Pause lets no call be made until somebody resumes: by says who paused, resume is the command that continues. It
+// returns what stands then. A halt that is there already stays, because its reason is the one to fix.
+func (n *Namespace) Pause(ctx context.Context, by, resume string) (*queue.Halt, error) {
+	err := n.SetHalt(ctx, queue.Halt{State: queue.Paused, Reason: "by hand", Command: resume, By: by})
+	if err != nil {
+		return nil, err
+	}
+	return n.Halted(ctx)
+}
+
+// SetImportPaused pauses one import, or resumes it, and returns its record. It does nothing to an import that is over.
+// The error wraps [queue.ErrNoImport] when there is no such import.
+func (n *Namespace) SetImportPaused(ctx context.Context, id string, paused bool) (queue.Import, error) {
+	set := n.ResumeImport
+	if paused {
+		set = n.PauseImport
+	}
+	if err := set(ctx, id); err != nil {
+		return queue.Import{}, err
+	}
+	return n.Import(ctx, id)
+}
+
+// CancelImport drops the jobs of an import that have no result, and returns what it comes to. A retry that is cancelled
+// leaves the import complete. The errors are those of [queue.Queue.Cancel].
+func (n *Namespace) CancelImport(ctx context.Context, id string) (ImportStatus, error) {
+	if err := n.Cancel(ctx, id); err != nil {
+		return ImportStatus{}, err
+	}
+	return n.ImportStatus(ctx, id)
+}

@@ -1,0 +1,191 @@
+package app
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"encoding/csv"
+	"encoding/json"
+	"errors"
+	"io"
+	"iter"
+	"slices"
+	"strconv"
+	"time"
+
+	"groupferry/internal/broker"
+	"groupferry/internal/chat"
+	"groupferry/internal/job"
+)
+
+// A ResultLine is what came of one conversation. Its JSON form is read by programs: fields are added, never changed.
+type ResultLine struct {
+	FromAccount string    `json:"from_account"`
+	GroupName   string    `json:"group_name"`
+	Type        int       `json:"type"`
+	ToAccount   string    `json:"to_account,omitempty"`
+	ToGroupID   string    `json:"to_group_id,omitempty"`
+	Code        string    `json:"code"` // "" when it is in the group
+	Reason      string    `json:"reason"`
+	File        string    `json:"file"`
+	Line        int64     `json:"line"`
+	GroupID     int64     `json:"group_id"`
+	Attempts    int       `json:"attempts"`
+	Job         string    `json:"job"`
+	Outcome     string    `json:"outcome"` // of the job
+	Finished    time.Time `json:"finished"`
+}
+
+var resultColumns = []string{"from_account", "group_name", "type", "to_account", "to_group_id", "code", "reason", "file", "line",
+	"group_id", "attempts", "job", "outcome", "finished"}
+
+func (l *ResultLine) fields() []string {
+	kind, line, group := "", "", ""
+	if l.Type != 0 {
+		kind = strconv.Itoa(l.Type)
+	}
+	if l.Line != 0 {
+		line = strconv.FormatInt(l.Line, 10)
+	}
+	if l.GroupID != 0 {
+		group = strconv.FormatInt(l.GroupID, 10)
+	}
+	return []string{l.FromAccount, l.GroupName, kind, l.ToAccount, l.ToGroupID, l.Code, l.Reason, l.File, line,
+		group, strconv.Itoa(l.Attempts), l.Job, l.Outcome, l.Finished.UTC().Format(time.RFC3339)}
+}
+
+// resultLines gives a result as one line for each conversation, or a single one for a job of which nothing is known.
+func resultLines(r *job.Result) []ResultLine {
+	base := ResultLine{
+		FromAccount: r.FromAccount, GroupName: r.GroupName, GroupID: r.GroupID, Attempts: r.Attempts,
+		Job: r.Job, Outcome: string(r.Outcome), Finished: r.Finished,
+	}
+	if len(r.Conversations) == 0 {
+		base.Code, base.Reason = r.Code, r.Info
+		return []ResultLine{base}
+	}
+	all := make([]ResultLine, len(r.Conversations))
+	for i, c := range r.Conversations {
+		l := base
+		l.Type, l.Code, l.Reason, l.File, l.Line = c.Type, c.Code, c.Info, r.Files[c.File], c.Line
+		if c.Type == job.OneToOne {
+			l.ToAccount = c.ID
+		} else {
+			l.ToGroupID = c.ID
+		}
+		if l.Reason == "" && l.Code != "" {
+			if code, err := strconv.Atoi(l.Code); err == nil {
+				l.Reason = chat.Meaning(code)
+			}
+		}
+		all[i] = l
+	}
+	return all
+}
+
+// ResultLines reads the results of an import, a line for each conversation; with failed, of those alone that are not in
+// their group. An error is the last thing it yields; see [queue.Queue.Results].
+func (n *Namespace) ResultLines(ctx context.Context, id string, failed bool) iter.Seq2[ResultLine, error] {
+	var outcomes []job.Outcome // all
+	if failed {
+		outcomes = []job.Outcome{job.Partial, job.Failed}
+	}
+	return func(yield func(ResultLine, error) bool) {
+		for r, err := range n.Results(ctx, id, outcomes...) {
+			if err != nil {
+				yield(ResultLine{}, err)
+				return
+			}
+			for _, l := range resultLines(&r) {
+				if failed && l.Code == "" {
+					continue
+				}
+				if !yield(l, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// The formats of results.
+const (
+	CSV   = "csv"   // a header, and a record for each line
+	JSONL = "jsonl" // a JSON object for each line
+)
+
+// WriteResults writes lines to w as [CSV] or [JSONL]. When lines end with an error, those before it are written, and the
+// error is returned. The columns of the CSV begin with those of an input, so it can be imported as it is.
+func WriteResults(w io.Writer, format string, lines iter.Seq2[ResultLine, error]) error {
+	b := bufio.NewWriterSize(w, 64<<10)
+	asJSON, asCSV := json.NewEncoder(b), csv.NewWriter(b)
+	asJSON.SetEscapeHTML(false)
+	write := func(l *ResultLine) error { return asJSON.Encode(l) }
+	if format == CSV {
+		write = func(l *ResultLine) error { return asCSV.Write(l.fields()) }
+		if err := asCSV.Write(resultColumns); err != nil {
+			return err
+		}
+	}
+	var failure error
+	for l, err := range lines {
+		if err != nil {
+			failure = err
+			break
+		}
+		if err := write(&l); err != nil {
+			return err
+		}
+	}
+	asCSV.Flush()
+	return errors.Join(failure, asCSV.Error(), b.Flush())
+}
+
+// Failures are what failed in an import, by code. Their JSON form is read by programs: fields are added, never changed.
+type Failures struct {
+	Import string        `json:"import"`
+	Done   int64         `json:"done"` // conversations
+	Failed int64         `json:"failed"`
+	Codes  []FailureCode `json:"codes"` // the most frequent first
+}
+
+// A FailureCode is what failed with one code.
+type FailureCode struct {
+	Code    string     `json:"code"`
+	Reason  string     `json:"reason"`
+	Count   int64      `json:"count"`
+	Example ResultLine `json:"example"` // the first one of the first file
+}
+
+// Failures reads what failed in an import, and groups it by code.
+func (n *Namespace) Failures(ctx context.Context, id string) (Failures, error) {
+	progress, err := n.Progress(ctx, id)
+	if err != nil && !errors.As(err, new(*broker.DamagedError)) {
+		return Failures{}, err
+	}
+	s := Failures{Import: id, Done: progress.Counts.Conversations.Done}
+	byCode := map[string]*FailureCode{}
+	for l, err := range n.ResultLines(ctx, id, true) {
+		if err != nil {
+			return s, err
+		}
+		s.Failed++
+		c := byCode[l.Code]
+		if c == nil {
+			c = &FailureCode{Code: l.Code, Reason: l.Reason, Example: l}
+			byCode[l.Code] = c
+		}
+		c.Count++
+		if e := &c.Example; cmp.Or(cmp.Compare(l.File, e.File), cmp.Compare(l.Line, e.Line)) < 0 {
+			*e = l
+		}
+	}
+	s.Codes = make([]FailureCode, 0, len(byCode))
+	for _, c := range byCode {
+		s.Codes = append(s.Codes, *c)
+	}
+	slices.SortFunc(s.Codes, func(a, b FailureCode) int {
+		return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.Code, b.Code))
+	})
+	return s, nil
+}

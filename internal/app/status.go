@@ -1,0 +1,201 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"groupferry/internal/broker"
+	"groupferry/internal/queue"
+)
+
+// An ImportStatus is how far an import is. Its JSON form is read by programs: fields are added, never changed.
+type ImportStatus struct {
+	Import        string             `json:"import"`
+	State         string             `json:"state"` // enqueueing, running, complete, cancelled, retrying, deleting
+	Paused        bool               `json:"paused"`
+	Simulated     bool               `json:"simulated,omitempty"`
+	Files         []string           `json:"files"`
+	Created       time.Time          `json:"created"`
+	Completed     *time.Time         `json:"completed,omitempty"`
+	Rows          int64              `json:"rows"`
+	Accepted      int64              `json:"accepted"`
+	Duplicates    int64              `json:"duplicates"`
+	Rejected      int64              `json:"rejected"`
+	RejectsFile   string             `json:"rejects_file,omitempty"`
+	Jobs          JobCounts          `json:"jobs"`
+	Conversations ConversationCounts `json:"conversations"`
+	Calls         int64              `json:"calls"`        // that the results took
+	Rate          float64            `json:"rate"`         // jobs a second over the last minute
+	SecondsLeft   *float64           `json:"seconds_left"` // null when nobody knows
+	LastResult    *time.Time         `json:"last_result,omitempty"`
+	Retry         *RetryStatus       `json:"retry,omitempty"`   // the last one
+	Damaged       string             `json:"damaged,omitempty"` // what is wrong with what is stored of it
+}
+
+// A RetryStatus is how far a retry is. Until a job of it has its new result, it counts as what it was before.
+type RetryStatus struct {
+	Generation int      `json:"generation"`      // 1 for the first retry
+	Jobs       int64    `json:"jobs"`            // 0 until all are on the queue
+	Pending    int64    `json:"pending"`         // those in flight included
+	Codes      []string `json:"codes,omitempty"` // of the failures that it is about; all when empty
+}
+
+// JobCounts are the jobs of an import by what became of them.
+type JobCounts struct {
+	Total    int64 `json:"total"`
+	Done     int64 `json:"done"`
+	Partial  int64 `json:"partial"`
+	Failed   int64 `json:"failed"`
+	Pending  int64 `json:"pending"` // without a result, those in flight included
+	InFlight int64 `json:"in_flight"`
+	Dropped  int64 `json:"dropped"` // by cancel
+}
+
+// ConversationCounts are the conversations of an import by what became of them.
+type ConversationCounts struct {
+	Total   int64 `json:"total"`
+	Done    int64 `json:"done"`
+	Failed  int64 `json:"failed"`
+	Pending int64 `json:"pending"`
+	Dropped int64 `json:"dropped"`
+}
+
+// rateFresh is the maximum age of a rate that is shown: what a leader wrote before that says nothing about now. Clocks of
+// other machines are not exact to much less.
+const rateFresh = 15 * time.Second
+
+// ImportStatus reads how far an import is. The error wraps [queue.ErrNoImport] when there is none. It is a
+// *[broker.DamagedError] when what is stored of it is damaged; the status then says what could be read.
+func (n *Namespace) ImportStatus(ctx context.Context, id string) (ImportStatus, error) {
+	p, err := n.Progress(ctx, id)
+	if damaged := errors.As(err, new(*broker.DamagedError)) && p.Import.ID != ""; err != nil && !damaged {
+		return ImportStatus{}, err
+	}
+	return newImportStatus(p), err
+}
+
+func newImportStatus(p queue.Progress) ImportStatus {
+	i, n := p.Import, p.Counts
+	results := n.Jobs.Done + n.Jobs.Partial + n.Jobs.Failed
+	s := ImportStatus{
+		Import: i.ID, State: string(i.State), Paused: i.Paused, Simulated: i.Simulated, Files: i.Files, Created: i.Created,
+		Rows: i.Rows, Accepted: i.Accepted, Duplicates: i.Duplicates, Rejected: i.Rejected, RejectsFile: i.RejectsFile,
+		Jobs: JobCounts{Total: i.Jobs, Done: n.Jobs.Done, Partial: n.Jobs.Partial, Failed: n.Jobs.Failed,
+			Pending: i.Jobs - results, InFlight: p.InFlight},
+		Conversations: ConversationCounts{Total: i.Conversations, Done: n.Conversations.Done, Failed: n.Conversations.Failed,
+			Pending: i.Conversations - n.Conversations.Done - n.Conversations.Failed},
+		Calls: n.Calls,
+	}
+	if s.Files == nil {
+		s.Files = []string{}
+	}
+	if !i.Completed.IsZero() {
+		s.Completed = &i.Completed
+	}
+	if !n.LastResult.IsZero() {
+		s.LastResult = &n.LastResult
+	}
+	todo := s.Jobs.Pending
+	if i.Generation > 0 {
+		todo = p.Pending + p.InFlight
+		s.Retry = &RetryStatus{Generation: i.Generation, Jobs: i.Retried, Pending: todo, Codes: i.RetryCodes}
+	}
+	if i.State == queue.Cancelled {
+		s.Jobs.Pending, s.Jobs.Dropped = 0, s.Jobs.Pending
+		s.Conversations.Pending, s.Conversations.Dropped = 0, s.Conversations.Pending
+	}
+	switch {
+	case i.State.Over():
+		zero := 0.0
+		s.SecondsLeft = &zero
+	case p.Rate > 0 && !i.Paused && time.Since(p.At).Abs() < rateFresh:
+		s.Rate = p.Rate
+		left := float64(todo) / p.Rate
+		s.SecondsLeft = &left
+	}
+	return s
+}
+
+// Over reports whether nothing more is going to be done for the import, unless it is retried.
+func (s *ImportStatus) Over() bool { return queue.ImportState(s.State).Over() }
+
+// Incomplete reports whether a row was rejected, or a job failed, is partial or was dropped.
+func (s *ImportStatus) Incomplete() bool {
+	return s.Rejected > 0 || s.Jobs.Partial > 0 || s.Jobs.Failed > 0 || s.Jobs.Dropped > 0
+}
+
+// CheckSums returns an error when a row or a conversation is unaccounted for.
+func (s *ImportStatus) CheckSums() error {
+	c := s.Conversations
+	switch {
+	case s.Rows != s.Accepted+s.Duplicates+s.Rejected:
+		return fmt.Errorf("the counts do not add up: %d rows, %d accepted + %d duplicates + %d rejected",
+			s.Rows, s.Accepted, s.Duplicates, s.Rejected)
+	case s.Accepted != c.Total:
+		return fmt.Errorf("the counts do not add up: %d rows accepted, %d conversations", s.Accepted, c.Total)
+	case c.Pending < 0 || s.Jobs.Pending < 0 || (c.Pending == 0) != (s.Jobs.Pending == 0):
+		return fmt.Errorf("the counts do not add up: %d of %d jobs and %d of %d conversations have no result",
+			s.Jobs.Pending, s.Jobs.Total, c.Pending, c.Total)
+	case s.State == string(queue.Complete) && c.Pending != 0:
+		return fmt.Errorf("the counts do not add up: complete, but %d conversations have no result", c.Pending)
+	}
+	return nil
+}
+
+// A Status is how far the imports of a namespace are. Its JSON form is read by programs.
+type Status struct {
+	Imports []ImportStatus `json:"imports"` // newest first
+	Halt    *queue.Halt    `json:"halt"`    // null while calls may be made
+
+	Damaged error `json:"-"` // about the imports that are
+}
+
+// Status reads how far the imports with these IDs are, or all of them when none is named. The error wraps
+// [queue.ErrNoImport] when there is no import of an ID. Damage is no error, but part of the status.
+func (n *Namespace) Status(ctx context.Context, ids ...string) (Status, error) {
+	s := Status{Imports: []ImportStatus{}}
+	var err error
+	if s.Halt, err = n.Halted(ctx); err != nil {
+		return s, err
+	}
+	if len(ids) == 0 {
+		all, err := n.AllProgress(ctx)
+		if err != nil {
+			return s, err
+		}
+		for _, p := range all {
+			s.add(newImportStatus(p), p.Damaged)
+		}
+	}
+	for _, id := range ids {
+		i, err := n.ImportStatus(ctx, id)
+		if err != nil && !errors.As(err, new(*broker.DamagedError)) {
+			return s, err
+		}
+		s.add(i, err)
+	}
+	return s, nil
+}
+
+func (s *Status) add(i ImportStatus, damaged error) {
+	if damaged != nil {
+		s.Damaged = errors.Join(s.Damaged, damaged)
+		i.Damaged = damaged.Error()
+	}
+	if s.Halt != nil && !i.Over() { // no call is made
+		i.Rate, i.SecondsLeft = 0, nil
+	}
+	s.Imports = append(s.Imports, i)
+}
+
+// Over reports whether nothing is going to change by itself.
+func (s *Status) Over() bool {
+	for i := range s.Imports {
+		if !s.Imports[i].Over() {
+			return false
+		}
+	}
+	return true
+}
