@@ -71,7 +71,7 @@ func madeUpImport(ctx context.Context, m *metrics.Metrics) {
 		return metrics.Pace{State: "running", Commands: map[string]metrics.Lane{commands[0]: lane, commands[1]: lane}}
 	})
 	m.WatchQueue(func() (metrics.Queue, bool) { return metrics.Queue{Pending: 1000, InFlight: 12}, true })
-	m.SetUserSigExpiry(time.Now().Add(24 * time.Hour))
+	m.WatchUserSig(func() time.Time { return time.Now().Add(24 * time.Hour) })
 	m.JobStarted() // one that stays in flight
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()

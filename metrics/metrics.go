@@ -3,9 +3,9 @@
 //	rows ──────► Rows, JobsEnqueued ────────────────┐
 //	calls ─────► CallDone, Retry, Throttled ────────┤
 //	jobs ──────► JobStarted, JobDone, JobRequeued ──┼──► registry ──► /metrics
-//	permits ───► Granted ───────────────────────────┤        ▲
-//	UserSig ───► SetUserSigExpiry ──────────────────┘        │ asked at each scrape
-//	governor, queue ◄── WatchPace, WatchQueue ───────────────┘
+//	permits ───► Granted ───────────────────────────┘        │ asks at each scrape
+//	                                                         ▼
+//	             governor, queue, UserSig ◄── WatchPace, WatchQueue, WatchUserSig
 //
 // It only observes: no method returns anything that another package could act on, and none blocks. The packages that it
 // watches do not know it; each has a small interface of its own that a [Metrics] happens to fulfil.
@@ -282,8 +282,11 @@ func (m *Metrics) WatchQueue(queue func() (Queue, bool)) {
 	m.watched.set(func(w *watched) { w.queue = queue })
 }
 
-// SetUserSigExpiry says when the UserSig in use ends. The zero time means that nobody knows.
-func (m *Metrics) SetUserSigExpiry(t time.Time) { m.watched.set(func(w *watched) { w.expiry = t }) }
+// WatchUserSig has expiry asked at every scrape when the UserSig in use ends: it is renewed while the process runs. The zero
+// time means that nobody knows. It must be quick and safe to call from any goroutine.
+func (m *Metrics) WatchUserSig(expiry func() time.Time) {
+	m.watched.set(func(w *watched) { w.expiry = expiry })
+}
 
 // Pace is what a process knows about who calls and how fast.
 type Pace struct {
@@ -325,7 +328,7 @@ type watched struct {
 	mu         sync.Mutex // guards what follows
 	pace       func() Pace
 	queue      func() (Queue, bool)
-	expiry     time.Time
+	expiry     func() time.Time
 	lastResult time.Time
 
 	state, limit, effective, inUse, waiting *prometheus.Desc
@@ -428,8 +431,10 @@ func (w *watched) Collect(ch chan<- prometheus.Metric) {
 			gauge(w.inFlight, float64(q.InFlight))
 		}
 	}
-	if !expiry.IsZero() {
-		gauge(w.userSigExpiry, unixSeconds(expiry))
+	if expiry != nil {
+		if t := expiry(); !t.IsZero() {
+			gauge(w.userSigExpiry, unixSeconds(t))
+		}
 	}
 	if !lastResult.IsZero() {
 		gauge(w.lastResultTime, unixSeconds(lastResult))

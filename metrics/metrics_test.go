@@ -119,12 +119,11 @@ func TestValues(t *testing.T) {
 		{"queue out of reach", func(m *Metrics) {
 			m.WatchQueue(func() (Queue, bool) { return Queue{Pending: 50}, false })
 		}, nil},
-		{"usersig", func(m *Metrics) { m.SetUserSigExpiry(time.UnixMilli(1_700_000_000_500)) }, map[string]float64{
+		{"usersig", func(m *Metrics) { m.WatchUserSig(func() time.Time { return time.UnixMilli(1_700_000_000_500) }) }, map[string]float64{
 			`usersig_expiry_timestamp_seconds`: 1_700_000_000.5,
 		}},
 		{"usersig unknown", func(m *Metrics) {
-			m.SetUserSigExpiry(time.Unix(1, 0))
-			m.SetUserSigExpiry(time.Time{})
+			m.WatchUserSig(func() time.Time { return time.Time{} })
 		}, nil},
 		{"outside the closed sets", func(m *Metrics) {
 			m.CallDone("user-4711", "12345", 0)
@@ -329,7 +328,7 @@ func TestConcurrency(t *testing.T) {
 				m.JobRequeued("halt")
 				m.WatchPace(func() Pace { return Pace{State: "running"} })
 				m.WatchQueue(func() (Queue, bool) { return Queue{}, true })
-				m.SetUserSigExpiry(time.Now())
+				m.WatchUserSig(time.Now)
 			}
 		})
 	}

@@ -393,7 +393,7 @@ func (c *call) wantErr(texts ...string) *call {
 // report decodes what run --output json reports.
 func (c *call) report() (r struct {
 	app.ImportStatus
-	Run runReport `json:"run"`
+	Run app.RunReport `json:"run"`
 }) {
 	c.t.Helper()
 	if err := json.Unmarshal([]byte(c.stdout.String()), &r); err != nil {

@@ -95,7 +95,8 @@ func exitCode(err error) int {
 	case errors.Is(err, errInterrupted), errors.Is(err, context.Canceled):
 		return exitInterrupted
 	case errors.As(err, &usage), errors.As(err, &config), errors.Is(err, broker.ErrTooOld), errors.Is(err, broker.ErrNoJetStream),
-		errors.Is(err, broker.ErrSchema), errors.Is(err, job.ErrVersion), errors.Is(err, worker.ErrMayReplace):
+		errors.Is(err, broker.ErrSchema), errors.Is(err, job.ErrVersion), errors.Is(err, worker.ErrMayReplace),
+		errors.As(err, new(*queue.OtherAppError)):
 		return exitUsage
 	case governor.IsHalted(err):
 		return exitHalted
@@ -123,6 +124,8 @@ func hintFor(err error) string {
 		return h.hint
 	case errors.As(err, &budget) && budget.RejectsFile != "":
 		return "fix the rows in " + budget.RejectsFile + ", or allow more"
+	case errors.As(err, new(*queue.OtherAppError)):
+		return "name another --namespace, or another --data-dir"
 	case errors.Is(err, queue.ErrOrder):
 		return "give the input another --import-id to import it as a whole"
 	case errors.Is(err, worker.ErrMayReplace):

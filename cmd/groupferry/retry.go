@@ -134,17 +134,3 @@ func (k *keepFlag) String() string {
 }
 
 func (k *keepFlag) Type() string { return "time" }
-
-// tidy deletes what is older than wanted.
-func (p *program) tidy(ctx context.Context, q *queue.Queue, keep keepFlag) {
-	if keep == 0 {
-		return
-	}
-	gone, err := q.DeleteOlder(ctx, time.Duration(keep))
-	for _, id := range gone {
-		p.console.log.Info("import is deleted", "import", id, "keep", &keep)
-	}
-	if err != nil && ctx.Err() == nil {
-		p.console.log.Warn("imports that are too old could not be deleted", "err", err)
-	}
-}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"strings"
 	"time"
@@ -99,14 +98,14 @@ func (r *runner) run(cmd *cobra.Command, inputs []string) error {
 		return err
 	}
 	defer s.Close()
-	m := newMetrics()
-	m.Rows(in.Record.Accepted, in.Record.Duplicates, in.Record.Rejected)
-	w, err := r.newWorkerProcess(s, api, &r.api, m, processOptions{
-		leaveOnHalt: true, liftHalt: true, resume: r.commandLine(),
-	})
+	cfg := r.processConfig(s, api, &r.api, in.Record.ID)
+	cfg.Listener = listener
+	cfg.Engine.LeaveOnHalt, cfg.Engine.LiftHalt, cfg.Engine.Resume = true, true, r.commandLine()
+	w, err := app.NewProcess(r.soft, cfg)
 	if err != nil {
 		return err
 	}
+	w.Metrics.Rows(in.Record.Accepted, in.Record.Duplicates, in.Record.Rejected)
 	in.Record.Simulated = r.simulate
 	stored, err := r.begin(r.soft, s, in)
 	if err != nil {
@@ -114,16 +113,30 @@ func (r *runner) run(cmd *cobra.Command, inputs []string) error {
 	}
 	started := time.Now()
 	if !stored.State.Over() {
-		if err := r.toTheEnd(w, in, stored, listener); err != nil {
+		if err := r.work(w, s, in, stored); err != nil {
 			// What was done until then is worth a report; that it is unfinished is what counts.
-			if rerr := r.report(w, in.Record.ID, time.Since(started)); rerr != nil && !errors.Is(rerr, errIncomplete) {
+			if rerr := r.report(w, s, in.Record.ID, time.Since(started)); rerr != nil && !errors.Is(rerr, errIncomplete) {
 				r.console.log.Warn("no report", "err", rerr)
 			}
 			return r.unfinished(err)
 		}
 	}
-	err = r.report(w, in.Record.ID, time.Since(started))
-	r.tidy(r.soft, s.Queue, r.keep)
+	err = r.report(w, s, in.Record.ID, time.Since(started))
+	s.DeleteOld(r.soft, time.Duration(r.keep), r.console.log)
+	return err
+}
+
+// work enqueues what is not enqueued yet, and works until the import is over.
+func (r *runner) work(w *app.Process, s *app.Namespace, in *app.Input, stored queue.Import) error {
+	if err := r.warnHalted(s, true); err != nil {
+		return err
+	}
+	var enqueue func(context.Context) error
+	if stored.State == queue.Enqueueing {
+		enqueue = func(ctx context.Context) error { return r.enqueue(ctx, s, in, w.Metrics) }
+	}
+	err := w.RunImport(r.hard, r.soft.Done(), enqueue)
+	r.console.end()
 	return err
 }
 
@@ -159,57 +172,6 @@ func (r *runner) startSimulator(cmd *cobra.Command) (cleanUp func(), err error) 
 	return cleanUp, nil
 }
 
-// toTheEnd enqueues what is not enqueued yet, and works, or waits for the process that leads, until the import is over.
-// An error of either ends the other.
-func (r *runner) toTheEnd(w *workerProcess, in *app.Input, stored queue.Import, listener net.Listener) error {
-	if h, err := w.store.Halted(r.soft); err != nil {
-		return err
-	} else if h != nil && h.State == queue.Paused {
-		r.console.warn("%s: %s; to continue: %s", h.State, h.Reason, h.Command)
-	}
-	enqueueing, stopEnqueueing := context.WithCancel(r.soft)
-	defer stopEnqueueing()
-	stop := make(chan struct{}) // closed by a signal, or when the enqueueing failed
-	enqueued := make(chan error, 1)
-	go func() {
-		var err error
-		if stored.State == queue.Enqueueing {
-			// A wrong key is told before anything is on the queue.
-			if err = w.engine.AwaitWork(enqueueing); err == nil {
-				err = r.enqueue(enqueueing, w.store, in, w.metrics)
-			}
-		}
-		enqueued <- err
-		if err == nil {
-			<-r.soft.Done()
-		}
-		close(stop)
-	}()
-	err := w.run(stop, listener, func(ctx context.Context) (bool, error) {
-		p, err := w.store.Progress(ctx, in.Record.ID)
-		if err != nil {
-			return errors.Is(err, queue.ErrNoImport), err // it was deleted
-		}
-		w.showProgress(p)
-		return p.Import.State.Over(), nil
-	})
-	stopEnqueueing()
-	enqueueErr := <-enqueued
-	over := r.soft.Err() == nil || err != nil // so there was no more use in enqueueing
-	if enqueueErr != nil && !(over && errors.Is(enqueueErr, context.Canceled)) {
-		return enqueueErr
-	}
-	if err != nil || r.soft.Err() == nil {
-		return err
-	}
-	// The signal may have come after the last result.
-	i, err := w.store.Import(context.WithoutCancel(r.hard), in.Record.ID)
-	if err == nil && !i.State.Over() {
-		err = errInterrupted
-	}
-	return err
-}
-
 // unfinished adds the command that continues, where there is one.
 func (r *runner) unfinished(err error) error {
 	switch code := exitCode(err); {
@@ -222,24 +184,23 @@ func (r *runner) unfinished(err error) error {
 }
 
 // report says what came of every row, and checks that it adds up.
-func (r *runner) report(w *workerProcess, importID string, took time.Duration) error {
+func (r *runner) report(w *app.Process, n *app.Namespace, importID string, took time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.hard), 30*time.Second)
 	defer cancel()
-	s, err := w.store.ImportStatus(ctx, importID)
+	s, err := n.ImportStatus(ctx, importID)
 	if err != nil {
 		return err
 	}
-	n := w.counters
-	run := &runReport{
-		Seconds: took.Seconds(), Calls: n.calls.Load(), Throttled: n.throttled.Load(), Repeated: n.retries.Load(),
-	}
+	var ledger *chatsim.Ledger
 	if r.sim != nil {
-		run.Simulator = simulatorSays(r.sim.Ledger(), n)
+		l := r.sim.Ledger()
+		ledger = &l
 	}
+	run := app.NewRunReport(w.State().Tally, took, ledger)
 	err = r.out.write(r.stdout, struct {
 		app.ImportStatus
-		Run *runReport `json:"run"`
-	}{s, run}, func() string { return importText(&s, r.resultsLine(importID)) + run.text() })
+		Run *app.RunReport `json:"run"`
+	}{s, run}, func() string { return importText(&s, r.resultsLine(importID)) + runText(run) })
 	if err != nil {
 		return err
 	}
@@ -263,16 +224,8 @@ func (r *runner) resultsLine(importID string) string {
 	return "groupferry results " + importID + r.queue.args(r.getenv)
 }
 
-// A runReport is what one run did, apart from what the import came to.
-type runReport struct {
-	Seconds   float64          `json:"seconds"`
-	Calls     int64            `json:"calls"`
-	Throttled int64            `json:"throttled"`
-	Repeated  int64            `json:"repeated"`
-	Simulator *simulatorReport `json:"simulator,omitempty"`
-}
-
-func (r *runReport) text() string {
+// runText says what one run did.
+func runText(r *app.RunReport) string {
 	took := time.Duration(r.Seconds * float64(time.Second))
 	s := fmt.Sprintf("  this run       %s calls in %s · throttled %s · repeated %s\n", count(r.Calls), span(took), count(r.Throttled), count(r.Repeated))
 	if sim := r.Simulator; sim != nil {
@@ -282,38 +235,6 @@ func (r *runReport) text() string {
 			s += ": agrees"
 		}
 		s += "\n"
-	}
-	return s
-}
-
-// A simulatorReport is what the other side saw.
-type simulatorReport struct {
-	Calls         int64  `json:"calls"`
-	MaxPerSecond  int    `json:"max_per_second"`
-	Refused       int    `json:"refused"`
-	BadRequests   int    `json:"bad_requests"`
-	Groups        int    `json:"groups"`
-	Conversations int    `json:"conversations"`
-	Disagrees     string `json:"disagrees,omitempty"`
-}
-
-// simulatorSays compares the simulator's ledger with what this process counted.
-func simulatorSays(l chatsim.Ledger, n *counters) *simulatorReport {
-	s := &simulatorReport{BadRequests: l.BadRequests, Groups: l.Groups, Conversations: l.Conversations}
-	for _, c := range l.Commands {
-		s.Calls += int64(c.Calls)
-		s.Refused += c.Refused
-		s.MaxPerSecond = max(s.MaxPerSecond, c.MaxPerSecond)
-	}
-	switch counted, groups := n.calls.Load(), n.done.Load()+n.partial.Load(); {
-	case s.Calls != counted:
-		s.Disagrees = fmt.Sprintf("%d calls arrived, %d were made", s.Calls, counted)
-	case int64(l.Conversations) != n.conversations.Load():
-		s.Disagrees = fmt.Sprintf("%d conversations are in groups, %d were reported done", l.Conversations, n.conversations.Load())
-	case int64(l.Groups) != groups:
-		s.Disagrees = fmt.Sprintf("there are %d groups, %d were reported", l.Groups, groups)
-	case l.BadRequests > 0:
-		s.Disagrees = fmt.Sprintf("%d calls broke a limit or a rule, such as %+v", l.BadRequests, l.BadSamples[0])
 	}
 	return s
 }

@@ -66,17 +66,17 @@ type Engine struct {
 	log       *slog.Logger
 	gate      *governor.Gate
 	candidate *lease.Candidate
+	state     stateKeeper
+	tally     tallyObserver
 
-	verified atomic.Bool           // the credentials have worked
-	others   atomic.Int64          // renewals by other leaders, as seen here
 	lifting  atomic.Bool           // a halt that stands is to be ended by this process: it does not close the gate
-	rate     atomic.Int64          // of the namespace; 0: that of this process
-	changes  atomic.Int64          // of the leader, as seen here
-	noAnswer atomic.Pointer[error] // why the last call had none that had none
+	noAnswer atomic.Pointer[error] // why the last call had no response that had none
 	leader   atomic.Pointer[lease.Record]
 	known    chan struct{} // closed once halt and rate of the namespace are known
 	once     sync.Once     // closes it
-	standstillCounter
+
+	lastGrant  atomic.Int64 // Unix time in nanoseconds; or when calls began to wait
+	standstill atomic.Int64 // nanoseconds, see State
 
 	hard context.Context // of Run
 
@@ -105,6 +105,10 @@ func NewEngine(ctx context.Context, cfg EngineConfig) (*Engine, error) {
 		return nil, err
 	}
 	e := &Engine{cfg: cfg, log: cfg.Log, known: make(chan struct{})}
+	e.state = stateKeeper{report: e.report, changed: make(chan struct{}), now: State{Rate: cfg.Rate}}
+	cfg.Namespace.onConnection(func(up bool) { e.state.set(func(s *State) { s.Connected = up }) })
+	e.tally.next = cfg.Worker.Observer
+	e.cfg.Worker.Observer = &e.tally
 	e.gate = &governor.Gate{OnHalt: e.halted}
 	e.lifting.Store(cfg.LiftHalt)
 	e.candidate = lease.New(store, lease.Config{
@@ -117,12 +121,21 @@ func NewEngine(ctx context.Context, cfg EngineConfig) (*Engine, error) {
 // observe notes who leads, and that another process does: one whose record is renewed.
 func (e *Engine) observe(r lease.Record, _ uint64) {
 	was := e.leader.Swap(&r)
-	switch {
-	case was == nil || was.Term != r.Term:
-		e.changes.Add(1)
-	case r.Holder != e.cfg.Name && !r.Released:
-		e.others.Add(1)
+	begins := was == nil || was.Term != r.Term
+	renews := !begins && r.Holder != e.cfg.Name && !r.Released
+	if !begins && was.Released == r.Released && !renews {
+		return
 	}
+	e.state.set(func(s *State) {
+		s.Leader = ""
+		if !r.Released {
+			s.Leader = r.Host
+		}
+		if begins {
+			s.LeaderChanges++
+		}
+		s.OtherLeads = s.OtherLeads || renews
+	})
 }
 
 // Run leads or stands by until stop is closed, ctx ends, or it cannot continue. After stop the jobs in flight may end;
@@ -143,8 +156,8 @@ func (e *Engine) Run(ctx context.Context, stop <-chan struct{}) error {
 		case <-ctx.Done():
 		}
 	})
-	aside.Go(func() { e.watch(ctx) })
-	aside.Go(func() { e.countStandstill(ctx) })
+	aside.Go(func() { e.follow(ctx) })
+	aside.Go(func() { e.sample(ctx) })
 	answer, err := e.cfg.Namespace.Conn.Standby(func() []byte { return e.presence(ctx) })
 	if err != nil {
 		return err
@@ -169,10 +182,8 @@ func (e *Engine) Run(ctx context.Context, stop <-chan struct{}) error {
 		switch {
 		case err == nil, errors.Is(err, errStopped):
 			return nil
-		case errors.Is(err, errHandedOver):
-			e.log.Info("standing by: the lead was handed over")
-		case errors.Is(err, lease.ErrLost), errors.Is(err, queue.ErrSuperseded):
-			e.log.Warn("standing by: another process leads", "cause", err)
+		case errors.Is(err, errHandedOver), errors.Is(err, lease.ErrLost), errors.Is(err, queue.ErrSuperseded):
+			e.state.set(func(s *State) { s.Yielded = err })
 		default:
 			return err
 		}
@@ -183,28 +194,43 @@ func (e *Engine) Run(ctx context.Context, stop <-chan struct{}) error {
 // this process is to lift gets a moment for that: until it is clear that another process leads.
 func (e *Engine) leaveWhenHalted(ctx context.Context, leave context.CancelCauseFunc) {
 	const settled = lease.TakeoverDelay + lease.Duration
-	for start := time.Now(); clock.Pause(ctx, 250*time.Millisecond); {
-		if time.Since(start) > settled && !e.Leading() && e.lifting.Swap(false) {
+	var lifting sync.WaitGroup
+	defer lifting.Wait()
+	if e.lifting.Load() {
+		lifting.Go(func() {
+			if !clock.Pause(ctx, settled) || e.state.await(ctx, func(s *State) bool { return !s.Leading }) != nil || !e.lifting.Swap(false) {
+				return
+			}
 			if h, err := e.cfg.Namespace.Halted(ctx); err == nil && h != nil {
 				e.applyHalt(h)
 			}
+		})
+	}
+	var cause error
+	err := e.state.await(ctx, func(s *State) bool {
+		if s.Halt == nil || s.Leading {
+			return false
 		}
-		if cause := e.gate.Halted(); cause != nil && !IsPause(cause) && !e.Leading() {
-			leave(&governor.HaltedError{Cause: cause})
-			return
-		}
+		cause = s.Halt.Cause
+		return !IsPause(cause)
+	})
+	if err == nil {
+		leave(&governor.HaltedError{Cause: cause})
 	}
 }
 
-// watch follows what people and other processes say: halts, the rate, the records of imports.
-func (e *Engine) watch(ctx context.Context) {
+// follow learns what people and other processes say: halts, the rate, the records of imports.
+func (e *Engine) follow(ctx context.Context) {
 	watcher := queue.Watcher{
 		Halt: e.applyHalt,
 		Rate: func(rate int) {
-			e.rate.Store(int64(rate))
-			e.candidate.SetRate(e.effectiveRate())
+			if rate <= 0 {
+				rate = e.cfg.Rate
+			}
+			e.state.set(func(s *State) { s.Rate = rate })
+			e.candidate.SetRate(rate)
 			if pace, _ := e.present(); pace != nil {
-				pace.SetRate(e.effectiveRate())
+				pace.SetRate(rate)
 			}
 			e.once.Do(func() { close(e.known) }) // the halt comes before the rate
 		},
@@ -238,6 +264,7 @@ func (e *Engine) applyHalt(h *queue.Halt) {
 	switch {
 	case h == nil:
 		e.gate.Resume()
+		e.state.set(func(s *State) { s.Halt = e.haltFor(e.gate.Halted()) })
 	case h.State == queue.Halted && e.lifting.Load():
 	default:
 		e.gate.Halt(&StandingHalt{*h})
@@ -247,12 +274,9 @@ func (e *Engine) applyHalt(h *queue.Halt) {
 // AwaitWork returns nil when the credentials of this process are proved, when another process is seen to lead, or while
 // the namespace is paused: then jobs can be put on the queue that somebody will do.
 func (e *Engine) AwaitWork(ctx context.Context) error {
-	for !e.verified.Load() && e.others.Load() == 0 && !IsPause(e.gate.Halted()) {
-		if !clock.Pause(ctx, 10*time.Millisecond) {
-			return ctx.Err()
-		}
-	}
-	return nil
+	return e.state.await(ctx, func(s *State) bool {
+		return s.Verified || s.OtherLeads || s.Halt != nil && IsPause(s.Halt.Cause)
+	})
 }
 
 // present returns the pace and the jobs of the present term; nil where there are none.
@@ -266,10 +290,8 @@ func (e *Engine) present() (*governor.Governor, *queue.Term) {
 }
 
 func (e *Engine) effectiveRate() int {
-	if rate := e.rate.Load(); rate > 0 {
-		return int(rate)
-	}
-	return e.cfg.Rate
+	s, _ := e.state.get()
+	return s.Rate
 }
 
 // Leading reports whether this process leads.
@@ -279,10 +301,17 @@ func (e *Engine) Leading() bool {
 	return e.term != nil
 }
 
+// setTerm notes that a term begins, or ends when t is nil.
 func (e *Engine) setTerm(t *term) {
 	e.mu.Lock()
-	defer e.mu.Unlock()
 	e.term = t
+	e.mu.Unlock()
+	e.state.set(func(s *State) {
+		s.Outage = nil
+		if s.Leading = t != nil; s.Leading {
+			s.Term, s.Previous, s.Inherited, s.Yielded = t.tenure.Term(), t.before.Host, sum(t.before.Calls), nil
+		}
+	})
 }
 
 // retry calls do until it succeeds, fails for another reason than NATS being out of reach, or ctx ends.
@@ -301,7 +330,7 @@ func (e *Engine) retry(ctx context.Context, doing string, do func() error) error
 
 // verify proves the credentials before the first job of this process, and ends a halt if it is to.
 func (e *Engine) verify(ctx context.Context, pace *governor.Governor) error {
-	for !e.verified.Load() {
+	for s, _ := e.state.get(); !s.Verified; s, _ = e.state.get() {
 		if cause := e.gate.Halted(); cause != nil {
 			if e.cfg.LeaveOnHalt && !IsPause(cause) {
 				return &governor.HaltedError{Cause: cause}
@@ -318,7 +347,7 @@ func (e *Engine) verify(ctx context.Context, pace *governor.Governor) error {
 			if err != nil {
 				return err
 			}
-			e.verified.Store(true)
+			e.state.set(func(s *State) { s.Verified = true })
 		case errors.Is(err, errCredentials):
 			return err
 		case governor.IsHalted(err): // by somebody, meanwhile
@@ -405,7 +434,7 @@ func (e *Engine) checkOnce(ctx context.Context, pace *governor.Governor) (*chat.
 	}
 	start := time.Now()
 	err = e.cfg.API.Check(chat.WithDeadline(ctx, permit.EndBy(), permit.Sendable))
-	word, took := "ok", time.Since(start)
+	code, took := "ok", time.Since(start)
 	var failure *chat.Error
 	errors.As(err, &failure)
 	outcome := governor.Answered
@@ -426,43 +455,36 @@ func (e *Engine) checkOnce(ctx context.Context, pace *governor.Governor) (*chat.
 		return failure, err
 	}
 	if failure != nil {
-		word = failure.Word()
+		code = failure.Word()
 	}
-	if e.cfg.Worker.Observer != nil {
-		e.cfg.Worker.Observer.CallDone(string(chat.GetContactGroup), word, took)
-	}
+	e.tally.CallDone(string(chat.GetContactGroup), code, took)
 	return failure, err
 }
 
+// outage notes that an outage begins or ends.
 func (e *Engine) outage(on bool) {
-	if on {
-		var err error
-		if last := e.noAnswer.Load(); last != nil {
-			err = *last
+	e.state.set(func(s *State) {
+		s.Outage = nil
+		if on && s.Leading {
+			s.Outage = &Outage{Since: time.Now()}
+			if last := e.noAnswer.Load(); last != nil {
+				s.Outage.Err = *last
+			}
 		}
-		e.log.Warn("the API is out of reach: probing with one call at a time, no job is lost", "err", err)
-		return
-	}
-	e.log.Info("the API answers again")
+	})
 }
 
 // halted makes a halt of this process everybody's, and keeps it over restarts.
 func (e *Engine) halted(cause error) {
-	var standing *StandingHalt
-	if errors.As(cause, &standing) {
+	e.state.set(func(s *State) { s.Halt = e.haltFor(e.gate.Halted()) })
+	h := e.haltFor(cause)
+	if !h.own {
 		return
 	}
-	h := queue.Halt{State: queue.Halted, Reason: cause.Error(), Command: e.cfg.Resume, By: e.cfg.Host}
-	var failure *chat.Error
-	if errors.As(cause, &failure) {
-		h.Code, h.Remedy = failure.Word(), failure.Remedy()
-	}
-	e.log.Error("halted: every job would fail the same way", "code", h.Code, "reason", h.Reason, "remedy", h.Remedy,
-		"to_continue", h.Command)
 	ctx, cancel := context.WithTimeout(context.Background(), closing)
 	defer cancel()
 	defer context.AfterFunc(e.hard, cancel)()
-	if err := e.cfg.Namespace.SetHalt(ctx, h); err != nil {
+	if err := e.cfg.Namespace.SetHalt(ctx, h.Halt); err != nil {
 		e.log.Error("the halt was not stored", "err", err)
 	}
 }
@@ -522,38 +544,86 @@ func (e *Engine) presence(ctx context.Context) []byte {
 	return b
 }
 
-// awaitHandover watches for an outage, and returns the name of a standby that can reach the API when one lasts. It
-// returns "" when ctx ends.
-func (e *Engine) awaitHandover(ctx context.Context, pace *governor.Governor, before lease.Record) string {
-	began, broken := time.Now(), time.Time{}
-	keep := time.Duration(0) // the lead, at least
-	if before.Handovers > 0 {
-		keep = min(mostPause, handoverPause<<min(before.Handovers-1, 5))
-	}
-	for wait := 250 * time.Millisecond; clock.Pause(ctx, wait); {
-		wait = 250 * time.Millisecond
-		silent := pace.Silent()
-		out := pace.Snapshot().State == governor.Outage
-		switch {
-		case !out && silent < handoverAfter:
-			broken = time.Time{}
-			continue
-		case broken.IsZero():
-			broken = time.Now()
-			if silent < handoverAfter {
-				continue
+// sampleEvery is how often the pace of this process is looked at.
+const sampleEvery = 250 * time.Millisecond
+
+// sample keeps, until ctx ends, what only time brings about: that no call is answered, and for how long calls have waited
+// while none was permitted. It also corrects an outage that was reported in the wrong order.
+func (e *Engine) sample(ctx context.Context) {
+	const standing = time.Second // waiting that long without a permit begins to count
+	differ := 0
+	for clock.Pause(ctx, sampleEvery) {
+		s, _ := e.state.get()
+		waiting, silent, out := 0, false, s.Outage != nil
+		if pace, _ := e.present(); pace != nil {
+			now := pace.Snapshot()
+			for _, lane := range now.Lanes {
+				waiting += lane.Waiting
+			}
+			silent = pace.Silent() >= handoverAfter
+			if now.State != governor.Halted { // which hides an outage
+				out = now.State == governor.Outage
 			}
 		}
-		if silent < handoverAfter && time.Since(broken) < handoverAfter || time.Since(began) < keep {
-			continue
+		if silent != s.Unanswered {
+			e.state.set(func(s *State) { s.Unanswered = silent })
 		}
-		if next, ok := e.findSuccessor(ctx); ok {
-			e.log.Warn("the API is out of reach from here: handing the lead over", "to", next.Host)
-			return next.Name
+		if differ++; out == (s.Outage != nil) {
+			differ = 0
+		} else if differ == 2 { // not just about to be reported
+			e.outage(out)
 		}
-		wait = time.Second
+		now := time.Now()
+		switch {
+		case waiting == 0 || s.Halt != nil:
+			e.lastGrant.Store(now.UnixNano())
+		case now.Sub(time.Unix(0, e.lastGrant.Load())) > standing:
+			e.standstill.Add(int64(sampleEvery))
+		}
 	}
-	return ""
+}
+
+// awaitHandover watches for an outage, and returns the name of a standby that can reach the API when one lasts. It
+// returns "" when ctx ends.
+func (e *Engine) awaitHandover(ctx context.Context, before lease.Record) string {
+	earliest := time.Now()
+	if before.Handovers > 0 {
+		earliest = earliest.Add(min(mostPause, handoverPause<<min(before.Handovers-1, 5)))
+	}
+	for {
+		s, changed := e.state.get()
+		due := earliest
+		if s.Outage != nil && !s.Unanswered {
+			due = later(due, s.Outage.Since.Add(handoverAfter))
+		}
+		wait := time.Until(due)
+		switch {
+		case s.Outage == nil && !s.Unanswered:
+			wait = time.Hour // the next change comes first
+		case wait <= 0:
+			if next, ok := e.findSuccessor(ctx); ok {
+				e.log.Warn("the API is out of reach from here: handing the lead over", "to", next.Host)
+				return next.Name
+			}
+			wait, changed = time.Second, nil
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-changed:
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return ""
+		}
+		t.Stop()
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
 }
 
 func (e *Engine) findSuccessor(ctx context.Context) (next presence, found bool) {

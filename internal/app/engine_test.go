@@ -153,8 +153,8 @@ func TestEngine(t *testing.T) {
 	n.enqueue("one", 20)
 	e := n.start(nil)
 	n.awaitComplete("one")
-	if s := e.Snapshot(); !s.Leading || s.State != Running || e.Ready() != nil {
-		t.Errorf("got %+v, ready %v; want it to lead and to be ready", s, e.Ready())
+	if s := e.State(); !s.Leading || s.Mode != Running || s.Ready() != nil {
+		t.Errorf("got %+v, ready %v; want it to lead and to be ready", s, s.Ready())
 	}
 	if err := e.end(t); err != nil {
 		t.Errorf("stopped: got %v", err)
@@ -173,9 +173,9 @@ func TestStandby(t *testing.T) {
 	first := n.start(nil)
 	n.await("a leader", first.Leading)
 	second := n.start(func(c *EngineConfig) { c.Host = "there" })
-	n.await("a standby that sees the leader", func() bool { return second.Snapshot().Leader == "here" })
-	if s := second.Snapshot(); s.Leading || s.State != Standby || second.Ready() != nil {
-		t.Errorf("standby: got %+v, ready %v", s, second.Ready())
+	n.await("a standby that sees the leader", func() bool { return second.State().Leader == "here" })
+	if s := second.State(); s.Leading || s.Mode != Standby || s.Ready() != nil {
+		t.Errorf("standby: got %+v, ready %v", s, s.Ready())
 	}
 	n.enqueue("one", 5)
 	n.awaitComplete("one")
@@ -206,11 +206,12 @@ func TestPausedAndSlowedBeforeTheStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	e := n.start(nil)
-	n.await("the pause", func() bool { return e.Snapshot().State == Paused && e.Leading() })
-	if limit := e.Snapshot().Commands[string(chat.CreateContactGroup)].Limit; limit != 7 {
+	n.await("the pause", func() bool { return e.State().Mode == Paused && e.Leading() })
+	if limit := e.State().Commands[string(chat.CreateContactGroup)].Limit; limit != 7 {
 		t.Errorf("got a limit of %v, want 7", limit)
 	}
-	if err := e.Ready(); !governor.IsHalted(err) {
+	s := e.State()
+	if err := s.Ready(); !governor.IsHalted(err) {
 		t.Errorf("ready: got %v, want it paused", err)
 	}
 	if got := n.sim.Ledger().Commands[chat.GetContactGroup].Calls + n.creates(); got != 0 {
@@ -281,7 +282,7 @@ func TestHalted(t *testing.T) {
 	n := newNamespace(t, chatsim.Config{Rate: -1, Faults: []chatsim.Fault{{Kind: "51013", After: 1}}})
 	n.enqueue("one", 30)
 	leader := n.start(nil)
-	n.await("the halt", func() bool { return leader.Snapshot().State == Halted })
+	n.await("the halt", func() bool { return leader.State().Mode == Halted })
 	n.await("the stored halt", func() bool {
 		h, err := n.Halted(t.Context())
 		return err == nil && h != nil && h.Code == "51013" && h.Remedy != "" && h.Command == "groupferry resume"

@@ -2,8 +2,12 @@ package app
 
 import (
 	"context"
+	"errors"
+	"sync/atomic"
+	"time"
 
 	"groupferry/internal/broker"
+	"groupferry/internal/clock"
 	"groupferry/internal/queue"
 )
 
@@ -12,21 +16,58 @@ import (
 type Namespace struct {
 	*queue.Queue
 	Conn *broker.Conn
+
+	connected atomic.Pointer[func(up bool)] // called when the connection is lost or back
 }
 
 // Open connects to a namespace. With JoinOnly it makes nothing: where no import was ever begun the error wraps
 // [broker.ErrNoData]. The other errors are those of [broker.Open] and [queue.Open].
 func Open(ctx context.Context, cfg broker.Config) (*Namespace, error) {
-	conn, err := broker.Open(ctx, cfg)
-	if err != nil {
+	n := &Namespace{}
+	next := cfg.OnConnection
+	cfg.OnConnection = func(up bool, err error) {
+		if next != nil {
+			next(up, err)
+		}
+		if heard := n.connected.Load(); heard != nil {
+			(*heard)(up)
+		}
+	}
+	var err error
+	if n.Conn, err = broker.Open(ctx, cfg); err != nil {
 		return nil, err
 	}
-	q, err := queue.Open(ctx, conn)
-	if err != nil {
-		conn.Close()
+	if n.Queue, err = queue.Open(ctx, n.Conn); err != nil {
+		n.Conn.Close()
 		return nil, err
 	}
-	return &Namespace{q, conn}, nil
+	return n, nil
+}
+
+// maxOpenPause is the longest pause between two attempts to reach NATS.
+const maxOpenPause = time.Minute
+
+// OpenWaiting is Open, but waits for NATS as long as it takes, until ctx ends: a worker that is started before its server
+// is up would else have to be started again. Each attempt takes about five seconds by itself; each that failed is logged.
+func OpenWaiting(ctx context.Context, cfg broker.Config) (*Namespace, error) {
+	for pause := time.Second; ; pause = min(2*pause, maxOpenPause) {
+		n, err := Open(ctx, cfg)
+		if err == nil || !errors.Is(err, broker.ErrUnreachable) || ctx.Err() != nil {
+			return n, err
+		}
+		if cfg.Log != nil {
+			cfg.Log.Warn("waiting for NATS", "err", err, "next_attempt_in", pause.String())
+		}
+		if !clock.Pause(ctx, pause) {
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// onConnection calls heard with whether there is a connection, and again when it is lost or back.
+func (n *Namespace) onConnection(heard func(up bool)) {
+	n.connected.Store(&heard)
+	heard(n.Conn.Connected())
 }
 
 // Where says for people where the queue is.

@@ -8,7 +8,6 @@ import (
 
 	"groupferry/internal/broker"
 	"groupferry/internal/chat"
-	"groupferry/internal/clock"
 	"groupferry/internal/governor"
 	"groupferry/internal/lease"
 	"groupferry/internal/queue"
@@ -76,12 +75,6 @@ func (t *term) lead() error {
 	})
 	e.setTerm(t)
 	t.pace.SetRate(e.effectiveRate()) // it may have changed since
-	if t.before.Term > 0 {
-		e.log.Info("leading: waiting 1 s, for calls of the previous leader may still be in flight", "term", t.tenure.Term(),
-			"previous", t.before.Host, "calls", sum(t.before.Calls))
-	} else {
-		e.log.Info("leading", "term", t.tenure.Term())
-	}
 
 	err := t.work()
 	closing, cancel := e.last(t.ctx)
@@ -174,7 +167,7 @@ func (t *term) work() error {
 	working, stopWorking := context.WithCancel(t.ctx)
 	defer stopWorking()
 	running.Go(func() {
-		if next := e.awaitHandover(working, t.pace, t.before); next != "" {
+		if next := e.awaitHandover(working, t.before); next != "" {
 			t.successor = next
 			t.end(errHandedOver)
 		}
@@ -243,11 +236,16 @@ func (t *term) cutGraceShort(ctx context.Context, stopWorking func()) {
 		return
 	}
 	for {
-		if t.tenure.Right().Passed() || t.pace.Snapshot().State == governor.Outage {
+		s, changed := t.e.state.get()
+		left := t.tenure.Right().Left() // more with each renewal
+		if left <= 0 || s.Outage != nil {
 			stopWorking()
 			return
 		}
-		if !clock.Pause(ctx, 100*time.Millisecond) {
+		select {
+		case <-changed:
+		case <-time.After(left):
+		case <-ctx.Done():
 			return
 		}
 	}

@@ -66,10 +66,9 @@ var layout = map[string]rules{
 	},
 	"internal/app": {
 		own: []string{
-			"importer", "worker", "internal/queue", "internal/broker", "internal/lease", "internal/governor", "internal/clock",
-			"internal/chat", "internal/job",
+			"importer", "worker", "metrics", "internal/queue", "internal/broker", "internal/lease", "internal/governor", "internal/clock",
+			"internal/chat", "internal/chatsim", "internal/job",
 		},
-		testOwn: []string{"internal/chatsim"},
 	},
 	"importer": {
 		own: []string{"internal/job", "internal/chat"},

@@ -1,0 +1,256 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"groupferry/internal/chat"
+	"groupferry/internal/governor"
+	"groupferry/internal/queue"
+)
+
+// The modes of a process, see [State].
+const (
+	Running    = "running"    // it leads, and calls may go out
+	Standby    = "standby"    // another process leads
+	Leaderless = "leaderless" // nobody is known to lead
+	Paused     = "paused"     // a person said wait
+	Halted     = "halted"     // every job would fail the same way
+	OutOfReach = "outage"     // it leads and the API is out of reach
+)
+
+// A State is what a process looks like at one moment. Log lines about changes, metrics, readiness and the progress line
+// are all drawn from it. [Engine.Watch] tells of each change, but for the numbers at the end: those are as of the moment
+// when the State was asked for.
+type State struct {
+	Mode string // one of the above
+
+	Leading       bool
+	Term          uint64 // of its lead, or of its last one
+	Leader        string // host and process of the leader, as last seen; "" for nobody
+	LeaderChanges int64  // that this process saw
+	OtherLeads    bool   // another process was seen to renew its lease
+	Previous      string // who led before this process; "" for nobody
+	Inherited     int    // calls of that one that could still be in flight when this process began to lead
+	Yielded       error  // why it stands by after it has led; nil while it leads
+
+	Connected bool // to NATS
+	Verified  bool // the credentials of this process have worked
+	Rate      int  // calls a second for each command: that of the namespace, else that of this process
+
+	Halt       *Halt   // why no call may be made; nil while they may
+	Outage     *Outage // while this process leads and calls fail one after another without a response
+	Unanswered bool    // no call was answered for [handoverAfter], outage or not
+
+	Progress *Progress // how far the imports are; nil while nobody knows
+
+	Tally      Tally                            // what this process did
+	Commands   map[string]governor.LaneSnapshot // the pace, while it leads
+	Jobs       *queue.TermSnapshot              // the jobs, while it leads
+	Standstill time.Duration                    // how long calls have waited for over a second without any permit, halts apart
+}
+
+// A Halt is why no call may be made: Reason says what happened, Remedy what to do about it, Command what continues.
+type Halt struct {
+	queue.Halt
+	Cause error
+	own   bool // this process halted the namespace
+}
+
+// An Outage is that the API is out of reach.
+type Outage struct {
+	Since time.Time
+	Err   error // of the last call that had no response
+}
+
+// A Progress is how far the imports are that are not over, and the one that this process is for.
+type Progress struct {
+	Imports []ImportProgress // by ID
+}
+
+// An ImportProgress is how far one import is. Damaged says what is wrong with what is stored of it.
+type ImportProgress struct {
+	queue.Progress
+	Abandoned bool // it is not on the queue as a whole, and nothing has come for 10 s
+}
+
+// Totals are imports added up.
+type Totals struct {
+	Imports  int
+	Jobs     int64 // of a retry, those that are on the queue again
+	Finished int64
+	Failed   int64 // or partial
+	Pending  int64
+	InFlight int64
+	Rate     float64 // jobs a second
+	Paused   bool    // all of them
+}
+
+// Totals adds up the imports that are worked on, or will be: not those that are damaged or abandoned. With an ID it is
+// about that import alone.
+func (p *Progress) Totals(id string) Totals {
+	t := Totals{Paused: true}
+	for _, i := range p.Imports {
+		if i.Damaged != nil || i.Abandoned || id != "" && i.Import.ID != id {
+			continue
+		}
+		jobs, n := i.Import.Jobs, i.Counts.Jobs
+		finished := n.Done + n.Partial + n.Failed
+		if i.Import.Generation > 0 {
+			jobs = i.Import.Retried
+			finished = jobs - i.Pending - i.InFlight
+		}
+		t.Imports++
+		t.Jobs += jobs
+		t.Finished += finished
+		t.Failed += n.Partial + n.Failed
+		t.Pending += i.Pending
+		t.InFlight += i.InFlight
+		t.Rate += i.Rate
+		t.Paused = t.Paused && i.Import.Paused
+	}
+	t.Paused = t.Paused && t.Imports > 0
+	return t
+}
+
+// Ready returns nil while this process can do its part, as leader or as standby. Else it returns why not: a
+// *[governor.HaltedError], or that NATS is out of reach.
+func (s *State) Ready() error {
+	if s.Halt != nil {
+		return &governor.HaltedError{Cause: s.Halt.Cause}
+	}
+	if !s.Connected {
+		return errors.New("NATS is out of reach")
+	}
+	return nil
+}
+
+// A stateKeeper holds the state of a process, and tells those who watch of each change.
+type stateKeeper struct {
+	report func(before, now *State) // called for each change, one at a time
+
+	mu      sync.Mutex
+	now     State
+	changed chan struct{} // closed at the next change
+}
+
+func (k *stateKeeper) set(change func(*State)) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	before := k.now
+	change(&k.now)
+	close(k.changed)
+	k.changed = make(chan struct{})
+	k.report(&before, &k.now)
+}
+
+func (k *stateKeeper) get() (State, <-chan struct{}) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.now, k.changed
+}
+
+// await returns nil as soon as the state is so, or ctx's error when that ends first.
+func (k *stateKeeper) await(ctx context.Context, so func(*State) bool) error {
+	for {
+		s, changed := k.get()
+		if so(&s) {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// State returns the present state.
+func (e *Engine) State() State {
+	s, _ := e.Watch()
+	return s
+}
+
+// Watch returns the present state, and a channel that is closed at the next change.
+func (e *Engine) Watch() (State, <-chan struct{}) {
+	s, changed := e.state.get()
+	s.Mode = Leaderless
+	if s.Leader != "" {
+		s.Mode = Standby
+	}
+	if s.Outage != nil {
+		out := *s.Outage
+		if last := e.noAnswer.Load(); last != nil {
+			out.Err = *last
+		}
+		s.Outage = &out
+	}
+	if s.Leading {
+		s.Leader, s.Mode = e.cfg.Host, Running
+		if s.Outage != nil {
+			s.Mode = OutOfReach
+		}
+	}
+	if s.Halt != nil {
+		s.Mode = Halted
+		if IsPause(s.Halt.Cause) {
+			s.Mode = Paused
+		}
+	}
+	pace, jobs := e.present()
+	if pace != nil {
+		s.Commands = pace.Snapshot().Lanes
+	}
+	if jobs != nil {
+		n := jobs.Snapshot()
+		s.Jobs = &n
+	}
+	s.Tally = e.tally.read()
+	s.Standstill = time.Duration(e.standstill.Load())
+	return s, changed
+}
+
+// report logs what changed.
+func (e *Engine) report(before, now *State) {
+	switch {
+	case !before.Leading && now.Leading && now.Previous != "":
+		e.log.Info("leading: waiting 1 s, for calls of the previous leader may still be in flight", "term", now.Term,
+			"previous", now.Previous, "calls", now.Inherited)
+	case !before.Leading && now.Leading:
+		e.log.Info("leading", "term", now.Term)
+	case before.Yielded == nil && errors.Is(now.Yielded, errHandedOver):
+		e.log.Info("standing by: the lead was handed over")
+	case before.Yielded == nil && now.Yielded != nil:
+		e.log.Warn("standing by: another process leads", "cause", now.Yielded)
+	}
+	switch {
+	case before.Outage == nil && now.Outage != nil:
+		e.log.Warn("the API is out of reach: probing with one call at a time, no job is lost", "err", now.Outage.Err)
+	case before.Outage != nil && now.Outage == nil && now.Leading:
+		e.log.Info("the API answers again")
+	}
+	if h := now.Halt; before.Halt == nil && h != nil && h.own {
+		e.log.Error("halted: every job would fail the same way", "code", h.Code, "reason", h.Reason, "remedy", h.Remedy,
+			"to_continue", h.Command)
+	}
+}
+
+// haltFor says what a cause of the gate is to people. A halt that this process began gets the reason and the remedy of
+// the call that failed.
+func (e *Engine) haltFor(cause error) *Halt {
+	var standing *StandingHalt
+	var failure *chat.Error
+	switch {
+	case cause == nil:
+		return nil
+	case errors.As(cause, &standing):
+		return &Halt{Halt: standing.Halt, Cause: cause}
+	}
+	h := &Halt{Halt: queue.Halt{State: queue.Halted, Reason: cause.Error(), Command: e.cfg.Resume, By: e.cfg.Host}, Cause: cause, own: true}
+	if errors.As(cause, &failure) {
+		h.Code, h.Remedy = failure.Word(), failure.Remedy()
+	}
+	return h
+}

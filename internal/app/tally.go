@@ -1,0 +1,132 @@
+package app
+
+import (
+	"fmt"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"groupferry/internal/chat"
+	"groupferry/internal/chatsim"
+	"groupferry/internal/job"
+	"groupferry/worker"
+)
+
+// A Tally is what one process did. What an import comes to is in its results; other processes may have done a part.
+type Tally struct {
+	Calls         int64 // that were sent
+	Throttled     int64 // calls that the API throttled
+	Retries       int64 // calls made again after a failure that may pass
+	Done          int64 // jobs
+	Partial       int64
+	Failed        int64
+	Conversations int64 // that are in their groups
+}
+
+// A tallyObserver counts what a worker does, and passes it on.
+type tallyObserver struct {
+	next worker.Observer // may be nil
+
+	calls, throttled, retries, done, partial, failed, conversations atomic.Int64
+}
+
+func (o *tallyObserver) read() Tally {
+	return Tally{o.calls.Load(), o.throttled.Load(), o.retries.Load(), o.done.Load(), o.partial.Load(), o.failed.Load(),
+		o.conversations.Load()}
+}
+
+func (o *tallyObserver) CallDone(command, code string, d time.Duration) {
+	o.calls.Add(1)
+	if isThrottle(code) {
+		o.throttled.Add(1)
+	}
+	if o.next != nil {
+		o.next.CallDone(command, code, d)
+	}
+}
+
+func (o *tallyObserver) Retry(command string) {
+	o.retries.Add(1)
+	if o.next != nil {
+		o.next.Retry(command)
+	}
+}
+
+func (o *tallyObserver) JobStarted() {
+	if o.next != nil {
+		o.next.JobStarted()
+	}
+}
+
+func (o *tallyObserver) JobDone(outcome string, done, failed int, d time.Duration, attempts int) {
+	switch job.Outcome(outcome) {
+	case job.Done:
+		o.done.Add(1)
+	case job.Partial:
+		o.partial.Add(1)
+	case job.Failed:
+		o.failed.Add(1)
+	}
+	o.conversations.Add(int64(done))
+	if o.next != nil {
+		o.next.JobDone(outcome, done, failed, d, attempts)
+	}
+}
+
+func (o *tallyObserver) JobRequeued(reason string) {
+	if o.next != nil {
+		o.next.JobRequeued(reason)
+	}
+}
+
+// isThrottle reports whether a code, as an observer gets it, says that the API throttled the call.
+func isThrottle(code string) bool {
+	n, err := strconv.Atoi(code)
+	return err == nil && chat.ClassOf(n) == chat.Throttle
+}
+
+// A RunReport is what one run did, apart from what the import came to. Its JSON form is read by programs.
+type RunReport struct {
+	Seconds   float64          `json:"seconds"`
+	Calls     int64            `json:"calls"`
+	Throttled int64            `json:"throttled"`
+	Repeated  int64            `json:"repeated"`
+	Simulator *SimulatorReport `json:"simulator,omitempty"`
+}
+
+// A SimulatorReport is what a simulator saw of a run.
+type SimulatorReport struct {
+	Calls         int64  `json:"calls"`
+	MaxPerSecond  int    `json:"max_per_second"`
+	Refused       int    `json:"refused"`
+	BadRequests   int    `json:"bad_requests"`
+	Groups        int    `json:"groups"`
+	Conversations int    `json:"conversations"`
+	Disagrees     string `json:"disagrees,omitempty"` // where the simulator and the process counted otherwise
+}
+
+// NewRunReport reports what a process did in so much time, and compares it with the ledger of its simulator if it has one.
+func NewRunReport(n Tally, took time.Duration, l *chatsim.Ledger) *RunReport {
+	r := &RunReport{Seconds: took.Seconds(), Calls: n.Calls, Throttled: n.Throttled, Repeated: n.Retries}
+	if l == nil {
+		return r
+	}
+	s := &SimulatorReport{BadRequests: l.BadRequests, Groups: l.Groups, Conversations: l.Conversations}
+	for _, c := range l.Commands {
+		s.Calls += int64(c.Calls)
+		s.Refused += c.Refused
+		s.MaxPerSecond = max(s.MaxPerSecond, c.MaxPerSecond)
+	}
+	switch groups := n.Done + n.Partial; {
+	case s.Calls != n.Calls:
+		s.Disagrees = fmt.Sprintf("%d calls arrived, %d were made", s.Calls, n.Calls)
+	case int64(l.Conversations) != n.Conversations:
+		s.Disagrees = fmt.Sprintf("%d conversations are in groups, %d were reported done", l.Conversations, n.Conversations)
+	case int64(l.Groups) != groups:
+		s.Disagrees = fmt.Sprintf("there are %d groups, %d were reported", l.Groups, groups)
+	case l.BadRequests > 0:
+		s.Disagrees = fmt.Sprintf("%d calls broke a limit or a rule, such as %+v", l.BadRequests, l.BadSamples[0])
+	}
+	r.Simulator = s
+	return r
+}
