@@ -31,7 +31,7 @@ A FILE is CSV or JSONL, also compressed with gzip or zstd; - is standard input.`
   groupferry check --preset sdk --show 5 samples/sdk.csv
   groupferry check --output json export/*.jsonl.gz`,
 		Args: files,
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := out.check(); err != nil {
 				return err
 			}
@@ -45,7 +45,7 @@ A FILE is CSV or JSONL, also compressed with gzip or zstd; - is standard input.`
 			if err != nil {
 				return err
 			}
-			r, err := app.Check(p.soft, app.CheckConfig{Input: cfg, Rate: rate, Show: show})
+			r, err := app.Check(cmd.Context(), app.CheckConfig{Input: cfg, Rate: rate, Show: show})
 			p.console.end()
 			if err != nil && !errors.As(err, new(*app.BudgetError)) {
 				return err

@@ -22,7 +22,7 @@ func newProgram(t testing.TB, env map[string]string) *program {
 			return v, ok
 		},
 		stdin: strings.NewReader(""), stdout: io.Discard, stderr: io.Discard,
-		soft: t.Context(), hard: t.Context(), console: newConsole(io.Discard),
+		console: newConsole(io.Discard),
 	}
 }
 

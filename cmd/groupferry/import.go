@@ -1,6 +1,12 @@
 package main
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"time"
+
 	"github.com/spf13/cobra"
 
 	"groupferry/internal/app"
@@ -28,29 +34,30 @@ and imported as it is.
   groupferry import --nats-url nats://queue:4222 --max-rejects 1% export/*.csv.gz`,
 		Args: files,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
 			if err := out.check(); err != nil {
 				return err
 			}
-			input, err := p.readInput(args, &in, chat.MaxItemsPerCall)
+			input, err := p.readInput(ctx, args, &in, chat.MaxItemsPerCall)
 			if err != nil {
 				return err
 			}
 			defer input.Close()
-			s, err := p.open(qf, false)
+			s, err := p.open(ctx, qf, false)
 			if err != nil {
 				return err
 			}
 			defer s.Close()
-			if err := p.notSimulated(s); err != nil {
+			if err := notSimulated(ctx, s); err != nil {
 				return err
 			}
-			stored, err := p.begin(p.soft, s, input)
+			stored, err := p.begin(ctx, s, input)
 			if err != nil {
 				return err
 			}
 			if stored.State == queue.Enqueueing {
-				if err := p.enqueue(p.soft, s, input, nil); err != nil {
-					if p.soft.Err() != nil {
+				if _, err := p.enqueue(ctx, s, input); err != nil {
+					if ctx.Err() != nil {
 						return &unfinishedError{errInterrupted, p.commandLine(), false}
 					}
 					return err
@@ -73,8 +80,8 @@ and imported as it is.
 }
 
 // notSimulated refuses a namespace that works with a simulator: what it was told is in no app.
-func (p *program) notSimulated(s *app.Namespace) error {
-	id, err := s.App(p.soft)
+func notSimulated(ctx context.Context, s *app.Namespace) error {
+	id, err := s.App(ctx)
 	if err == nil && id != nil && id.Simulated {
 		err = hint(usagef("%s holds the results of a simulation, which reached no app", s.Where()),
 			"name another --data-dir or --namespace")
@@ -88,12 +95,63 @@ func (p *program) reportEnqueued(s *app.Namespace, i queue.Import, jobs int64, o
 		switch {
 		case i.State.Over(): // which was said
 		case i.State != queue.Enqueueing:
-			p.console.say("all jobs were on the queue already; start 'groupferry work' to send them")
+			p.console.print("all jobs were on the queue already; start 'groupferry work' to send them")
 		default:
-			p.console.say("queued %s jobs (%s) in %s; start 'groupferry work' to send them", count(jobs), rows(i.Rows), s.Where())
+			p.console.print("queued %s jobs (%s) in %s; start 'groupferry work' to send them", count(jobs), rows(i.Rows), s.Where())
 		}
 	}
 	return out.write(p.stdout, map[string]any{"import": i.ID, "rows": i.Rows, "accepted": i.Accepted,
 		"duplicates": i.Duplicates, "rejected": i.Rejected, "jobs": jobs, "conversations": i.Conversations,
 	}, func() string { return i.ID + "\n" })
+}
+
+// readInput reads the input of import and run, and says which file has its rejects.
+func (p *program) readInput(ctx context.Context, files []string, flags *inputFlags, chunk int) (*app.Input, error) {
+	cfg, err := flags.config(p, files, chunk)
+	if err != nil {
+		return nil, err
+	}
+	in, err := app.ReadInput(ctx, cfg)
+	p.console.end()
+	var budget *app.BudgetError
+	switch {
+	case err == nil && in.Record.RejectsFile != "":
+		p.showKept(in.Record.Rejected, in.Record.RejectsFile)
+	case errors.As(err, &budget):
+		p.showKept(budget.Rejected, budget.RejectsFile)
+	}
+	debug.FreeOSMemory() // what sorting took is free for what comes now
+	return in, err
+}
+
+// begin makes the record of an import, or finds that of an earlier run with the same content.
+func (p *program) begin(ctx context.Context, s *app.Namespace, in *app.Input) (queue.Import, error) {
+	stored, existed, err := in.Begin(ctx, s)
+	if err != nil {
+		return stored, err
+	}
+	id, at := stored.ID, stored.Created.Local().Format(time.DateTime)
+	switch {
+	case !existed:
+	case stored.State == queue.Cancelled:
+		p.console.print("import %s was begun at %s and cancelled: nothing to do; another --import-id imports it again", id, at)
+	case stored.State == queue.Complete:
+		p.console.print("import %s was begun at %s and is complete: nothing to do", id, at)
+	default:
+		p.console.print("continuing import %s, begun at %s", id, at)
+	}
+	return stored, nil
+}
+
+// enqueue puts the jobs on the queue that are not there yet.
+func (p *program) enqueue(ctx context.Context, s *app.Namespace, in *app.Input) (queue.EnqueueStats, error) {
+	total := in.Record.Jobs
+	stats, err := in.Enqueue(ctx, s, func(done int64) {
+		p.console.progress(func() string { return fmt.Sprintf("enqueued %s of %s jobs", count(done), count(total)) })
+	})
+	p.console.end()
+	if err == nil && stats.Skipped > 0 && stats.Jobs > 0 {
+		p.console.print("%s jobs were on the queue already", count(stats.Skipped))
+	}
+	return stats, err
 }

@@ -1,7 +1,7 @@
 // Command groupferry imports conversation groups in bulk into Tencent Cloud Chat.
 //
-// It reads flags and the environment, calls internal/app and the importer, and says in words and exit codes what came
-// of it. There is a file for each command.
+// It makes configs of flags and the environment (settings.go), has internal/app do the work, and prints what came of it
+// (output.go). There is a file for each command, and this one has what they share: exit codes, errors and signals.
 package main
 
 import (
@@ -152,25 +152,27 @@ type program struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 
-	// The first signal ends soft: what reads stops, and workers take no more jobs. The second one ends hard as well,
-	// and everything is left as it is.
-	soft, hard context.Context
-
-	// fail ends both because nothing can be done any more; the cause is what the program ends with.
-	fail func(cause error)
-
 	console *console
+
+	// fail ends the command at once because nothing can be done any more; the cause is what the program ends with.
+	fail func(cause error)
 }
+
+// leftKey is the key of the context that a second signal ends, in that which the first one ends.
+type leftKey struct{}
+
+// untilLeft returns the context that ends with the second signal, when everything is left as it is. That of the command,
+// from which it is taken, ends with the first: what reads stops, and workers take no more jobs.
+func untilLeft(ctx context.Context) context.Context { return ctx.Value(leftKey{}).(context.Context) }
 
 func run(signals <-chan os.Signal, args []string, getenv func(string) (string, bool), stdin io.Reader, stdout, stderr io.Writer) int {
 	hard, fail := context.WithCancelCause(context.Background())
 	leave := func() { fail(nil) }
 	defer leave()
-	soft, stop := context.WithCancel(hard)
+	soft, stop := context.WithCancel(context.WithValue(hard, leftKey{}, hard))
 	defer stop()
 	p := &program{
-		args: args, getenv: getenv, stdin: stdin, stdout: stdout, stderr: stderr,
-		soft: soft, hard: hard, fail: fail, console: newConsole(stderr),
+		args: args, getenv: getenv, stdin: stdin, stdout: stdout, stderr: stderr, fail: fail, console: newConsole(stderr),
 	}
 	go func() {
 		for _, heard := range []func(){stop, leave} {

@@ -42,12 +42,12 @@ conversation is in its group. The CSV begins with the columns of an input, so wh
 			if err := out.check(); err != nil {
 				return err
 			}
-			s, err := p.open(qf, true)
+			s, err := p.open(cmd.Context(), qf, true)
 			if err != nil {
 				return err
 			}
 			defer s.Close()
-			_, damaged := s.ImportStatus(p.soft, args[0])
+			_, damaged := s.ImportStatus(cmd.Context(), args[0])
 			switch {
 			case errors.Is(damaged, queue.ErrNoImport):
 				return hint(damaged, "'groupferry status' lists the imports of %s", s.Where())
@@ -55,10 +55,10 @@ conversation is in its group. The CSV begins with the columns of an input, so wh
 				return damaged
 			}
 			if !summary {
-				err = app.WriteResults(p.stdout, out.format, s.ResultLines(p.soft, args[0], failed))
+				err = app.WriteResults(p.stdout, out.format, s.ResultLines(cmd.Context(), args[0], failed))
 				return cmp.Or(err, damaged) // what can be read is written all the same
 			}
-			f, err := s.Failures(p.soft, args[0])
+			f, err := s.Failures(cmd.Context(), args[0])
 			if err == nil {
 				err = out.write(p.stdout, f, func() string { return failuresText(&f) })
 			}

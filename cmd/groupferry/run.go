@@ -65,6 +65,7 @@ type runner struct {
 }
 
 func (r *runner) run(cmd *cobra.Command, inputs []string) error {
+	ctx := cmd.Context()
 	if err := r.out.check(); err != nil {
 		return err
 	}
@@ -88,12 +89,12 @@ func (r *runner) run(cmd *cobra.Command, inputs []string) error {
 		defer listener.Close()
 	}
 
-	in, err := r.readInput(inputs, &r.in, r.api.chunk)
+	in, err := r.readInput(ctx, inputs, &r.in, r.api.chunk)
 	if err != nil {
 		return err
 	}
 	defer in.Close()
-	s, err := r.open(r.queue, false)
+	s, err := r.open(ctx, r.queue, false)
 	if err != nil {
 		return err
 	}
@@ -101,41 +102,45 @@ func (r *runner) run(cmd *cobra.Command, inputs []string) error {
 	cfg := r.processConfig(s, api, &r.api, in.Record.ID)
 	cfg.Listener = listener
 	cfg.Engine.LeaveOnHalt, cfg.Engine.LiftHalt, cfg.Engine.Resume = true, true, r.commandLine()
-	w, err := app.NewProcess(r.soft, cfg)
+	w, err := app.NewProcess(ctx, cfg)
 	if err != nil {
 		return err
 	}
 	w.Metrics.Rows(in.Record.Accepted, in.Record.Duplicates, in.Record.Rejected)
 	in.Record.Simulated = r.simulate
-	stored, err := r.begin(r.soft, s, in)
+	stored, err := r.begin(ctx, s, in)
 	if err != nil {
 		return err
 	}
 	started := time.Now()
 	if !stored.State.Over() {
-		if err := r.work(w, s, in, stored); err != nil {
+		if err := r.work(ctx, w, s, in, stored); err != nil {
 			// What was done until then is worth a report; that it is unfinished is what counts.
-			if rerr := r.report(w, s, in.Record.ID, time.Since(started)); rerr != nil && !errors.Is(rerr, errIncomplete) {
+			if rerr := r.report(ctx, w, s, in.Record.ID, time.Since(started)); rerr != nil && !errors.Is(rerr, errIncomplete) {
 				r.console.log.Warn("no report", "err", rerr)
 			}
-			return r.unfinished(err)
+			return r.unfinished(ctx, err)
 		}
 	}
-	err = r.report(w, s, in.Record.ID, time.Since(started))
-	s.DeleteOld(r.soft, time.Duration(r.keep), r.console.log)
+	err = r.report(ctx, w, s, in.Record.ID, time.Since(started))
+	s.DeleteOld(ctx, time.Duration(r.keep), r.console.log)
 	return err
 }
 
 // work enqueues what is not enqueued yet, and works until the import is over.
-func (r *runner) work(w *app.Process, s *app.Namespace, in *app.Input, stored queue.Import) error {
-	if err := r.warnHalted(s, true); err != nil {
+func (r *runner) work(ctx context.Context, w *app.Process, s *app.Namespace, in *app.Input, stored queue.Import) error {
+	if err := r.warnHalted(ctx, s, true); err != nil {
 		return err
 	}
 	var enqueue func(context.Context) error
 	if stored.State == queue.Enqueueing {
-		enqueue = func(ctx context.Context) error { return r.enqueue(ctx, s, in, w.Metrics) }
+		enqueue = func(ctx context.Context) error {
+			stats, err := r.enqueue(ctx, s, in)
+			w.Metrics.JobsEnqueued(int(stats.Jobs)) // not those of an earlier run
+			return err
+		}
 	}
-	err := w.RunImport(r.hard, r.soft.Done(), enqueue)
+	err := w.RunImport(untilLeft(ctx), ctx.Done(), enqueue)
 	r.console.end()
 	return err
 }
@@ -173,9 +178,9 @@ func (r *runner) startSimulator(cmd *cobra.Command) (cleanUp func(), err error) 
 }
 
 // unfinished adds the command that continues, where there is one.
-func (r *runner) unfinished(err error) error {
+func (r *runner) unfinished(ctx context.Context, err error) error {
 	switch code := exitCode(err); {
-	case r.soft.Err() != nil && code != exitHalted:
+	case ctx.Err() != nil && code != exitHalted:
 		return &unfinishedError{errInterrupted, r.commandLine(), false}
 	case code == exitHalted, code == exitUnreachable:
 		return &unfinishedError{err, r.commandLine(), code == exitHalted}
@@ -184,10 +189,10 @@ func (r *runner) unfinished(err error) error {
 }
 
 // report says what came of every row, and checks that it adds up.
-func (r *runner) report(w *app.Process, n *app.Namespace, importID string, took time.Duration) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.hard), 30*time.Second)
+func (r *runner) report(ctx context.Context, w *app.Process, n *app.Namespace, importID string, took time.Duration) error {
+	reading, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
-	s, err := n.ImportStatus(ctx, importID)
+	s, err := n.ImportStatus(reading, importID)
 	if err != nil {
 		return err
 	}
@@ -207,7 +212,7 @@ func (r *runner) report(w *app.Process, n *app.Namespace, importID string, took 
 	if err := s.CheckSums(); err != nil {
 		return err
 	}
-	if sim := run.Simulator; sim != nil && sim.Disagrees != "" && r.soft.Err() == nil {
+	if sim := run.Simulator; sim != nil && sim.Disagrees != "" && ctx.Err() == nil {
 		return fmt.Errorf("the simulator's ledger and the report disagree: %s", sim.Disagrees)
 	}
 	if s.Incomplete() {

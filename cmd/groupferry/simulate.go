@@ -37,7 +37,7 @@ update_contact_group/http-404+1 the first update.
 		Example: `  groupferry simulate
   groupferry simulate --latency 50ms --jitter 10ms --fault 50004:10% --fault lost:5%`,
 		Args: noArgs,
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg.Existing = chatsim.Existing(existing)
 			if admin != "" {
 				cfg.Admins = []string{admin}
@@ -75,7 +75,7 @@ update_contact_group/http-404+1 the first update.
 			}
 			defer sim.Close()
 			fmt.Fprint(p.stdout, sim.Hint(url))
-			<-p.soft.Done()
+			<-cmd.Context().Done()
 			return writeLedger(p, sim.Ledger())
 		},
 	}

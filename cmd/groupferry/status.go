@@ -26,17 +26,17 @@ func (p *program) statusCommand() *cobra.Command {
 last minute and the time left, and whether everything is halted and why. It can
 look at an embedded server while another groupferry works with it.`,
 		Args: imports(0, 1),
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := out.check(); err != nil {
 				return err
 			}
-			opened, err := p.open(qf, true)
+			opened, err := p.open(cmd.Context(), qf, true)
 			if err != nil {
 				return err
 			}
 			defer opened.Close()
 			for {
-				s, err := opened.Status(p.soft, args...)
+				s, err := opened.Status(cmd.Context(), args...)
 				if errors.Is(err, queue.ErrNoImport) {
 					return hint(err, "'groupferry status' lists the imports of %s", opened.Where())
 				}
@@ -54,7 +54,7 @@ look at an embedded server while another groupferry works with it.`,
 				}
 				select {
 				case <-time.After(watchEvery):
-				case <-p.soft.Done():
+				case <-cmd.Context().Done():
 					return nil
 				}
 			}

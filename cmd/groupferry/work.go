@@ -33,7 +33,8 @@ up to 30 seconds, the second leaves at once; neither loses anything.
 		Example: `  groupferry work --nats-url nats://queue:4222 --region singapore --sdk-app-id 1400000000 --secret-key-file key
   groupferry work --drain --region singapore --sdk-app-id 1400000000 --secret-key-file key`,
 		Args: noArgs,
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx := cmd.Context()
 			client, err := p.client(&api)
 			if err != nil {
 				return err
@@ -47,8 +48,8 @@ up to 30 seconds, the second leaves at once; neither loses anything.
 				defer listener.Close()
 				p.console.log.Info("serving metrics and status", "url", "http://"+listener.Addr().String())
 			}
-			s, err := app.OpenWaiting(p.soft, qf.config(p, drain))
-			if err != nil && p.soft.Err() != nil && !drain {
+			s, err := app.OpenWaiting(ctx, qf.config(p, drain))
+			if err != nil && ctx.Err() != nil && !drain {
 				return nil // stopped while it waited
 			}
 			if err != nil {
@@ -59,22 +60,22 @@ up to 30 seconds, the second leaves at once; neither loses anything.
 			cfg := p.processConfig(s, client, &api, "")
 			cfg.Listener, cfg.Drain, cfg.Keep = listener, drain, time.Duration(keep)
 			cfg.Engine.LeaveOnHalt, cfg.Engine.Resume = drain, resume
-			w, err := app.NewProcess(p.soft, cfg)
+			w, err := app.NewProcess(ctx, cfg)
 			if err != nil {
 				return err
 			}
-			if err := p.warnHalted(s, false); err != nil {
+			if err := p.warnHalted(ctx, s, false); err != nil {
 				return err
 			}
 			p.console.log.Info("working", "queue", s.Where(), "calls_per_second", api.rate)
-			err = w.Run(p.hard, p.soft.Done())
+			err = w.Run(untilLeft(ctx), ctx.Done())
 			p.console.end()
 			switch {
 			case governor.IsHalted(err):
 				return &unfinishedError{err, resume + " && " + p.commandLine(), true}
 			case errors.Is(err, app.ErrAbandoned):
 				return errIncomplete // which was said
-			case err == nil && drain && p.soft.Err() != nil:
+			case err == nil && drain && ctx.Err() != nil:
 				return &unfinishedError{errInterrupted, p.commandLine(), false}
 			}
 			return err

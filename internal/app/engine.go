@@ -1,4 +1,13 @@
-// Package app is what the commands do, without a terminal: it joins queue, lease, governor, worker and API client.
+// Package app is what the commands do, without a terminal: cmd makes configs of its flags, and prints what comes back.
+//
+//	run FILE   ReadInput ─► Open ─► NewProcess ─► Input.Begin ─► Process.RunImport (Input.Enqueue) ─► ImportStatus, RunReport
+//	import     ReadInput ─► Open ─► Input.Begin ─► Input.Enqueue
+//	check      Check
+//	work       OpenWaiting ─► NewProcess ─► Process.Run
+//	others     Open ─► a method of Namespace: Status, WriteResults, Failures, Retry, Pause, CancelImport, …
+//
+// A [Process] is an [Engine] with those who watch it: metrics, readiness, the progress line. An engine is one process of a
+// namespace; it joins queue, lease, governor, worker and API client:
 //
 //	            standby ◄────────────── lost, handed over ───────────────┐
 //	               │ lease taken                                         │
@@ -7,9 +16,11 @@
 //	     │                                          ▲
 //	     └── right, promised calls ──► governor ────┘ permits
 //
-// An [Engine] is one process of a namespace. It stands by until it takes the lease, leads one term, and stands by again
-// when it loses the lease or hands it over. A term has a governor, a queue.Term and a worker of its own: what they hold
-// in memory ends with it.
+// It stands by until it takes the lease, leads one term, and stands by again when it loses the lease or hands it over. A
+// term has a governor, a queue.Term and a worker of its own: what they hold in memory ends with it.
+//
+// What a process knows about itself is its [State]. The engine notes each change there and logs it, and whoever needs to
+// know of it watches: see [Engine.Watch].
 package app
 
 import (
@@ -106,7 +117,9 @@ func NewEngine(ctx context.Context, cfg EngineConfig) (*Engine, error) {
 	}
 	e := &Engine{cfg: cfg, log: cfg.Log, known: make(chan struct{})}
 	e.state = stateKeeper{report: e.report, changed: make(chan struct{}), now: State{Rate: cfg.Rate}}
-	cfg.Namespace.onConnection(func(up bool) { e.state.set(func(s *State) { s.Connected = up }) })
+	cfg.Namespace.onConnection(func() {
+		e.state.set(func(s *State) { s.Connected = cfg.Namespace.Conn.Connected() })
+	})
 	e.tally.next = cfg.Worker.Observer
 	e.cfg.Worker.Observer = &e.tally
 	e.gate = &governor.Gate{OnHalt: e.halted}
@@ -123,7 +136,7 @@ func (e *Engine) observe(r lease.Record, _ uint64) {
 	was := e.leader.Swap(&r)
 	begins := was == nil || was.Term != r.Term
 	renews := !begins && r.Holder != e.cfg.Name && !r.Released
-	if !begins && was.Released == r.Released && !renews {
+	if s, _ := e.state.get(); !begins && was.Released == r.Released && (!renews || s.OtherLeads) {
 		return
 	}
 	e.state.set(func(s *State) {
@@ -145,26 +158,26 @@ func (e *Engine) Run(ctx context.Context, stop <-chan struct{}) error {
 	e.hard = ctx
 	ctx, leave := context.WithCancelCause(ctx)
 	standby, endStandby := context.WithCancel(ctx)
-	var aside sync.WaitGroup
-	defer aside.Wait()
+	var background sync.WaitGroup
+	defer background.Wait()
 	defer endStandby()
 	defer leave(nil)
-	aside.Go(func() {
+	background.Go(func() {
 		select {
 		case <-stop:
 			endStandby()
 		case <-ctx.Done():
 		}
 	})
-	aside.Go(func() { e.follow(ctx) })
-	aside.Go(func() { e.sample(ctx) })
-	answer, err := e.cfg.Namespace.Conn.Standby(func() []byte { return e.presence(ctx) })
+	background.Go(func() { e.follow(ctx) })
+	background.Go(func() { e.sample(ctx) })
+	stopAnswering, err := e.cfg.Namespace.Conn.Standby(func() []byte { return e.presence(ctx) })
 	if err != nil {
 		return err
 	}
-	defer answer()
+	defer stopAnswering()
 	if e.cfg.LeaveOnHalt {
-		aside.Go(func() { e.leaveWhenHalted(ctx, leave) })
+		background.Go(func() { e.leaveWhenHalted(ctx, leave) })
 	}
 
 	for {
@@ -193,12 +206,12 @@ func (e *Engine) Run(ctx context.Context, stop <-chan struct{}) error {
 // leaveWhenHalted ends a standby when the namespace halts, with the error that the leader would return. A halt that
 // this process is to lift gets a moment for that: until it is clear that another process leads.
 func (e *Engine) leaveWhenHalted(ctx context.Context, leave context.CancelCauseFunc) {
-	const settled = lease.TakeoverDelay + lease.Duration
+	const elected = lease.TakeoverDelay + lease.Duration
 	var lifting sync.WaitGroup
 	defer lifting.Wait()
 	if e.lifting.Load() {
 		lifting.Go(func() {
-			if !clock.Pause(ctx, settled) || e.state.await(ctx, func(s *State) bool { return !s.Leading }) != nil || !e.lifting.Swap(false) {
+			if !clock.Pause(ctx, elected) || e.state.await(ctx, func(s *State) bool { return !s.Leading }) != nil || !e.lifting.Swap(false) {
 				return
 			}
 			if h, err := e.cfg.Namespace.Halted(ctx); err == nil && h != nil {
@@ -378,30 +391,30 @@ const (
 	checkBackoff = 200 * time.Millisecond
 	checkPause   = 5 * time.Second
 
-	// refusedMost calls in a row that something in between refused, within 3 s by the pauses between them, are no accident.
-	refusedMost = 5
+	// maxRejections calls in a row that something in between rejected, within 3 s by the pauses between them, are no accident.
+	maxRejections = 5
 
-	// checkPatience is for commands that end with their import: somebody waits to be told that the API is out of
+	// checkLimit is for commands that end with their import: somebody waits to be told that the API is out of
 	// reach. No new call is made after it.
-	checkPatience = 15 * time.Second
+	checkLimit = 15 * time.Second
 )
 
-// errCredentials says that the API, or something on the way to it, refused this process, whose credentials have never worked.
+// errCredentials says that the API, or something on the way to it, rejected this process, whose credentials have never worked.
 var errCredentials = errors.New("no call of this process was ever accepted")
 
 // ErrAPIUnreachable says that the API did not answer before the first call of a job.
 var ErrAPIUnreachable = errors.New("the API is out of reach")
 
 func (e *Engine) checkCredentials(ctx context.Context, pace *governor.Governor) error {
-	start, renewed, refused := time.Now(), false, 0
+	start, renewed, rejected := time.Now(), false, 0
 	for pause := checkBackoff; ; pause = min(2*pause, checkPause) {
 		failure, err := e.checkOnce(ctx, pace)
 		if failure == nil || ctx.Err() != nil {
 			return err
 		}
-		refused++
+		rejected++
 		if failure.Class() != chat.HaltRepeated {
-			refused = 0
+			rejected = 0
 		}
 		switch class := failure.Class(); {
 		case class == chat.Refresh && !renewed:
@@ -410,10 +423,10 @@ func (e *Engine) checkCredentials(ctx context.Context, pace *governor.Governor) 
 				return fmt.Errorf("%w: %w", errCredentials, &governor.HaltedError{Cause: err})
 			}
 			continue
-		case class == chat.Halt, class == chat.Refresh, refused >= refusedMost:
+		case class == chat.Halt, class == chat.Refresh, rejected >= maxRejections:
 			return fmt.Errorf("%w: %w", errCredentials, &governor.HaltedError{Cause: err})
 		}
-		if time.Since(start) > checkPatience {
+		if time.Since(start) > checkLimit {
 			if e.cfg.LeaveOnHalt {
 				return fmt.Errorf("%w: %w", ErrAPIUnreachable, err)
 			}
@@ -515,7 +528,7 @@ const (
 	askWait = 2 * time.Second
 
 	// handoverPause is how long a leader that was handed the lead keeps it at least; it doubles with each hand-over in
-	// a row without an answer of the API, up to mostPause.
+	// a row without a response of the API, up to mostPause.
 	handoverPause = 10 * time.Second
 	mostPause     = 5 * time.Minute
 )

@@ -56,7 +56,7 @@ func (e *Engine) keepKnown(ctx context.Context, learned <-chan worker.Known) {
 		}
 		select {
 		case k := <-learned:
-			last, cancel := e.last(ctx)
+			last, cancel := e.closingContext(ctx)
 			defer cancel()
 			store(last, k)
 		default:

@@ -17,7 +17,7 @@ type Namespace struct {
 	*queue.Queue
 	Conn *broker.Conn
 
-	connected atomic.Pointer[func(up bool)] // called when the connection is lost or back
+	connected atomic.Pointer[func()] // called when the connection is lost or back
 }
 
 // Open connects to a namespace. With JoinOnly it makes nothing: where no import was ever begun the error wraps
@@ -30,7 +30,7 @@ func Open(ctx context.Context, cfg broker.Config) (*Namespace, error) {
 			next(up, err)
 		}
 		if heard := n.connected.Load(); heard != nil {
-			(*heard)(up)
+			(*heard)()
 		}
 	}
 	var err error
@@ -64,10 +64,10 @@ func OpenWaiting(ctx context.Context, cfg broker.Config) (*Namespace, error) {
 	}
 }
 
-// onConnection calls heard with whether there is a connection, and again when it is lost or back.
-func (n *Namespace) onConnection(heard func(up bool)) {
-	n.connected.Store(&heard)
-	heard(n.Conn.Connected())
+// onConnection calls changed now, and whenever the connection is lost or back.
+func (n *Namespace) onConnection(changed func()) {
+	n.connected.Store(&changed)
+	changed()
 }
 
 // Where says for people where the queue is.

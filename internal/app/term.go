@@ -77,7 +77,7 @@ func (t *term) lead() error {
 	t.pace.SetRate(e.effectiveRate()) // it may have changed since
 
 	err := t.work()
-	closing, cancel := e.last(t.ctx)
+	closing, cancel := e.closingContext(t.ctx)
 	defer cancel()
 	if lost := t.lost(err); lost == nil && t.jobs != nil {
 		if cerr := t.jobs.Close(closing); cerr != nil && t.lost(cerr) == nil {
@@ -191,7 +191,7 @@ func (t *term) work() error {
 		return err
 	}
 	err = worker.New(cfg, termJobs{t.jobs, t.pace}, e.cfg.API, t.pace).Run(working, t.stop)
-	last, cancel := e.last(t.ctx)
+	last, cancel := e.closingContext(t.ctx)
 	defer cancel()
 	select {
 	case <-swept: // who works until nothing is left, leaves nothing
@@ -259,8 +259,8 @@ const (
 	leaving     = time.Second
 )
 
-// last returns a context for what is still to be written when a term ends, and ctx may have ended.
-func (e *Engine) last(ctx context.Context) (context.Context, context.CancelFunc) {
+// closingContext returns a context for what is still to be written when a term ends, and ctx may have ended.
+func (e *Engine) closingContext(ctx context.Context) (context.Context, context.CancelFunc) {
 	bound := closing
 	switch {
 	case errors.As(context.Cause(ctx), new(*broker.DiskError)):

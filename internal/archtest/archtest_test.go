@@ -1,7 +1,7 @@
 // Package archtest keeps the layout: it reads what the packages of this module import and fails on an import that the
 // layout does not allow, on a package that it does not know, and on anything at the root that does not belong there.
 //
-//	cmd/groupferry ──► internal/app
+//	cmd/groupferry ──► internal/app                           flags, environment and terminal: in cmd alone
 //	                        │
 //	       ┌────────────────┼───────────────┐
 //	       ▼                ▼               ▼
@@ -26,6 +26,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -56,10 +57,10 @@ var shared = []string{becomingStandard, "github.com/nats-io/", "github.com/synad
 var layout = map[string]rules{
 	"cmd/groupferry": {
 		own: []string{
-			"importer", "worker", "metrics", "internal/app",
-			"internal/job", "internal/queue", "internal/broker", "internal/clock", "internal/chat", "internal/governor",
-			"internal/chatsim",
+			"importer", "worker", "internal/app",
+			"internal/job", "internal/queue", "internal/broker", "internal/chat", "internal/governor", "internal/chatsim",
 		},
+		testOwn: []string{"metrics"},
 		modules: []string{"github.com/spf13/cobra", "github.com/spf13/pflag", "golang.org/x/term"},
 		testModules: []string{"github.com/rogpeppe/go-internal",
 			"github.com/gocarina/gocsv", "github.com/klauspost/compress"}, // to measure against
@@ -219,6 +220,36 @@ func touch(t *testing.T) {
 	}
 }
 
+// terminal is what belongs to cmd alone: what a command prints, reads, and is called with. A failpoint is a test.
+var terminal = regexp.MustCompile(`\bos\.(Std(in|out|err)|Args|Getenv|LookupEnv|Environ|Exit)\b|"(flag|os/signal)"`)
+
+func TestNoTerminal(t *testing.T) {
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		name := filepath.ToSlash(path)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil // somebody's temporary file, gone meanwhile
+		case err != nil:
+			return err
+		case d.IsDir() && (strings.HasSuffix(name, "/.git") || strings.HasSuffix(name, "/cmd")):
+			return fs.SkipDir
+		case d.IsDir(), !strings.HasSuffix(name, ".go"), strings.HasSuffix(name, "_test.go"), strings.HasSuffix(name, "/fail_on.go"):
+			return nil
+		}
+		b, err := os.ReadFile(path)
+		if found := terminal.Find(b); found != nil {
+			t.Errorf("%s uses %s, which the layout leaves to cmd", name, found)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !terminal.MatchString("fmt.Fprintln(os.Stderr)") || terminal.MatchString("os.CreateTemp") {
+		t.Error("the pattern does not tell what belongs to cmd")
+	}
+}
+
 func TestOnePackagePerModule(t *testing.T) {
 	packageOf := map[string]string{}
 	for name, r := range layout {
@@ -278,6 +309,10 @@ func TestViolations(t *testing.T) {
 			"github.com/rogpeppe/go-internal/testscript"}}, "cmd/groupferry imports github.com/rogpeppe"},
 		{"what a test may, outside a test", pkg{ImportPath: "groupferry/deploy", Imports: []string{
 			"groupferry/metrics"}}, "deploy imports groupferry/metrics"},
+		{"terminal in the app", pkg{ImportPath: "groupferry/internal/app", Imports: []string{
+			"github.com/spf13/cobra"}}, "internal/app imports github.com/spf13/cobra"},
+		{"against the arrows", pkg{ImportPath: "groupferry/internal/queue", Imports: []string{
+			"groupferry/internal/app"}}, "internal/queue imports groupferry/internal/app"},
 		{"cgo", pkg{ImportPath: "groupferry/internal/queue", Imports: []string{"C"}}, "internal/queue imports C"},
 		{"unknown package", pkg{ImportPath: "groupferry/internal/util"}, "groupferry/internal/util is not in the layout"},
 		{"unknown package below another", pkg{ImportPath: "groupferry/importer/csv"}, "groupferry/importer/csv is not in the layout"},

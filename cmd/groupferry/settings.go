@@ -1,16 +1,20 @@
 package main
 
 import (
-	"encoding/json"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
 	"fmt"
-	"io"
 	"log/slog"
+	"net"
 	"os"
 	"regexp"
 	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
@@ -18,9 +22,12 @@ import (
 
 	"groupferry/importer"
 	"groupferry/internal/app"
+	"groupferry/internal/broker"
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
 	"groupferry/internal/governor"
+	"groupferry/internal/queue"
+	"groupferry/worker"
 )
 
 // envPrefix and a flag's name in capitals make the name of its environment variable.
@@ -132,6 +139,49 @@ var login = regexp.MustCompile(`://[^/@\s]+@`)
 func hideLogin(s string) string { return login.ReplaceAllString(s, "://***@") }
 
 func (q *queueFlags) embedded() bool { return q.url == "" && q.context == "" }
+
+// config says where the queue is. With joinOnly nothing is made: where no import was ever begun that is an error.
+func (q *queueFlags) config(p *program, joinOnly bool) broker.Config {
+	return broker.Config{
+		URL: q.url, Creds: q.creds, Context: q.context, DataDir: q.dataDir, Namespace: q.namespace,
+		Replicas: q.replicas, Name: "groupferry " + processName(), Log: p.console.log, JoinOnly: joinOnly,
+		OnBroken: func(e *broker.DiskError) { p.fail(e) },
+	}
+}
+
+func (p *program) open(ctx context.Context, q queueFlags, joinOnly bool) (*app.Namespace, error) {
+	s, err := app.Open(ctx, q.config(p, joinOnly))
+	return s, noData(err)
+}
+
+// noData adds what to do where no import was ever begun.
+func noData(err error) error {
+	if errors.Is(err, broker.ErrNoData) {
+		err = hint(err, "name the directory with --data-dir, or the server with --nats-url")
+	}
+	return err
+}
+
+// onNamespace makes a command that does one thing to a namespace that is there, whether workers run or not; where is how
+// another command gets to it.
+func (p *program) onNamespace(cmd *cobra.Command, do func(ctx context.Context, s *app.Namespace, args []string, where string) error) *cobra.Command {
+	var qf queueFlags
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		s, err := p.open(cmd.Context(), qf, true)
+		if err != nil {
+			return err
+		}
+		defer s.Close()
+		err = do(cmd.Context(), s, args, qf.args(p.getenv))
+		if errors.Is(err, queue.ErrNoImport) {
+			return hint(err, "'groupferry status%s' lists the imports", qf.args(p.getenv))
+		}
+		return err
+	}
+	qf.add(cmd)
+	p.consoleFlags(cmd)
+	return cmd
+}
 
 // apiFlags say which app to call, as whom, and how fast.
 type apiFlags struct {
@@ -310,36 +360,96 @@ func (i *inputFlags) budget() (b app.Budget, err error) {
 	return app.Budget{Limited: true, Rows: int64(n)}, nil
 }
 
-// outputFlag is --output with the formats that a command knows, the default first.
-type outputFlag struct {
-	format  string
-	formats []string
+// keepFlag is how long an import is kept after its end.
+type keepFlag time.Duration
+
+func (k *keepFlag) add(cmd *cobra.Command) {
+	cmd.Flags().Var(k, "keep", "delete imports that ended longer ago than this `time`, such as 30d; default: never")
 }
 
-func (o *outputFlag) add(cmd *cobra.Command, formats ...string) {
-	o.formats = formats
-	cmd.Flags().StringVarP(&o.format, "output", "o", formats[0], "`format` of the output: "+strings.Join(formats, " or "))
+// Set takes whole days as 30d, and what time.ParseDuration does.
+func (k *keepFlag) Set(s string) error {
+	var d time.Duration
+	var err error
+	if days, ok := strings.CutSuffix(s, "d"); ok {
+		var n uint64
+		n, err = strconv.ParseUint(days, 10, 16)
+		d = time.Duration(n) * 24 * time.Hour
+	} else {
+		d, err = time.ParseDuration(s)
+	}
+	if err != nil || d <= 0 {
+		return fmt.Errorf("%q: a number of days such as 30d, or a time such as 12h", s)
+	}
+	*k = keepFlag(d)
+	return nil
 }
 
-func (o *outputFlag) check() error {
-	for _, f := range o.formats {
-		if o.format == f {
-			return nil
+func (k *keepFlag) String() string {
+	if *k == 0 {
+		return ""
+	}
+	return time.Duration(*k).String()
+}
+
+func (k *keepFlag) Type() string { return "time" }
+
+// listen opens the address for metrics and status; "" and "off" mean none.
+func listen(address string) (net.Listener, error) {
+	if address == "" || address == "off" {
+		return nil, nil
+	}
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, hint(usagef("--listen: %w", err), "choose another address, or --listen off")
+	}
+	return l, nil
+}
+
+// wallClock replaces the machine's wall clock in tests that set it; nil otherwise.
+var wallClock func() time.Time
+
+// processConfig is what run and work have in common: how to call the API, and what is shown on the way. With an import
+// ID, the progress of that import alone is shown.
+func (p *program) processConfig(s *app.Namespace, api *apiClient, a *apiFlags, importID string) app.ProcessConfig {
+	id := queue.App{SDKAppID: a.app, Simulated: a.simulator != ""}
+	if id.Simulated {
+		id.SDKAppID = chatsim.DemoSDKAppID
+	}
+	cfg := app.ProcessConfig{
+		Engine: app.EngineConfig{
+			Namespace: s, API: api.Client, App: id, RoundTrip: api.minRTT,
+			Name: uniqueName(), Host: processName(), Rate: a.rate, Timeout: a.timeout,
+			Worker: worker.Config{
+				Concurrency: a.concurrency, ChunkSize: a.chunk, MaxAttempts: a.attempts, AcceptReplace: a.acceptReplace,
+				Name: processName(), Log: p.console.log,
+			},
+			Log: p.console.log,
+		},
+		Version: version(), Import: importID,
+		OnChange: func(s app.State) { p.showProgress(&s, importID) },
+		OnAbandoned: func(i app.ImportProgress) {
+			next := "import its files again"
+			if i.Import.State == queue.Retrying {
+				next = "groupferry retry " + i.Import.ID
+			}
+			p.console.warn("import %s is %s, and nothing comes any more; to continue: %s", i.Import.ID, i.Import.State, next)
+		},
+	}
+	cfg.Engine.Clock.Wall = wallClock
+	return cfg
+}
+
+// uniqueName is processName with a part that no earlier process had.
+func uniqueName() string {
+	b := make([]byte, 8)
+	rand.Read(b)
+	return strings.Map(func(r rune) rune {
+		if r == '.' || r == '*' || r == '>' || unicode.IsSpace(r) {
+			return '_' // of a subject
 		}
-	}
-	return usagef("--output %q: %s", o.format, strings.Join(o.formats, " or "))
-}
-
-// write writes what a program is to read, or what text gives.
-func (o *outputFlag) write(w io.Writer, v any, text func() string) error {
-	if o.format == "json" {
-		e := json.NewEncoder(w)
-		e.SetEscapeHTML(false)
-		e.SetIndent("", "  ")
-		return e.Encode(v)
-	}
-	_, err := io.WriteString(w, text())
-	return err
+		return r
+	}, processName()) + "-" + hex.EncodeToString(b)
 }
 
 // processName names this process in results, logs and the server's reports.

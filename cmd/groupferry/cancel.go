@@ -1,0 +1,33 @@
+package main
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"groupferry/internal/app"
+	"groupferry/internal/queue"
+)
+
+func (p *program) cancelCommand() *cobra.Command {
+	return p.onNamespace(&cobra.Command{
+		Use:   "cancel IMPORT",
+		Short: "Drop the jobs of an import that have not started",
+		Long: `cancel drops the jobs of an import that have no result. Calls under way end, and
+the results so far are kept; 'groupferry status' counts what was dropped.
+The groups that were written stay. To import the same content again, give it
+another --import-id.`,
+		Args: imports(1, 1),
+	}, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
+		i, err := s.CancelImport(ctx, args[0])
+		if err != nil {
+			return err
+		}
+		if i.State == string(queue.Complete) { // so a retry was
+			p.console.print("retry %d of import %s is cancelled: %s conversations failed", i.Retry.Generation, i.Import, count(i.Conversations.Failed))
+			return nil
+		}
+		p.console.print("import %s is cancelled: %s of %s jobs had a result", args[0], count(i.Jobs.Total-i.Jobs.Pending-i.Jobs.Dropped), count(i.Jobs.Total))
+		return nil
+	})
+}

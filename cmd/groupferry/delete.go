@@ -1,0 +1,35 @@
+package main
+
+import (
+	"context"
+	"errors"
+
+	"github.com/spf13/cobra"
+
+	"groupferry/internal/app"
+	"groupferry/internal/queue"
+)
+
+func (p *program) deleteCommand() *cobra.Command {
+	return p.onNamespace(&cobra.Command{
+		Use:     "delete IMPORT",
+		Aliases: []string{"forget"},
+		Short:   "Remove an import with its results",
+		Long: `delete removes an import that is complete or cancelled: its results, with the ids of
+people in them, and its record. The groups that were written stay. The same
+content is a new import then.
+
+'groupferry work' and 'groupferry run' do this by themselves to imports that are
+older than --keep.`,
+		Args: imports(1, 1),
+	}, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
+		err := s.Delete(ctx, args[0])
+		if errors.Is(err, queue.ErrUnfinished) {
+			return hint(err, "wait for its end, or 'groupferry cancel %s%s'", args[0], where)
+		}
+		if err == nil {
+			p.console.print("import %s is deleted", args[0])
+		}
+		return err
+	})
+}

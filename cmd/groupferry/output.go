@@ -1,0 +1,299 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"groupferry/importer"
+	"groupferry/internal/app"
+	"groupferry/internal/queue"
+)
+
+// The rules of output, which the four small functions of a console obey:
+//
+//   - Data goes to standard output. Everything here goes to standard error.
+//   - An error is one line that begins with "groupferry: error: ", and a line "groupferry: hint: " says what to do.
+//   - Progress is a line that is written over on a terminal, and a log line every ten seconds elsewhere.
+//   - --quiet leaves errors, warnings and the report.
+
+const (
+	redraw   = 200 * time.Millisecond
+	logEvery = 10 * time.Second
+)
+
+// A console writes to standard error. It takes care that a progress line and a log line do not run into each other.
+type console struct {
+	mu       sync.Mutex
+	w        io.Writer
+	terminal bool
+	width    int
+	quiet    bool
+	log      *slog.Logger
+	level    slog.LevelVar
+
+	line string // the progress line as it stands on the terminal
+	last time.Time
+}
+
+func newConsole(w io.Writer) *console {
+	c := &console{w: w, width: 80}
+	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb" && os.Getenv("CI") == "" {
+		c.terminal = true
+		if width, _, err := term.GetSize(int(f.Fd())); err == nil && width > 20 {
+			c.width = width
+		}
+	}
+	c.setLog("text")
+	return c
+}
+
+func (c *console) setLog(format string) {
+	opts := &slog.HandlerOptions{Level: &c.level}
+	if format == "json" {
+		c.log = slog.New(slog.NewJSONHandler(c, opts))
+	} else {
+		c.log = slog.New(slog.NewTextHandler(c, opts))
+	}
+}
+
+// Write puts whole lines above the progress line.
+func (c *console) Write(b []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.wipe()
+	n, err := c.w.Write(b)
+	if c.line != "" {
+		io.WriteString(c.w, c.line)
+	}
+	return n, err
+}
+
+func (c *console) wipe() {
+	if c.line != "" {
+		fmt.Fprintf(c.w, "\r%s\r", strings.Repeat(" ", len([]rune(c.line))))
+	}
+}
+
+// print writes a line for people.
+func (c *console) print(format string, args ...any) {
+	if !c.quiet {
+		fmt.Fprintf(c, format+"\n", args...)
+	}
+}
+
+// warn writes a line that --quiet does not silence.
+func (c *console) warn(format string, args ...any) {
+	fmt.Fprintf(c, "groupferry: warning: "+format+"\n", args...)
+}
+
+func (c *console) error(err error)    { fmt.Fprintf(c, "groupferry: error: %v\n", err) }
+func (c *console) report(text string) { fmt.Fprintf(c, "groupferry: %s\n", text) }
+func (c *console) hint(text string)   { fmt.Fprintf(c, "groupferry: hint: %s\n", text) }
+
+// progress shows how far it is; text is asked only when it is to be shown.
+func (c *console) progress(text func() string) {
+	if c.quiet {
+		return
+	}
+	now := time.Now()
+	every := logEvery
+	if c.terminal {
+		every = redraw
+	}
+	c.mu.Lock()
+	if c.last.IsZero() && !c.terminal {
+		c.last = now // the first log line after ten seconds, not at once
+	}
+	due := now.Sub(c.last) >= every
+	if due {
+		c.last = now
+	}
+	c.mu.Unlock()
+	if !due {
+		return
+	}
+	s := text()
+	if !c.terminal {
+		c.log.Info(s)
+		return
+	}
+	if r := []rune(s); len(r) >= c.width {
+		s = string(r[:c.width-1])
+	}
+	c.mu.Lock()
+	c.wipe()
+	c.line = s
+	io.WriteString(c.w, s)
+	c.mu.Unlock()
+}
+
+// end takes the progress line away.
+func (c *console) end() {
+	c.mu.Lock()
+	c.wipe()
+	c.line = ""
+	c.mu.Unlock()
+}
+
+// count writes a number in groups of three, as people read it: 1,234,567.
+func count[N int | int64](n N) string {
+	s := fmt.Sprint(n)
+	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
+
+// span writes a duration as people say it: 1.2 s, 3 min 20 s, 2 h 5 min.
+func span(d time.Duration) string {
+	switch {
+	case d < 10*time.Second:
+		return fmt.Sprintf("%.1f s", d.Seconds())
+	case d < time.Minute:
+		return fmt.Sprintf("%.0f s", d.Seconds())
+	case d < time.Hour:
+		return fmt.Sprintf("%d min %d s", int(d.Minutes()), int(d.Seconds())%60)
+	}
+	return fmt.Sprintf("%d h %d min", int(d.Hours()), int(d.Minutes())%60)
+}
+
+// outputFlag is --output with the formats that a command knows, the default first.
+type outputFlag struct {
+	format  string
+	formats []string
+}
+
+func (o *outputFlag) add(cmd *cobra.Command, formats ...string) {
+	o.formats = formats
+	cmd.Flags().StringVarP(&o.format, "output", "o", formats[0], "`format` of the output: "+strings.Join(formats, " or "))
+}
+
+func (o *outputFlag) check() error {
+	for _, f := range o.formats {
+		if o.format == f {
+			return nil
+		}
+	}
+	return usagef("--output %q: %s", o.format, strings.Join(o.formats, " or "))
+}
+
+// write writes what a program is to read, or what text gives.
+func (o *outputFlag) write(w io.Writer, v any, text func() string) error {
+	if o.format == "json" {
+		e := json.NewEncoder(w)
+		e.SetEscapeHTML(false)
+		e.SetIndent("", "  ")
+		return e.Encode(v)
+	}
+	_, err := io.WriteString(w, text())
+	return err
+}
+
+// maxShown is how many rejects, and how many warnings, are shown one by one. The file has all rejects.
+const maxShown = 50
+
+// showReading returns what draws the progress line while an input is read.
+func (p *program) showReading() func(importer.Progress) {
+	start := time.Now()
+	return func(at importer.Progress) {
+		p.console.progress(func() string {
+			s := fmt.Sprintf("reading: %s rows, %s rows/s", count(at.Rows), count(int64(float64(at.Rows)/time.Since(start).Seconds())))
+			if at.Total > 0 {
+				s += fmt.Sprintf(", %d%%", at.Bytes*100/at.Total)
+			}
+			return s
+		})
+	}
+}
+
+// showPlan says what is noteworthy about an input, and what is wrong with it.
+func (p *program) showPlan(plan *importer.Plan) error {
+	p.console.end()
+	for _, n := range plan.Notices {
+		p.console.print("note: %s", n)
+	}
+	for i, w := range plan.Warnings {
+		if i == maxShown {
+			p.console.warn("and %s more", count(plan.Summary.Warnings-int64(i)))
+			break
+		}
+		p.console.warn("%s:%d: %s", w.File, w.Line, w.Text)
+	}
+	shown := 0
+	for r := range plan.Rejects() {
+		if shown == maxShown {
+			p.console.print("… and %s more", count(plan.Summary.Rejected-maxShown))
+			break
+		}
+		p.console.print("rejected: %s:%d: %s: %s", r.File, r.Line, r.Code, r.Reason)
+		shown++
+	}
+	return plan.Err()
+}
+
+func (p *program) showKept(rejected int64, file string) {
+	p.console.print("%s rejected, kept in %s: fix and import that file", rows(rejected), file)
+}
+
+func rows(n int64) string {
+	if n == 1 {
+		return "1 row"
+	}
+	return count(n) + " rows"
+}
+
+// showProgress draws the progress line of an import, or of all imports that are not over.
+func (p *program) showProgress(s *app.State, importID string) {
+	if s.Progress == nil {
+		return
+	}
+	t := s.Progress.Totals(importID)
+	if t.Imports == 0 {
+		return
+	}
+	p.console.progress(func() string { return progressLine(s, t) })
+}
+
+func progressLine(s *app.State, t app.Totals) string {
+	line := fmt.Sprintf("%s of %s jobs done", count(t.Finished), count(t.Jobs))
+	if t.Rate > 0 {
+		line += fmt.Sprintf(", %.0f jobs/s", t.Rate)
+	}
+	if t.Failed > 0 {
+		line += fmt.Sprintf(", %s failed or partial", count(t.Failed))
+	}
+	if n := s.Tally.Throttled; n > 0 {
+		line += fmt.Sprintf(", %s throttled", count(n))
+	}
+	switch {
+	case t.Paused:
+		line += ", paused"
+	case s.Mode == app.Standby:
+		line += ", sent by " + s.Leader
+	case s.Mode != app.Running:
+		line += ", " + s.Mode
+	}
+	if left := t.Pending + t.InFlight; t.Rate > 0 && left > 0 && !t.Paused && s.Halt == nil {
+		line += ", " + span(time.Duration(float64(left)/t.Rate*float64(time.Second))) + " left"
+	}
+	return line
+}
+
+// warnHalted says that the namespace is halted or paused already; with paused, only the latter.
+func (p *program) warnHalted(ctx context.Context, s *app.Namespace, paused bool) error {
+	h, err := s.Halted(ctx)
+	if err == nil && h != nil && (!paused || h.State == queue.Paused) {
+		p.console.warn("%s: %s; to continue: %s", h.State, h.Reason, h.Command)
+	}
+	return err
+}

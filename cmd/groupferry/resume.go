@@ -1,0 +1,44 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"groupferry/internal/app"
+)
+
+func (p *program) resumeCommand() *cobra.Command {
+	return p.onNamespace(&cobra.Command{
+		Use:   "resume [IMPORT]",
+		Short: "Continue after a pause or a halt",
+		Long: `resume ends a pause, or a halt once its cause is fixed: the worker that leads
+continues at once, and those that are started make calls again. 'groupferry status' says why
+they stand still. With an IMPORT it ends the pause of that import.`,
+		Args: imports(0, 1),
+	}, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
+		if len(args) == 1 {
+			i, err := s.SetImportPaused(ctx, args[0], false)
+			if err != nil {
+				return err
+			}
+			if i.State.Over() {
+				p.console.print("import %s is %s: nothing to resume", i.ID, i.State)
+				return nil
+			}
+			p.console.print("import %s continues", i.ID)
+			return nil
+		}
+		was, err := s.ClearHalt(ctx)
+		switch {
+		case err != nil:
+			return err
+		case was == nil:
+			p.console.print("nothing was halted or paused")
+		default:
+			p.console.print("resumed; it was %s since %s: %s", was.State, was.Since.Local().Format(time.DateTime), was.Reason)
+		}
+		return nil
+	})
+}
