@@ -49,10 +49,12 @@ up to 30 seconds, the second leaves at once; neither loses anything.
 				p.console.log.Info("serving metrics and status", "url", "http://"+listener.Addr().String())
 			}
 			s, err := app.OpenWaiting(ctx, qf.config(p, drain))
-			if err != nil && ctx.Err() != nil && !drain {
-				return nil // stopped while it waited
-			}
-			if err != nil {
+			switch {
+			case errors.Is(err, app.ErrStopped) && drain:
+				return &unfinishedError{errInterrupted, p.commandLine(), false}
+			case errors.Is(err, app.ErrStopped):
+				return nil // while it waited
+			case err != nil:
 				return noData(err)
 			}
 			defer s.Close()

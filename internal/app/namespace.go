@@ -49,6 +49,7 @@ const maxOpenPause = time.Minute
 
 // OpenWaiting is Open, but waits for NATS as long as it takes, until ctx ends: a worker that is started before its server
 // is up would else have to be started again. Each attempt takes about five seconds by itself; each that failed is logged.
+// The error is ErrStopped when ctx ended between two attempts.
 func OpenWaiting(ctx context.Context, cfg broker.Config) (*Namespace, error) {
 	for pause := time.Second; ; pause = min(2*pause, maxOpenPause) {
 		n, err := Open(ctx, cfg)
@@ -59,7 +60,7 @@ func OpenWaiting(ctx context.Context, cfg broker.Config) (*Namespace, error) {
 			cfg.Log.Warn("waiting for NATS", "err", err, "next_attempt_in", pause.String())
 		}
 		if !clock.Pause(ctx, pause) {
-			return nil, ctx.Err()
+			return nil, ErrStopped
 		}
 	}
 }

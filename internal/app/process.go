@@ -38,8 +38,8 @@ type ProcessConfig struct {
 }
 
 var (
-	// ErrStopped says that a process was told to stop before its import was over.
-	ErrStopped = errors.New("stopped before the import was over")
+	// ErrStopped says that a process was told to stop before its import was over, or before it reached NATS.
+	ErrStopped = errors.New("stopped")
 
 	// ErrAbandoned says that all is done but for imports that are not on the queue as a whole, and nothing has come for 10 s.
 	ErrAbandoned = errors.New("an import is not on the queue as a whole")
