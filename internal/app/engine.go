@@ -93,7 +93,8 @@ var (
 	errStopped = errors.New("stopped")
 )
 
-// NewEngine returns an engine. Nothing happens before Run.
+// NewEngine returns an engine. Nothing happens before Run. One that does not leave on a halt waits for NATS here, as it
+// does later.
 func NewEngine(ctx context.Context, cfg EngineConfig) (*Engine, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -101,11 +102,19 @@ func NewEngine(ctx context.Context, cfg EngineConfig) (*Engine, error) {
 	if cfg.Rate <= 0 {
 		cfg.Rate = governor.DefaultRate
 	}
-	store, err := cfg.Conn.Lease(ctx)
+	e := &Engine{cfg: cfg, log: cfg.Log, known: make(chan struct{})}
+	var store *broker.LeaseStore
+	open := func() (err error) {
+		store, err = cfg.Conn.Lease(ctx)
+		return err
+	}
+	err := open()
+	if err != nil && !cfg.LeaveOnHalt {
+		err = e.retry(ctx, "open the lease", open)
+	}
 	if err != nil {
 		return nil, err
 	}
-	e := &Engine{cfg: cfg, log: cfg.Log, known: make(chan struct{})}
 	e.gate = &governor.Gate{OnHalt: e.halted}
 	e.lifting.Store(cfg.LiftHalt)
 	e.candidate = lease.New(store, lease.Config{
