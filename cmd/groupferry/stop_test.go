@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
 )
 
@@ -243,7 +244,7 @@ func TestInterruptAtStart(t *testing.T) {
 func TestSecondInterrupt(t *testing.T) {
 	t.Parallel()
 	rows := makeRows(9, 3, 4, 5)
-	sim, url := startSim(t, chatsim.Config{Faults: []chatsim.Fault{{Kind: chatsim.Hang, After: 1}}})
+	sim, url := startSim(t, chatsim.Config{Faults: []chatsim.Fault{{Command: chat.CreateContactGroup, Kind: chatsim.Hang}}})
 	s := newShell(t, url)
 	c := s.start("run", "--timeout", "10m", writeRows(t, rows))
 	await(t, "a call", func() bool { return created(sim) > 0 })
