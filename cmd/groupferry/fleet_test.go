@@ -948,7 +948,9 @@ func TestFleetRate(t *testing.T) {
 // When no job can succeed, the fleet stops and stays stopped, whoever leaves and joins, until a person has fixed it.
 func TestFleetHalted(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, 100, chatsim.Config{Latency: 5 * time.Millisecond, Faults: []chatsim.Fault{{Kind: "51013", After: 100}}})
+	f := newFleet(t, 100, chatsim.Config{Latency: 5 * time.Millisecond, Faults: []chatsim.Fault{
+		{Command: chat.CreateContactGroup, Kind: "51013", After: 100},
+	}})
 	f.startWorkers(2)
 	f.enqueue("i", 400, 1)
 	f.await("the first of these answers", func() bool {
