@@ -104,7 +104,7 @@ type Config struct {
 	Observer    Observer      // may be nil
 	Log         *slog.Logger  // may be nil
 
-	// Known is what an earlier run found out about this API. OnKnown, unless nil, is called with each change of it; it must
+	// Known is what an earlier run learned about this API. OnKnown, unless nil, is called with each change of it; it must
 	// not block.
 	Known   Known
 	OnKnown func(Known)
@@ -112,8 +112,8 @@ type Config struct {
 	// AcceptReplace lets create be called where it may take out what a group holds, and nobody can tell.
 	AcceptReplace bool
 
-	// OnNoAnswer, unless nil, is called with the error of each call that the API did not answer, before the pace knows of it.
-	OnNoAnswer func(error)
+	// OnNoResponse, unless nil, is called with the error of each call that the API did not respond to, before the pace knows of it.
+	OnNoResponse func(error)
 
 	// LeaveOn tells whether Run returns a halt instead of waiting for its end; nil means that it always waits.
 	LeaveOn func(cause error) bool
@@ -165,7 +165,7 @@ type spent struct {
 	calls      int
 	started    time.Time // the first of them
 	ended      time.Time // the last of them
-	needsCheck bool      // a call had no answer
+	needsCheck bool      // a call had no response
 }
 
 // New returns a worker. Nothing happens before Run.

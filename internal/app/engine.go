@@ -68,15 +68,15 @@ type Engine struct {
 	gate      *governor.Gate
 	candidate *lease.Candidate
 
-	verified atomic.Bool           // the credentials have worked
-	others   atomic.Int64          // renewals by other leaders, as seen here
-	lifting  atomic.Bool           // a halt that stands is to be ended by this process: it does not close the gate
-	rate     atomic.Int64          // of the namespace; 0: that of this process
-	changes  atomic.Int64          // of the leader, as seen here
-	noAnswer atomic.Pointer[error] // why the last call had none that had none
-	leader   atomic.Pointer[lease.Record]
-	known    chan struct{} // closed once halt and rate of the namespace are known
-	once     sync.Once     // closes it
+	verified   atomic.Bool           // the credentials have worked
+	others     atomic.Int64          // renewals by other leaders, as seen here
+	lifting    atomic.Bool           // a halt that stands is to be ended by this process: it does not close the gate
+	rate       atomic.Int64          // of the namespace; 0: that of this process
+	changes    atomic.Int64          // of the leader, as seen here
+	noResponse atomic.Pointer[error] // of the last call without a response
+	leader     atomic.Pointer[lease.Record]
+	known      chan struct{} // closed once halt and rate of the namespace are known
+	once       sync.Once     // closes it
 	standstillCounter
 
 	hard context.Context // of Run
@@ -370,7 +370,7 @@ const (
 // errCredentials says that the API, or something on the way to it, refused this process, whose credentials have never worked.
 var errCredentials = errors.New("no call of this process was ever accepted")
 
-// ErrAPIUnreachable says that the API did not answer before the first call of a job.
+// ErrAPIUnreachable says that the API did not respond before the first call of a job.
 var ErrAPIUnreachable = errors.New("the API is out of reach")
 
 func (e *Engine) checkCredentials(ctx context.Context, pace *governor.Governor) error {
@@ -398,7 +398,7 @@ func (e *Engine) checkCredentials(ctx context.Context, pace *governor.Governor) 
 			if e.cfg.LeaveOnHalt {
 				return fmt.Errorf("%w: %w", ErrAPIUnreachable, err)
 			}
-			e.log.Warn("the API does not answer yet", "err", err)
+			e.log.Warn("the API does not respond yet", "err", err)
 			start = time.Now()
 		}
 		if !clock.Pause(ctx, pause) {
@@ -429,7 +429,7 @@ func (e *Engine) checkOnce(ctx context.Context, pace *governor.Governor) (*chat.
 		outcome = governor.Throttled
 	case failure.Code == 0 && !failure.NotOffered():
 		outcome = governor.Lost
-		e.noAnswer.Store(&err)
+		e.noResponse.Store(&err)
 	}
 	permit.Done(outcome)
 	if outcome == governor.Unsent {
@@ -447,13 +447,13 @@ func (e *Engine) checkOnce(ctx context.Context, pace *governor.Governor) (*chat.
 func (e *Engine) outage(on bool) {
 	if on {
 		var err error
-		if last := e.noAnswer.Load(); last != nil {
+		if last := e.noResponse.Load(); last != nil {
 			err = *last
 		}
 		e.log.Warn("the API is out of reach: probing with one call at a time, no job is lost", "err", err)
 		return
 	}
-	e.log.Info("the API answers again")
+	e.log.Info("the API responds again")
 }
 
 // halted makes a halt of this process everybody's, and keeps it over restarts.
@@ -503,7 +503,7 @@ const (
 	askWait = 2 * time.Second
 
 	// handoverPause is how long a leader that was handed the lead keeps it at least; it doubles with each hand-over in
-	// a row without an answer of the API, up to mostPause.
+	// a row without a response of the API, up to mostPause.
 	handoverPause = 10 * time.Second
 	mostPause     = 5 * time.Minute
 )
