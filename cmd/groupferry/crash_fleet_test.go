@@ -13,6 +13,7 @@ import (
 	"groupferry/internal/broker"
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
+	"groupferry/internal/longtest"
 	"groupferry/internal/queue"
 )
 
@@ -73,9 +74,7 @@ func TestCrashCluster(t *testing.T) {
 }
 
 func crashFleets(t *testing.T, lives int, startNodes func(*testing.T) []*natsProcess) {
-	if testing.Short() {
-		t.Skip("starts many processes")
-	}
+	longtest.Only(t)
 	t.Parallel()
 	binary := withFailpoints(t)
 	if _, err := natsServer(); err != nil {

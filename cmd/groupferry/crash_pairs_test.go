@@ -14,6 +14,7 @@ import (
 
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
+	"groupferry/internal/longtest"
 	"groupferry/internal/queue"
 )
 
@@ -22,9 +23,7 @@ import (
 // is gone without a trace, or over with the results that its record counts, or live with all its jobs. In the end all are
 // done, everything is accounted for, and deleted. -matrix N adds a quarter of N runs.
 func TestCrashPairs(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts many processes")
-	}
+	longtest.Only(t)
 	t.Parallel()
 	binary := withFailpoints(t)
 	for n := range 2 + *matrixRuns/4 {
@@ -389,9 +388,7 @@ func (p *pairRun) account(id string, app map[row]bool) {
 // A job that kills the process whenever it is taken is failed after three crashes, with a code of its own. All else is
 // done, and it can be retried.
 func TestCrashJob(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts many processes")
-	}
+	longtest.Only(t)
 	t.Parallel()
 	rows := makeRows(3, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2)
 	const killer = "killer"
@@ -444,9 +441,7 @@ func TestCrashJob(t *testing.T) {
 
 // An import is cancelled and deleted while the process that runs it is frozen: it ends when it thaws.
 func TestCrashFrozenRun(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts processes")
-	}
+	longtest.Only(t)
 	t.Parallel()
 	sim, url := startSim(t, chatsim.Config{})
 	nats := startNATS(t)

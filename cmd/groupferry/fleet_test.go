@@ -20,6 +20,7 @@ import (
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
 	"groupferry/internal/job"
+	"groupferry/internal/longtest"
 	"groupferry/internal/queue"
 )
 
@@ -120,6 +121,7 @@ type arrival struct {
 // newFleet has all but the workers. They are started with a rate, which cfg enforces unless it has one of its own.
 func newFleet(t *testing.T, rate int, cfg chatsim.Config) *fleet {
 	t.Helper()
+	longtest.Only(t)
 	return newFleetOn(t, rate, cfg, startNATS(t))
 }
 

@@ -17,6 +17,7 @@ import (
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
 	"groupferry/internal/job"
+	"groupferry/internal/longtest"
 )
 
 // A journal writes down the calls that arrive at a simulator: from which life of the program, for which group, with how
@@ -97,6 +98,7 @@ func (w *lastWrite) Write(b []byte) (int, error) {
 // everything is right in the end, less than 5 % of the conversations were sent twice, and each of these because a
 // process was killed before it had a result for its job.
 func TestFifteenKills(t *testing.T) {
+	longtest.Only(t)
 	t.Parallel()
 	jobs, kills := either(1200, 9000), either(4, 15)
 	rate, latency := either(60, chat.MaxRate), either(20*time.Millisecond, 50*time.Millisecond)

@@ -16,6 +16,7 @@ import (
 
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
+	"groupferry/internal/longtest"
 	"groupferry/internal/queue"
 )
 
@@ -110,9 +111,7 @@ func withFailpoints(t testing.TB) string {
 
 // TestCrashMatrix covers each failpoint of each step once; with -matrix N it goes on with N random lives.
 func TestCrashMatrix(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts many processes")
-	}
+	longtest.Only(t)
 	t.Parallel()
 	binary := withFailpoints(t)
 	seen := &reached{at: map[string]bool{}}

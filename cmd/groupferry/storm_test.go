@@ -14,6 +14,7 @@ import (
 
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
+	"groupferry/internal/longtest"
 	"groupferry/internal/queue"
 )
 
@@ -61,18 +62,14 @@ type undo struct {
 }
 
 func TestStorm(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes most of a minute")
-	}
+	longtest.Only(t)
 	t.Parallel()
 	storming(t, *stormFaults, func(t *testing.T) []*natsProcess { return []*natsProcess{startNATS(t)} })
 }
 
 // TestStormCluster is a storm over three servers, of which two can be gone: then there is no quorum.
 func TestStormCluster(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes most of a minute")
-	}
+	longtest.Only(t)
 	t.Parallel()
 	storming(t, *stormFaults/2, func(t *testing.T) []*natsProcess { return startCluster(t) })
 }

@@ -61,6 +61,7 @@ var layout = map[string]rules{
 			"internal/chatsim",
 		},
 		modules: []string{"github.com/spf13/cobra", "github.com/spf13/pflag", "golang.org/x/term"},
+		testOwn: []string{"internal/longtest"},
 		testModules: []string{"github.com/rogpeppe/go-internal",
 			"github.com/gocarina/gocsv", "github.com/klauspost/compress"}, // to measure against
 	},
@@ -76,6 +77,7 @@ var layout = map[string]rules{
 		modules: []string{
 			"github.com/gocarina/gocsv", "github.com/klauspost/compress", becomingStandard,
 		},
+		testOwn: []string{"internal/longtest"},
 	},
 	"worker": {
 		own:     []string{"internal/job", "internal/chat", "internal/governor"},
@@ -90,11 +92,13 @@ var layout = map[string]rules{
 	"internal/queue": {
 		own:     []string{"internal/job", "internal/broker", "internal/clock"},
 		modules: []string{"github.com/nats-io/", "github.com/synadia-io/orbit.go/"},
+		testOwn: []string{"internal/longtest"},
 	},
 	"internal/broker": {
 		own: []string{"internal/lease", "internal/clock", "internal/job"},
 		modules: []string{"github.com/nats-io/", "github.com/synadia-io/orbit.go/", "github.com/gofrs/flock",
 			"github.com/minio/highwayhash"}, // checksums of the store
+		testOwn: []string{"internal/longtest"},
 	},
 	"internal/lease": {own: []string{"internal/clock"}},
 	"internal/clock": {},
@@ -105,7 +109,8 @@ var layout = map[string]rules{
 	"internal/governor": {own: []string{"internal/clock"}},
 	"internal/chatsim":  {own: []string{"internal/chat"}},
 	"internal/archtest": {},
-	"deploy":            {testOwn: []string{"metrics"}}, // tests only
+	"internal/longtest": {},
+	"deploy":            {testOwn: []string{"metrics", "internal/longtest"}}, // tests only
 }
 
 // atRoot lists what may stand at the root beside dotfiles.
