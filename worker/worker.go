@@ -19,6 +19,16 @@
 // recorded: the result says partial or failed. Or everything halts, because every job would fail the same way. During an
 // outage nothing counts as an attempt. A panic ends one job as failed, not the process. See [chat.Class] and
 // [internal/governor].
+//
+// # Performance
+//
+// Measured on 2 cores of a virtual machine: one `work --drain` took 0.20 CPU seconds for 1,000 jobs, of 10,000 with 20
+// conversations each, embedded server included and every result synced to disk. Without a limit and without latency it made
+// 5,500 calls a second, 27 times what the API takes. At 200 calls a second, 1,000 jobs took 0.65 CPU seconds; a bare loop of
+// as many calls took 0.37. More than half of the time goes into the calls themselves, a fifth into the batches that the
+// results are written with. This measures it again:
+//
+//	go test ./cmd/groupferry -run '^$' -bench Drain -benchtime 3x
 package worker
 
 import (
