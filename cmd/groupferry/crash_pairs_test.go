@@ -34,7 +34,7 @@ func TestCrashPairs(t *testing.T) {
 				t: t, rng: rand.New(rand.NewPCG(seed, 9)), start: time.Now(), input: map[string][]row{}, file: map[string]string{},
 			}
 			t.Cleanup(func() {
-				t.Logf("to repeat it: go test ./cmd/groupferry -run TestCrashPairs -matrix-seed %d\n%d kills\n%s",
+				t.Logf("to repeat it: GROUPFERRY_LONG_TESTS=1 go test ./cmd/groupferry -run TestCrashPairs -matrix-seed %d\n%d kills\n%s",
 					seed, p.kills, &p.log)
 			})
 			p.live(binary, seed)

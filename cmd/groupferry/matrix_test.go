@@ -133,7 +133,7 @@ func TestCrashMatrix(t *testing.T) {
 			seed := nthSeed(n)
 			t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 				t.Parallel()
-				t.Logf("to repeat it: go test ./cmd/groupferry -run TestCrashMatrix -matrix 1 -matrix-seed %d", seed)
+				t.Logf("to repeat it: GROUPFERRY_LONG_TESTS=1 go test ./cmd/groupferry -run TestCrashMatrix -matrix 1 -matrix-seed %d", seed)
 				live(t, binary, seed, randomCrashes(seed), seen)
 			})
 		}

@@ -111,7 +111,7 @@ func TestKilledRun(t *testing.T) {
 	const slots, unwritten = 8, 150
 	args := []string{"run", "--import-id", "killed", "--concurrency", "8", "--output", "json", writeRows(t, rows)}
 	seed := nthSeed(0)
-	t.Logf("to repeat it: go test ./cmd/groupferry -run %s$ -matrix-seed %d", t.Name(), seed)
+	t.Logf("to repeat it: GROUPFERRY_LONG_TESTS=1 go test ./cmd/groupferry -run %s$ -matrix-seed %d", t.Name(), seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
 
 	kills := 0
@@ -165,7 +165,7 @@ func TestKilledImport(t *testing.T) {
 	file := writeRows(t, makeRows(22, sizes...))
 	s := newShell(t, "")
 	seed := nthSeed(0)
-	t.Logf("to repeat it: go test ./cmd/groupferry -run %s$ -matrix-seed %d", t.Name(), seed)
+	t.Logf("to repeat it: GROUPFERRY_LONG_TESTS=1 go test ./cmd/groupferry -run %s$ -matrix-seed %d", t.Name(), seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	kills, amid := 0, 0
 	var ids []string

@@ -85,7 +85,7 @@ func storming(t *testing.T, faults int, start func(*testing.T) []*natsProcess) {
 		rng: rand.New(rand.NewPCG(seed, 3)), start: time.Now(),
 	}
 	t.Cleanup(func() {
-		t.Logf("to repeat it: go test ./cmd/groupferry -run %s$ -storm %d -storm-seed %d\n%scalls in each second: %v",
+		t.Logf("to repeat it: GROUPFERRY_LONG_TESTS=1 go test ./cmd/groupferry -run %s$ -storm %d -storm-seed %d\n%scalls in each second: %v",
 			t.Name(), *stormFaults, seed, &s.log, s.perSecond())
 	})
 	s.env["GROUPFERRY_TIMEOUT"] = stormTimeout.String()
