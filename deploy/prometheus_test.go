@@ -19,15 +19,14 @@ import (
 	"testing"
 	"time"
 
+	"groupferry/internal/longtest"
 	"groupferry/metrics"
 )
 
 // TestQueries asks a real Prometheus, which scrapes the real metrics while a made-up import goes on, for everything that
 // the dashboard shows: each query must parse, give data, and have the labels that its legend names.
 func TestQueries(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes some seconds")
-	}
+	longtest.Only(t)
 	if _, err := exec.LookPath("prometheus"); err != nil {
 		t.Skip("prometheus is not installed")
 	}

@@ -37,8 +37,8 @@ type attempt struct {
 	group        presence
 	restarted    bool      // the group was gone in between
 	needsCheck   bool      // only reading the group tells what it holds
-	maybeCreated bool      // by a create without an answer
-	unsettled    time.Time // until then it may take effect
+	maybeCreated bool      // by a create without a response
+	lateUntil    time.Time // until then it may take effect
 }
 
 // newAttempt starts an attempt with what earlier ones of the job took. It reads nothing of the job yet.

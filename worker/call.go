@@ -33,8 +33,8 @@ const (
 	repeatsToHalt = 5
 	repeatsTime   = 3 * time.Second
 
-	// settleTime is how long after it failed a call without an answer may take effect; a second is for the way there.
-	settleTime = chat.ServerTimeout + time.Second
+	// lateTime is how long after it failed a call without a response may take effect; a second is for the way there.
+	lateTime = chat.ServerTimeout + time.Second
 )
 
 // repeats counts calls in a row that ended in a way that halts if it lasts. It is safe for concurrent use.
@@ -71,7 +71,7 @@ func call[A any](ctx context.Context, a *attempt, command chat.Command, do func(
 		if err != nil {
 			return none, err
 		}
-		if command != chat.CreateContactGroup && !a.w.known.offers(command) { // found out meanwhile
+		if command != chat.CreateContactGroup && !a.w.known.offers(command) { // learned meanwhile
 			permit.Done(governor.Unsent)
 			return none, &chat.Error{Command: command, Code: chat.CodeNotOffered}
 		}
@@ -132,12 +132,12 @@ func callOnce[A any](ctx context.Context, a *attempt, permit *governor.Permit, c
 	if outcome == governor.Unsent {
 		if far && ctx.Err() == nil {
 			outcome = governor.Lost
-			a.w.noAnswer(err)
+			a.w.noResponse(err)
 		}
 		return response, false, err
 	}
 	if outcome == governor.Lost {
-		a.w.noAnswer(err)
+		a.w.noResponse(err)
 	}
 	a.calls++
 	var e *chat.Error
@@ -159,9 +159,9 @@ func callOnce[A any](ctx context.Context, a *attempt, permit *governor.Permit, c
 	return response, false, err // excused is set by the deferred function
 }
 
-func (w *Worker) noAnswer(err error) {
-	if w.cfg.OnNoAnswer != nil {
-		w.cfg.OnNoAnswer(err)
+func (w *Worker) noResponse(err error) {
+	if w.cfg.OnNoResponse != nil {
+		w.cfg.OnNoResponse(err)
 	}
 }
 
@@ -174,7 +174,7 @@ func (a *attempt) unanswered(command chat.Command) {
 	if command == chat.CreateContactGroup {
 		a.maybeCreated = true
 		if !a.w.known.harmless() {
-			a.unsettled = time.Now().Add(settleTime)
+			a.lateUntil = time.Now().Add(lateTime)
 		}
 	}
 }

@@ -27,8 +27,8 @@ import (
 //   - Where get is not offered either, a create could take out what is in the group and nobody would know. Then nothing is
 //     sent, unless the user accepts that.
 //   - A retry adds what failed before. If the group is gone meanwhile, all of it is sent.
-//   - A group one of whose calls had no answer is read back in the end, and what is missing is sent again. While a create
-//     without an answer may still take effect, nothing else is sent to its group.
+//   - A group one of whose calls had no response is read back in the end, and what is missing is sent again. While a create
+//     without a response may still take effect, nothing else is sent to its group.
 //
 // Doing a job twice ends in the same state. One job at a time works on the groups of a user.
 
@@ -72,7 +72,7 @@ func (a *attempt) run(ctx context.Context) error {
 	if err == nil && a.needsCheck {
 		err = a.check(ctx)
 	}
-	if werr := a.settle(ctx); err == nil {
+	if werr := a.waitForLate(ctx); err == nil {
 		err = werr
 	}
 	if err == nil {
@@ -336,7 +336,7 @@ func (a *attempt) tryCreate(ctx context.Context, items []chat.Item) (_ chat.Resp
 	default:
 		return chat.Response{}, nil, false
 	}
-	if reading, _ := a.w.known.create(); reading != "" { // found out just now
+	if reading, _ := a.w.known.create(); reading != "" { // learned just now
 		return chat.Response{}, nil, false
 	}
 	response, err := a.experiment(ctx, items[:len(items)/2], items[len(items)/2:])
@@ -359,7 +359,7 @@ func (a *attempt) awaitReading(ctx context.Context, first, second []chat.Item) (
 	if reading == "" {
 		_, err = a.experiment(ctx, first, second)
 		if rejected, ok := rejection(err); ok { // the create that follows will say it of each conversation
-			a.w.cfg.Log.Debug("what create does was not found out", "err", rejected)
+			a.w.cfg.Log.Debug("what create does was not learned", "err", rejected)
 			err = nil
 		}
 		reading, _ = a.w.known.create()
@@ -389,7 +389,7 @@ func (a *attempt) experiment(ctx context.Context, some, others []chat.Item) (non
 	if err != nil {
 		return none, err
 	}
-	if err := a.settle(ctx); err != nil {
+	if err := a.waitForLate(ctx); err != nil {
 		return none, err
 	}
 	members, err := a.find(ctx)
@@ -523,7 +523,7 @@ func (a *attempt) create(ctx context.Context, items []chat.Item) (chat.Response,
 }
 
 func (a *attempt) update(ctx context.Context, items []chat.Item) (chat.Response, error) {
-	if err := a.settle(ctx); err != nil {
+	if err := a.waitForLate(ctx); err != nil {
 		return chat.Response{}, err
 	}
 	req := chat.UpdateRequest{FromAccount: a.result.FromAccount, GroupName: a.result.GroupName, Add: items}
@@ -539,9 +539,9 @@ func (a *attempt) update(ctx context.Context, items []chat.Item) (chat.Response,
 	return response, err
 }
 
-// settle waits until a create without an answer can take effect no more.
-func (a *attempt) settle(ctx context.Context) error {
-	if wait := time.Until(a.unsettled); wait > 0 {
+// waitForLate waits until a create without a response can take effect no more.
+func (a *attempt) waitForLate(ctx context.Context) error {
+	if wait := time.Until(a.lateUntil); wait > 0 {
 		return sleep(ctx, wait)
 	}
 	return nil
@@ -554,7 +554,7 @@ func (a *attempt) check(ctx context.Context) error {
 		return nil
 	}
 	for last := !a.canAdd(); ; last = true {
-		if err := a.settle(ctx); err != nil {
+		if err := a.waitForLate(ctx); err != nil {
 			return err
 		}
 		members, err := a.find(ctx)

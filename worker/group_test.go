@@ -103,7 +103,7 @@ func TestResendCarriesTheGroup(t *testing.T) {
 	}
 }
 
-// A create without an answer takes effect late, and would take out what was added meanwhile.
+// A create without a response takes effect late, and would take out what was added meanwhile.
 func TestLateCreate(t *testing.T) {
 	for _, offered := range []string{"all", "no get"} {
 		t.Run(offered, func(t *testing.T) {
@@ -130,7 +130,7 @@ func TestLateCreate(t *testing.T) {
 	}
 }
 
-// A group is read back after a call without an answer, and what is missing is sent again.
+// A group is read back after a call without a response, and what is missing is sent again.
 func TestReadBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAPI("append")
@@ -232,7 +232,7 @@ func TestNotFound(t *testing.T) {
 	})
 }
 
-// Conversations whose code may pass put the job back, as a call does with the same code.
+// Conversations whose code may pass requeue the job, as a call does with the same code.
 func TestPassingConversations(t *testing.T) {
 	for _, code := range []int{50004, 50005} {
 		synctest.Test(t, func(t *testing.T) {
@@ -250,7 +250,7 @@ func TestPassingConversations(t *testing.T) {
 				t.Fatal(err)
 			}
 			if r := holds(t, s, a, j, job.Done); r.Attempts < 2 {
-				t.Errorf("%d: got %d attempts, want it to be put back", code, r.Attempts)
+				t.Errorf("%d: got %d attempts, want it to be requeued", code, r.Attempts)
 			}
 			end = time.Now().Add(24 * time.Hour)
 			other := testJob("bob", "g", 5)
@@ -297,7 +297,7 @@ func TestRefusedInBetween(t *testing.T) {
 				return &chat.Error{Command: c, Status: s, Info: "blocked by policy"}, false
 			}
 			var why error
-			cfg := Config{LeaveOn: always, Known: appends(), OnNoAnswer: func(err error) { why = err }}
+			cfg := Config{LeaveOn: always, Known: appends(), OnNoResponse: func(err error) { why = err }}
 			err := work(t, cfg, newStream(testJob("anna", "g", 1)), a)
 			if !governor.IsHalted(err) || !strings.Contains(err.Error(), fmt.Sprint(s)) || !strings.Contains(err.Error(), "blocked by policy") {
 				t.Errorf("%d: got %v, want halted, with the words", s, err)
@@ -309,7 +309,7 @@ func TestRefusedInBetween(t *testing.T) {
 	}
 }
 
-// A first import costs one call more per group until one job has found out what create does, and none after it.
+// A first import costs one call more per group until one job has learned what create does, and none after it.
 func TestCallsOfAFirstImport(t *testing.T) {
 	for existing, perGroup := range map[string]int{"append": 1, "refuse": 1, "replace": 2} {
 		synctest.Test(t, func(t *testing.T) {

@@ -19,7 +19,7 @@ const (
 	Refuse  Reading = "refuse"  // it fails with a code
 )
 
-// Known is what was found out about an API, to be kept for the next run against the same one. The zero value is that
+// Known is what was learned about an API, to be kept for the next run against the same one. The zero value is that
 // nobody tried yet.
 type Known struct {
 	Create   Reading   `json:"create,omitempty"`
@@ -38,7 +38,7 @@ const (
 	// askAgain is when a command that was not offered is tried again.
 	askAgain = 10 * time.Minute
 
-	// notFoundMost is how many HTTP 404 in a row stand for a command that is not offered, if none of it was ever answered:
+	// notFoundMost is how many HTTP 404 in a row stand for a command that is not offered, if none of it ever had a response:
 	// a single one may come from something in between.
 	notFoundMost = 5
 )
@@ -50,17 +50,17 @@ type knowledge struct {
 
 	trying chan struct{} // one place: the job that finds out what create does
 
-	mu       sync.Mutex
-	known    Known
-	answered map[chat.Command]bool
-	notFound map[chat.Command]int   // in a row
-	why      map[chat.Command]error // it is not offered
+	mu        sync.Mutex
+	known     Known
+	responded map[chat.Command]bool
+	notFound  map[chat.Command]int   // in a row
+	why       map[chat.Command]error // it is not offered
 }
 
 func newKnowledge(known Known, save func(Known), log *slog.Logger) *knowledge {
 	return &knowledge{
 		log: log, save: save, known: known, trying: make(chan struct{}, 1),
-		answered: map[chat.Command]bool{}, notFound: map[chat.Command]int{}, why: map[chat.Command]error{},
+		responded: map[chat.Command]bool{}, notFound: map[chat.Command]int{}, why: map[chat.Command]error{},
 	}
 }
 
@@ -81,7 +81,7 @@ func (k *knowledge) harmless() bool {
 }
 
 func (k *knowledge) learn(r Reading, refusal int) {
-	k.log.Info("found out what create does to a group that exists", "reading", r)
+	k.log.Info("learned what create does to a group that exists", "reading", r)
 	k.change(func(n *Known) { n.Create, n.Refusal, n.CreateAt = r, refusal, time.Now().Round(0) })
 }
 
@@ -109,11 +109,11 @@ func (k *knowledge) offers(c chat.Command) bool {
 	return time.Since(*k.known.missing(c)).Abs() > askAgain
 }
 
-// heard notes that the API itself answered a command.
+// heard notes that the API itself responded to a command.
 func (k *knowledge) heard(c chat.Command) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.answered[c], k.notFound[c] = true, 0
+	k.responded[c], k.notFound[c] = true, 0
 }
 
 // missed notes a response that says that update or get is not offered, and tells whether that is to be believed.
@@ -121,7 +121,7 @@ func (k *knowledge) missed(e *chat.Error) bool {
 	k.mu.Lock()
 	k.notFound[e.Command]++
 	k.why[e.Command] = e
-	believed := e.Code == chat.CodeNotOffered || !k.answered[e.Command] && k.notFound[e.Command] >= notFoundMost
+	believed := e.Code == chat.CodeNotOffered || !k.responded[e.Command] && k.notFound[e.Command] >= notFoundMost
 	k.mu.Unlock()
 	if !believed || !k.offers(e.Command) {
 		return believed
@@ -142,7 +142,7 @@ func (k *knowledge) mayReplace() error {
 	defer k.mu.Unlock()
 	err := ErrMayReplace
 	for _, c := range []chat.Command{chat.UpdateContactGroup, chat.GetContactGroup} {
-		if why := k.why[c]; why != nil { // else it was found out earlier
+		if why := k.why[c]; why != nil { // else it was learned earlier
 			err = fmt.Errorf("%w; %w", err, why)
 		}
 	}

@@ -19,6 +19,16 @@
 // recorded: the result says partial or failed. Or everything halts, because every job would fail the same way. During an
 // outage nothing counts as an attempt. A panic ends one job as failed, not the process. See [chat.Class] and
 // [internal/governor].
+//
+// # Performance
+//
+// Measured on 2 cores of a virtual machine: one `work --drain` took 0.20 CPU seconds for 1,000 jobs, of 10,000 with 20
+// conversations each, embedded server included and every result synced to disk. Without a limit and without latency it made
+// 5,500 calls a second, 27 times what the API takes. At 200 calls a second, 1,000 jobs took 0.65 CPU seconds; a bare loop of
+// as many calls took 0.37. More than half of the time goes into the calls themselves, a fifth into the batches that the
+// results are written with. This measures it again:
+//
+//	go test ./cmd/groupferry -run '^$' -bench Drain -benchtime 3x
 package worker
 
 import (
@@ -104,7 +114,7 @@ type Config struct {
 	Observer    Observer      // may be nil
 	Log         *slog.Logger  // may be nil
 
-	// Known is what an earlier run found out about this API. OnKnown, unless nil, is called with each change of it; it must
+	// Known is what an earlier run learned about this API. OnKnown, unless nil, is called with each change of it; it must
 	// not block.
 	Known   Known
 	OnKnown func(Known)
@@ -112,8 +122,8 @@ type Config struct {
 	// AcceptReplace lets create be called where it may take out what a group holds, and nobody can tell.
 	AcceptReplace bool
 
-	// OnNoAnswer, unless nil, is called with the error of each call that the API did not answer, before the pace knows of it.
-	OnNoAnswer func(error)
+	// OnNoResponse, unless nil, is called with the error of each call that the API did not respond to, before the pace knows of it.
+	OnNoResponse func(error)
 
 	// LeaveOn tells whether Run returns a halt instead of waiting for its end; nil means that it always waits.
 	LeaveOn func(cause error) bool
@@ -165,7 +175,7 @@ type spent struct {
 	calls      int
 	started    time.Time // the first of them
 	ended      time.Time // the last of them
-	needsCheck bool      // a call had no answer
+	needsCheck bool      // a call had no response
 }
 
 // New returns a worker. Nothing happens before Run.

@@ -530,7 +530,7 @@ func TestEveryReadingOfCreate(t *testing.T) {
 						}
 					}
 					if offered == "all" && string(known.Create) != existing {
-						t.Errorf("found out that create does %q, want %q", known.Create, existing)
+						t.Errorf("learned that create does %q, want %q", known.Create, existing)
 					}
 				})
 			})

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"groupferry/internal/chatsim"
+	"groupferry/internal/longtest"
 )
 
 // leader gives the server that leads a stream.
@@ -52,9 +53,7 @@ func leader(t testing.TB, nodes []*natsProcess, stream string) *natsProcess {
 // On a cluster of three, with three copies of each stream: a node is killed, the leader of the jobs is killed, all are
 // restarted one after the other, and for a while there is no quorum. The run goes on through all of it.
 func TestCluster(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts three servers")
-	}
+	longtest.Only(t)
 	t.Parallel()
 	nodes := startCluster(t)
 	sizes := make([]int, 1200)

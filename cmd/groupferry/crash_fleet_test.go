@@ -14,6 +14,7 @@ import (
 	"groupferry/internal/broker"
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
+	"groupferry/internal/longtest"
 	"groupferry/internal/queue"
 )
 
@@ -74,9 +75,7 @@ func TestCrashCluster(t *testing.T) {
 }
 
 func crashFleets(t *testing.T, lives int, startNodes func(*testing.T) []*natsProcess) {
-	if testing.Short() {
-		t.Skip("starts many processes")
-	}
+	longtest.Only(t)
 	t.Parallel()
 	binary := withFailpoints(t)
 	if _, err := natsServer(); err != nil {
@@ -89,7 +88,7 @@ func crashFleets(t *testing.T, lives int, startNodes func(*testing.T) []*natsPro
 			q := &crashRun{t: t, rng: rand.New(rand.NewPCG(seed, 8)), start: time.Now()}
 			t.Cleanup(func() {
 				name, _, _ := strings.Cut(t.Name(), "/")
-				t.Logf("to repeat it: go test ./cmd/groupferry -run %s -matrix-seed %d\n%d kills, %d of servers\n%s",
+				t.Logf("to repeat it: GROUPFERRY_LONG_TESTS=1 go test ./cmd/groupferry -run %s -matrix-seed %d\n%d kills, %d of servers\n%s",
 					name, seed, q.kills, q.natsKills, &q.log)
 			})
 			q.nodes = startNodes(t)

@@ -15,6 +15,7 @@ import (
 	"groupferry/internal/app"
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
+	"groupferry/internal/longtest"
 	"groupferry/internal/queue"
 )
 
@@ -23,9 +24,7 @@ import (
 // is gone without a trace, or over with the results that its record counts, or live with all its jobs. In the end all are
 // done, everything is accounted for, and deleted. -matrix N adds a quarter of N runs.
 func TestCrashPairs(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts many processes")
-	}
+	longtest.Only(t)
 	t.Parallel()
 	binary := withFailpoints(t)
 	for n := range 2 + *matrixRuns/4 {
@@ -36,7 +35,7 @@ func TestCrashPairs(t *testing.T) {
 				t: t, rng: rand.New(rand.NewPCG(seed, 9)), start: time.Now(), input: map[string][]row{}, file: map[string]string{},
 			}
 			t.Cleanup(func() {
-				t.Logf("to repeat it: go test ./cmd/groupferry -run TestCrashPairs -matrix-seed %d\n%d kills\n%s",
+				t.Logf("to repeat it: GROUPFERRY_LONG_TESTS=1 go test ./cmd/groupferry -run TestCrashPairs -matrix-seed %d\n%d kills\n%s",
 					seed, p.kills, &p.log)
 			})
 			p.live(binary, seed)
@@ -390,9 +389,7 @@ func (p *pairRun) account(id string, held map[row]bool) {
 // A job that kills the process whenever it is taken is failed after three crashes, with a code of its own. All else is
 // done, and it can be retried.
 func TestCrashJob(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts many processes")
-	}
+	longtest.Only(t)
 	t.Parallel()
 	rows := makeRows(3, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2)
 	const killer = "killer"
@@ -445,9 +442,7 @@ func TestCrashJob(t *testing.T) {
 
 // An import is cancelled and deleted while the process that runs it is frozen: it ends when it thaws.
 func TestCrashFrozenRun(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts processes")
-	}
+	longtest.Only(t)
 	t.Parallel()
 	sim, url := startSim(t, chatsim.Config{})
 	nats := startNATS(t)

@@ -1,30 +1,47 @@
 package main
 
 import (
+	"bytes"
+	"compress/gzip"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
+	"groupferry/internal/chatsim"
 	"groupferry/metrics"
 )
 
-func readme(t testing.TB) string {
+// documents are the pages of the project. What these tests say of one, they say of each.
+var documents = []string{"README.md", "samples/README.md", "deploy/README.md"}
+
+// readmeMost is how many bytes of README.md a newcomer gets to read.
+const readmeMost = 9 << 10
+
+func document(t testing.TB, name string) string {
 	t.Helper()
-	b, err := os.ReadFile(filepath.Join(root, "README.md"))
+	b, err := os.ReadFile(filepath.Join(root, filepath.FromSlash(name)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return string(b)
 }
 
-// A block is a fenced block of the README.
+func TestReadmeSize(t *testing.T) {
+	if got := len(document(t, "README.md")); got > readmeMost {
+		t.Errorf("README.md: got %d bytes, want at most %d; detail belongs into samples/README.md or deploy/README.md", got, readmeMost)
+	}
+}
+
+// A block is a fenced block of a document.
 type block struct {
 	line     int
 	language string
@@ -32,7 +49,7 @@ type block struct {
 	marks    map[string]string // comments of the form <!-- key: value --> in the lines before it
 }
 
-var markLine = regexp.MustCompile(`^<!-- (\w+)(?:: (.*))? -->$`)
+var markLine = regexp.MustCompile(`^<!-- (\w[\w ]*?)(?:: (.*))? -->$`)
 
 func blocks(text string) []block {
 	var found []block
@@ -56,65 +73,142 @@ func blocks(text string) []block {
 	return found
 }
 
-// The shell blocks of the README that are marked as tests run as they are, at the root of a fresh checkout.
+// A reader follows a document at the root of a fresh checkout: the blocks run there in their order, and what one exports
+// the later ones have. A few things are not what a document calls them.
+type reader struct {
+	t       *testing.T
+	dir     string
+	env     []string
+	exports string
+	stdout  string            // of the last block that ran
+	real    *strings.Replacer // what stands in a document, and what it is here
+}
+
+func newReader(t *testing.T, text string) *reader {
+	t.Helper()
+	r := &reader{t: t, dir: t.TempDir()}
+	// What a command leaves in the directory where it is called stays out of the checkout.
+	for _, name := range []string{"cmd", "importer", "worker", "metrics", "internal", "samples", "go.mod", "go.sum"} {
+		absolute, err := filepath.Abs(filepath.Join(root, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(absolute, filepath.Join(r.dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	groups := document(t, "samples/groups.csv")
+	if err := os.Mkdir(filepath.Join(r.dir, "export"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{"key": testKey, "groups.csv": groups, "export/monday.csv.gz": gzipped(t, groups)} {
+		if err := os.WriteFile(filepath.Join(r.dir, filepath.FromSlash(name)), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, api := startSim(t, chatsim.Config{})
+	real := []string{"--region singapore", "--api-url " + api}
+	if strings.Contains(text, "nats://queue:4222") {
+		real = append(real, "nats://queue:4222", "nats://"+startNATS(t).client)
+	}
+	r.real = strings.NewReplacer(real...)
+	r.env = append(os.Environ(), "GOFLAGS=-buildvcs=false", "GOBIN="+t.TempDir())
+	return r
+}
+
+func gzipped(t *testing.T, text string) string {
+	t.Helper()
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	if _, err := io.WriteString(w, text); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+// run runs a block and returns what it wrote to standard error.
+func (r *reader) run(text string) (code int, stderr string) {
+	r.t.Helper()
+	text = r.real.Replace(text)
+	cmd := exec.CommandContext(r.t.Context(), "sh", "-e", "-c", r.exports+text)
+	cmd.Dir, cmd.Env = r.dir, r.env
+	var out, err bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &err
+	var exit *exec.ExitError
+	if e := cmd.Run(); e != nil && !errors.As(e, &exit) {
+		r.t.Fatal(e)
+	}
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, "export ") {
+			r.exports += line
+		}
+	}
+	r.stdout = out.String()
+	code = cmd.ProcessState.ExitCode()
+	if code == 1 { // what go run itself exits with, whatever the program did
+		if m := regexp.MustCompile(`(?m)^exit status (\d+)$`).FindStringSubmatch(err.String()); m != nil {
+			code, _ = strconv.Atoi(m[1])
+		}
+	}
+	return code, err.String()
+}
+
+// varies finds what is another number each time, in the lines of a report about the calls.
+var varies = regexp.MustCompile(`(?m)^  (?:this run|simulator) .*$`)
+
+func masked(report string) string {
+	number := regexp.MustCompile(`[\d.,]+`)
+	return varies.ReplaceAllStringFunc(report, func(line string) string { return number.ReplaceAllString(line, "N") })
+}
+
+// Every shell block of a document is marked: as a test, which runs as it is and ends with the code of its mark exit, or
+// with the reason why it is none. A block that is marked as output is what the block before it printed.
 func TestReadmeRuns(t *testing.T) {
 	t.Parallel()
-	ran := 0
-	for _, b := range blocks(readme(t)) {
-		if _, isTest := b.marks["test"]; !isTest {
-			continue
-		}
-		if b.language != "sh" {
-			t.Errorf("README.md:%d: a test in %q, want sh", b.line, b.language)
-			continue
-		}
-		ran++
-		t.Run(fmt.Sprintf("line %d", b.line), func(t *testing.T) {
+	for _, name := range documents {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			want := 0
-			if text, ok := b.marks["exit"]; ok {
-				var err error
-				if want, err = strconv.Atoi(text); err != nil {
-					t.Fatal(err)
+			text := document(t, name)
+			r := newReader(t, text)
+			ran := 0
+			for _, b := range blocks(text) {
+				_, isTest := b.marks["test"]
+				_, isOutput := b.marks["output"]
+				isNone := b.marks["no test"] != ""
+				switch {
+				case isOutput:
+					if got, want := masked(r.stdout), masked(b.text); !strings.HasSuffix(got, want) {
+						t.Errorf("%s:%d: got\n%s\nwant at its end\n%s", name, b.line, got, want)
+					}
+				case b.language != "sh" && (isTest || isNone):
+					t.Errorf("%s:%d: a test in %q, want sh", name, b.line, b.language)
+				case b.language == "sh" && isTest == isNone:
+					t.Errorf("%s:%d: got no mark, want <!-- test --> or <!-- no test: why -->", name, b.line)
+				case isTest:
+					want := 0
+					if text, ok := b.marks["exit"]; ok {
+						var err error
+						if want, err = strconv.Atoi(text); err != nil {
+							t.Fatal(err)
+						}
+					}
+					if got, stderr := r.run(b.text); got != want {
+						t.Errorf("%s:%d: got exit code %d, want %d\n%s%s%s", name, b.line, got, want, b.text, r.stdout, stderr)
+					}
+					ran++
 				}
 			}
-			// What a command leaves in the directory where it is called stays out of the checkout.
-			dir := t.TempDir()
-			names := []string{"cmd", "importer", "worker", "metrics", "internal", "samples", "go.mod", "go.sum"}
-			for _, name := range names {
-				absolute, err := filepath.Abs(filepath.Join(root, name))
-				if err != nil {
-					t.Fatal(err)
-				}
-				if err := os.Symlink(absolute, filepath.Join(dir, name)); err != nil {
-					t.Fatal(err)
-				}
-			}
-			cmd := exec.CommandContext(t.Context(), "sh", "-e", "-c", b.text)
-			cmd.Dir = dir
-			cmd.Env = append(os.Environ(), "GOFLAGS=-buildvcs=false")
-			out, err := cmd.CombinedOutput()
-			var exit *exec.ExitError
-			if err != nil && !errors.As(err, &exit) {
-				t.Fatal(err)
-			}
-			got := cmd.ProcessState.ExitCode()
-			if got == 1 { // what go run itself exits with, whatever the program did
-				if m := regexp.MustCompile(`(?m)^exit status (\d+)$`).FindSubmatch(out); m != nil {
-					got, _ = strconv.Atoi(string(m[1]))
-				}
-			}
-			if got != want {
-				t.Errorf("README.md:%d: got exit code %d, want %d\n%s%s", b.line, got, want, b.text, out)
+			if ran == 0 {
+				t.Errorf("%s: got no block that is marked as a test", name)
 			}
 		})
 	}
-	if ran == 0 {
-		t.Error("README.md: got no block that is marked as a test")
-	}
 }
 
-// between gives the text from a mark of the README to the next end mark, and whether it is there.
+// between gives the text from a mark of a document to the next end mark, and whether it is there.
 func between(text, mark string) (string, bool) {
 	_, rest, found := strings.Cut(text, "<!-- "+mark+" -->\n")
 	if !found {
@@ -124,28 +218,89 @@ func between(text, mark string) (string, bool) {
 	return inner, found
 }
 
-// What the README copies from the program is the program's.
+// What a document copies from the program is the program's.
 func TestReadmeCopies(t *testing.T) {
-	text := readme(t)
 	fenced := func(s string) string { return "```\n" + strings.TrimRight(s, "\n") + "\n```\n" }
 	wants := map[string]string{"help: exit codes": fenced(exitCodes), "metrics": metrics.Table(), "help: root": fenced(helpText(t, ""))}
 	for _, verb := range verbs(t)[1:] {
 		wants["help: "+verb] = fenced(helpText(t, verb))
 	}
-	copies := 0
-	for _, m := range regexp.MustCompile(`(?m)^<!-- (help: [\w ]+|metrics) -->$`).FindAllStringSubmatch(text, -1) {
-		want, known := wants[m[1]]
-		got, there := between(text, m[1])
-		switch {
-		case !known || !there:
-			t.Errorf("README.md: mark %q: got no such text, or no end mark", m[1])
-		case strings.TrimSpace(got) != strings.TrimSpace(want):
-			t.Errorf("README.md: %s: got\n%s\nwant\n%s", m[1], got, want)
+	copies := map[string]int{}
+	for _, name := range documents {
+		text := document(t, name)
+		for _, m := range regexp.MustCompile(`(?m)^<!-- (help: [\w ]+|metrics) -->$`).FindAllStringSubmatch(text, -1) {
+			want, known := wants[m[1]]
+			got, there := between(text, m[1])
+			switch {
+			case !known || !there:
+				t.Errorf("%s: mark %q: got no such text, or no end mark", name, m[1])
+			case strings.TrimSpace(got) != strings.TrimSpace(want):
+				t.Errorf("%s: %s: got\n%s\nwant\n%s", name, m[1], got, want)
+			}
+			copies[m[1]]++
 		}
-		copies++
 	}
-	if copies == 0 {
-		t.Error("README.md: got no help text, want one at least")
+	for _, mark := range []string{"help: exit codes", "metrics"} {
+		if copies[mark] == 0 {
+			t.Errorf("%s: got no document with it, want one at least", mark)
+		}
+	}
+}
+
+// Every alert is in the table of deploy/README.md, with its severity, and no other.
+func TestReadmeAlerts(t *testing.T) {
+	find := func(name, pattern string) (found []string) {
+		for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(document(t, name), -1) {
+			found = append(found, m[1]+" "+m[2])
+		}
+		return found
+	}
+	want := find("deploy/prometheus/alerts.yaml", `- alert: (\w+)\n(?s:.*?)severity: (\w+)`)
+	got := find("deploy/README.md", "(?m)^\\| `(Groupferry\\w+)` \\| (\\w+) \\|")
+	if !slices.Equal(got, want) || len(want) == 0 {
+		t.Errorf("deploy/README.md: got alerts %q, want %q", got, want)
+	}
+}
+
+var (
+	links    = regexp.MustCompile(`\]\(([^)\s]+)\)`)
+	fences   = regexp.MustCompile("(?ms)^```.*?^```$")
+	headings = regexp.MustCompile(`(?m)^#+ (.+)$`)
+)
+
+// anchors are what a link to a heading of a document can name, as GitHub makes them.
+func anchors(text string) map[string]bool {
+	found := map[string]bool{}
+	for _, m := range headings.FindAllStringSubmatch(fences.ReplaceAllString(text, ""), -1) {
+		name := regexp.MustCompile(`[^\p{L}\p{N}_ -]`).ReplaceAllString(strings.ToLower(m[1]), "")
+		found[strings.ReplaceAll(name, " ", "-")] = true
+	}
+	return found
+}
+
+// A link leads to a file of the project, and to a heading that is there; or out of it, which nobody checks.
+func TestReadmeLinks(t *testing.T) {
+	for _, name := range documents {
+		inner := 0
+		for _, m := range links.FindAllStringSubmatch(fences.ReplaceAllString(document(t, name), ""), -1) {
+			target, anchor, _ := strings.Cut(m[1], "#")
+			if strings.HasPrefix(target, "https://") {
+				continue
+			}
+			inner++
+			to := name
+			if target != "" {
+				to = filepath.ToSlash(filepath.Join(filepath.Dir(name), target))
+			}
+			if _, err := os.Stat(filepath.Join(root, filepath.FromSlash(to))); err != nil {
+				t.Errorf("%s: link %q: %v", name, m[1], err)
+			} else if anchor != "" && !anchors(document(t, to))[anchor] {
+				t.Errorf("%s: link %q: %s has no such heading", name, m[1], to)
+			}
+		}
+		if inner == 0 {
+			t.Errorf("%s: got no link to a file of the project, want one at least", name)
+		}
 	}
 }
 
@@ -246,7 +401,7 @@ func TestCommandLinesInDocuments(t *testing.T) {
 	}
 	// Where command lines stand today; one that is no longer found is one that is no longer checked.
 	for _, file := range []string{
-		"README.md", "deploy/compose.yaml", "deploy/kubernetes/worker.yaml", "deploy/kubernetes/cronjob.yaml",
+		"README.md", "samples/README.md", "deploy/README.md", "deploy/compose.yaml", "deploy/kubernetes/worker.yaml", "deploy/kubernetes/cronjob.yaml",
 		"deploy/systemd/groupferry-worker.service", "deploy/systemd/groupferry-import.service", "deploy/prometheus/alerts.yaml",
 	} {
 		if places[file] == 0 {

@@ -21,6 +21,7 @@ import (
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
 	"groupferry/internal/job"
+	"groupferry/internal/longtest"
 	"groupferry/internal/queue"
 )
 
@@ -121,6 +122,7 @@ type arrival struct {
 // newFleet has all but the workers. They are started with a rate, which cfg enforces unless it has one of its own.
 func newFleet(t *testing.T, rate int, cfg chatsim.Config) *fleet {
 	t.Helper()
+	longtest.Only(t)
 	return newFleetOn(t, rate, cfg, startNATS(t))
 }
 
@@ -949,7 +951,9 @@ func TestFleetRate(t *testing.T) {
 // When no job can succeed, the fleet stops and stays stopped, whoever leaves and joins, until a person has fixed it.
 func TestFleetHalted(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, 100, chatsim.Config{Latency: 5 * time.Millisecond, Faults: []chatsim.Fault{{Kind: "51013", After: 100}}})
+	f := newFleet(t, 100, chatsim.Config{Latency: 5 * time.Millisecond, Faults: []chatsim.Fault{
+		{Command: chat.CreateContactGroup, Kind: "51013", After: 100},
+	}})
 	f.startWorkers(2)
 	f.enqueue("i", 400, 1)
 	f.await("the first of these answers", func() bool {

@@ -17,6 +17,7 @@ import (
 	"groupferry/internal/app"
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
+	"groupferry/internal/longtest"
 	"groupferry/internal/queue"
 )
 
@@ -111,9 +112,7 @@ func withFailpoints(t testing.TB) string {
 
 // TestCrashMatrix covers each failpoint of each step once; with -matrix N it goes on with N random lives.
 func TestCrashMatrix(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts many processes")
-	}
+	longtest.Only(t)
 	t.Parallel()
 	binary := withFailpoints(t)
 	seen := &reached{at: map[string]bool{}}
@@ -135,7 +134,7 @@ func TestCrashMatrix(t *testing.T) {
 			seed := nthSeed(n)
 			t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 				t.Parallel()
-				t.Logf("to repeat it: go test ./cmd/groupferry -run TestCrashMatrix -matrix 1 -matrix-seed %d", seed)
+				t.Logf("to repeat it: GROUPFERRY_LONG_TESTS=1 go test ./cmd/groupferry -run TestCrashMatrix -matrix 1 -matrix-seed %d", seed)
 				live(t, binary, seed, randomCrashes(seed), seen)
 			})
 		}

@@ -453,7 +453,7 @@ func TestOutage(t *testing.T) {
 	if err := sim.Configure(func(c *chatsim.Config) { c.Faults = nil }); err != nil {
 		t.Fatal(err)
 	}
-	c.wait(exitDone).wantErr("answers again")
+	c.wait(exitDone).wantErr("responds again")
 	checkState(t, sim, stateOf(rows))
 	if r := c.report(); r.Jobs.Done != 120 {
 		t.Errorf("jobs: got %+v, want 120 done", r.Jobs)

@@ -211,8 +211,9 @@ func cmdLedger(ts *testscript.TestScript, neg bool, args []string) {
 	var at any
 	ts.Check(json.Unmarshal(b, &at))
 	for field := range strings.SplitSeq(args[0], ".") {
-		object, ok := at.(map[string]any)
-		if at, ok = object[field]; !ok {
+		object, _ := at.(map[string]any)
+		there := false
+		if at, there = object[field]; !there {
 			ts.Fatalf("the ledger has no %s: %s", args[0], b)
 		}
 	}

@@ -16,7 +16,9 @@ import (
 	"time"
 
 	"groupferry/internal/app"
+	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
+	"groupferry/internal/longtest"
 )
 
 // A process is the program as one of its own.
@@ -96,6 +98,7 @@ func (p *process) killWhen(so func() bool) (ended bool) {
 // has one result, and nothing is left on the queue. Create replaces here, so that a job that was cut short is told from
 // one that was done.
 func TestKilledRun(t *testing.T) {
+	longtest.Only(t)
 	t.Parallel()
 	sizes := []int{1000, 450, 201}
 	for i := range 1500 {
@@ -108,7 +111,9 @@ func TestKilledRun(t *testing.T) {
 	// slow disk it takes longer, while more results come.
 	const slots, unwritten = 8, 150
 	args := []string{"run", "--import-id", "killed", "--concurrency", "8", "--output", "json", writeRows(t, rows)}
-	rng := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
+	seed := nthSeed(0)
+	t.Logf("to repeat it: GROUPFERRY_LONG_TESTS=1 go test ./cmd/groupferry -run %s$ -matrix-seed %d", t.Name(), seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
 
 	kills := 0
 	for range 3 { // while it reads, starts its server, enqueues
@@ -160,7 +165,9 @@ func TestKilledImport(t *testing.T) {
 	}
 	file := writeRows(t, makeRows(22, sizes...))
 	s := newShell(t, "")
-	rng := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
+	seed := nthSeed(0)
+	t.Logf("to repeat it: GROUPFERRY_LONG_TESTS=1 go test ./cmd/groupferry -run %s$ -matrix-seed %d", t.Name(), seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
 	kills, amid := 0, 0
 	var ids []string
 	for n := 0; kills < 8 || amid == 0; n++ {
@@ -244,7 +251,7 @@ func TestInterruptAtStart(t *testing.T) {
 func TestSecondInterrupt(t *testing.T) {
 	t.Parallel()
 	rows := makeRows(9, 3, 4, 5)
-	sim, url := startSim(t, chatsim.Config{Faults: []chatsim.Fault{{Kind: chatsim.Hang, After: 1}}})
+	sim, url := startSim(t, chatsim.Config{Faults: []chatsim.Fault{{Command: chat.CreateContactGroup, Kind: chatsim.Hang}}})
 	s := newShell(t, url)
 	c := s.start("run", "--timeout", "10m", writeRows(t, rows))
 	await(t, "a call", func() bool { return created(sim) > 0 })

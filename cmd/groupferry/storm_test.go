@@ -14,6 +14,7 @@ import (
 
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
+	"groupferry/internal/longtest"
 	"groupferry/internal/queue"
 )
 
@@ -61,18 +62,14 @@ type undo struct {
 }
 
 func TestStorm(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes most of a minute")
-	}
+	longtest.Only(t)
 	t.Parallel()
 	storming(t, *stormFaults, func(t *testing.T) []*natsProcess { return []*natsProcess{startNATS(t)} })
 }
 
 // TestStormCluster is a storm over three servers, of which two can be gone: then there is no quorum.
 func TestStormCluster(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes most of a minute")
-	}
+	longtest.Only(t)
 	t.Parallel()
 	storming(t, *stormFaults/2, func(t *testing.T) []*natsProcess { return startCluster(t) })
 }
@@ -88,7 +85,7 @@ func storming(t *testing.T, faults int, start func(*testing.T) []*natsProcess) {
 		rng: rand.New(rand.NewPCG(seed, 3)), start: time.Now(),
 	}
 	t.Cleanup(func() {
-		t.Logf("to repeat it: go test ./cmd/groupferry -run %s$ -storm %d -storm-seed %d\n%scalls in each second: %v",
+		t.Logf("to repeat it: GROUPFERRY_LONG_TESTS=1 go test ./cmd/groupferry -run %s$ -storm %d -storm-seed %d\n%scalls in each second: %v",
 			t.Name(), *stormFaults, seed, &s.log, s.perSecond())
 	})
 	s.env["GROUPFERRY_TIMEOUT"] = stormTimeout.String()

@@ -80,11 +80,11 @@ type Engine struct {
 	state     stateKeeper
 	tally     tallyObserver
 
-	lifting  atomic.Bool           // a halt that stands is to be ended by this process: it does not close the gate
-	noAnswer atomic.Pointer[error] // why the last call had no response that had none
-	leader   atomic.Pointer[lease.Record]
-	known    chan struct{} // closed once halt and rate of the namespace are known
-	once     sync.Once     // closes it
+	lifting    atomic.Bool           // a halt that stands is to be ended by this process: it does not close the gate
+	noResponse atomic.Pointer[error] // of the last call without a response
+	leader     atomic.Pointer[lease.Record]
+	known      chan struct{} // closed once halt and rate of the namespace are known
+	once       sync.Once     // closes it
 
 	lastGrant  atomic.Int64 // Unix time in nanoseconds; or when calls began to wait
 	standstill atomic.Int64 // nanoseconds, see State
@@ -103,7 +103,8 @@ var (
 	errStopped = errors.New("stopped")
 )
 
-// NewEngine returns an engine. Nothing happens before Run.
+// NewEngine returns an engine. Nothing happens before Run. One that does not leave on a halt waits for NATS here, as it
+// does later.
 func NewEngine(ctx context.Context, cfg EngineConfig) (*Engine, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -111,11 +112,19 @@ func NewEngine(ctx context.Context, cfg EngineConfig) (*Engine, error) {
 	if cfg.Rate <= 0 {
 		cfg.Rate = governor.DefaultRate
 	}
-	store, err := cfg.Namespace.Conn.Lease(ctx)
+	e := &Engine{cfg: cfg, log: cfg.Log, known: make(chan struct{})}
+	var store *broker.LeaseStore
+	open := func() (err error) {
+		store, err = cfg.Namespace.Conn.Lease(ctx)
+		return err
+	}
+	err := open()
+	if err != nil && !cfg.LeaveOnHalt {
+		err = e.retry(ctx, "open the lease", open)
+	}
 	if err != nil {
 		return nil, err
 	}
-	e := &Engine{cfg: cfg, log: cfg.Log, known: make(chan struct{})}
 	e.state = stateKeeper{report: e.report, changed: make(chan struct{}), now: State{Rate: cfg.Rate}}
 	cfg.Namespace.onConnection(func() {
 		e.state.set(func(s *State) { s.Connected = cfg.Namespace.Conn.Connected() })
@@ -402,7 +411,7 @@ const (
 // errCredentials says that the API, or something on the way to it, rejected this process, whose credentials have never worked.
 var errCredentials = errors.New("no call of this process was ever accepted")
 
-// ErrAPIUnreachable says that the API did not answer before the first call of a job.
+// ErrAPIUnreachable says that the API did not respond before the first call of a job.
 var ErrAPIUnreachable = errors.New("the API is out of reach")
 
 func (e *Engine) checkCredentials(ctx context.Context, pace *governor.Governor) error {
@@ -430,7 +439,7 @@ func (e *Engine) checkCredentials(ctx context.Context, pace *governor.Governor) 
 			if e.cfg.LeaveOnHalt {
 				return fmt.Errorf("%w: %w", ErrAPIUnreachable, err)
 			}
-			e.log.Warn("the API does not answer yet", "err", err)
+			e.log.Warn("the API does not respond yet", "err", err)
 			start = time.Now()
 		}
 		if !clock.Pause(ctx, pause) {
@@ -461,7 +470,7 @@ func (e *Engine) checkOnce(ctx context.Context, pace *governor.Governor) (*chat.
 		outcome = governor.Throttled
 	case failure.Code == 0 && !failure.NotOffered():
 		outcome = governor.Lost
-		e.noAnswer.Store(&err)
+		e.noResponse.Store(&err)
 	}
 	permit.Done(outcome)
 	if outcome == governor.Unsent {
@@ -480,7 +489,7 @@ func (e *Engine) outage(on bool) {
 		s.Outage = nil
 		if on && s.Leading {
 			s.Outage = &Outage{Since: time.Now()}
-			if last := e.noAnswer.Load(); last != nil {
+			if last := e.noResponse.Load(); last != nil {
 				s.Outage.Err = *last
 			}
 		}

@@ -182,7 +182,7 @@ func (e *Engine) Watch() (State, <-chan struct{}) {
 	}
 	if s.Outage != nil {
 		out := *s.Outage
-		if last := e.noAnswer.Load(); last != nil {
+		if last := e.noResponse.Load(); last != nil {
 			out.Err = *last
 		}
 		s.Outage = &out
@@ -229,7 +229,7 @@ func (e *Engine) report(before, now *State) {
 	case before.Outage == nil && now.Outage != nil:
 		e.log.Warn("the API is out of reach: probing with one call at a time, no job is lost", "err", now.Outage.Err)
 	case before.Outage != nil && now.Outage == nil && now.Leading:
-		e.log.Info("the API answers again")
+		e.log.Info("the API responds again")
 	}
 	if h := now.Halt; before.Halt == nil && h != nil && h.own {
 		e.log.Error("halted: every job would fail the same way", "code", h.Code, "reason", h.Reason, "remedy", h.Remedy,

@@ -179,7 +179,7 @@ func (t *term) work() error {
 		return err
 	}
 	cfg := e.cfg.Worker
-	cfg.OnNoAnswer = func(err error) { e.noAnswer.Store(&err) }
+	cfg.OnNoResponse = func(err error) { e.noResponse.Store(&err) }
 	cfg.LeaveOn = nil
 	if e.cfg.LeaveOnHalt {
 		cfg.LeaveOn = func(cause error) bool { return !IsPause(cause) }

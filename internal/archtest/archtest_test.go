@@ -60,7 +60,7 @@ var layout = map[string]rules{
 			"importer", "worker", "internal/app",
 			"internal/job", "internal/queue", "internal/broker", "internal/chat", "internal/governor", "internal/chatsim",
 		},
-		testOwn: []string{"metrics"},
+		testOwn: []string{"metrics", "internal/longtest"},
 		modules: []string{"github.com/spf13/cobra", "github.com/spf13/pflag", "golang.org/x/term"},
 		testModules: []string{"github.com/rogpeppe/go-internal",
 			"github.com/gocarina/gocsv", "github.com/klauspost/compress"}, // to measure against
@@ -76,6 +76,7 @@ var layout = map[string]rules{
 		modules: []string{
 			"github.com/gocarina/gocsv", "github.com/klauspost/compress", becomingStandard,
 		},
+		testOwn: []string{"internal/longtest"},
 	},
 	"worker": {
 		own:     []string{"internal/job", "internal/chat", "internal/governor"},
@@ -90,11 +91,13 @@ var layout = map[string]rules{
 	"internal/queue": {
 		own:     []string{"internal/job", "internal/broker", "internal/clock"},
 		modules: []string{"github.com/nats-io/", "github.com/synadia-io/orbit.go/"},
+		testOwn: []string{"internal/longtest"},
 	},
 	"internal/broker": {
 		own: []string{"internal/lease", "internal/clock", "internal/job"},
 		modules: []string{"github.com/nats-io/", "github.com/synadia-io/orbit.go/", "github.com/gofrs/flock",
 			"github.com/minio/highwayhash"}, // checksums of the store
+		testOwn: []string{"internal/longtest"},
 	},
 	"internal/lease": {own: []string{"internal/clock"}},
 	"internal/clock": {},
@@ -105,7 +108,8 @@ var layout = map[string]rules{
 	"internal/governor": {own: []string{"internal/clock"}},
 	"internal/chatsim":  {own: []string{"internal/chat"}},
 	"internal/archtest": {},
-	"deploy":            {testOwn: []string{"metrics"}}, // tests only
+	"internal/longtest": {},
+	"deploy":            {testOwn: []string{"metrics", "internal/longtest"}}, // tests only
 }
 
 // atRoot lists what may stand at the root beside dotfiles.
@@ -220,7 +224,7 @@ func touch(t *testing.T) {
 	}
 }
 
-// terminal is what belongs to cmd alone: what a command prints, reads, and is called with. A failpoint is a test.
+// terminal is what belongs to cmd alone: what a command prints, reads, and is called with. Failpoints and longtest are for tests.
 var terminal = regexp.MustCompile(`\bos\.(Std(in|out|err)|Args|Getenv|LookupEnv|Environ|Exit)\b|"(flag|os/signal)"`)
 
 func TestNoTerminal(t *testing.T) {
@@ -233,7 +237,7 @@ func TestNoTerminal(t *testing.T) {
 			return err
 		case d.IsDir() && (strings.HasSuffix(name, "/.git") || strings.HasSuffix(name, "/cmd")):
 			return fs.SkipDir
-		case d.IsDir(), !strings.HasSuffix(name, ".go"), strings.HasSuffix(name, "_test.go"), strings.HasSuffix(name, "/fail_on.go"):
+		case d.IsDir(), !strings.HasSuffix(name, ".go"), strings.HasSuffix(name, "_test.go"), strings.HasSuffix(name, "/fail_on.go"), strings.HasSuffix(name, "/longtest.go"):
 			return nil
 		}
 		b, err := os.ReadFile(path)

@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 
 	"groupferry/internal/lease"
+	"groupferry/internal/longtest"
 )
 
 // startCluster runs three servers that are not ours.
@@ -48,9 +49,7 @@ func startCluster(t *testing.T) []*server.Server {
 
 // TestCluster asks each server of a cluster, and goes on when the one goes that leads the stream.
 func TestCluster(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it starts three servers")
-	}
+	longtest.Only(t)
 	t.Parallel() // elections take seconds
 	servers := startCluster(t)
 	var conns []*Conn

@@ -10,14 +10,14 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"groupferry/internal/longtest"
 )
 
 // TestFrozenStart freezes processes for longer than a request may take, at several moments of their start. Each finds its
 // own embedded server afterwards.
 func TestFrozenStart(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it takes seven seconds")
-	}
+	longtest.Only(t)
 	t.Parallel()
 	var children sync.WaitGroup
 	for i := range 12 {

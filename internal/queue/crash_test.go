@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"groupferry/internal/broker"
+	"groupferry/internal/longtest"
 )
 
 const (
@@ -103,9 +104,7 @@ func crashProcess(t *testing.T, dir string, env ...string) (*exec.Cmd, *bufio.Sc
 // TestEnqueueKilled kills importer and server together, again and again, without a warning. Each start resumes; in the
 // end every job is on the stream once, in order.
 func TestEnqueueKilled(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts a dozen processes")
-	}
+	longtest.Only(t)
 	dir := t.TempDir()
 	last := ""
 	for kill := range crashKills {
@@ -146,9 +145,7 @@ func TestEnqueueKilled(t *testing.T) {
 
 // TestImporterKilled kills an importer while the server lives on in another process, with a batch half sent or not.
 func TestImporterKilled(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts processes")
-	}
+	longtest.Only(t)
 	dir := t.TempDir()
 	q, err := Open(t.Context(), openConn(t, dir))
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 
 	"groupferry/internal/broker"
 	"groupferry/internal/job"
+	"groupferry/internal/longtest"
 )
 
 func cancelAndDelete(ctx context.Context, q *Queue, id string) error {
@@ -496,9 +497,9 @@ func TestCommandsAtOnce(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
-	rounds := 150
-	if testing.Short() {
-		rounds = 20
+	rounds := 20
+	if longtest.Asked() {
+		rounds = 150
 	}
 	for round := range rounds {
 		commandsAtOnce(t, rng, queues)
