@@ -126,7 +126,7 @@ func (p *program) readInput(ctx context.Context, files []string, flags *inputFla
 
 // begin makes the record of an import, or finds that of an earlier run with the same content.
 func (p *program) begin(ctx context.Context, s *app.Namespace, in *app.Input) (queue.Import, error) {
-	stored, existed, err := in.Begin(ctx, s)
+	stored, existed, err := s.Begin(ctx, in.Record)
 	if err != nil {
 		return stored, err
 	}

@@ -84,7 +84,7 @@ func TestImportToResults(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer in.Close()
-	if _, existed, err := in.Begin(t.Context(), n.Namespace); existed || err != nil {
+	if _, existed, err := n.Begin(t.Context(), in.Record); existed || err != nil {
 		t.Fatalf("begin: got existed %v, %v", existed, err)
 	}
 	if stats, err := in.Enqueue(t.Context(), n.Namespace, nil); stats.Jobs != 2 || err != nil {

@@ -1,7 +1,7 @@
 // Package app is what the commands do, without a terminal: cmd makes configs of its flags, and prints what comes back.
 //
-//	run FILE   ReadInput ─► Open ─► NewProcess ─► Input.Begin ─► Process.RunImport (Input.Enqueue) ─► ImportStatus, RunReport
-//	import     ReadInput ─► Open ─► Input.Begin ─► Input.Enqueue
+//	run FILE   ReadInput ─► Open ─► NewProcess ─► Begin ─► Process.RunImport (Input.Enqueue) ─► ImportStatus, NewRunReport
+//	import     ReadInput ─► Open ─► Begin ─► Input.Enqueue
 //	check      Check
 //	work       OpenWaiting ─► NewProcess ─► Process.Run
 //	others     Open ─► a method of Namespace: Status, WriteResults, Failures, Retry, Pause, CancelImport, …
@@ -129,7 +129,9 @@ func NewEngine(ctx context.Context, cfg EngineConfig) (*Engine, error) {
 	cfg.Namespace.onConnection(func() {
 		e.state.set(func(s *State) { s.Connected = cfg.Namespace.Conn.Connected() })
 	})
-	e.tally.next = cfg.Worker.Observer
+	if e.tally.Observer = cfg.Worker.Observer; e.tally.Observer == nil {
+		e.tally.Observer = newMetrics("")
+	}
 	e.cfg.Worker.Observer = &e.tally
 	e.gate = &governor.Gate{OnHalt: e.halted}
 	e.lifting.Store(cfg.LiftHalt)
@@ -614,11 +616,10 @@ func (e *Engine) awaitHandover(ctx context.Context, before lease.Record) string 
 	}
 	for {
 		s, changed := e.state.get()
-		due := earliest
+		wait := time.Until(earliest)
 		if s.Outage != nil && !s.Unanswered {
-			due = later(due, s.Outage.Since.Add(handoverAfter))
+			wait = max(wait, time.Until(s.Outage.Since.Add(handoverAfter)))
 		}
-		wait := time.Until(due)
 		switch {
 		case s.Outage == nil && !s.Unanswered:
 			wait = time.Hour // the next change comes first
@@ -629,23 +630,13 @@ func (e *Engine) awaitHandover(ctx context.Context, before lease.Record) string 
 			}
 			wait, changed = time.Second, nil
 		}
-		t := time.NewTimer(wait)
 		select {
 		case <-changed:
-		case <-t.C:
+		case <-time.After(wait):
 		case <-ctx.Done():
-			t.Stop()
 			return ""
 		}
-		t.Stop()
 	}
-}
-
-func later(a, b time.Time) time.Time {
-	if b.After(a) {
-		return b
-	}
-	return a
 }
 
 func (e *Engine) findSuccessor(ctx context.Context) (next presence, found bool) {

@@ -139,14 +139,8 @@ func FileNames(inputs []string) []string {
 // Close removes what the input has on disk.
 func (in *Input) Close() error { return in.Plan.Close() }
 
-// Begin makes the record of the import, or finds that of an earlier run with the same content, which existed then. The
-// error is a *[queue.ConflictError] when the ID is taken by other content.
-func (in *Input) Begin(ctx context.Context, n *Namespace) (stored queue.Import, existed bool, err error) {
-	return n.Begin(ctx, in.Record)
-}
-
-// Enqueue puts the jobs on the queue that are not there yet; progress, unless nil, gets how many are. Begin comes before
-// it. The errors are those of [queue.Queue.Enqueue], and one about what the input has on disk.
+// Enqueue puts the jobs on the queue that are not there yet; progress, unless nil, gets how many are. The
+// import has begun: see [queue.Queue.Begin]. The errors are those of [queue.Queue.Enqueue], and one about what the input has on disk.
 func (in *Input) Enqueue(ctx context.Context, n *Namespace, progress func(done int64)) (queue.EnqueueStats, error) {
 	stats, err := n.Enqueue(ctx, in.Plan.ImportID, in.Plan.Jobs(), progress)
 	if perr := in.Plan.Err(); perr != nil {

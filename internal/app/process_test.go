@@ -62,7 +62,7 @@ func TestRunImport(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer in.Close()
-	if _, _, err := in.Begin(t.Context(), n.Namespace); err != nil {
+	if _, _, err := n.Begin(t.Context(), in.Record); err != nil {
 		t.Fatal(err)
 	}
 	var changes atomic.Int64

@@ -3,7 +3,7 @@ package app
 import (
 	"fmt"
 	"strconv"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"groupferry/internal/chat"
@@ -25,58 +25,51 @@ type Tally struct {
 
 // A tallyObserver counts what a worker does, and passes it on.
 type tallyObserver struct {
-	next worker.Observer // may be nil
+	worker.Observer
 
-	calls, throttled, retries, done, partial, failed, conversations atomic.Int64
+	mu sync.Mutex
+	n  Tally
 }
 
-func (o *tallyObserver) read() Tally {
-	return Tally{o.calls.Load(), o.throttled.Load(), o.retries.Load(), o.done.Load(), o.partial.Load(), o.failed.Load(),
-		o.conversations.Load()}
+func (o *tallyObserver) count(add func(*Tally)) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	add(&o.n)
+}
+
+func (o *tallyObserver) read() (n Tally) {
+	o.count(func(now *Tally) { n = *now })
+	return n
 }
 
 func (o *tallyObserver) CallDone(command, code string, d time.Duration) {
-	o.calls.Add(1)
-	if isThrottle(code) {
-		o.throttled.Add(1)
-	}
-	if o.next != nil {
-		o.next.CallDone(command, code, d)
-	}
+	o.count(func(n *Tally) {
+		n.Calls++
+		if isThrottle(code) {
+			n.Throttled++
+		}
+	})
+	o.Observer.CallDone(command, code, d)
 }
 
 func (o *tallyObserver) Retry(command string) {
-	o.retries.Add(1)
-	if o.next != nil {
-		o.next.Retry(command)
-	}
-}
-
-func (o *tallyObserver) JobStarted() {
-	if o.next != nil {
-		o.next.JobStarted()
-	}
+	o.count(func(n *Tally) { n.Retries++ })
+	o.Observer.Retry(command)
 }
 
 func (o *tallyObserver) JobDone(outcome string, done, failed int, d time.Duration, attempts int) {
-	switch job.Outcome(outcome) {
-	case job.Done:
-		o.done.Add(1)
-	case job.Partial:
-		o.partial.Add(1)
-	case job.Failed:
-		o.failed.Add(1)
-	}
-	o.conversations.Add(int64(done))
-	if o.next != nil {
-		o.next.JobDone(outcome, done, failed, d, attempts)
-	}
-}
-
-func (o *tallyObserver) JobRequeued(reason string) {
-	if o.next != nil {
-		o.next.JobRequeued(reason)
-	}
+	o.count(func(n *Tally) {
+		switch job.Outcome(outcome) {
+		case job.Done:
+			n.Done++
+		case job.Partial:
+			n.Partial++
+		case job.Failed:
+			n.Failed++
+		}
+		n.Conversations += int64(done)
+	})
+	o.Observer.JobDone(outcome, done, failed, d, attempts)
 }
 
 // isThrottle reports whether a code, as an observer gets it, says that the API throttled the call.
