@@ -79,7 +79,7 @@ and imported as it is.
 	return cmd
 }
 
-// notSimulated refuses a namespace that works with a simulator: what it was told is in no app.
+// notSimulated refuses a namespace that works with a simulator: its results are in no app.
 func notSimulated(ctx context.Context, s *app.Namespace) error {
 	id, err := s.App(ctx)
 	if err == nil && id != nil && id.Simulated {
@@ -93,7 +93,7 @@ func notSimulated(ctx context.Context, s *app.Namespace) error {
 func (p *program) reportEnqueued(s *app.Namespace, i queue.Import, jobs int64, out outputFlag) error {
 	if out.format == "text" {
 		switch {
-		case i.State.Over(): // which was said
+		case i.State.Over(): // already printed
 		case i.State != queue.Enqueueing:
 			p.console.print("all jobs were on the queue already; start 'groupferry work' to send them")
 		default:

@@ -54,7 +54,7 @@ const exitCodes = `Exit codes:
   75   NATS or the API is out of reach
   130  interrupted`
 
-// Errors that only say how it ended; what happened has been said already.
+// Errors that only say how it ended; what happened is printed already.
 var (
 	errIncomplete  = errors.New("incomplete")
 	errInterrupted = errors.New("interrupted")

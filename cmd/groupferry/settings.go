@@ -164,7 +164,9 @@ func noData(err error) error {
 
 // onNamespace makes a command that does one thing to a namespace that is there, whether workers run or not; where is how
 // another command gets to it.
-func (p *program) onNamespace(cmd *cobra.Command, do func(ctx context.Context, s *app.Namespace, args []string, where string) error) *cobra.Command {
+func (p *program) onNamespace(
+	cmd *cobra.Command, do func(ctx context.Context, s *app.Namespace, args []string, where string) error,
+) *cobra.Command {
 	var qf queueFlags
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		s, err := p.open(cmd.Context(), qf, true)

@@ -76,7 +76,7 @@ up to 30 seconds, the second leaves at once; neither loses anything.
 			case governor.IsHalted(err):
 				return &unfinishedError{err, resume + " && " + p.commandLine(), true}
 			case errors.Is(err, app.ErrAbandoned):
-				return errIncomplete // which was said
+				return errIncomplete // already printed
 			case err == nil && drain && ctx.Err() != nil:
 				return &unfinishedError{errInterrupted, p.commandLine(), false}
 			}

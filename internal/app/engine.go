@@ -222,7 +222,10 @@ func (e *Engine) leaveWhenHalted(ctx context.Context, leave context.CancelCauseF
 	defer lifting.Wait()
 	if e.lifting.Load() {
 		lifting.Go(func() {
-			if !clock.Pause(ctx, elected) || e.state.await(ctx, func(s *State) bool { return !s.Leading }) != nil || !e.lifting.Swap(false) {
+			if !clock.Pause(ctx, elected) || e.state.await(ctx, func(s *State) bool { return !s.Leading }) != nil {
+				return
+			}
+			if !e.lifting.Swap(false) {
 				return
 			}
 			if h, err := e.cfg.Namespace.Halted(ctx); err == nil && h != nil {

@@ -139,8 +139,8 @@ func FileNames(inputs []string) []string {
 // Close removes what the input has on disk.
 func (in *Input) Close() error { return in.Plan.Close() }
 
-// Enqueue puts the jobs on the queue that are not there yet; progress, unless nil, gets how many are. The
-// import has begun: see [queue.Queue.Begin]. The errors are those of [queue.Queue.Enqueue], and one about what the input has on disk.
+// Enqueue puts the jobs on the queue that are not there yet; progress, unless nil, gets how many are. The record has to be
+// there: see [queue.Queue.Begin]. The errors are those of [queue.Queue.Enqueue], and one about what the input has on disk.
 func (in *Input) Enqueue(ctx context.Context, n *Namespace, progress func(done int64)) (queue.EnqueueStats, error) {
 	stats, err := n.Enqueue(ctx, in.Plan.ImportID, in.Plan.Jobs(), progress)
 	if perr := in.Plan.Err(); perr != nil {

@@ -248,7 +248,8 @@ func (e *Engine) haltFor(cause error) *Halt {
 	case errors.As(cause, &standing):
 		return &Halt{Halt: standing.Halt, Cause: cause}
 	}
-	h := &Halt{Halt: queue.Halt{State: queue.Halted, Reason: cause.Error(), Command: e.cfg.Resume, By: e.cfg.Host}, Cause: cause, own: true}
+	h := &Halt{Cause: cause, own: true}
+	h.Halt = queue.Halt{State: queue.Halted, Reason: cause.Error(), Command: e.cfg.Resume, By: e.cfg.Host}
 	if errors.As(cause, &failure) {
 		h.Code, h.Remedy = failure.Word(), failure.Remedy()
 	}

@@ -1,0 +1,32 @@
+package main
+
+import (
+	"testing"
+
+	"groupferry/internal/app"
+	"groupferry/internal/queue"
+)
+
+func TestProgressLine(t *testing.T) {
+	halted := &app.Halt{Halt: queue.Halt{State: queue.Halted}}
+	tests := []struct {
+		state  app.State
+		totals app.Totals
+		want   string
+	}{
+		{app.State{Mode: app.Running}, app.Totals{Jobs: 3}, "0 of 3 jobs done"},
+		{app.State{Mode: app.Running}, app.Totals{Jobs: 9000, Finished: 1500, Pending: 7300, InFlight: 200, Rate: 150},
+			"1,500 of 9,000 jobs done, 150 jobs/s, 50 s left"},
+		{app.State{Mode: app.Running, Tally: app.Tally{Throttled: 1200}}, app.Totals{Jobs: 3, Finished: 3, Failed: 2, Rate: 1},
+			"3 of 3 jobs done, 1 jobs/s, 2 failed or partial, 1,200 throttled"},
+		{app.State{Mode: app.Standby, Leader: "host-1"}, app.Totals{Jobs: 3, Pending: 3}, "0 of 3 jobs done, sent by host-1"},
+		{app.State{Mode: app.Running}, app.Totals{Jobs: 3, Pending: 3, Rate: 1, Paused: true}, "0 of 3 jobs done, 1 jobs/s, paused"},
+		{app.State{Mode: app.Halted, Halt: halted}, app.Totals{Jobs: 3, Pending: 3, Rate: 1}, "0 of 3 jobs done, 1 jobs/s, halted"},
+		{app.State{Mode: app.OutOfReach}, app.Totals{Jobs: 3, Pending: 3}, "0 of 3 jobs done, outage"},
+	}
+	for _, test := range tests {
+		if got := progressLine(&test.state, test.totals); got != test.want {
+			t.Errorf("got %q, want %q", got, test.want)
+		}
+	}
+}
