@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -179,11 +180,12 @@ func TestServedState(t *testing.T) {
 		b, _ := io.ReadAll(response.Body)
 		return response.StatusCode, string(b)
 	}
-	expiry := func() string {
+	expiry := func() float64 {
 		_, page := get("/metrics")
 		_, value, _ := strings.Cut(page, "\ngroupferry_usersig_expiry_timestamp_seconds ")
 		value, _, _ = strings.Cut(value, "\n")
-		return value
+		seconds, _ := strconv.ParseFloat(value, 64)
+		return seconds
 	}
 	stop := make(chan struct{})
 	var running sync.WaitGroup
@@ -201,8 +203,8 @@ func TestServedState(t *testing.T) {
 	if err := p.cfg.Engine.API.Renew(); err != nil {
 		t.Fatal(err)
 	}
-	if after := expiry(); before == "" || after <= before {
-		t.Errorf("end of the UserSig: got %q after it was renewed, want later than %q", after, before)
+	if after := expiry(); before == 0 || after <= before {
+		t.Errorf("end of the UserSig: got %v after it was renewed, want later than %v", after, before)
 	}
 	if _, err := n.Pause(t.Context(), "a test", "resume"); err != nil {
 		t.Fatal(err)
