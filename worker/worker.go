@@ -204,7 +204,7 @@ func New(cfg Config, jobs Jobs, api API, pace Pace) *Worker {
 	}
 	return &Worker{
 		cfg: cfg, jobs: jobs, api: api, pace: pace,
-		turn:  make(chan struct{}, 1),
+		turn: make(chan struct{}, 1), started: time.Now(),
 		known: newKnowledge(cfg.Known, cfg.OnKnown, cfg.Log),
 		users: keys{held: map[string]chan struct{}{}},
 		spent: map[messageID]spent{},

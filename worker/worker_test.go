@@ -132,7 +132,7 @@ func (s *stream) crash() {
 	defer s.mu.Unlock()
 	s.crashes++
 	for _, m := range s.jobs {
-		m.earlier = m.earlier || m.inFlight || m.attempts > 0
+		m.earlier = true
 		m.inFlight, m.attempts = false, 0
 	}
 }
