@@ -12,7 +12,7 @@ import (
 // A preset reads what another system exports.
 type preset struct {
 	columns   map[string]string // names of columns that the system has
-	translate func(*row)        // what its ids mean; says in row.wrong when it is nothing
+	translate func(*row)        // what its ids mean; says in row.invalidReason when it is nothing
 	documents bool              // whole JSON documents instead of rows
 }
 
@@ -38,7 +38,7 @@ func Presets() []string { return slices.Sorted(maps.Keys(presets)) }
 
 // conversation fills in what a conversation id stands for.
 func (r *row) conversation(kind int, id string) {
-	r.field[colType], r.field[colUser], r.field[colChat], r.untyped = fmt.Sprint(kind), "", "", false
+	r.field[colType], r.field[colUser], r.field[colChat], r.noType = fmt.Sprint(kind), "", "", false
 	if kind == job.GroupChat {
 		r.field[colChat] = id
 	} else {
@@ -58,14 +58,14 @@ func fromSDK(r *row) {
 			return
 		}
 	}
-	r.wrong = "conversation_id is neither c2c_ID nor group_ID, C2CID nor GROUPID"
+	r.invalidReason = "conversation_id is neither c2c_ID nor group_ID, C2CID nor GROUPID"
 }
 
 // fromXMPP takes the local part of an address; a server by itself has none.
 func fromXMPP(r *row) {
 	local, _, ok := strings.Cut(r.field[colUser], "@")
 	if !ok || local == "" {
-		r.wrong = "jid is not name@server"
+		r.invalidReason = "jid is not name@server"
 		return
 	}
 	r.conversation(job.OneToOne, local)
@@ -88,10 +88,10 @@ func fromOpenIM(r *row, id string) {
 			r.conversation(job.OneToOne, peer)
 			return
 		}
-		r.wrong = "the owner of the group is not in the conversation id"
+		r.invalidReason = "the owner of the group is not in the conversation id"
 		return
 	}
-	r.wrong = "the conversation id is neither si_A_B nor sg_ID"
+	r.invalidReason = "the conversation id is neither si_A_B nor sg_ID"
 }
 
 // fromYunxin reads owner|type|target: type 1 is a person, 2 and 3 are kinds of groups.
@@ -99,7 +99,7 @@ func fromYunxin(r *row, id string) {
 	r.field[colUser] = id
 	parts := strings.SplitN(id, "|", 3)
 	if len(parts) < 3 {
-		r.wrong = "the conversation id is not owner|type|target"
+		r.invalidReason = "the conversation id is not owner|type|target"
 		return
 	}
 	r.field[colFrom] = parts[0]
@@ -109,6 +109,6 @@ func fromYunxin(r *row, id string) {
 	case "2", "3":
 		r.conversation(job.GroupChat, parts[2])
 	default:
-		r.wrong = "the type in the conversation id is none of 1, 2 and 3"
+		r.invalidReason = "the type in the conversation id is none of 1, 2 and 3"
 	}
 }

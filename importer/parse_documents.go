@@ -13,7 +13,7 @@ import (
 // until its end stays small.
 const maxDocument = 100_000
 
-// documents reads the answers of another system's API as they were saved: one JSON document, several, a list of them,
+// documents reads the responses of another system's API as they were saved: one JSON document, several, a list of them,
 // on one line or many. What is wrong with the JSON itself is an error, for nobody knows how the document goes on.
 type documents struct {
 	preset string
@@ -47,12 +47,12 @@ func (d *documents) next(b *block) error {
 			}
 		}
 		if err != nil {
-			return d.fault(err)
+			return d.explain(err)
 		}
 		for i := range d.wanted {
 			name, ok := d.names[d.wanted[i]]
-			if r := &d.rows[i]; !ok && r.wrong == "" {
-				r.wrong = "no conversation group with this id is named in its document or before it"
+			if r := &d.rows[i]; !ok && r.invalidReason == "" {
+				r.invalidReason = "no conversation group with this id is named in its document or before it"
 			}
 			d.rows[i].field[colGroup] = name
 		}
@@ -64,7 +64,7 @@ func (d *documents) next(b *block) error {
 	return nil
 }
 
-func (d *documents) fault(err error) error {
+func (d *documents) explain(err error) error {
 	switch {
 	case d.lines.err != nil && d.lines.err != io.EOF:
 		return d.lines.err
@@ -84,11 +84,11 @@ func (d *documents) fault(err error) error {
 	return &Error{Line: d.lines.at(at), Problem: "not valid JSON from here on"}
 }
 
-func (d *documents) parser() parser { return documentParser{} }
+func (d *documents) newParser() parser { return documentParser{} }
 
 type documentParser struct{}
 
-func (documentParser) parse(b *block, out sink) {
+func (documentParser) parse(b *block, out rowHandler) {
 	for i := range b.rows {
 		out.row(&b.rows[i])
 	}
@@ -130,7 +130,7 @@ func (d *documents) object() error {
 		return err
 	}
 	for i, id := range ids {
-		r := row{line: at[i]}
+		r := row{position: position{line: at[i]}}
 		r.field[colFrom], r.field[colGroup] = owner, name
 		if d.preset == "openim" {
 			fromOpenIM(&r, id)

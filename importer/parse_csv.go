@@ -1,0 +1,111 @@
+package importer
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/csv"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"strings"
+
+	"github.com/gocarina/gocsv"
+)
+
+// A csvRow is what gocsv fills. All fields are strings because gocsv reads "", "1.9" and "010" as numbers without a
+// word.
+//
+// gocsv reads rows here, reads the file of [Config.MapIDs] and writes rejects. It takes 0.5 µs for a row more than
+// encoding/csv alone, a quarter of an import, and 1 µs more for a reject. Only its row by row reader does: the others
+// stop at the first bad row, or number lines wrongly.
+type csvRow struct {
+	FromAccount string `csv:"from_account"`
+	GroupName   string `csv:"group_name"`
+	Type        string `csv:"type"`
+	ToAccount   string `csv:"to_account"`
+	ToGroupID   string `csv:"to_group_id"`
+}
+
+// A csvParser has gocsv make rows of blocks.
+type csvParser struct {
+	head   *header
+	comma  rune
+	header string // for gocsv
+	buf    *bufio.Reader
+}
+
+func newCSVParser(head *header, comma rune) *csvParser {
+	return &csvParser{head, comma, head.forGocsv(), bufio.NewReaderSize(nil, maxRecord)}
+}
+
+func (c *csvParser) parse(b *block, out rowHandler) {
+	for _, at := range b.suspects {
+		out.warn(position{b.file, at.first}, fmt.Sprintf("a quote makes one record of lines %d to %d, "+
+			"though some of them look like rows: is it closed where it should be?", at.first, at.last))
+	}
+	bad := b.bad
+	rejectBad := func(before int64) {
+		for len(bad) > 0 && bad[0].line < before {
+			r := c.head.salvage(b.raw[bad[0].from:bad[0].to], bad[0].cut)
+			r.position = position{b.file, bad[0].line}
+			out.reject(&r, codeParse, bad[0].reason)
+			bad = bad[1:]
+		}
+	}
+	defer rejectBad(math.MaxInt64)
+
+	// gocsv knows columns by one spelling only and fills nothing, without an error, where it does not find it. So it
+	// gets a header of our making before each block; shift makes up for the line of that.
+	c.buf.Reset(io.MultiReader(strings.NewReader(c.header), bytes.NewReader(b.data)))
+	parser := csv.NewReader(c.buf)
+	parser.Comma = c.comma
+	parser.FieldsPerRecord = len(c.head.cols)
+	parser.ReuseRecord = true
+	shift := b.line - 2
+	rows, err := gocsv.NewUnmarshaller(parser, &csvRow{})
+	if err != nil {
+		panic(fmt.Sprintf("importer: gocsv refuses our own header %q: %v", c.header, err))
+	}
+	r := row{noType: !c.head.has(colType), noOwner: !c.head.has(colFrom)}
+	for {
+		v, err := rows.Read()
+		if err == io.EOF {
+			return
+		}
+		if err != nil {
+			r, line, reason := c.explain(b.data, parser.InputOffset()-int64(len(c.header)), err)
+			r.position = position{b.file, line + shift}
+			rejectBad(r.line)
+			out.reject(&r, codeParse, reason)
+			continue
+		}
+		f := v.(*csvRow)
+		line, _ := parser.FieldPos(0)
+		r.position, r.invalidReason = position{b.file, int64(line) + shift}, ""
+		rejectBad(r.line)
+		r.field = [numColumns]string{f.FromAccount, f.GroupName, f.Type, f.ToAccount, f.ToGroupID}
+		if c.head.isRepeated(&r) {
+			out.reject(&r, codeParse, "the header stands here again")
+			continue
+		}
+		out.row(&r)
+	}
+}
+
+// explain says why the parser has refused the record of data that ends at end, what can be told of its fields, and its
+// line as the parser counts: it is a line without quotes that has another number of fields than the header.
+func (c *csvParser) explain(data []byte, end int64, err error) (r row, line int64, reason string) {
+	line = 2
+	var syntax *csv.ParseError
+	if errors.As(err, &syntax) {
+		line = int64(syntax.StartLine)
+	}
+	if !errors.Is(err, csv.ErrFieldCount) {
+		// The splitter lets nothing else through that ends here; if it did, the row must still be counted.
+		return r, line, err.Error()
+	}
+	raw := trimEnd(data[:end])
+	raw = raw[bytes.LastIndexByte(raw, '\n')+1:]
+	return c.head.salvage(raw, false), line, fieldCount(strings.Count(string(raw), c.head.comma)+1, len(c.head.cols))
+}
