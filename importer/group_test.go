@@ -3,9 +3,13 @@ package importer
 import (
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"testing"
+
+	"groupferry/internal/chat"
+	"groupferry/internal/job"
 )
 
 // TestGrouping has the rows of a group all over the input, and groups as full as they may be.
@@ -85,5 +89,138 @@ func TestManyGroups(t *testing.T) {
 		"26 51010 the user has 20 groups before this one, 20 at most") // not there, so not there already
 	if s := p.Summary; s.Duplicates != 0 || s.Jobs != 21 || s.Users != 2 || s.Accepted != 22 {
 		t.Errorf("got %+v, want no duplicate, 21 jobs, 2 users, 22 accepted", s)
+	}
+}
+
+// testRow makes a spooled row.
+func testRow(user, group, id string, line int64) spooledRow {
+	r := row{position: position{0, line}}
+	r.field[colFrom], r.field[colGroup] = user, group
+	s, rest := decodeSpooledRow(appendSpooledRow(nil, &r, job.OneToOne, id))
+	if len(rest) > 0 {
+		panic("a spooled row has something behind it")
+	}
+	return s
+}
+
+func TestSpooledRow(t *testing.T) {
+	for _, tc := range []struct {
+		kind int
+		id   string
+		at   position
+	}{
+		{job.OneToOne, "x", position{0, 1}},
+		{job.GroupChat, strings.Repeat("x", chat.MaxGroupIDBytes), position{300, 1 << 40}},
+	} {
+		r := row{position: tc.at}
+		r.field[colFrom], r.field[colGroup] = strings.Repeat("u", chat.MaxUserIDBytes), "家族"
+		b := appendSpooledRow(nil, &r, tc.kind, tc.id)
+		if len(b) > maxSpooledRow {
+			t.Errorf("got %d bytes, want %d at most", len(b), maxSpooledRow)
+		}
+		s, rest := decodeSpooledRow(append(b, "rest"...))
+		if string(rest) != "rest" || s.entry.position() != tc.at || s.entry.kind() != tc.kind || string(s.entry.id()) != tc.id {
+			t.Errorf("got %q at %v and %q behind it, want %+v", s.entry.bytes, s.entry.position(), rest, tc)
+		}
+		want := r.field
+		want[colType] = fmt.Sprint(tc.kind)
+		want[map[int]column{job.OneToOne: colUser, job.GroupChat: colChat}[tc.kind]] = tc.id
+		if got := s.fields(); got != want {
+			t.Errorf("got fields %q, want %q", got, want)
+		}
+	}
+}
+
+// TestGrouper gives each row its verdict at once, in the order of the rows.
+func TestGrouper(t *testing.T) {
+	g := newGrouper()
+	for range 2 { // reset leaves nothing behind
+		g.reset()
+		add := func(user, group, id string, want verdict) {
+			t.Helper()
+			if got := g.add(testRow(user, group, id, 1)); got != want {
+				t.Fatalf("%s/%s %s: got %d, want %d", user, group, id, got, want)
+			}
+		}
+		for i := range chat.MaxConversationsPerGroup {
+			add("u", "g0", fmt.Sprint(i), accepted)
+		}
+		add("u", "g0", "7", duplicate)
+		add("u", "g0", "one more", tooManyConversations)
+		add("u", "g0", "one more", tooManyConversations) // not there, so not there twice
+		for i := 1; i < chat.MaxGroupsPerUser; i++ {
+			add("u", fmt.Sprint("g", i), "7", accepted)
+		}
+		add("u", "g20", "7", tooManyGroups)
+		add("u", "g19", "8", accepted)
+		add("v", "g20", "7", accepted)
+		if len(g.users) != 2 || len(g.groups) != 21 || len(g.rows) != 1000+19+1+1 || g.users[0].rows != 1020 {
+			t.Errorf("got %d users, %d groups, %d rows, %d of the first user", len(g.users), len(g.groups), len(g.rows),
+				g.users[0].rows)
+		}
+	}
+}
+
+// TestIndex has all things share one hash.
+func TestIndex(t *testing.T) {
+	x := index{}
+	names := []string{"a", "b", "c", "d"}
+	find := func(name string) (uint32, uint64, bool) {
+		return x.find(math.MaxUint64-1, func(n uint32) bool { return names[n] == name })
+	}
+	for i, name := range names {
+		_, key, ok := find(name)
+		if ok {
+			t.Fatalf("%s: found before it was there", name)
+		}
+		x[key] = uint32(i)
+	}
+	for i, name := range names {
+		if n, _, ok := find(name); !ok || n != uint32(i) {
+			t.Errorf("%s: got %d, %t; want %d", name, n, ok, i)
+		}
+	}
+}
+
+// TestLayout decodes the jobs of each rank as they were grouped.
+func TestLayout(t *testing.T) {
+	g := newGrouper()
+	line := int64(0)
+	for i := range 300 {
+		for u := range 5 {
+			line++
+			g.add(testRow(fmt.Sprint("user", u), fmt.Sprint("g", i%(u+1)), fmt.Sprint(i), line))
+		}
+	}
+	var l layout
+	for range 2 { // again in the same memory
+		l.layoutJobs(g)
+		jobs, conversations := 0, 0
+		for rank := range chat.MaxGroupsPerUser {
+			users := 0
+			for b := l.rank(rank); len(b) > 0; users++ {
+				var j job.Job
+				j, b = decodeJob(b, "imp", []string{"a.csv"})
+				var u int
+				fmt.Sscanf(j.FromAccount, "user%d", &u)
+				if j.GroupName != fmt.Sprint("g", rank) || j.ID != job.ID("imp", j.FromAccount, j.GroupName) ||
+					!slices.Equal(j.Files, []string{"a.csv"}) {
+					t.Errorf("rank %d: got %+v", rank, j)
+				}
+				for k, c := range j.Conversations {
+					i := rank + k*(u+1)
+					if want := (job.Conversation{Type: 1, ID: fmt.Sprint(i), Line: int64(5*i + u + 1)}); c != want {
+						t.Fatalf("%s/%s: got %+v, want %+v", j.FromAccount, j.GroupName, c, want)
+					}
+				}
+				jobs, conversations = jobs+1, conversations+len(j.Conversations)
+			}
+			if want := max(0, 5-rank); users != want {
+				t.Errorf("rank %d: got jobs of %d users, want %d", rank, users, want)
+			}
+		}
+		if jobs != 15 || conversations != 1500 {
+			t.Errorf("got %d jobs and %d conversations, want 15 and 1500", jobs, conversations)
+		}
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 	"runtime"
 	"strings"
 	"testing"
@@ -331,5 +333,99 @@ func TestBombs(t *testing.T) {
 				t.Errorf("got %d rejects, want %d", n, s.Rejected)
 			}
 		})
+	}
+}
+
+// A fakeSplitter has n blocks of one row each, and then an error.
+type fakeSplitter struct {
+	blocks, n int
+	err       error
+}
+
+func (s *fakeSplitter) next(b *block) error {
+	if s.blocks == s.n {
+		return s.err
+	}
+	s.blocks++
+	r := row{position: position{b.file, int64(s.blocks)}, noType: true}
+	r.field[colFrom], r.field[colGroup], r.field[colUser] = "u", "g", fmt.Sprint(s.blocks)
+	b.rows = append(b.rows, r)
+	return nil
+}
+
+func (s *fakeSplitter) newParser() parser { return documentParser{} }
+func (s *fakeSplitter) at() int64         { return int64(s.blocks) }
+
+func newTestPipeline(t *testing.T, cfg Config) *pipeline {
+	t.Helper()
+	o, err := normalizeConfig(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newPipeline(o, newTestSpool(t, residentBytes))
+}
+
+// TestPumpStops ends soon after a cancel, and after an error of the spool, without reading the input to its end.
+func TestPumpStops(t *testing.T) {
+	const many = 10_000
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	p := newTestPipeline(t, Config{})
+	split := &fakeSplitter{n: many, err: io.EOF}
+	if err := p.pump(cancelled, split, 0); err != context.Canceled || split.blocks > 2*len(p.blocks) {
+		t.Errorf("got %v after %d blocks, want %v after a few", err, split.blocks, context.Canceled)
+	}
+
+	p = newTestPipeline(t, Config{})
+	p.spool.dir, p.spool.limit = "none", 0
+	for i := range p.partitions {
+		p.partitions[i].tail = make([]byte, segmentBytes)
+	}
+	split = &fakeSplitter{n: many, err: io.EOF}
+	if err := p.pump(t.Context(), split, 0); !errors.Is(err, fs.ErrNotExist) || split.blocks > 2*len(p.blocks) {
+		t.Errorf("got %v after %d blocks, want %v after a few", err, split.blocks, fs.ErrNotExist)
+	}
+}
+
+// TestPumpOrder has the rows of all blocks in order, and the error behind them.
+func TestPumpOrder(t *testing.T) {
+	broken := errors.New("disk on fire")
+	p := newTestPipeline(t, Config{workers: 3})
+	p.files = []string{"-"}
+	if err := p.pump(t.Context(), &fakeSplitter{n: 500, err: broken}, 0); err != broken {
+		t.Fatalf("got %v, want %v", err, broken)
+	}
+	runs, err := p.groupAll(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan := p.plan(runs)
+	checkSums(t, plan)
+	jobs := jobsOf(t, plan)
+	if len(jobs) != 1 || len(jobs[0].Conversations) != 500 {
+		t.Fatalf("got %d jobs, want 1 of 500 conversations", len(jobs))
+	}
+	for i, c := range jobs[0].Conversations {
+		if c.Line != int64(i+1) || c.ID != fmt.Sprint(i+1) {
+			t.Fatalf("conversation %d: got %+v", i, c)
+		}
+	}
+}
+
+// TestGroupAllStops returns the error of ctx, or the first one of a worker.
+func TestGroupAllStops(t *testing.T) {
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := newTestPipeline(t, Config{}).groupAll(cancelled); err != context.Canceled {
+		t.Errorf("got %v, want %v", err, context.Canceled)
+	}
+	p := newTestPipeline(t, Config{workers: 3})
+	if err := p.partitions[7].add(make([]byte, 10)); err != nil {
+		t.Fatal(err)
+	}
+	p.partitions[7].segments = []segment{{0, 1}}
+	p.spool.close()
+	if _, err := p.groupAll(t.Context()); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("got %v, want %v", err, os.ErrClosed)
 	}
 }

@@ -1,11 +1,17 @@
 package importer
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"os"
 	"slices"
 	"strings"
 	"testing"
+
+	"groupferry/internal/chat"
 )
 
 // TestOrder has users whose groups come one behind the other: the jobs go round all users before one comes again.
@@ -74,6 +80,77 @@ func TestFilesOfJobs(t *testing.T) {
 	for _, j := range jobsOf(t, p) {
 		if j.FromAccount == "u2" && !slices.Equal(j.Files, []string{"a.csv"}) {
 			t.Errorf("got files %v, want a.csv alone", j.Files)
+		}
+	}
+}
+
+// TestDamagedSpool has the file of the spool end within a job: the jobs before come whole, then the error, and no other
+// job.
+func TestDamagedSpool(t *testing.T) {
+	p := readString(t, overfull(50_000), Config{SpoolDir: t.TempDir(), resident: -1})
+	whole := jobTexts(t, p)
+	var ranks []segment // in the order of the jobs
+	for rank := range chat.MaxGroupsPerUser {
+		for _, r := range p.runs {
+			if r.jobs[rank].size > 0 {
+				ranks = append(ranks, r.jobs[rank])
+			}
+		}
+	}
+	latest := slices.MaxFunc(ranks, func(a, b segment) int { return cmp.Compare(a.at, b.at) })
+	for _, size := range []int64{latest.at + int64(latest.size) - 1, latest.at / 2} {
+		if err := p.spool.file.Truncate(size); err != nil {
+			t.Fatal(err)
+		}
+		n, failed := 0, 0
+		for j, err := range p.Jobs() {
+			switch {
+			case err != nil:
+				failed++
+				if !errors.Is(err, io.EOF) || j.ID != "" {
+					t.Errorf("got job %q with %v, want none with EOF", j.ID, err)
+				}
+			case failed > 0:
+				t.Fatalf("got job %s after an error", j.ID)
+			case n < len(whole) && !strings.HasPrefix(whole[n], j.FromAccount+"/"+j.GroupName+":"):
+				t.Fatalf("job %d: got %s/%s, want %s", n, j.FromAccount, j.GroupName, whole[n])
+			default:
+				n++
+			}
+		}
+		if failed != 1 || n >= len(whole) {
+			t.Errorf("%d bytes: got %d of %d jobs and %d errors, want fewer and 1", size, n, len(whole), failed)
+		}
+	}
+
+	if err := p.spool.file.Truncate(0); err != nil {
+		t.Fatal(err)
+	}
+	failed := 0
+	for _, err := range p.Rejects() {
+		if err != nil {
+			failed++
+		}
+	}
+	if err := p.WriteRejects(io.Discard); failed != 1 || !errors.Is(err, io.EOF) {
+		t.Errorf("got %d errors and %v, want 1 and EOF", failed, err)
+	}
+}
+
+// TestClosedPlan has jobs and rejects of a plan that is closed: one error, and nothing else.
+func TestClosedPlan(t *testing.T) {
+	for _, resident := range []int{0, -1} {
+		p := readString(t, overfull(50_000), Config{SpoolDir: t.TempDir(), resident: resident})
+		if err := p.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for j, err := range p.Jobs() {
+			if j.ID != "" || !errors.Is(err, os.ErrClosed) {
+				t.Errorf("got job %q with %v, want %v", j.ID, err, os.ErrClosed)
+			}
+		}
+		if err := p.WriteRejects(io.Discard); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("got %v, want %v", err, os.ErrClosed)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 )
 
@@ -90,3 +91,55 @@ func TestInputsRefused(t *testing.T) {
 type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// TestErrorsNameTheFile has each way in which reading a named file can fail.
+func TestErrorsNameTheFile(t *testing.T) {
+	files(t, map[string]string{
+		"good.csv":     someRows,
+		"head.csv":     "\n\na,b\n",
+		"wide.csv":     inUTF16(someRows, true, true),
+		"cr.csv":       "from_account,group_name,to_account\ru1,g,x1\r",
+		"short.csv.gz": gzipped(someRows)[:5],
+	})
+	for _, tc := range []struct{ name, want string }{
+		{"head.csv", "head.csv: line 3: the header has no column"},
+		{"wide.csv", "wide.csv: is UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8 wide.csv > utf8.csv"},
+		{"cr.csv", `cr.csv: line 1: the lines end in CR alone; convert it: tr '\r' '\n' < cr.csv > lines.csv`},
+		{"short.csv.gz", "short.csv.gz: the gzip data is cut off; fetch or make the file again"},
+	} {
+		_, err := Read(context.Background(), []string{"good.csv", tc.name}, Config{})
+		if err == nil || !strings.HasPrefix(err.Error(), tc.want) {
+			t.Errorf("got %v, want %s", err, tc.want)
+		}
+	}
+	// A file that is gone by the time it is read.
+	_, err := source{name: "gone.csv"}.open(t.Context(), nil, new(atomic.Int64))
+	var e *Error
+	if !errors.As(err, &e) || e.File != "gone.csv" || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("got %v, want an error of gone.csv that wraps %v", err, fs.ErrNotExist)
+	}
+}
+
+// TestMeter ends where its source ended first, although that has more, as a terminal does.
+func TestMeter(t *testing.T) {
+	reads := 0
+	var read atomic.Int64
+	m := &meter{ctx: t.Context(), read: &read, src: readerFunc(func(p []byte) (int, error) {
+		reads++
+		return copy(p, "rows"), io.EOF
+	})}
+	p := make([]byte, 10)
+	if n, err := m.Read(p); n != 4 || err != io.EOF {
+		t.Errorf("got %d, %v; want 4, EOF", n, err)
+	}
+	if n, err := m.Read(p); n != 0 || err != io.EOF || reads != 1 || read.Load() != 4 {
+		t.Errorf("got %d, %v after %d reads of %d bytes; want 0, EOF after 1 of 4", n, err, reads, read.Load())
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	m = &meter{ctx: ctx, read: &read, src: strings.NewReader("rows")}
+	cancel()
+	if n, err := m.Read(p); n != 0 || err != context.Canceled {
+		t.Errorf("got %d, %v after a cancel; want 0, %v", n, err, context.Canceled)
+	}
+}

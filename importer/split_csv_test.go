@@ -203,3 +203,35 @@ func TestBlockOfShortLines(t *testing.T) {
 		t.Errorf("got to line %d, %v; want 500002, EOF", at, err)
 	}
 }
+
+// TestLookahead has the longest record end exactly where the buffer ends but for the LF, and with CRLF: its line end must
+// be read before it is judged, or the LF counts as a line.
+func TestLookahead(t *testing.T) {
+	record := `u2,g,1,x2,"` + strings.Repeat(" ", maxRecord-len(`u2,g,1,x2,""`)) + `"`
+	for short := range 4 { // bytes of the record and its line end that are not in the buffer yet
+		b := bytes.NewBufferString(csvHeader)
+		for pad := 8*maxRecord - (maxRecord + 2 - short) - b.Len(); pad > 0; { // rows up to the record
+			n := min(pad, 1000)
+			if pad-n < 100 {
+				n = pad
+			}
+			b.WriteString("u1,g,1,x1," + strings.Repeat(" ", n-len("u1,g,1,x1,\n")) + "\n")
+			pad -= n
+		}
+		first := int64(bytes.Count(b.Bytes(), []byte("\n"))) + 1
+		b.WriteString(record + "\r\nu3,g,1,x3,\n")
+		cols, _ := newColumns(nil)
+		var got recorder
+		if _, err := readCSV(b, ',', cols, 0, &got); err != nil {
+			t.Fatal(err)
+		}
+		if len(got.rejects) != 0 {
+			t.Fatalf("%d bytes short: got rejects %.100v", short, got.rejects)
+		}
+		last := got.rows[len(got.rows)-2:]
+		if last[0].line != first || last[1].line != first+1 {
+			t.Errorf("%d bytes short: got the last rows in lines %d and %d, want %d and %d",
+				short, last[0].line, last[1].line, first, first+1)
+		}
+	}
+}
