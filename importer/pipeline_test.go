@@ -134,14 +134,12 @@ func TestSameStream(t *testing.T) {
 			onDisk bool
 		}{
 			{Config{workers: 1}, false},
-			{Config{workers: 3}, false},
 			{Config{workers: 3, resident: -1}, true},
 			{Config{workers: 2, resident: 100_000}, true},
 			{Config{workers: 1, memory: 1}, false},
 			{Config{workers: 1, memory: 3_000_000, resident: -1}, true}, // much is over a limit before a partition is split
 			{Config{workers: 2, memory: 40_000, resident: -1}, true},    // every partition is split, and some of their parts
 			{Config{workers: 2, memory: 8 << 20}, false},
-			{Config{workers: 2, memory: 64 << 20}, false},
 		} {
 			tc.cfg.SpoolDir = t.TempDir()
 			p := readString(t, input.text, tc.cfg)
