@@ -1,31 +1,30 @@
 package importer
 
 import (
-	"encoding/binary"
 	"fmt"
 
 	"groupferry/internal/job"
 )
 
-// A block is a piece of an input on its way from the splitter to the spool: some whole records, and what became of them.
+// A block is a piece of an input between the splitter and the spool: some whole records, and their result.
 //
 //	one goroutine       a parser on each core          the caller's goroutine
 //
 //	splitter ─► block ─┬─► rows parsed, validated ─┬─► in the order of the input: spool, counts
 //	           block ─┘                           │
 //	             ▲                                ▼
-//	             └─────────── used again ─────────┘
+//	             └───────────── reused ───────────┘
 type block struct {
 	file     int
 	line     int64  // physical line at which data begins
-	data     []byte // whole records; an empty line stands for each that was skipped
+	data     []byte // whole records; an empty line replaces each one that was skipped
 	bad      []badLine
-	raw      []byte // of the bad lines, one behind the other
+	raw      []byte // the bad lines, concatenated
 	suspects []lines
-	rows     []row // where the splitter makes rows itself
+	rows     []row // if the splitter makes rows itself
 
 	result blockResult
-	done   chan struct{} // one signal when result is complete
+	done   chan struct{} // gets one signal when result is complete
 }
 
 // A badLine was skipped by the splitter because it is no record.
@@ -39,11 +38,11 @@ type badLine struct {
 // Lines are those from first to last.
 type lines struct{ first, last int64 }
 
-// blockBytes is about the size of a block: enough rows that handing it on costs nothing, and so little that the blocks
-// in work fit into the caches of a core.
+// blockBytes is the approximate size of a block: large against the cost of a channel, and small enough that the blocks
+// being parsed fit into the caches of a core.
 const blockBytes = 128 << 10
 
-// A block that has blockLines is full as well: short lines can all be rejects, and these take more memory.
+// A block of blockLines is full as well: short lines can all be rejects, which take more memory than rows.
 const blockLines = blockBytes / 16
 
 func (b *block) reset(file int) {
@@ -52,7 +51,7 @@ func (b *block) reset(file int) {
 	b.result.reset()
 }
 
-// full tells when to hand the block on. Lines that were skipped count too: there may be nothing else.
+// full reports whether to pass the block on. Skipped lines count too: there may be nothing else.
 func (b *block) full() bool {
 	return len(b.data)+len(b.raw)+64*len(b.bad) >= blockBytes || len(b.rows) >= blockBytes/64
 }
@@ -66,13 +65,13 @@ func (b *block) skipBad(line int64, raw []byte, cut bool, reason string) {
 	b.bad = append(b.bad, badLine{line, from, len(b.raw), cut, reason})
 }
 
-// A splitter cuts an input into blocks. The parsers that it makes read them, each in a goroutine of its own.
+// A splitter cuts an input into blocks. Its parsers parse them, each in its own goroutine.
 type splitter interface {
 	// next adds records to an empty block until it is full or the input ends. The error is that of the input, io.EOF at
 	// its end, or an [*Error] without a file; the block counts all the same.
 	next(*block) error
 	newParser() parser
-	at() int64 // the physical line that next has come to
+	at() int64 // the physical line that next has reached
 }
 
 // A parser makes rows of the records of a block.
@@ -80,19 +79,24 @@ type parser interface {
 	parse(*block, rowHandler)
 }
 
-// A blockResult is what becomes of the rows of a block: they are validated, and encoded for the spool.
+// A blockResult is what the rows of a block become: validated, and encoded for the spool.
 type blockResult struct {
-	validator  *validator
-	rows       []byte // the partition, the size, and the spooled row of each valid one
-	rejects    []byte // spooled
-	rejectEnds []int  // where each of them ends
-	summary    Summary
-	findings   findings
-	ignored    []string
+	validator *validator
+	records   []byte // concatenated
+	ends      []recordEnd
+	summary   Summary
+	findings  findings
+	ignored   []string
 }
 
+// A recordEnd says where a record ends, and to which partition it belongs: a row, or rejected.
+type recordEnd struct{ end, partition int32 }
+
+// rejected is in the place of a partition.
+const rejected = -1
+
 func (o *blockResult) reset() {
-	*o = blockResult{validator: o.validator, rows: o.rows[:0], rejects: o.rejects[:0], rejectEnds: o.rejectEnds[:0]}
+	*o = blockResult{validator: o.validator, records: o.records[:0], ends: o.ends[:0]}
 }
 
 // row implements rowHandler.
@@ -107,34 +111,9 @@ func (o *blockResult) row(r *row) {
 	if kind := foreignID(id, kind == job.OneToOne); kind != nothingFound {
 		o.findings.found(kind, r.position)
 	}
-	head := len(o.rows)
-	o.rows = binary.LittleEndian.AppendUint16(o.rows, uint16(partitionOf(hashUser(r.field[colFrom]), 0, partitionBits)))
-	o.rows = appendSpooledRow(append(o.rows, 0), r, kind, id)
-	o.rows[head+2] = byte(len(o.rows) - head - 3)
-}
-
-// eachRow calls f with the valid rows and their partitions.
-func (o *blockResult) eachRow(f func(partition int, row []byte) error) error {
-	for b := o.rows; len(b) > 0; {
-		n := 3 + int(b[2])
-		if err := f(int(binary.LittleEndian.Uint16(b)), b[3:n]); err != nil {
-			return err
-		}
-		b = b[n:]
-	}
-	return nil
-}
-
-// eachReject calls f with the spooled rejects.
-func (o *blockResult) eachReject(f func(reject []byte) error) error {
-	from := 0
-	for _, to := range o.rejectEnds {
-		if err := f(o.rejects[from:to]); err != nil {
-			return err
-		}
-		from = to
-	}
-	return nil
+	o.records = appendSpooledRow(o.records, r, kind, id)
+	partition := partitionOf(hashUser(r.field[colFrom]), 0, partitionBits)
+	o.ends = append(o.ends, recordEnd{int32(len(o.records)), int32(partition)})
 }
 
 // reject implements rowHandler.
@@ -144,21 +123,21 @@ func (o *blockResult) reject(r *row, code, reason string) {
 	for i, f := range r.field {
 		r.field[i] = cutText(f)
 	}
-	// The reject file always has a type column, so what the type was taken for has to be said there: the row could
-	// not be fixed otherwise without adding it.
+	// The reject file always has a type column, so an inferred type goes there: else the row could not be fixed without
+	// adding it.
 	fields := r.field
 	if fields[colType] == "" && r.noType {
 		if kind, why := r.kind(); why == nil {
 			fields[colType] = fmt.Sprint(kind)
 		}
 	}
-	// And a record that could not be read must not slip in unfixed because what is left of it looks like a row.
-	// Such a row has one id, which tells the type, so nothing is lost.
+	// A record that could not be read must not slip in unfixed because what is left of it looks like a row. Such a row
+	// has one id, which implies the type, so nothing is lost.
 	if _, _, why := o.validator.validate(&row{field: fields}); why == nil {
 		fields[colType] = ""
 	}
-	o.rejects = appendReject(o.rejects, r.position, invalid{code, reason}, &fields)
-	o.rejectEnds = append(o.rejectEnds, len(o.rejects))
+	o.records = appendReject(o.records, r.position, invalid{code, reason}, &fields)
+	o.ends = append(o.ends, recordEnd{int32(len(o.records)), rejected})
 }
 
 // warn implements rowHandler.

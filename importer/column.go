@@ -16,7 +16,7 @@ const (
 	colChat
 	numColumns
 
-	colSkip   column = -1 // a column that the reject file adds: known, and of no use here
+	colSkip   column = -1 // a column that the reject file adds: known and ignored
 	colOther  column = -2
 	colGroups column = -3 // GroupContactItem, which makes a JSONL line a request body
 	colItems  column = -4 // ContactItem
@@ -28,8 +28,8 @@ var columnNames = [numColumns]string{"from_account", "group_name", "type", "to_a
 // extraColumns are the columns that the reject file has beside those.
 var extraColumns = []string{"code", "reason", "file", "line"}
 
-// resultColumns are those that exported results have beside both. An input with all of them is such a file; each by
-// itself can be someone's own column and is told as ignored.
+// resultColumns are those that exported results have beside both. An input with all of them is such a file; a single one
+// can be somebody's own column and is reported as ignored.
 var resultColumns = []string{"group_id", "attempts", "job", "outcome", "finished"}
 
 // columns finds the column that a name in an input means.
@@ -40,7 +40,7 @@ type columns struct {
 	hasOwner bool              // there is a Config.Owner
 }
 
-// newColumns builds the table; the problem is "" or what is wrong with renames.
+// newColumns builds the table. problem is "" if renames are valid.
 func newColumns(renames map[string]string) (c *columns, problem string) {
 	c = &columns{byName: map[string]column{}, names: columnNames, renamed: map[column]string{}}
 	ours := map[string]column{}
@@ -64,7 +64,7 @@ func newColumns(renames map[string]string) (c *columns, problem string) {
 	for _, name := range extraColumns {
 		c.byName[name] = colSkip
 	}
-	// A renamed column answers to its new name alone, and takes that name from any other meaning.
+	// A renamed column has its new name alone, which then has no other meaning.
 	for col, name := range columnNames {
 		if _, ok := c.renamed[column(col)]; !ok {
 			c.byName[canonicalName(name)] = column(col)
@@ -82,7 +82,7 @@ func newColumns(renames map[string]string) (c *columns, problem string) {
 	return c, ""
 }
 
-// find tells what a name in an input means.
+// find returns the column for a name in an input.
 func (c *columns) find(name string) column {
 	if col, ok := c.byName[canonicalName(name)]; ok {
 		return col
@@ -90,7 +90,7 @@ func (c *columns) find(name string) column {
 	return colOther
 }
 
-// canonicalName makes our names and the API's one: from_account, From_Account and FromAccount.
+// canonicalName maps our names and those of the API to one form: from_account, From_Account, FromAccount.
 func canonicalName(name string) string {
 	return strings.NewReplacer("_", "", "-", "", " ", "").Replace(strings.ToLower(strings.TrimSpace(name)))
 }

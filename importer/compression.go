@@ -11,11 +11,11 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// maxZstdWindow bounds what a zstd input can make the decoder hold: the most that zstd itself takes without --long
-// is 8 MiB, and --long=25 is 32 MiB.
+// maxZstdWindow bounds the memory of the zstd decoder: zstd uses at most 8 MiB without --long, and 32 MiB with
+// --long=25.
 const maxZstdWindow = 32 << 20
 
-// decompress tells compression by the first bytes and takes it off. name is that of the compression, "" for none.
+// decompress detects compression by the first bytes and removes it. name is "gzip", "zstd" or "" for none.
 func decompress(r *bufio.Reader) (content io.ReadCloser, name string, err error) {
 	magic, err := r.Peek(4)
 	if err != nil && err != io.EOF {
@@ -40,7 +40,7 @@ func decompress(r *bufio.Reader) (content io.ReadCloser, name string, err error)
 	return io.NopCloser(r), "", nil
 }
 
-// explainCompression puts into e what an error of compressed content means. name is that of the compression.
+// explainCompression describes in e an error in compressed content.
 func explainCompression(e *Error, name string, err error) {
 	switch {
 	case errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, zstd.ErrDecoderSizeExceeded):

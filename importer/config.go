@@ -16,35 +16,33 @@ import (
 
 // Config says how inputs are read. The zero value reads CSV with commas and JSONL.
 type Config struct {
-	// Format of all inputs; "" and FormatAuto tell it for each input by itself.
+	// Format of all inputs; "" and FormatAuto detect it for each input.
 	Format Format
 
-	// Delimiter stands between the fields of a CSV record; 0 means a comma. Letters, digits, the underscore, quotes
-	// and line ends cannot be delimiters.
+	// Delimiter separates the fields of a CSV record; 0 means a comma. Letters, digits, the underscore, quotes and line
+	// ends are not allowed.
 	Delimiter rune
 
-	// Columns gives our column the name that it has in the inputs: {"from_account": "owner"}. In JSONL it renames the
-	// keys at the top of a line; what is inside a GroupContactItem always has the API's names.
+	// Columns maps our columns to their names in the inputs: {"from_account": "owner"}. In JSONL it renames the keys at
+	// the top of a line; what is inside a GroupContactItem always has the API's names.
 	Columns map[string]string
 
 	// Preset reads what another system exports; one of [Presets], "" for none. openim and yunxin read JSON documents
-	// and take neither Format, Delimiter nor Columns; the others bring names of columns, which Columns goes before.
+	// and take neither Format, Delimiter nor Columns; the others define column names, which Columns overrides.
 	Preset string
 
-	// Owner is the user of rows whose input does not say from whom they are: CSV without that column, JSONL without
-	// that key. "" means there is none.
+	// Owner is the user of rows without one: CSV without that column, JSONL without that key. "" means there is none.
 	Owner string
 
-	// MapIDs names a CSV file with the columns old and new. Every id of every row is looked up there, that of the
-	// user, of the other user or of the group chat, and a row with an id that is not there is rejected; rejects keep the
-	// old ids, but for rows over a limit. "" means ids stay as they are.
+	// MapIDs names a CSV file with the columns old and new. All ids of a row are looked up there: from_account,
+	// to_account, to_group_id. A row with an unknown id is rejected. Rejects keep the old ids, except rows over a limit.
+	// "" means ids stay as they are.
 	MapIDs string
 
 	// ImportID names the import; "" means the first 16 digits of the digest. See [job.ValidImportID].
 	ImportID string
 
-	// ChunkSize is how many conversations a call will carry, 1 to 100; 0 means 100. It counts the calls of the
-	// summary and changes nothing else.
+	// ChunkSize is how many conversations a call will carry, 1 to 100; 0 means 100. It only affects Summary.Calls.
 	ChunkSize int
 
 	// SpoolDir is where rows and jobs go when there are more of them than fit into a little memory: into one file, which
@@ -52,14 +50,13 @@ type Config struct {
 	// takes about twice as much room as the input has as CSV, without compression.
 	SpoolDir string
 
-	// Stdin is what the input "-" reads. It may be nil when no input has that name.
+	// Stdin is read for the input "-". It may be nil if no input has that name.
 	Stdin io.Reader
 
-	// Progress, if not nil, hears from the goroutine that called Read how far it is, at most ten times a second and
-	// once at the end.
+	// Progress, if not nil, is called by the goroutine that called Read, at most ten times a second and once at the end.
 	Progress func(Progress)
 
-	// What follows changes no job, whatever its value: tests make sure of that.
+	// The rest changes no job; TestSameStream makes sure of that.
 	workers  int // that parse and group; 0 means one for each core
 	memory   int // bytes for the rows that are grouped at a time; 0 means groupBytes
 	resident int // bytes of the spool that stay in memory; 0 means residentBytes, -1 none
@@ -70,12 +67,12 @@ const groupBytes = 56 << 20
 
 // Progress is how far a [Read] has come.
 type Progress struct {
-	Rows  int64 // rows met
+	Rows  int64 // rows read
 	Bytes int64 // bytes read from the inputs, before decompression
-	Total int64 // bytes that the inputs have, before decompression; 0 when nobody knows (standard input, a pipe)
+	Total int64 // size of the inputs, before decompression; 0 if unknown (standard input, a pipe)
 }
 
-// A ConfigError tells that Read was asked for something that it cannot do.
+// A ConfigError says that a Config or the inputs are not valid.
 type ConfigError struct {
 	Field   string // of Config: "Columns", "Delimiter", …; or "inputs"
 	Problem string

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// A Format says how an input is written.
+// A Format is the format of an input.
 type Format string
 
 // The zero value of Format means [FormatAuto].
@@ -16,10 +16,10 @@ const (
 	FormatJSONL Format = "jsonl" // a row or a whole request body on each line
 )
 
-// formatDocuments is what some presets read; nobody has to ask for it.
+// formatDocuments is what some presets read. It is not part of the API.
 const formatDocuments Format = "documents"
 
-// detectFormat tells the format by the name of an input, or else by the first byte that is no white space.
+// detectFormat decides by the name of an input, or else by the first byte that is not white space.
 func detectFormat(name string, head []byte) Format {
 	name = strings.ToLower(name)
 	for _, ext := range []string{".gz", ".zst"} {
@@ -39,7 +39,7 @@ func detectFormat(name string, head []byte) Format {
 
 var byteOrderMark = []byte("\xef\xbb\xbf")
 
-// checkEncoding refuses, by its first bytes, what would otherwise come out as nothing but rejects.
+// checkEncoding detects, by the first bytes, content of which every row would be rejected.
 func checkEncoding(head []byte) error {
 	for _, magic := range []struct{ bytes, what string }{
 		{"PK\x03\x04", "a spreadsheet or a zip archive"},

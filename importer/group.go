@@ -14,8 +14,8 @@ import (
 // only an accepted one takes memory: at most 20,000 rows of a user, however many there are.
 type grouper struct {
 	seed    maphash.Seed
-	keys    []byte // of the groups, one behind the other
-	entries []byte // of the rows, one behind the other
+	keys    []byte // of the groups, concatenated
+	entries []byte // of the rows, concatenated
 	users   []user
 	groups  []group
 	rows    []groupRow
@@ -48,8 +48,8 @@ type groupRow struct {
 	group uint32
 }
 
-// What users, groups and rows take in bytes, each with its place in an index: a map has 17 bytes a slot and is 7/16 to
-// 7/8 full.
+// The size of users, groups and rows in bytes, each with its slot in an index: a map has 17 bytes a slot and is 7/16
+// to 7/8 full.
 const (
 	indexBytes    = 39
 	bytesPerUser  = 104 + indexBytes
@@ -80,7 +80,7 @@ func (g *grouper) reset() {
 	clear(g.rowIndex)
 }
 
-// used is about how much memory g needs, its jobs included, in bytes.
+// used is about how much memory g needs in bytes, the layout of its jobs included.
 func (g *grouper) used() int {
 	return 2*(len(g.keys)+len(g.entries)) + bytesPerUser*len(g.users) + bytesPerGroup*len(g.groups) + bytesPerRow*len(g.rows)
 }
@@ -95,7 +95,7 @@ func (g *grouper) rowOf(r *groupRow) spooledRow {
 func (g *grouper) hash(b []byte) uint64              { return maphash.Bytes(g.seed, b) }
 func (g *grouper) isGroup(n uint32, key []byte) bool { return bytes.Equal(g.keyOf(&g.groups[n]), key) }
 
-// add takes the next row of the partition. It does not keep the memory of r.
+// add adds the next row of the partition. It does not keep the memory of r.
 func (g *grouper) add(r spooledRow) verdict {
 	n, ok := g.findGroup(r.group)
 	if !ok {
@@ -123,14 +123,14 @@ func (g *grouper) add(r spooledRow) verdict {
 	return accepted
 }
 
-// findGroup returns the number of a group, which it makes if need be. It fails where its user has no room for another one.
+// findGroup returns the number of a group, which it creates if needed. ok is false if its user has too many groups for that.
 func (g *grouper) findGroup(key groupKey) (n uint32, ok bool) {
 	n, groupSlot, ok := g.groupIndex.find(g.hash(key), func(i uint32) bool { return g.isGroup(i, key) })
 	if ok {
 		return n, true
 	}
 	name := key.user()
-	// Not hashUser, which somebody could make collide on purpose.
+	// hashUser is no match for someone who wants ids to collide.
 	u, userSlot, ok := g.userIndex.find(g.hash(name), func(i uint32) bool { return bytes.Equal(g.nameOf(&g.users[i]), name) })
 	if !ok {
 		u = uint32(len(g.users))
@@ -151,10 +151,10 @@ func (g *grouper) findGroup(key groupKey) (n uint32, ok bool) {
 	return n, true
 }
 
-// An index finds the number of a thing by its hash. Of things with the same hash, all but one have the keys behind it.
+// An index maps hashes to the numbers of users, groups or rows. If hashes collide, the next free key is used.
 type index map[uint64]uint32
 
-// find returns the number with this hash that is the one, or else the key to put it under.
+// find returns the number with this hash for which is returns true, or else the free key for a new one.
 func (x index) find(hash uint64, is func(n uint32) bool) (n uint32, key uint64, ok bool) {
 	for key = hash; ; key++ {
 		if n, ok = x[key]; !ok || is(n) {
@@ -163,7 +163,7 @@ func (x index) find(hash uint64, is func(n uint32) bool) (n uint32, key uint64, 
 	}
 }
 
-// jobOrder is the order of jobs: all first groups of users, then all second ones, and so on; see [Plan.Jobs].
+// jobOrder returns the groups in the order of [Plan.Jobs].
 func (g *grouper) jobOrder() []uint32 {
 	order := make([]uint32, len(g.groups))
 	for i := range order {

@@ -11,7 +11,7 @@ import (
 // otherName is in the header that gocsv gets for every column that is not ours.
 const otherName = "x"
 
-// A header says which column each field of a record is.
+// A header maps the fields of a record to columns.
 type header struct {
 	texts []string // as in the input
 	cols  []column
@@ -19,8 +19,8 @@ type header struct {
 	comma string
 }
 
-// parseHeader makes a header of the first record of an input. reason says why the splitter takes it for none, or is "". An
-// error is an [*Error] without file and line.
+// parseHeader parses the first record of an input. reason is "", or says why the splitter rejects it. The error is an
+// [*Error] without file and line.
 func parseHeader(raw, reason string, comma rune, cols *columns) (*header, error) {
 	refuse := func(hint, format string, args ...any) (*header, error) {
 		return nil, &Error{Problem: fmt.Sprintf(format, args...), Hint: hint}
@@ -75,7 +75,7 @@ func parseHeader(raw, reason string, comma rune, cols *columns) (*header, error)
 	return h, nil
 }
 
-// headerHint guesses why a header does not have the columns that it should.
+// headerHint guesses why columns are missing.
 func headerHint(raw string, comma rune) string {
 	switch {
 	case comma != ';' && strings.Contains(raw, ";"):
@@ -112,7 +112,7 @@ func (h *header) ignored() []string {
 	return names
 }
 
-// has tells whether a column is there.
+// has reports whether a column is there.
 func (h *header) has(col column) bool { return slices.Contains(h.cols, col) }
 
 // forGocsv is the header that gocsv gets, on one line.
@@ -127,9 +127,9 @@ func (h *header) forGocsv() string {
 	return strings.Join(names, h.comma) + "\n"
 }
 
-// isRepeated tells whether r is the header once more, as in files put together with cat.
+// isRepeated reports whether r is the header again, as in files joined with cat.
 func (h *header) isRepeated(r *row) bool {
-	// Nearly every row is told from it by the length of one field.
+	// The length of one field is enough to exclude nearly every row.
 	if over := len(r.field[colGroup]) - len(h.names[colGroup]); over != 0 && over != len(byteOrderMark) {
 		return false
 	}
@@ -141,9 +141,8 @@ func (h *header) isRepeated(r *row) bool {
 	return true
 }
 
-// salvage tells apart what can be told of the fields of an unreadable line, so that a person can fix the row without
-// the input at hand. A field that begins with a quote but does not end like it is taken up to the next comma, quotes
-// and all.
+// salvage finds the fields of an unreadable line as far as possible, so that the row can be fixed without the input. A
+// field that begins with a quote but does not end like one ends at the next comma and keeps its quotes.
 func (h *header) salvage(raw []byte, cut bool) row {
 	var fields []string
 	comma := []byte(h.comma)
@@ -169,7 +168,7 @@ func (h *header) salvage(raw []byte, cut bool) row {
 			r.field[col] = fields[i]
 		}
 	}
-	// What is too much stays with the last of our columns: perhaps only a name with a comma lacks its quotes.
+	// Excess fields stay with the last of our columns: perhaps only a name with a comma lacks its quotes.
 	if len(fields) > len(h.cols) {
 		over := strings.Join(fields[len(h.cols):], h.comma)
 		if strings.Trim(over, h.comma) != "" {

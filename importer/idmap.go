@@ -16,7 +16,7 @@ import (
 	"github.com/gocarina/gocsv"
 )
 
-// An idMap gives old ids new names. It is held in memory as a whole: about 100 bytes for each pair.
+// An idMap maps old ids to new ones. It is in memory as a whole: about 100 bytes for each pair.
 type idMap struct {
 	name   string // of its file
 	digest string
@@ -60,7 +60,7 @@ func readIDMap(name string) (*idMap, error) {
 	return nil, e
 }
 
-// readPairs fills m. An error is about the line that it returns, or about none if that is 0.
+// readPairs fills m. If line is not 0, the error is about that line.
 func (m *idMap) readPairs(parser *csv.Reader) (line int, err error) {
 	rows, err := gocsv.NewUnmarshaller(parser, &idPair{})
 	if err == io.EOF {
@@ -97,7 +97,7 @@ func (m *idMap) readPairs(parser *csv.Reader) (line int, err error) {
 	}
 }
 
-// rename gives the ids of r their new names, or tells which one has none. Empty ids are left to the validation.
+// rename replaces the ids of r, or says which one is unknown. Empty ids are left to the validation.
 func (m *idMap) rename(r *row) *invalid {
 	for _, col := range []column{colFrom, colUser, colChat} {
 		old := r.field[col]

@@ -4,14 +4,15 @@
 //
 // The path of a row, by the files of this package:
 //
-//	source → compression → split → parse → validate → partition in the spool → group → layout in the spool → Plan.Jobs
+//	source → compression → split → parse → validate → spool → partition → group → layout → spool → plan
 //
-// What validate or group refuses goes to Plan.Rejects instead. pipeline.go alone knows all stages:
+// What parse, validate or group rejects is spooled as a reject instead. Only pipeline.go knows all stages:
 //
-//	one goroutine                a parser on each core        the caller of Read     a grouper on each core
+//	one goroutine            a parser on each core     caller of Read           a grouper on each core
 //
-//	source, compression, split ─┬─► parse ─► validate ─┬─► spool: partition 0 … 511 ─┬─► group ─► layout ─┬─► spool: runs
-//	       blocks of records   ─┴─► parse ─► validate ─┘   in the order of the input └─► group ─► layout ─┘
+//	source                   parse ─► validate         spool, by the hash       group ─► layout ─► spool
+//	└─► compression          parse ─► validate         of the user, in the      group ─► layout ─► spool
+//	    └─► split ─► blocks ─►    …          ─► blocks ─► order of the input ─►      …                  ─► Plan
 //
 // # Input
 //
@@ -20,13 +21,13 @@
 // [Config.Columns] gives other names. An input without a type column is read by which of the two ids a row has. A
 // JSONL input has one object on a line: a row with the same keys, or the whole body of a create_contact_group
 // request, which counts as one row for every conversation in it. Columns and keys of other names are ignored and
-// reported once. Gzip and zstd are told by their first bytes.
+// reported once. Gzip and zstd are detected by their first bytes.
 //
 // # Rows
 //
 // Every row is in the end one of three: accepted, duplicate (an earlier row put the same conversation into the group) or
 // rejected. What is wrong with a row never costs another row, and is never an error of [Read]: an error means that
-// nothing can be said about an input at all.
+// an input cannot be read at all.
 //
 // Nothing is trimmed or fixed on the way. An id that begins or ends with a space is rejected, a group name is taken
 // as it stands.
@@ -43,18 +44,18 @@
 // The jobs of the whole input come by (rank of the group among those of its user, hash of the user, user). This is as
 // far apart as the groups of a user can be, which matters because calls for one user may not overlap, and it needs no
 // sorting: each run has one segment for each rank. The order depends on the rows alone. Memory, partitions and cores
-// change how it is found and nothing else.
+// have no influence on it.
 package importer
 
 import "fmt"
 
-// An Error tells why an input cannot be read at all, and what to do about it.
+// An Error says why an input cannot be read at all, and what to do about it.
 type Error struct {
 	File    string // name of the input as it was given
 	Line    int64  // physical line from 1; 0 when the problem has no line
 	Problem string // what is wrong
 	Hint    string // what to do; may be ""
-	Err     error  // what made it so, for errors.Is; may be nil, and is not part of the text
+	Err     error  // the cause, for errors.Is; may be nil, and is not part of the text
 }
 
 func (e *Error) Error() string {

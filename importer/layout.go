@@ -17,8 +17,8 @@ import (
 type layout struct {
 	g    *grouper
 	jobs []byte
-	ends [chat.MaxGroupsPerUser]int // where the jobs of each rank end
-	next []uint32                   // by group: where its entries end
+	ends [chat.MaxGroupsPerUser]int // by rank: the end of its jobs
+	next []uint32                   // by group: the end of its entries
 	head []byte
 }
 
@@ -42,8 +42,7 @@ func (l *layout) layoutJobs(g *grouper) {
 	for rank := 1; rank < len(l.ends); rank++ {
 		l.ends[rank] = max(l.ends[rank], l.ends[rank-1])
 	}
-	// The rows are read once, in the order in which they came: reading those of one job after the other would wait for
-	// memory at each of them.
+	// One pass over the rows in the order of the input: going job by job would miss the cache at every row.
 	for i := range g.rows {
 		r := &g.rows[i]
 		l.next[r.group] += uint32(copy(l.jobs[l.next[r.group]:], g.entryOf(r).bytes))

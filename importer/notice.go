@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// ignoredColumns gathers the names in the inputs that are none of our columns. The zero value is empty.
+// ignoredColumns are the names in the inputs that are none of our columns. The zero value is empty.
 type ignoredColumns []ignoredNames
 
 // ignoredNames are those of one input.
@@ -18,7 +18,7 @@ type ignoredNames struct {
 // maxIgnored is how many ignored names of one input are reported.
 const maxIgnored = 20
 
-// add takes a name. Inputs come one after the other.
+// add adds a name. Inputs come one after the other.
 func (c *ignoredColumns) add(file int, name string) {
 	if len(*c) == 0 || (*c)[len(*c)-1].file != file {
 		*c = append(*c, ignoredNames{file: file})
@@ -33,7 +33,7 @@ func (c *ignoredColumns) add(file int, name string) {
 	}
 }
 
-// notices says what was ignored, once for all inputs in which the same was.
+// notices returns one text for all inputs with the same ignored names.
 func (c ignoredColumns) notices(files []string) []string {
 	var texts []string
 	in := map[string][]string{} // the inputs by text

@@ -9,12 +9,11 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// maxDocument is how many conversations one document of another system may have, so that what has to be held of it
-// until its end stays small.
+// maxDocument is how many conversations one document of another system may have: they are in memory until its end.
 const maxDocument = 100_000
 
 // documents reads the responses of another system's API as they were saved: one JSON document, several, a list of them,
-// on one line or many. What is wrong with the JSON itself is an error, for nobody knows how the document goes on.
+// on one line or many. Invalid JSON is an error, because the rest of the document cannot be read.
 type documents struct {
 	preset string
 	lines  *lineCounter
@@ -94,7 +93,7 @@ func (documentParser) parse(b *block, out rowHandler) {
 	}
 }
 
-// object reads an object at any depth, and takes it for what its keys say it is.
+// object reads an object at any depth. Its keys decide what it is.
 func (d *documents) object() error {
 	var owner, name, group, conversation string
 	var ids []string
@@ -151,7 +150,7 @@ func (d *documents) object() error {
 	return nil
 }
 
-// value reads a value that means nothing by itself, and looks for objects in it.
+// value reads any value, and the objects in it.
 func (d *documents) value() error {
 	switch d.dec.PeekKind() {
 	case '{':
@@ -198,7 +197,7 @@ func (d *documents) texts() (ids []string, at []int64, err error) {
 			return nil, nil, err
 		}
 		if ids, at = append(ids, id), append(at, d.at()); len(ids) > maxDocument {
-			break // the caller says so
+			break // object returns the error
 		}
 	}
 	if len(ids) <= maxDocument {

@@ -15,8 +15,8 @@ import (
 // maxBody is how many conversations a request body may have: as many as a user, 20 groups of 1,000.
 const maxBody = chat.MaxGroupsPerUser * chat.MaxConversationsPerGroup
 
-// A jsonlParser makes rows of the lines of blocks. It reads token by token, for then a value of the wrong kind costs the
-// one row it belongs to, keys are found whatever their case, and keys that are not ours can be named.
+// A jsonlParser makes rows of the lines of blocks. It reads token by token, so that a value of the wrong kind costs only
+// its row, keys are found in any case, and keys that are not ours can be reported.
 type jsonlParser struct {
 	out    rowHandler
 	file   int
@@ -57,12 +57,12 @@ func (d *jsonlParser) parse(b *block, out rowHandler) {
 	}
 }
 
-// shapeError is what is wrong with a line that is sound JSON.
+// A shapeError is about a line that is valid JSON.
 type shapeError string
 
 func (e shapeError) Error() string { return string(e) }
 
-// line hands over the rows of one line, all of them or one reject.
+// line handles the rows of one line: all of them, or one reject.
 func (d *jsonlParser) line(n int64, b []byte) {
 	d.rows, d.body, d.seen = d.rows[:0], false, 0
 	d.single = row{position: position{d.file, n}, noType: true, noOwner: true}
@@ -86,8 +86,8 @@ func (d *jsonlParser) line(n int64, b []byte) {
 	}
 }
 
-// jsonReason says in our own words why a line is not read: those of the package may change with its version, and may
-// hold parts of the line.
+// jsonReason says why a line cannot be read. The text of the error may change with the version of the package, and may
+// contain parts of the line.
 func jsonReason(line []byte, err error) string {
 	var shape shapeError
 	var syntax *jsontext.SyntacticError
@@ -227,7 +227,7 @@ func (d *jsonlParser) elements(key string, object func() error, other func()) er
 	return err
 }
 
-// bad adds a row that is wrong as a whole, so that it is counted.
+// bad adds a row that is invalid as a whole, so that it is counted.
 func (d *jsonlParser) bad(reason string) {
 	d.rows = append(d.rows, row{position: d.single.position, noType: true, invalidReason: reason})
 }
@@ -289,7 +289,7 @@ func (d *jsonlParser) item() error {
 	return err
 }
 
-// once refuses a column that an object has under two spellings. The decoder itself sees to a key that is there twice.
+// once rejects a column that an object has in two spellings. The decoder rejects a key that is there twice.
 func once(seen *uint, col column) error {
 	bit := onceBit(col)
 	if *seen&bit != 0 {
@@ -315,7 +315,7 @@ type keys struct {
 // maxKnownKeys bounds what is remembered of an input whose keys are never the same.
 const maxKnownKeys = 1000
 
-// find tells what the quoted key means, and gives the text of one that is not ours, the first time at least.
+// find returns the column of a quoted key. If that is none of ours, other is its text, at least the first time.
 func (k *keys) find(quoted []byte) (col column, other string) {
 	if col, ok := k.known[string(quoted)]; ok {
 		return col, ""

@@ -11,21 +11,21 @@ import (
 // A partition has the rows of the users whose hashes begin with the same bits, in the order of the input.
 type partition struct {
 	rows recordLog
-	bits int // how many of them are the same
+	bits int // how many
 }
 
 const (
-	// partitionBits choose the partition of a user: as many as it takes for the rows of a hundred million to fit into half
-	// of groupBytes.
+	// partitionBits of the hash choose the partition of a user. A partition of 100 million rows fits into half of
+	// groupBytes.
 	partitionBits = 9
 	partitions    = 1 << partitionBits
 
-	// splitBits more choose the part of a partition that turned out to be too large.
+	// The next splitBits choose the part if a partition is too large.
 	splitBits = 4
 )
 
-// hashUser hashes a user with 64-bit FNV-1a. Ids that differ in their last digits only have hashes that are close
-// together in FNV, hence the finalizer of MurmurHash3 behind it. The order of jobs depends on it: see [Plan.Jobs].
+// hashUser is 64-bit FNV-1a and the finalizer of MurmurHash3, because FNV hashes of ids that differ in their last digits
+// only are close together. The order of jobs depends on it: see [Plan.Jobs].
 func hashUser[T string | []byte](id T) uint64 {
 	h := uint64(14695981039346656037)
 	for i := range len(id) {
@@ -39,16 +39,16 @@ func hashUser[T string | []byte](id T) uint64 {
 	return h
 }
 
-// partitionOf chooses among 1<<n partitions by the bits of the hash behind the first ones.
+// partitionOf chooses among 1<<n partitions by n bits of the hash, after the first bits of it.
 func partitionOf(hash uint64, bits, n int) int { return int(hash << bits >> (64 - n)) }
 
-// A run is what a partition comes to: the jobs of its users, and those of their rows that went over a limit.
+// A run is what a partition becomes: the jobs of its users, and their rows over a limit.
 type run struct {
 	jobs      [chat.MaxGroupsPerUser]segment // by the rank of the group among those of its user
 	overLimit recordLog                      // rejects, in the order of the input
 }
 
-// A partitionGrouper makes runs of partitions, one after the other. Its memory is used again.
+// A partitionGrouper makes runs of partitions, one after the other, and reuses its memory.
 type partitionGrouper struct {
 	spool     *spool
 	budget    int // bytes that the rows of a partition may take
@@ -66,9 +66,8 @@ func newPartitionGrouper(s *spool, budget, chunkSize int) *partitionGrouper {
 	return &partitionGrouper{spool: s, budget: budget, chunkSize: chunkSize, grouper: newGrouper()}
 }
 
-// group makes a run of a partition. If more is accepted than memory was given for, the run has only those rows over a
-// limit that were found until then, and the rest of the rows, with those accepted so far before them, is in parts: they
-// come to the same from there on, and no part is split for rows that will be rejected.
+// group makes a run of a partition. If the accepted rows exceed the budget, it returns parts instead: they have the rows
+// accepted so far, then the rest of the partition. The run then only has the rows that were over a limit until then.
 func (g *partitionGrouper) group(ctx context.Context, p partition) (r *run, parts []partition, err error) {
 	g.grouper.reset()
 	r = &run{overLimit: recordLog{spool: g.spool}}
@@ -109,7 +108,7 @@ func (g *partitionGrouper) group(ctx context.Context, p partition) (r *run, part
 	return r, parts, err
 }
 
-// add gives the next row to the grouper, and rejects it if it is over a limit.
+// add adds the next row, or rejects it if it is over a limit.
 func (g *partitionGrouper) add(row spooledRow, r *run) error {
 	switch v := g.grouper.add(row); v {
 	case tooManyConversations, tooManyGroups:
@@ -121,7 +120,7 @@ func (g *partitionGrouper) add(row spooledRow, r *run) error {
 	return nil
 }
 
-// split begins the parts of a partition with what was accepted so far, in the order of the input.
+// split starts the parts of a partition with the rows accepted so far, in the order of the input.
 func (g *partitionGrouper) split(bits int) ([]partition, error) {
 	parts := make([]partition, 1<<splitBits)
 	for i := range parts {

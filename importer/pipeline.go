@@ -17,9 +17,9 @@ import (
 // Read reads and checks all inputs: names of files, globs, and "-" for standard input, in the order given, the
 // matches of a glob in the order of their names. An input that is named twice is read once.
 //
-// The error is a [*ConfigError] when cfg or inputs cannot be used, the error of ctx when that ended, and else an [*Error] for
-// the first input about which nothing can be said: no such file, an archive that is cut off, no header, UTF-16 and
-// the like. Rows that cannot be used are no error but rejects of the plan.
+// The error is a [*ConfigError] if cfg or inputs are not valid, the error of ctx if that ended, and else an [*Error] for
+// the first input that cannot be read at all: no such file, an archive that is cut off, no header, UTF-16 and the like.
+// Invalid rows are no error but rejects of the plan.
 func Read(ctx context.Context, inputs []string, cfg Config) (*Plan, error) {
 	o, err := normalizeConfig(cfg)
 	if err != nil {
@@ -31,17 +31,17 @@ func Read(ctx context.Context, inputs []string, cfg Config) (*Plan, error) {
 	}
 	plan, err := newPipeline(o, spool).run(ctx, inputs)
 	if err != nil {
-		spool.close() // the error at hand says more
+		spool.close() // err matters more
 		return nil, err
 	}
 	return plan, nil
 }
 
-// A pipeline leads the rows of all inputs through the stages.
+// A pipeline passes the rows of all inputs through the stages.
 type pipeline struct {
 	options
 	validator validator
-	blocks    []*block // to be used again
+	blocks    []*block // reused
 
 	// what was found so far, in the order of the inputs
 	files      []string // names of the inputs
@@ -76,7 +76,7 @@ func newPipeline(o options, s *spool) *pipeline {
 			result: blockResult{validator: &p.validator}, done: make(chan struct{}, 1),
 		})
 	}
-	// Should the same rows ever come to other jobs, the number changes, and old imports are not mistaken for new ones.
+	// The number changes if the same rows ever become other jobs, so that an old import is not taken for the new one.
 	io.WriteString(p.digest, "groupferry import 1\n")
 	return p
 }
@@ -106,7 +106,7 @@ func (p *pipeline) run(ctx context.Context, inputs []string) (*Plan, error) {
 	return p.plan(runs), nil
 }
 
-// readSource leads one input to the spool.
+// readSource passes one input to the spool.
 func (p *pipeline) readSource(ctx context.Context, s source) error {
 	c, err := s.open(ctx, p.Stdin, &p.read)
 	if err != nil {
@@ -125,7 +125,7 @@ func (p *pipeline) readSource(ctx context.Context, s source) error {
 	}
 	if len(c.head) == 0 {
 		// A JSONL export of nothing is an empty file. A CSV export of nothing still has its header: without one it is
-		// more likely an export that broke, and taking it for "no groups" would be wrong.
+		// more likely an export that broke, not one without groups.
 		if format == FormatCSV {
 			return &Error{File: s.name, Problem: "is empty", Hint: "a CSV file begins with a header"}
 		}
@@ -161,7 +161,7 @@ func (p *pipeline) readSource(ctx context.Context, s source) error {
 	return nil
 }
 
-// pump leads the records of an input to the spool: see block.
+// pump passes the records of an input to the spool, block by block.
 func (p *pipeline) pump(ctx context.Context, split splitter, file int) error {
 	n := len(p.blocks)
 	var (
@@ -219,14 +219,18 @@ func (p *pipeline) pump(ctx context.Context, split splitter, file int) error {
 	return err
 }
 
-// collect spools what became of a block. Blocks come in the order of the input.
+// collect adds the result of a block. Blocks come in the order of the input.
 func (p *pipeline) collect(file int, o *blockResult) error {
-	err := o.eachRow(func(partition int, row []byte) error { return p.partitions[partition].add(row) })
-	if err != nil {
-		return err
-	}
-	if err := o.eachReject(func(reject []byte) error { return p.rejects.add(reject) }); err != nil {
-		return err
+	from := int32(0)
+	for _, r := range o.ends {
+		log := &p.rejects
+		if r.partition != rejected {
+			log = &p.partitions[r.partition]
+		}
+		if err := log.add(o.records[from:r.end]); err != nil {
+			return err
+		}
+		from = r.end
 	}
 	p.summary.add(&o.summary)
 	p.findings.add(&o.findings)
@@ -236,7 +240,7 @@ func (p *pipeline) collect(file int, o *blockResult) error {
 	return nil
 }
 
-// groupAll makes the runs of all partitions, side by side, in the order of the hashes.
+// groupAll makes the runs of all partitions, concurrently. They are in the order of the hashes.
 func (p *pipeline) groupAll(ctx context.Context) ([]*run, error) {
 	var (
 		runs [partitions][]*run
@@ -266,7 +270,7 @@ func (p *pipeline) groupAll(ctx context.Context) ([]*run, error) {
 		})
 	}
 	wait.Wait()
-	// When one fails the others are cancelled: what counts is why the first one failed.
+	// The first worker that fails stops the others.
 	if err := cmp.Or(ctx.Err(), context.Cause(inner)); err != nil {
 		return nil, err
 	}
@@ -277,7 +281,7 @@ func (p *pipeline) groupAll(ctx context.Context) ([]*run, error) {
 	return slices.Concat(runs[:]...), nil
 }
 
-// plan puts together what the caller of Read gets.
+// plan returns what was found.
 func (p *pipeline) plan(runs []*run) *Plan {
 	digest := hex.EncodeToString(p.digest.Sum(nil))
 	plan := &Plan{

@@ -7,14 +7,14 @@ import (
 	"groupferry/internal/job"
 )
 
-// A Plan is what a whole input comes to: the jobs that it asks for, and what became of every row. Jobs and rejects may
-// be more than memory holds, so they are read from a spool, and the plan has to be closed.
+// A Plan is what the inputs ask for: the jobs, and what became of every row. Jobs and rejects may be larger than memory,
+// so they are read from a spool, and the plan has to be closed.
 type Plan struct {
 	ImportID string    // Config.ImportID, or the first 16 digits of Digest
 	Digest   string    // SHA-256 of the content and of the options that change jobs, in 64 hexadecimal digits
 	Summary  Summary   //
 	Warnings []Warning // about rows that are accepted all the same; by input, then by line; see Summary.Warnings
-	Notices  []string  // what else a person should hear once, such as columns that were ignored
+	Notices  []string  // what else to report once, such as columns that were ignored
 
 	files   []string // names of the inputs
 	spool   *spool
@@ -34,10 +34,10 @@ type Summary struct {
 	Users         int64 // with at least one job
 	Jobs          int64
 	Conversations int64
-	Calls         int64            // that the jobs take when each goes well at once
+	Calls         int64            // that the jobs need if none fails
 	RejectCodes   map[string]int64 // rejected rows by code; never nil in a plan
 	Warnings      int64            // given; Plan.Warnings has the first 1,000 of each kind
-	Spooled       int64            // bytes on disk, beside what was held in memory
+	Spooled       int64            // bytes of the spool on disk; the rest was in memory
 }
 
 func (s *Summary) add(t *Summary) {
@@ -64,8 +64,8 @@ func (s *Summary) reject(code string, n int64) {
 
 // Jobs goes through the jobs, in an order that depends on the data alone: all first groups of users, then all second
 // ones, and so on, each round by a hash of the user. Calls for one user may not overlap, and this keeps them apart. The
-// conversations of a job are in the order of the input. Jobs may be ranged over any number of times, also at once. An
-// error is the last that it gives: what was spooled cannot be read.
+// conversations of a job are in the order of the input. Jobs may be ranged over any number of times, also concurrently.
+// An error, which means that the spool cannot be read, ends the sequence.
 func (p *Plan) Jobs() iter.Seq2[job.Job, error] {
 	return func(yield func(job.Job, error) bool) {
 		var buf []byte

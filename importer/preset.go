@@ -12,7 +12,7 @@ import (
 // A preset reads what another system exports.
 type preset struct {
 	columns   map[string]string // names of columns that the system has
-	translate func(*row)        // what its ids mean; says in row.invalidReason when it is nothing
+	translate func(*row)        // translates ids, or sets row.invalidReason
 	documents bool              // whole JSON documents instead of rows
 }
 
@@ -36,7 +36,7 @@ var presets = map[string]preset{
 // Presets are the names that [Config.Preset] can have.
 func Presets() []string { return slices.Sorted(maps.Keys(presets)) }
 
-// conversation fills in what a conversation id stands for.
+// conversation sets type and id.
 func (r *row) conversation(kind int, id string) {
 	r.field[colType], r.field[colUser], r.field[colChat], r.noType = fmt.Sprint(kind), "", "", false
 	if kind == job.GroupChat {

@@ -16,16 +16,16 @@ import (
 	"groupferry/internal/chat"
 )
 
-// A Reject is a row that was refused, with its fields as they stood in the input, so that it can be fixed. A field
-// is cut after 256 bytes. Of a record that could not be read it has the fields that could still be told apart.
+// A Reject is a row that was rejected, with its fields as they are in the input, so that it can be fixed. A field is cut
+// after 256 bytes. Of a record that could not be read it has the fields that could be found.
 type Reject struct {
 	FromAccount string `csv:"from_account"`
 	GroupName   string `csv:"group_name"`
 	Type        string `csv:"type"`
 	ToAccount   string `csv:"to_account"`
 	ToGroupID   string `csv:"to_group_id"`
-	Code        string `csv:"code"`   // the API's code for the same complaint (50002, 51008, 51010, 51011), or parse
-	Reason      string `csv:"reason"` // for people; holds no value of the row
+	Code        string `csv:"code"`   // the API's code for the same error (50002, 51008, 51010, 51011), or parse
+	Reason      string `csv:"reason"` // for people; contains no value of the row
 	File        string `csv:"file"`   // name of the input
 	Line        int64  `csv:"line"`   // physical line from 1; that of the record's beginning
 }
@@ -48,10 +48,8 @@ var limitReasons = map[verdict]invalid{
 		fmt.Sprintf("the user has %d groups before this one, %[1]d at most", chat.MaxGroupsPerUser)},
 }
 
-// A spooled reject begins with a byte. If that is 0, the position, the code, the reason and the fields follow; else it is
-// a verdict, and the spooled row follows, which takes less and costs nothing to make.
-
-// appendReject encodes a row that was refused before it was spooled.
+// appendReject encodes a row that was rejected before it was spooled: a 0, its position, code, reason and fields. That of
+// a row over a limit is shorter: its verdict, which is not 0, and the spooled row.
 func appendReject(b []byte, at position, why invalid, fields *[numColumns]string) []byte {
 	b = append(b, 0)
 	b = binary.AppendUvarint(b, uint64(at.file))
@@ -93,11 +91,11 @@ func decodeReject(b []byte) (at position, why invalid, fields [numColumns]string
 	return at, why, fields, b
 }
 
-// Rejects goes through the rejected rows by input, then by line. It may be ranged over any number of times, also at
-// once. An error is the last that it gives: what was spooled cannot be read.
+// Rejects goes through the rejected rows by input, then by line. It may be ranged over any number of times, also
+// concurrently. An error, which means that the spool cannot be read, ends the sequence.
 func (p *Plan) Rejects() iter.Seq2[Reject, error] {
 	return func(yield func(Reject, error) bool) {
-		// Each log is in order by itself, so it is enough to merge them.
+		// Each log is sorted, so it is enough to merge them.
 		logs := []*recordLog{&p.rejects}
 		for _, r := range p.runs {
 			logs = append(logs, &r.overLimit)
@@ -139,7 +137,7 @@ func (p *Plan) Rejects() iter.Seq2[Reject, error] {
 
 // A rejectReader reads a log of rejects one by one.
 type rejectReader struct {
-	number  int // of the log: the order of rejects of one line
+	number  int // of the log, which orders the rejects of one line
 	log     logReader
 	records []byte
 
@@ -164,7 +162,7 @@ func (r *rejectReader) compare(q *rejectReader) int {
 	return cmp.Or(r.at.compare(q.at), cmp.Compare(r.number, q.number))
 }
 
-// rejectsAtOnce is how many rejects are given to gocsv at a time.
+// rejectsAtOnce is how many rejects are passed to gocsv at a time.
 const rejectsAtOnce = 1000
 
 // WriteRejects writes the rejects as CSV: the five columns of an input, so that the rows can be fixed and imported as

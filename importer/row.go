@@ -6,17 +6,17 @@ import "unicode/utf8"
 type row struct {
 	position      // where the record begins
 	field         [numColumns]string
-	noType        bool   // the input says nothing of a type: it goes by the id that is there
-	noOwner       bool   // the input says nothing of a user
-	invalidReason string // why a value cannot be one, where its text does not show that; "" if nothing is wrong
+	noType        bool   // the input has no type: the id that is there decides
+	noOwner       bool   // the input has no user
+	invalidReason string // why the row is invalid, if its fields do not show that; else ""
 }
 
-// A rowHandler takes what a parser finds. The row is the parser's and changes after the call.
+// A rowHandler receives what a parser finds. The row is only valid during the call.
 type rowHandler interface {
 	row(r *row)                         // a record that could be read
-	reject(r *row, code, reason string) // a record that could not; r holds the fields that were still to be told apart
+	reject(r *row, code, reason string) // a record that could not; r has the fields that could be found
 	warn(at position, text string)
-	ignore(name string) // a column or key that is none of ours; may be told more than once
+	ignore(name string) // a column or key that is none of ours; may be called again for the same one
 }
 
 // maxText is the longest field in bytes that a reject keeps. No field of a valid row is longer than an id of 48

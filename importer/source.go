@@ -25,8 +25,8 @@ type source struct {
 // stdinName is the name of standard input.
 const stdinName = "-"
 
-// expandSources turns what the caller named into sources. All of them are looked at before the first is read, so that a
-// misspelt last name does not cost the time to read the others.
+// expandSources turns names and globs into sources. It looks at all of them before the first is read, so that a misspelt
+// last name is found at once.
 func expandSources(inputs []string, stdin io.Reader) (sources []source, notices []string, err error) {
 	if len(inputs) == 0 {
 		return nil, nil, &ConfigError{Field: "inputs", Problem: "nothing to read: no input was named"}
@@ -63,7 +63,7 @@ func expandSources(inputs []string, stdin io.Reader) (sources []source, notices 
 	return sources, notices, nil
 }
 
-// newSource looks at an input without opening it.
+// newSource checks an input without opening it.
 func newSource(name string, stdin io.Reader) (source, error) {
 	s := source{name, -1}
 	if name == stdinName {
@@ -87,7 +87,7 @@ func newSource(name string, stdin io.Reader) (source, error) {
 	return s, nil
 }
 
-// A content is what an open source has, without compression and byte order mark.
+// A content is an open source, without compression and byte order mark.
 type content struct {
 	*bufio.Reader
 	source      source
@@ -98,10 +98,10 @@ type content struct {
 	digest      digester
 }
 
-// headBytes is how far into an input its format is looked for.
+// headBytes is how much of an input is used to detect its format.
 const headBytes = 4 << 10
 
-// open opens a source. It adds what is read from then on, before decompression, to read. The error is an [*Error] or that
+// open opens a source. The bytes read from it, before decompression, are added to read. The error is an [*Error] or that
 // of ctx.
 func (s source) open(ctx context.Context, stdin io.Reader, read *atomic.Int64) (c *content, err error) {
 	c = &content{source: s}
@@ -126,7 +126,7 @@ func (s source) open(ctx context.Context, stdin io.Reader, read *atomic.Int64) (
 	c.digest = digester{src: c.unpacked, sum: sha256.New()}
 	c.Reader = bufio.NewReaderSize(&c.digest, 128<<10)
 	c.head, err = c.Peek(headBytes)
-	if err != nil && err != io.EOF && len(c.head) == 0 { // else it comes again, behind what could be read
+	if err != nil && err != io.EOF && len(c.head) == 0 { // else it comes again, after what could be read
 		return c, err
 	}
 	if err := checkEncoding(c.head); err != nil {
@@ -148,8 +148,8 @@ func (c *content) close() {
 	}
 }
 
-// explain makes the error of an input out of what reading it came to at a line. FILE in a hint becomes the name of the
-// input.
+// explain returns the error of an input for one of reading it, at a line if that is not 0. FILE in a hint becomes its
+// name.
 func (c *content) explain(ctx context.Context, line int64, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -157,7 +157,7 @@ func (c *content) explain(ctx context.Context, line int64, err error) error {
 	name := c.source.name
 	var e *Error
 	if errors.As(err, &e) {
-		if e.File == "" { // else it is about the spool
+		if e.File == "" { // else it is the spool's
 			e.File = name
 			e.Hint = strings.ReplaceAll(e.Hint, "FILE", name)
 		}
@@ -179,8 +179,8 @@ func plainError(err error) string {
 	return err.Error()
 }
 
-// A meter counts the bytes of an input as stored, and stops when the context ends. Its errors stay: the peeks before
-// an input is read must not take away the end of one that comes from a terminal.
+// A meter counts the bytes of an input before decompression, and stops when the context ends. Its errors stay: the peeks
+// before an input is read must not swallow the end of one that comes from a terminal.
 type meter struct {
 	ctx  context.Context
 	src  io.Reader

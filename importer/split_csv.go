@@ -12,17 +12,16 @@ import (
 // hundred; the rest is room for columns that are not ours.
 const maxRecord = 64 << 10
 
-// lookahead is what must be in the buffer to judge the next record: the longest one and its line end, CRLF.
+// lookahead is what must be in the buffer to scan the next record: the longest one and CRLF.
 const lookahead = maxRecord + 2
 
-// A csvSplitter stands in front of the CSV parser and lets whole, sound records through: their quotes are closed and
-// they have as many fields as the header. It reads by the rules of encoding/csv, so that the parser behind it meets
-// nothing that it would refuse; but it leaves counting the fields of lines without a quote to the parser, which does that
-// anyway.
+// A csvSplitter comes before the CSV parser and passes on whole, sound records: their quotes are closed and they have as
+// many fields as the header. It reads by the rules of encoding/csv, so that the parser accepts all of it. Only the
+// fields of lines without a quote are left to the parser, which counts them anyway.
 //
-// Of a record that is not sound only the first physical line is skipped; reading continues at the next line. That is
-// how a quote that is never closed costs its own row and not the file behind it. An empty line takes the place of what
-// was skipped, for the parser skips it and its line numbers stay true.
+// Of a record that is not sound only the first physical line is skipped; reading continues at the next line. So
+// a quote that is never closed costs its own row and not the rest of the file. An empty line replaces what was skipped:
+// the parser skips it, and its line numbers stay right.
 //
 // The work stays linear, whatever the input: a line with an odd number of quotes ends every look ahead that an earlier
 // line began, and only such a line begins one.
@@ -32,8 +31,8 @@ type csvSplitter struct {
 	head  *header // nil until it is read: the header has any number of fields
 
 	buf        []byte
-	start, end int   // what is in buf and not yet scanned
-	quote      int   // the first quote in it; end where there is none, below start where nobody has looked
+	start, end int   // of what is in buf and not yet scanned
+	quote      int   // the first quote in it; end if there is none, below start if not known
 	line       int64 // physical line at start
 	err        error // of src; io.EOF at its end
 	open       bool  // the last line does not end
@@ -104,7 +103,7 @@ func (s *csvSplitter) scan(b *block) error {
 			if s.start == from {
 				return s.skip(b, size, reason)
 			}
-			break // what is sound goes first; the next call meets this record again
+			break // sound records go first; the next call gets to this one again
 		}
 		if suspect {
 			b.suspects = append(b.suspects, lines{s.line, s.line + n - 1})
@@ -129,8 +128,8 @@ func (s *csvSplitter) unquotedRun() (size int) {
 	return bytes.LastIndexByte(lines[:min(len(lines), maxRecord+1)], '\n') + 1
 }
 
-// fill sees to it that the next record can be judged. It returns the error of the source once all that came before
-// it has been judged; where the source broke, that leaves out up to lookahead bytes, for nobody knows how they go on.
+// fill reads until the next record can be scanned. It returns the error of the source after all that came before it was
+// scanned, except up to lookahead bytes before an error other than io.EOF: their record may be incomplete.
 func (s *csvSplitter) fill() error {
 	if s.end-s.start < lookahead && s.err == nil {
 		s.end = copy(s.buf, s.buf[s.start:s.end])
@@ -178,7 +177,7 @@ func (s *csvSplitter) skip(b *block, size int, reason string) error {
 
 var emptyLine = []byte("\n")
 
-// record judges the record at the start of b, which is all that is left of the source or at least lookahead bytes.
+// record scans the record at the start of b, which is all that is left of the source or at least lookahead bytes.
 // A sound record has size bytes and n lines; it is suspect if it has several lines of which some could be records
 // themselves. Of one that is not sound, size is that of its first line.
 func (s *csvSplitter) record(b []byte) (size int, n int64, suspect bool, reason string) {

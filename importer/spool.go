@@ -14,11 +14,11 @@ import (
 	"syscall"
 )
 
-// A spool keeps what an import must remember until it has read the whole input: rows, then jobs and rejects. It only
-// grows. Its first bytes stay in memory, so that an everyday input needs no disk; the rest is one file.
+// A spool stores what does not fit into memory: rows until the whole input is read, then jobs and rejects. It only
+// grows. Its first bytes stay in memory, so that a usual input needs no disk; the rest is one file.
 //
 // The file is deleted as soon as it is open, on Windows by a flag when it is closed. So it disappears with its process,
-// however that ends, and nobody has to clean up after another one.
+// however that ends, and nothing is left to clean up.
 //
 // A spool may be used by several goroutines.
 type spool struct {
@@ -26,7 +26,7 @@ type spool struct {
 
 	mu     sync.Mutex
 	memory []byte
-	limit  int64    // what is before it is in memory, what is behind it in the file
+	limit  int64    // offsets below it are in memory, the others in the file
 	end    int64    // of all that was put
 	file   *os.File // nil until it is needed
 	closed bool
@@ -79,7 +79,7 @@ func (s *spool) create() error {
 	return nil
 }
 
-// put appends b and does not keep it.
+// put appends a copy of b.
 func (s *spool) put(b []byte) (segment, error) {
 	s.mu.Lock()
 	seg := segment{s.end, len(b)}
@@ -107,7 +107,7 @@ func (s *spool) put(b []byte) (segment, error) {
 	return seg, nil
 }
 
-// get returns what was put, in buf or in memory of the spool that must not be changed. It makes buf larger if needed.
+// get returns a segment, in buf, which it grows, or in memory of the spool, which must not be changed.
 func (s *spool) get(seg segment, buf *[]byte) ([]byte, error) {
 	s.mu.Lock()
 	f, memory, limit, closed := s.file, s.memory, s.limit, s.closed
@@ -139,14 +139,15 @@ func (s *spool) onDisk() int64 {
 func (s *spool) close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	f := s.file
-	if s.closed || f == nil {
-		s.closed, s.memory = true, nil
+	if s.closed {
 		return nil
 	}
 	s.closed, s.memory = true, nil
-	err := f.Close()
-	_ = os.Remove(f.Name())
+	if s.file == nil {
+		return nil
+	}
+	err := s.file.Close()
+	_ = os.Remove(s.file.Name())
 	if err != nil {
 		return s.inputError(err)
 	}
@@ -174,10 +175,10 @@ func (s *spool) inputError(err error) error {
 type recordLog struct {
 	spool    *spool
 	segments []segment
-	tail     []byte // the records behind the segments
+	tail     []byte // the records after the segments
 }
 
-// add appends a record, given in parts, and does not keep them.
+// add appends a copy of a record, given in parts.
 func (l *recordLog) add(record ...[]byte) error {
 	n := len(l.tail)
 	for _, part := range record {
@@ -205,7 +206,7 @@ type logReader struct {
 	buf []byte
 }
 
-// next returns one or more whole records, and io.EOF behind the last one. They are valid until the next call.
+// next returns one or more whole records, valid until the next call, or io.EOF.
 func (r *logReader) next() ([]byte, error) {
 	at := r.at
 	r.at++

@@ -14,14 +14,14 @@ import (
 // and the values are personal.
 type invalid struct{ code, reason string }
 
-// A validator holds rows against what the API takes.
+// A validator checks rows against the rules of the API.
 type validator struct {
 	owner     string     // of rows that have none; "" for none
 	translate func(*row) // what the ids of another system mean; may be nil
 	ids       *idMap     // nil if ids stay as they are
 }
 
-// complete fills in what a row does not have itself: its owner, and what the ids of another system mean.
+// complete fills in what a row lacks: its owner, and what the ids of another system mean.
 func (v *validator) complete(r *row) {
 	if r.noOwner && v.owner != "" {
 		r.field[colFrom] = v.owner
@@ -31,8 +31,8 @@ func (v *validator) complete(r *row) {
 	}
 }
 
-// validate gives the conversation that a complete row asks for, or what is wrong with it. It gives the ids of a valid row
-// their new names.
+// validate returns the conversation that a complete row asks for, or why it is invalid. It replaces the ids of a valid
+// row by those of the map.
 func (v *validator) validate(r *row) (kind int, id string, why *invalid) {
 	if v.ids == nil || r.invalidReason != "" {
 		return r.validate()
@@ -47,7 +47,7 @@ func (v *validator) validate(r *row) (kind int, id string, why *invalid) {
 	return kind, id, why
 }
 
-// validate gives the conversation that the row asks for, or what is wrong with it.
+// validate returns the conversation that the row asks for, or why it is invalid.
 func (r *row) validate() (kind int, id string, why *invalid) {
 	if r.invalidReason != "" {
 		return 0, "", &invalid{codeBadParameter, r.invalidReason}
@@ -75,8 +75,8 @@ func (r *row) validate() (kind int, id string, why *invalid) {
 	return kind, r.field[col], nil
 }
 
-// kind tells the type of the conversation. Only the texts "1" and "2" are types; where an input has no type at all,
-// the one id that is there decides.
+// kind returns the type of the conversation. Only the texts "1" and "2" are types; if the input has no type at all, the
+// id that is there decides.
 func (r *row) kind() (int, *invalid) {
 	switch t := r.field[colType]; {
 	case t == "1":
@@ -101,7 +101,7 @@ func (r *row) kind() (int, *invalid) {
 	return 0, &invalid{codeBadParameter, "to_account and to_group_id are both empty"}
 }
 
-// validateID holds an id against what the API takes: 1 to limit bytes of printable ASCII.
+// validateID checks an id against the rules of the API: 1 to limit bytes of printable ASCII.
 func validateID(name, id string, limit int) *invalid {
 	bad := func(format string, args ...any) *invalid {
 		return &invalid{codeBadParameter, name + " " + fmt.Sprintf(format, args...)}
@@ -139,7 +139,7 @@ func validateGroupName(name string) *invalid {
 	return nil
 }
 
-// isPrintableASCII tells whether s is printable ASCII, as ids are and most names.
+// isPrintableASCII reports whether s is printable ASCII, as ids are and most names.
 func isPrintableASCII(s string) bool {
 	for i := range len(s) {
 		if s[i] < ' ' || s[i] > '~' {

@@ -11,9 +11,9 @@ import (
 	"groupferry/internal/chat"
 )
 
-// A Warning is about rows that are accepted and may yet not be what was meant, or not be taken by the API.
+// A Warning is about accepted rows that may not be what was meant, or that the API may reject.
 type Warning struct {
-	Text        string // holds no id
+	Text        string // contains no id
 	File        string
 	Line        int64  // of the first row that it is about
 	FromAccount string // the user, where it is about one; not for logs
@@ -31,15 +31,15 @@ func (p position) compare(q position) int {
 	return cmp.Or(cmp.Compare(p.file, q.file), cmp.Compare(p.line, q.line))
 }
 
-// Findings are what a person should look at although it is accepted. Whatever their number, memory stays bounded: of
-// each kind there are a count and the first place, and of the warnings about one place each the first maxWarnings.
+// Findings are about accepted rows that a person should look at. Memory stays bounded: they are a count and the first
+// place of each kind, and the first maxWarnings warnings about a single place.
 type findings struct {
 	kinds    [numFindings]finding
 	warnings []Warning
 	warned   int64 // in all
 }
 
-// maxWarnings is how many warnings about one place each are kept.
+// maxWarnings is how many warnings about a single place are kept.
 const maxWarnings = 1000
 
 type finding struct {
@@ -53,7 +53,7 @@ const (
 	spacedName findingKind = iota
 	similarName
 
-	// Ids that are well formed and yet more likely to be what another system calls a conversation.
+	// Valid ids that are more likely the conversation ids of another system.
 	sdkID
 	openIMID
 	yunxinID
@@ -64,7 +64,7 @@ const (
 	nothingFound findingKind = -1
 )
 
-// findingTexts say what was found and what to do about it. Each is followed by a number.
+// findingTexts say what was found and what to do about it. A count follows.
 var findingTexts = [numFindings]string{
 	spacedName:  "group names begin or end with white space and are taken as they stand",
 	similarName: "groups have a name that differs from another one of the same user in case and spaces only",
@@ -109,7 +109,7 @@ func (f *findings) add(g *findings) {
 	f.warned += g.warned - int64(len(g.warnings))
 }
 
-// report puts all of it into words. files are the names of the inputs.
+// report returns the warnings that are kept, and the number of all. files are the names of the inputs.
 func (f *findings) report(files []string) (first []Warning, all int64) {
 	f.keepFirst()
 	for kind, at := range f.kinds {
@@ -129,7 +129,7 @@ func (f *findings) report(files []string) (first []Warning, all int64) {
 	return f.warnings, f.warned
 }
 
-// foreignID tells what a valid id may be by mistake.
+// foreignID detects a valid id that is likely one of another system.
 func foreignID(id string, user bool) findingKind {
 	switch id[0] {
 	case 'c', 'g':
