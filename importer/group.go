@@ -92,8 +92,6 @@ func (g *grouper) groupsOf(u *user) []uint32 { return u.groups[:u.n] }
 func (g *grouper) rowOf(r *groupRow) spooledRow {
 	return spooledRow{g.keyOf(&g.groups[r.group]), g.entryOf(r)}
 }
-func (g *grouper) hash(b []byte) uint64              { return maphash.Bytes(g.seed, b) }
-func (g *grouper) isGroup(n uint32, key []byte) bool { return bytes.Equal(g.keyOf(&g.groups[n]), key) }
 
 // add adds the next row of the partition. It does not keep the memory of r.
 func (g *grouper) add(r spooledRow) verdict {
@@ -103,7 +101,7 @@ func (g *grouper) add(r spooledRow) verdict {
 	}
 	conv := r.entry.conversation()
 	// The odd factor makes the hashes of one conversation in different groups different.
-	_, key, again := g.rowIndex.find(g.hash(conv)^uint64(n)*0x9e3779b97f4a7c15, func(i uint32) bool {
+	_, key, again := g.rowIndex.find(maphash.Bytes(g.seed, conv)^uint64(n)*0x9e3779b97f4a7c15, func(i uint32) bool {
 		return g.rows[i].group == n && bytes.Equal(g.entryOf(&g.rows[i]).conversation(), conv)
 	})
 	at := &g.groups[n]
@@ -125,13 +123,17 @@ func (g *grouper) add(r spooledRow) verdict {
 
 // findGroup returns the number of a group, which it creates if needed. ok is false if its user has too many groups for that.
 func (g *grouper) findGroup(key groupKey) (n uint32, ok bool) {
-	n, groupSlot, ok := g.groupIndex.find(g.hash(key), func(i uint32) bool { return g.isGroup(i, key) })
+	n, groupSlot, ok := g.groupIndex.find(maphash.Bytes(g.seed, key), func(i uint32) bool {
+		return bytes.Equal(g.keyOf(&g.groups[i]), key)
+	})
 	if ok {
 		return n, true
 	}
 	name := key.user()
 	// hashUser is no match for someone who wants ids to collide.
-	u, userSlot, ok := g.userIndex.find(g.hash(name), func(i uint32) bool { return bytes.Equal(g.nameOf(&g.users[i]), name) })
+	u, userSlot, ok := g.userIndex.find(maphash.Bytes(g.seed, name), func(i uint32) bool {
+		return bytes.Equal(g.nameOf(&g.users[i]), name)
+	})
 	if !ok {
 		u = uint32(len(g.users))
 		g.userIndex[userSlot] = u

@@ -205,7 +205,7 @@ func TestBlockOfShortLines(t *testing.T) {
 }
 
 // TestLookahead has the longest record end exactly where the buffer ends but for the LF, and with CRLF: its line end must
-// be read before it is judged, or the LF counts as a line.
+// be read before it is scanned, or the LF counts as a line.
 func TestLookahead(t *testing.T) {
 	record := `u2,g,1,x2,"` + strings.Repeat(" ", maxRecord-len(`u2,g,1,x2,""`)) + `"`
 	for short := range 4 { // bytes of the record and its line end that are not in the buffer yet
