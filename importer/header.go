@@ -175,7 +175,7 @@ func (h *header) salvage(raw []byte, cut bool) row {
 			r.field[h.cols[lastOurs]] += h.comma + over
 		}
 	}
-	r.noType, r.noOwner = !h.has(colType), !h.has(colFrom)
+	r.noType = !h.has(colType)
 	return r
 }
 

@@ -18,9 +18,6 @@ type spooledRow struct {
 	entry entry
 }
 
-// maxSpooledRow is the longest spooled row in bytes.
-const maxSpooledRow = 1 + 32 + 1 + 32 + 1 + 1 + 48 + 2*binary.MaxVarintLen64
-
 // A groupKey names a group: its user and its name, each behind its size.
 type groupKey []byte
 
