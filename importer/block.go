@@ -127,7 +127,7 @@ func (o *blockResult) reject(r *row, code, reason string) {
 	// adding it.
 	fields := r.field
 	if fields[colType] == "" && r.noType {
-		if kind, why := r.kind(); why == nil {
+		if kind, why := conversationType(r); why == nil {
 			fields[colType] = fmt.Sprint(kind)
 		}
 	}

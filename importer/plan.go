@@ -1,6 +1,7 @@
 package importer
 
 import (
+	"io"
 	"iter"
 
 	"groupferry/internal/chat"
@@ -90,6 +91,20 @@ func (p *Plan) Jobs() iter.Seq2[job.Job, error] {
 		}
 	}
 }
+
+// Rejects goes through the rejected rows by input, then by line. It may be ranged over any number of times, also
+// concurrently. An error, which means that the spool cannot be read, ends the sequence.
+func (p *Plan) Rejects() iter.Seq2[Reject, error] {
+	logs := []*recordLog{&p.rejects}
+	for _, r := range p.runs {
+		logs = append(logs, &r.overLimit)
+	}
+	return mergeRejects(logs, p.files)
+}
+
+// WriteRejects writes the rejects as CSV: the five columns of an input, so that the rows can be fixed and imported as
+// they are, and code, reason, file and line, which an import ignores.
+func (p *Plan) WriteRejects(w io.Writer) error { return writeRejects(w, p.Rejects()) }
 
 // Close removes what was spooled. Neither jobs nor rejects can be read after it.
 func (p *Plan) Close() error { return p.spool.close() }

@@ -36,8 +36,8 @@ var presets = map[string]preset{
 // Presets are the names that [Config.Preset] can have.
 func Presets() []string { return slices.Sorted(maps.Keys(presets)) }
 
-// conversation sets type and id.
-func (r *row) conversation(kind int, id string) {
+// setConversation sets type and id.
+func setConversation(r *row, kind int, id string) {
 	r.field[colType], r.field[colUser], r.field[colChat], r.noType = fmt.Sprint(kind), "", "", false
 	if kind == job.GroupChat {
 		r.field[colChat] = id
@@ -54,7 +54,7 @@ func fromSDK(r *row) {
 		kind   int
 	}{{"c2c_", job.OneToOne}, {"group_", job.GroupChat}, {"C2C", job.OneToOne}, {"GROUP", job.GroupChat}} {
 		if rest, ok := strings.CutPrefix(id, p.prefix); ok && rest != "" {
-			r.conversation(p.kind, rest)
+			setConversation(r, p.kind, rest)
 			return
 		}
 	}
@@ -68,7 +68,7 @@ func fromXMPP(r *row) {
 		r.invalidReason = "jid is not name@server"
 		return
 	}
-	r.conversation(job.OneToOne, local)
+	setConversation(r, job.OneToOne, local)
 }
 
 // fromOpenIM reads si_A_B, one of which is the owner, and sg_ID. Ids may hold the underscore that joins them.
@@ -76,16 +76,16 @@ func fromOpenIM(r *row, id string) {
 	owner := r.field[colFrom]
 	r.field[colUser] = id
 	if group, ok := strings.CutPrefix(id, "sg_"); ok {
-		r.conversation(job.GroupChat, group)
+		setConversation(r, job.GroupChat, group)
 		return
 	}
 	if pair, ok := strings.CutPrefix(id, "si_"); ok && owner != "" {
 		if peer, ok := strings.CutPrefix(pair, owner+"_"); ok {
-			r.conversation(job.OneToOne, peer)
+			setConversation(r, job.OneToOne, peer)
 			return
 		}
 		if peer, ok := strings.CutSuffix(pair, "_"+owner); ok {
-			r.conversation(job.OneToOne, peer)
+			setConversation(r, job.OneToOne, peer)
 			return
 		}
 		r.invalidReason = "the owner of the group is not in the conversation id"
@@ -105,9 +105,9 @@ func fromYunxin(r *row, id string) {
 	r.field[colFrom] = parts[0]
 	switch parts[1] {
 	case "1":
-		r.conversation(job.OneToOne, parts[2])
+		setConversation(r, job.OneToOne, parts[2])
 	case "2", "3":
-		r.conversation(job.GroupChat, parts[2])
+		setConversation(r, job.GroupChat, parts[2])
 	default:
 		r.invalidReason = "the type in the conversation id is none of 1, 2 and 3"
 	}

@@ -91,44 +91,36 @@ func decodeReject(b []byte) (at position, why invalid, fields [numColumns]string
 	return at, why, fields, b
 }
 
-// Rejects goes through the rejected rows by input, then by line. It may be ranged over any number of times, also
-// concurrently. An error, which means that the spool cannot be read, ends the sequence.
-func (p *Plan) Rejects() iter.Seq2[Reject, error] {
+// mergeRejects goes through the rejects of several logs by input, then by line, then by log. files are the names of the
+// inputs.
+func mergeRejects(logs []*recordLog, files []string) iter.Seq2[Reject, error] {
 	return func(yield func(Reject, error) bool) {
-		// Each log is sorted, so it is enough to merge them.
-		logs := []*recordLog{&p.rejects}
-		for _, r := range p.runs {
-			logs = append(logs, &r.overLimit)
-		}
-		var open []*rejectReader // ordered by what they have next
-		for number, log := range logs {
-			r := &rejectReader{number: number, log: logReader{log: log}}
-			switch err := r.next(); err {
-			case nil:
-				open = append(open, r)
-			case io.EOF:
-			default:
+		var open []*rejectReader // ordered by what they have read
+		read := func(r *rejectReader) error {
+			err := r.next()
+			if err == nil {
+				i, _ := slices.BinarySearchFunc(open, r, (*rejectReader).compare)
+				open = slices.Insert(open, i, r)
+			} else if err != io.EOF {
 				yield(Reject{}, err)
+				return err
+			}
+			return nil
+		}
+		for number, log := range logs {
+			if read(&rejectReader{number: number, log: logReader{log: log}}) != nil {
 				return
 			}
 		}
-		slices.SortFunc(open, (*rejectReader).compare)
 		for len(open) > 0 {
-			r, rest := open[0], open[1:]
+			r := open[0]
 			f := r.fields
 			if !yield(Reject{f[colFrom], f[colGroup], f[colType], f[colUser], f[colChat],
-				r.why.code, r.why.reason, p.files[r.at.file], r.at.line}, nil) {
+				r.why.code, r.why.reason, files[r.at.file], r.at.line}, nil) {
 				return
 			}
-			switch err := r.next(); err {
-			case nil:
-				i, _ := slices.BinarySearchFunc(rest, r, (*rejectReader).compare)
-				copy(open, rest[:i])
-				open[i] = r
-			case io.EOF:
-				open = rest
-			default:
-				yield(Reject{}, err)
+			open = slices.Delete(open, 0, 1)
+			if read(r) != nil {
 				return
 			}
 		}
@@ -165,9 +157,8 @@ func (r *rejectReader) compare(q *rejectReader) int {
 // rejectsAtOnce is how many rejects are passed to gocsv at a time.
 const rejectsAtOnce = 1000
 
-// WriteRejects writes the rejects as CSV: the five columns of an input, so that the rows can be fixed and imported as
-// they are, and code, reason, file and line, which an import ignores.
-func (p *Plan) WriteRejects(w io.Writer) error {
+// writeRejects writes rejects as CSV, with a header.
+func writeRejects(w io.Writer, all iter.Seq2[Reject, error]) error {
 	buf := bufio.NewWriterSize(w, 64<<10)
 	out := gocsv.NewSafeCSVWriter(csv.NewWriter(buf))
 	marshal := gocsv.MarshalCSV // with the header
@@ -177,7 +168,7 @@ func (p *Plan) WriteRejects(w io.Writer) error {
 		marshal, rejects = gocsv.MarshalCSVWithoutHeaders, rejects[:0]
 		return err
 	}
-	for r, err := range p.Rejects() {
+	for r, err := range all {
 		if err == nil {
 			rejects = append(rejects, r)
 			if len(rejects) == rejectsAtOnce {

@@ -35,11 +35,11 @@ func (v *validator) complete(r *row) {
 // row by those of the map.
 func (v *validator) validate(r *row) (kind int, id string, why *invalid) {
 	if v.ids == nil || r.invalidReason != "" {
-		return r.validate()
+		return validateRow(r)
 	}
 	was := r.field
 	if why = v.ids.rename(r); why == nil {
-		kind, id, why = r.validate()
+		kind, id, why = validateRow(r)
 	}
 	if why != nil {
 		r.field = was
@@ -47,8 +47,8 @@ func (v *validator) validate(r *row) (kind int, id string, why *invalid) {
 	return kind, id, why
 }
 
-// validate returns the conversation that the row asks for, or why it is invalid.
-func (r *row) validate() (kind int, id string, why *invalid) {
+// validateRow returns the conversation that a row asks for, or why it is invalid.
+func validateRow(r *row) (kind int, id string, why *invalid) {
 	if r.invalidReason != "" {
 		return 0, "", &invalid{codeBadParameter, r.invalidReason}
 	}
@@ -58,7 +58,7 @@ func (r *row) validate() (kind int, id string, why *invalid) {
 	if why := validateGroupName(r.field[colGroup]); why != nil {
 		return 0, "", why
 	}
-	if kind, why = r.kind(); why != nil {
+	if kind, why = conversationType(r); why != nil {
 		return 0, "", why
 	}
 	col, limit, other := colUser, chat.MaxUserIDBytes, colChat
@@ -75,9 +75,9 @@ func (r *row) validate() (kind int, id string, why *invalid) {
 	return kind, r.field[col], nil
 }
 
-// kind returns the type of the conversation. Only the texts "1" and "2" are types; if the input has no type at all, the
+// conversationType returns the type of the conversation of a row. Only the texts "1" and "2" are types; if the input has no type at all, the
 // id that is there decides.
-func (r *row) kind() (int, *invalid) {
+func conversationType(r *row) (int, *invalid) {
 	switch t := r.field[colType]; {
 	case t == "1":
 		return job.OneToOne, nil
