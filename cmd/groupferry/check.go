@@ -84,7 +84,10 @@ func firstCalls(plan *importer.Plan, show, chunk int) ([]json.RawMessage, error)
 	if show <= 0 {
 		return calls, nil
 	}
-	for j := range plan.Jobs() {
+	for j, err := range plan.Jobs() {
+		if err != nil {
+			return nil, err
+		}
 		call := chat.CreateRequest{FromAccount: j.FromAccount, GroupName: j.GroupName}
 		for _, c := range j.Conversations[:min(chunk, len(j.Conversations))] {
 			call.Items = append(call.Items, chat.Item{Type: c.Type, ID: c.ID})
@@ -93,14 +96,14 @@ func firstCalls(plan *importer.Plan, show, chunk int) ([]json.RawMessage, error)
 			break
 		}
 	}
-	return calls, plan.Err()
+	return calls, nil
 }
 
 // writeCheck writes what a plan comes to.
 func writeCheck(w io.Writer, plan *importer.Plan, inputs []string, rate, show, chunk int, format string) error {
 	s := plan.Summary
-	groups := groupRejects(plan.Rejects())
-	if err := plan.Err(); err != nil {
+	groups, err := groupRejects(plan.Rejects())
+	if err != nil {
 		return err
 	}
 	calls, err := firstCalls(plan, show, chunk)
@@ -162,10 +165,13 @@ const maxRejectGroups = 1000
 
 // groupRejects gathers rejects with the same code and reason, the most frequent first. Where there are very many
 // reasons, the last ones to appear go by their codes.
-func groupRejects(rejects iter.Seq[importer.Reject]) []rejectGroup {
+func groupRejects(rejects iter.Seq2[importer.Reject, error]) ([]rejectGroup, error) {
 	type key struct{ code, reason string }
 	groups := map[key]*rejectGroup{}
-	for r := range rejects {
+	for r, err := range rejects {
+		if err != nil {
+			return nil, err
+		}
 		k := key{r.Code, r.Reason}
 		if groups[k] == nil && len(groups) >= maxRejectGroups {
 			r.Reason = "for other reasons"
@@ -192,5 +198,5 @@ func groupRejects(rejects iter.Seq[importer.Reject]) []rejectGroup {
 		}
 		return strings.Compare(a.first.Reason, b.first.Reason)
 	})
-	return all
+	return all, nil
 }

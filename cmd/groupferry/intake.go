@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"groupferry/importer"
+	"groupferry/internal/job"
 	"groupferry/internal/queue"
 	"groupferry/metrics"
 )
@@ -50,17 +51,17 @@ func (p *program) read(inputs []string, in *inputFlags, chunk int) (*importer.Pl
 		p.console.warn("%s:%d: %s", w.File, w.Line, w.Text)
 	}
 	shown := 0
-	for r := range plan.Rejects() {
+	for r, err := range plan.Rejects() {
+		if err != nil {
+			plan.Close()
+			return nil, err
+		}
 		if shown == shownRejects {
 			p.console.say("… and %s more", count(plan.Summary.Rejected-shownRejects))
 			break
 		}
 		p.console.say("rejected: %s:%d: %s: %s", r.File, r.Line, r.Code, r.Reason)
 		shown++
-	}
-	if err := plan.Err(); err != nil {
-		plan.Close()
-		return nil, err
 	}
 	return plan, nil
 }
@@ -178,12 +179,20 @@ func (p *program) begin(ctx context.Context, q *queue.Queue, i queue.Import) (qu
 // enqueue puts the jobs on the queue that are not there yet.
 func (p *program) enqueue(ctx context.Context, q *queue.Queue, plan *importer.Plan, m *metrics.Metrics) error {
 	total := plan.Summary.Jobs
-	stats, err := q.Enqueue(ctx, plan.ImportID, plan.Jobs(), func(done int64) {
+	var unread error // the queue only knows that there were fewer jobs than announced
+	jobs := func(yield func(job.Job) bool) {
+		for j, err := range plan.Jobs() {
+			if unread = err; err != nil || !yield(j) {
+				return
+			}
+		}
+	}
+	stats, err := q.Enqueue(ctx, plan.ImportID, jobs, func(done int64) {
 		p.console.progress(func() string { return fmt.Sprintf("enqueued %s of %s jobs", count(done), count(total)) })
 	})
 	p.console.end()
-	if perr := plan.Err(); perr != nil {
-		err = perr // the queue only knows that there were fewer jobs than announced
+	if unread != nil {
+		err = unread
 	}
 	if m != nil {
 		m.JobsEnqueued(int(stats.Jobs)) // not those of an earlier run
