@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 
+	"groupferry/internal/longtest"
+
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 )
@@ -228,9 +230,9 @@ func (e *endless) Read(p []byte) (int, error) {
 
 // TestEndlessLine has lines that no memory holds.
 func TestEndlessLine(t *testing.T) {
-	size := int64(5 << 30)
-	if testing.Short() || raceEnabled {
-		size = 128 << 20
+	size := int64(128 << 20)
+	if longtest.Asked() && !raceEnabled {
+		size = 5 << 30
 	}
 	for _, tc := range []struct {
 		name, begin string
