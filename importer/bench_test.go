@@ -65,7 +65,10 @@ func BenchmarkRead(b *testing.B) {
 	b.Run("jobs", func(b *testing.B) {
 		p := benchPlan(b, input)
 		perRow(b, func() {
-			for range p.Jobs() {
+			for _, err := range p.Jobs() {
+				if err != nil {
+					b.Fatal(err)
+				}
 			}
 		})
 	})
@@ -86,8 +89,8 @@ type discard struct{}
 
 func (discard) row(*row)                    {}
 func (discard) reject(*row, string, string) {}
-func (discard) warn(int, int64, string)     {}
-func (discard) ignore(int, string)          {}
+func (discard) warn(position, string)       {}
+func (discard) ignore(string)               {}
 
 // cpu is the CPU time of this process so far, in nanoseconds.
 func cpu(b *testing.B) int64 {

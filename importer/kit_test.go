@@ -6,6 +6,7 @@ import (
 	"encoding/csv"
 	"fmt"
 	"io"
+	"iter"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -40,19 +41,31 @@ func closeAtEnd(t testing.TB, p *Plan) {
 
 func rejectsOf(t testing.TB, p *Plan) []Reject {
 	t.Helper()
-	all := slices.Collect(p.Rejects())
-	if err := p.Err(); err != nil {
-		t.Fatalf("rejects: %v", err)
+	return collect(t, p.Rejects())
+}
+
+func jobsOf(t testing.TB, p *Plan) []job.Job {
+	t.Helper()
+	return collect(t, p.Jobs())
+}
+
+func collect[T any](t testing.TB, seq iter.Seq2[T, error]) (all []T) {
+	t.Helper()
+	for v, err := range seq {
+		if err != nil {
+			t.Fatalf("got %v after %d", err, len(all))
+		}
+		all = append(all, v)
 	}
 	return all
 }
 
 // readAll takes the rows of an input block by block, in this goroutine.
-func readAll(r reader, file int, out sink) error {
-	p := r.parser()
+func readAll(s splitter, file int, out rowHandler) error {
+	p := s.newParser()
 	for b := new(block); ; {
 		b.reset(file)
-		err := r.next(b)
+		err := s.next(b)
 		p.parse(b, out)
 		if err == io.EOF {
 			return nil
@@ -64,20 +77,17 @@ func readAll(r reader, file int, out sink) error {
 }
 
 // readCSV reads a CSV input, by blocks of a block's usual size; line is where it stopped.
-func readCSV(src io.Reader, comma rune, cols *columns, file int, out sink) (line int64, err error) {
-	c, err := newCSV(src, comma, cols)
+func readCSV(src io.Reader, comma rune, cols *columns, file int, out rowHandler) (line int64, err error) {
+	c, err := newCSVSplitter(src, comma, cols)
 	if err != nil {
 		return c.at(), err
-	}
-	for _, name := range c.others() {
-		out.ignore(file, name)
 	}
 	err = readAll(c, file, out)
 	return c.at(), err
 }
 
-func readJSONL(src io.Reader, cols *columns, file int, out sink) (line int64, err error) {
-	j := newJSONL(src, cols)
+func readJSONL(src io.Reader, cols *columns, file int, out rowHandler) (line int64, err error) {
+	j := newJSONLSplitter(src, cols)
 	err = readAll(j, file, out)
 	return j.at(), err
 }
@@ -123,7 +133,7 @@ func checkSums(t testing.TB, p *Plan) {
 	}
 	var jobs, conversations int64
 	users, ids := map[string]int{}, map[string]bool{}
-	for j := range p.Jobs() {
+	for _, j := range jobsOf(t, p) {
 		jobs++
 		conversations += int64(len(j.Conversations))
 		users[j.FromAccount]++
@@ -163,9 +173,10 @@ func checkSums(t testing.TB, p *Plan) {
 }
 
 // jobTexts writes each job on a line: user/group: type:id@file:line …
-func jobTexts(p *Plan) []string {
+func jobTexts(t testing.TB, p *Plan) []string {
+	t.Helper()
 	var texts []string
-	for j := range p.Jobs() {
+	for _, j := range jobsOf(t, p) {
 		var b strings.Builder
 		fmt.Fprintf(&b, "%s/%s:", j.FromAccount, j.GroupName)
 		for _, c := range j.Conversations {
@@ -177,9 +188,10 @@ func jobTexts(p *Plan) []string {
 }
 
 // rejectTexts writes each reject on a line: line code reason.
-func rejectTexts(p *Plan) []string {
+func rejectTexts(t testing.TB, p *Plan) []string {
+	t.Helper()
 	var texts []string
-	for r := range p.Rejects() {
+	for _, r := range rejectsOf(t, p) {
 		texts = append(texts, fmt.Sprintf("%d %s %s", r.Line, r.Code, r.Reason))
 	}
 	return texts
@@ -200,7 +212,7 @@ type record struct {
 	reason string
 }
 
-// A recorder is a sink that keeps what it gets.
+// A recorder is a rowHandler that keeps what it gets.
 type recorder struct {
 	rows, rejects []record
 	warnings      []int64
@@ -211,8 +223,8 @@ func (s *recorder) row(r *row) { s.rows = append(s.rows, record{line: r.line, fi
 func (s *recorder) reject(r *row, code, reason string) {
 	s.rejects = append(s.rejects, record{r.line, r.field, code, reason})
 }
-func (s *recorder) warn(_ int, line int64, _ string) { s.warnings = append(s.warnings, line) }
-func (s *recorder) ignore(_ int, name string)        { s.ignored = append(s.ignored, name) }
+func (s *recorder) warn(at position, _ string) { s.warnings = append(s.warnings, at.line) }
+func (s *recorder) ignore(name string)         { s.ignored = append(s.ignored, name) }
 
 // scripts are beginnings of group names, all short enough to get a number behind them.
 var scripts = []string{"Family ", "家族", "Друзья", "أصدقاء", "कार्य", "เพื่อน", "🎮 ", "Ärzte, \"1\" "}

@@ -1,48 +1,18 @@
 package importer
 
 import (
-	"bytes"
+	"cmp"
 	"context"
-	"encoding/csv"
 	"errors"
 	"fmt"
-	"maps"
-	"math/rand/v2"
+	"io"
+	"os"
 	"slices"
 	"strings"
 	"testing"
-)
 
-// TestGrouping has the rows of a group all over the input, and groups as full as they may be.
-func TestGrouping(t *testing.T) {
-	for _, tc := range []struct{ groups, each, perUser int }{
-		{3, 1000, 1},
-		{150, 20, 20},
-		{1000, 3, 7},
-	} {
-		for seed := range uint64(3) {
-			input, want := shuffled(seed, tc.groups, tc.each, tc.perUser)
-			p := readString(t, string(input), Config{})
-			got := map[[2]string][]string{}
-			for j := range p.Jobs() {
-				key := [2]string{j.FromAccount, j.GroupName}
-				for _, c := range j.Conversations {
-					got[key] = append(got[key], fmt.Sprintf("%d:%s", c.Type, c.ID))
-				}
-			}
-			if !maps.EqualFunc(got, want, slices.Equal) {
-				t.Errorf("%+v, seed %d: the groups differ", tc, seed)
-			}
-			s := p.Summary
-			if s.Jobs != int64(tc.groups) || s.Rows != int64(tc.groups*tc.each) || s.Accepted != s.Rows {
-				t.Errorf("%+v: got %+v", tc, s)
-			}
-			if calls := int64(tc.groups * ((tc.each + 99) / 100)); s.Calls != calls {
-				t.Errorf("%+v: got %d calls, want %d", tc, s.Calls, calls)
-			}
-		}
-	}
-}
+	"groupferry/internal/chat"
+)
 
 // TestOrder has users whose groups come one behind the other: the jobs go round all users before one comes again.
 func TestOrder(t *testing.T) {
@@ -56,7 +26,7 @@ func TestOrder(t *testing.T) {
 	p := readString(t, b.String(), Config{})
 	var users []string
 	var ranks []int
-	for j := range p.Jobs() {
+	for _, j := range jobsOf(t, p) {
 		rank := 0
 		fmt.Sscanf(j.GroupName, "g%d", &rank)
 		users, ranks = append(users, j.FromAccount), append(ranks, rank)
@@ -67,7 +37,7 @@ func TestOrder(t *testing.T) {
 	if slices.IsSorted(users[:50]) {
 		t.Error("got users in the order of their names, want them spread")
 	}
-	if again := readString(t, b.String(), Config{}); !slices.Equal(jobTexts(again), jobTexts(p)) {
+	if again := readString(t, b.String(), Config{}); !slices.Equal(jobTexts(t, again), jobTexts(t, p)) {
 		t.Error("got another order from the same input")
 	}
 	// Written down, because a checkpoint of an import that is under way counts on it.
@@ -78,7 +48,10 @@ func TestJobsStop(t *testing.T) {
 	input, _ := shuffled(1, 10, 1, 1)
 	p := readString(t, string(input), Config{})
 	n := 0
-	for range p.Jobs() {
+	for _, err := range p.Jobs() {
+		if err != nil {
+			t.Fatal(err)
+		}
 		if n++; n == 3 {
 			break
 		}
@@ -87,160 +60,6 @@ func TestJobsStop(t *testing.T) {
 		t.Errorf("got %d jobs, want to stop at 3", n)
 	}
 }
-
-// TestFullGroup counts to 1,000 in the order of the input, after duplicates are gone.
-func TestFullGroup(t *testing.T) {
-	var b strings.Builder
-	b.WriteString(csvHeader)
-	for i := range 1000 {
-		fmt.Fprintf(&b, "u1,g,1,x%d,\n", i)
-		if i == 500 {
-			b.WriteString("u1,g,1,x0,\n") // a duplicate takes no place
-		}
-	}
-	b.WriteString("u1,g,1,x1000,\nu1,g,1,x7,\nu1,g,2,,x7\nu2,g,1,x1000,\n")
-	p := readString(t, b.String(), Config{ChunkSize: 30})
-	wantLines(t, "rejects", rejectTexts(p),
-		"1003 51008 the group is full: 1000 conversations at most",
-		"1005 51008 the group is full: 1000 conversations at most")
-	s := p.Summary
-	if s.Accepted != 1001 || s.Duplicates != 2 || s.Jobs != 2 || s.Calls != 34+1 {
-		t.Errorf("got %+v, want 1001 accepted, 2 duplicates, 2 jobs, 35 calls", s)
-	}
-	r := rejectsOf(t, p)[1]
-	if r.FromAccount != "u1" || r.GroupName != "g" || r.Type != "2" || r.ToAccount != "" || r.ToGroupID != "x7" {
-		t.Errorf("got %+v, want the row as it was", r)
-	}
-	if len(p.Warnings) != 0 {
-		t.Errorf("got %+v, want no warning", p.Warnings)
-	}
-}
-
-// TestManyGroups takes the 20 groups of a user that appear first.
-func TestManyGroups(t *testing.T) {
-	var b strings.Builder
-	b.WriteString(csvHeader)
-	b.WriteString("u1,bad,3,x,\n") // a reject makes no group
-	for i := range 20 {
-		fmt.Fprintf(&b, "u1,g%d,1,x,\n", 20-i)
-	}
-	b.WriteString("u1,a,1,x,\nu1,b,1,x,\nu1,a,1,y,\nu1,a,1,x,\nu1,g20,1,y,\nu2,a,1,x,\n")
-	p := readString(t, b.String(), Config{})
-	wantLines(t, "rejects", rejectTexts(p),
-		"2 50002 type is neither 1 nor 2",
-		"23 51010 the user has 20 groups before this one, 20 at most",
-		"24 51010 the user has 20 groups before this one, 20 at most",
-		"25 51010 the user has 20 groups before this one, 20 at most",
-		"26 51010 the user has 20 groups before this one, 20 at most") // not there, so not there already
-	if s := p.Summary; s.Duplicates != 0 || s.Jobs != 21 || s.Users != 2 || s.Accepted != 22 {
-		t.Errorf("got %+v, want no duplicate, 21 jobs, 2 users, 22 accepted", s)
-	}
-}
-
-func TestWarnings(t *testing.T) {
-	var b strings.Builder
-	b.WriteString(csvHeader)
-	for i := range 1001 {
-		fmt.Fprintf(&b, "u1,g%d,1,x%d,\n", i%2, i)
-		fmt.Fprintf(&b, "u2,g%d,1,x%d,\n", i%2, i/2) // as many rows, half as many conversations
-	}
-	b.WriteString("u3, a,1,x,\nu3,b ,1,x,\nu3,b ,1,y,\n")
-	p := readString(t, b.String(), Config{})
-	if len(p.Warnings) != 2 {
-		t.Fatalf("got %+v, want 2 warnings", p.Warnings)
-	}
-	w := p.Warnings[0]
-	if w.Line != 2002 || w.File != "-" || w.FromAccount != "u1" || !strings.Contains(w.Text, "1001 distinct conversations") {
-		t.Errorf("got %+v, want line 2002 and 1001 conversations of u1", w)
-	}
-	if strings.Contains(w.Text, "u1") {
-		t.Errorf("got %q, which holds an id", w.Text)
-	}
-	if w := p.Warnings[1]; w.Line != 2004 || !strings.HasSuffix(w.Text, ": 2") {
-		t.Errorf("got %+v, want line 2004 and 2 groups", w)
-	}
-	if p.Summary.Rejected != 0 {
-		t.Errorf("got %d rejects, want none", p.Summary.Rejected)
-	}
-}
-
-// TestRejectsAgain imports a reject file: as it is, everything is rejected again; mended, it goes in.
-func TestRejectsAgain(t *testing.T) {
-	bad := []string{
-		`u1,"a,1,x1,`,
-		`u1,a,1,x1`,
-		`u1,a,1,x1,,`,
-		`u1,a, b,1,x1,`,
-		"u1,\"a\r\nb\",1,x1,",
-		`"u ""1""` + "\x00" + `",g,1,x1,`,
-		"\xff,g,1,x1,",
-		` u1,g,,x1,`,
-		`from_account,group_name,type,to_account,to_group_id`,
-		strings.Repeat("u", 300) + ",g,1,x1,",
-		`u1,` + strings.Repeat("家", 90) + `,1,x1,`,
-		``, // separates the rows from the one that is not closed
-		`u1,g,1,x1,"`,
-	}
-	p := readString(t, csvHeader+strings.Join(bad, "\n"), Config{})
-	var first, second bytes.Buffer
-	if err := p.WriteRejects(&first); err != nil {
-		t.Fatal(err)
-	}
-	again := readString(t, first.String(), Config{})
-	wantLines(t, "notices", again.Notices)
-	if again.Summary.Accepted != 0 || again.Summary.Rejected != p.Summary.Rejected {
-		t.Errorf("got %+v, want all %d rejected again:\n%s", again.Summary, p.Summary.Rejected, &first)
-	}
-	if err := again.WriteRejects(&second); err != nil {
-		t.Fatal(err)
-	}
-	mended := strings.Replace(first.String(), `u1,"""a",,x1`, `u1,"a",1,x1`, 1)
-	if got := readString(t, mended, Config{}).Summary.Accepted; got != 1 {
-		t.Errorf("got %d accepted after mending one row, want 1", got)
-	}
-	// From then on nothing is lost: all but the reasons stays as it is.
-	fields := func(p *Plan) (texts []string) {
-		for r := range p.Rejects() {
-			texts = append(texts, fmt.Sprintf("%q", []string{r.FromAccount, r.GroupName, r.Type, r.ToAccount, r.ToGroupID}))
-		}
-		return texts
-	}
-	wantLines(t, "fields", fields(again), fields(p)...)
-}
-
-// TestAppendField holds our way to write a field against the library's.
-func TestAppendField(t *testing.T) {
-	r := rand.New(rand.NewPCG(1, 2))
-	some := []string{"", ",", `"`, "\r", "\n", " ", "\t", `\`, ".", "a", "家", "\u00a0", "\xff", "\x00"}
-	for range 20_000 {
-		var field string
-		for range r.IntN(5) {
-			field += some[r.IntN(len(some))]
-		}
-		var want bytes.Buffer
-		out := csv.NewWriter(&want)
-		if err := out.Write([]string{field, "end"}); err != nil { // a single field that is empty would get quotes
-			t.Fatal(err)
-		}
-		out.Flush()
-		if got := string(appendField(nil, []byte(field))) + ",end\n"; got != want.String() {
-			t.Fatalf("%q: got %q, want %q", field, got, &want)
-		}
-	}
-}
-
-func TestWriteRejectsError(t *testing.T) {
-	p := readString(t, csvHeader+"x\n", Config{})
-	full := errors.New("disk full")
-	err := p.WriteRejects(writerFunc(func([]byte) (int, error) { return 0, full }))
-	if !errors.Is(err, full) {
-		t.Errorf("got %v, want %v", err, full)
-	}
-}
-
-type writerFunc func([]byte) (int, error)
-
-func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
 // TestFilesOfJobs names in each job only the files that it has rows in.
 func TestFilesOfJobs(t *testing.T) {
@@ -254,13 +73,84 @@ func TestFilesOfJobs(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkSums(t, p)
-	wantLines(t, "jobs", sorted(jobTexts(p)),
+	wantLines(t, "jobs", sorted(jobTexts(t, p)),
 		"u1/g: 1:x2@c.csv:2 1:x3@c.csv:4 1:x1@b.csv:3",
 		"u2/g: 1:x1@a.csv:3",
 		"u3/g: 1:x2@c.csv:3 1:x1@b.csv:2")
-	for j := range p.Jobs() {
+	for _, j := range jobsOf(t, p) {
 		if j.FromAccount == "u2" && !slices.Equal(j.Files, []string{"a.csv"}) {
 			t.Errorf("got files %v, want a.csv alone", j.Files)
+		}
+	}
+}
+
+// TestDamagedSpool has the file of the spool end within a job: the jobs before come whole, then the error, and no other
+// job.
+func TestDamagedSpool(t *testing.T) {
+	p := readString(t, overfull(50_000), Config{SpoolDir: t.TempDir(), resident: -1})
+	whole := jobTexts(t, p)
+	var ranks []segment // in the order of the jobs
+	for rank := range chat.MaxGroupsPerUser {
+		for _, r := range p.runs {
+			if r.jobs[rank].size > 0 {
+				ranks = append(ranks, r.jobs[rank])
+			}
+		}
+	}
+	latest := slices.MaxFunc(ranks, func(a, b segment) int { return cmp.Compare(a.at, b.at) })
+	for _, size := range []int64{latest.at + int64(latest.size) - 1, latest.at / 2} {
+		if err := p.spool.file.Truncate(size); err != nil {
+			t.Fatal(err)
+		}
+		n, failed := 0, 0
+		for j, err := range p.Jobs() {
+			switch {
+			case err != nil:
+				failed++
+				if !errors.Is(err, io.EOF) || j.ID != "" {
+					t.Errorf("got job %q with %v, want none with EOF", j.ID, err)
+				}
+			case failed > 0:
+				t.Fatalf("got job %s after an error", j.ID)
+			case n < len(whole) && !strings.HasPrefix(whole[n], j.FromAccount+"/"+j.GroupName+":"):
+				t.Fatalf("job %d: got %s/%s, want %s", n, j.FromAccount, j.GroupName, whole[n])
+			default:
+				n++
+			}
+		}
+		if failed != 1 || n >= len(whole) {
+			t.Errorf("%d bytes: got %d of %d jobs and %d errors, want fewer and 1", size, n, len(whole), failed)
+		}
+	}
+
+	if err := p.spool.file.Truncate(0); err != nil {
+		t.Fatal(err)
+	}
+	failed := 0
+	for _, err := range p.Rejects() {
+		if err != nil {
+			failed++
+		}
+	}
+	if err := p.WriteRejects(io.Discard); failed != 1 || !errors.Is(err, io.EOF) {
+		t.Errorf("got %d errors and %v, want 1 and EOF", failed, err)
+	}
+}
+
+// TestClosedPlan has jobs and rejects of a plan that is closed: one error, and nothing else.
+func TestClosedPlan(t *testing.T) {
+	for _, resident := range []int{0, -1} {
+		p := readString(t, overfull(50_000), Config{SpoolDir: t.TempDir(), resident: resident})
+		if err := p.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for j, err := range p.Jobs() {
+			if j.ID != "" || !errors.Is(err, os.ErrClosed) {
+				t.Errorf("got job %q with %v, want %v", j.ID, err, os.ErrClosed)
+			}
+		}
+		if err := p.WriteRejects(io.Discard); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("got %v, want %v", err, os.ErrClosed)
 		}
 	}
 }

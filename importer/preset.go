@@ -12,7 +12,7 @@ import (
 // A preset reads what another system exports.
 type preset struct {
 	columns   map[string]string // names of columns that the system has
-	translate func(*row)        // what its ids mean; says in row.wrong when it is nothing
+	translate func(*row)        // translates ids, or sets row.invalidReason
 	documents bool              // whole JSON documents instead of rows
 }
 
@@ -36,9 +36,9 @@ var presets = map[string]preset{
 // Presets are the names that [Config.Preset] can have.
 func Presets() []string { return slices.Sorted(maps.Keys(presets)) }
 
-// conversation fills in what a conversation id stands for.
-func (r *row) conversation(kind int, id string) {
-	r.field[colType], r.field[colUser], r.field[colChat], r.untyped = fmt.Sprint(kind), "", "", false
+// setConversation sets type and id.
+func setConversation(r *row, kind int, id string) {
+	r.field[colType], r.field[colUser], r.field[colChat], r.noType = fmt.Sprint(kind), "", "", false
 	if kind == job.GroupChat {
 		r.field[colChat] = id
 	} else {
@@ -54,21 +54,21 @@ func fromSDK(r *row) {
 		kind   int
 	}{{"c2c_", job.OneToOne}, {"group_", job.GroupChat}, {"C2C", job.OneToOne}, {"GROUP", job.GroupChat}} {
 		if rest, ok := strings.CutPrefix(id, p.prefix); ok && rest != "" {
-			r.conversation(p.kind, rest)
+			setConversation(r, p.kind, rest)
 			return
 		}
 	}
-	r.wrong = "conversation_id is neither c2c_ID nor group_ID, C2CID nor GROUPID"
+	r.invalidReason = "conversation_id is neither c2c_ID nor group_ID, C2CID nor GROUPID"
 }
 
 // fromXMPP takes the local part of an address; a server by itself has none.
 func fromXMPP(r *row) {
 	local, _, ok := strings.Cut(r.field[colUser], "@")
 	if !ok || local == "" {
-		r.wrong = "jid is not name@server"
+		r.invalidReason = "jid is not name@server"
 		return
 	}
-	r.conversation(job.OneToOne, local)
+	setConversation(r, job.OneToOne, local)
 }
 
 // fromOpenIM reads si_A_B, one of which is the owner, and sg_ID. Ids may hold the underscore that joins them.
@@ -76,22 +76,22 @@ func fromOpenIM(r *row, id string) {
 	owner := r.field[colFrom]
 	r.field[colUser] = id
 	if group, ok := strings.CutPrefix(id, "sg_"); ok {
-		r.conversation(job.GroupChat, group)
+		setConversation(r, job.GroupChat, group)
 		return
 	}
 	if pair, ok := strings.CutPrefix(id, "si_"); ok && owner != "" {
 		if peer, ok := strings.CutPrefix(pair, owner+"_"); ok {
-			r.conversation(job.OneToOne, peer)
+			setConversation(r, job.OneToOne, peer)
 			return
 		}
 		if peer, ok := strings.CutSuffix(pair, "_"+owner); ok {
-			r.conversation(job.OneToOne, peer)
+			setConversation(r, job.OneToOne, peer)
 			return
 		}
-		r.wrong = "the owner of the group is not in the conversation id"
+		r.invalidReason = "the owner of the group is not in the conversation id"
 		return
 	}
-	r.wrong = "the conversation id is neither si_A_B nor sg_ID"
+	r.invalidReason = "the conversation id is neither si_A_B nor sg_ID"
 }
 
 // fromYunxin reads owner|type|target: type 1 is a person, 2 and 3 are kinds of groups.
@@ -99,16 +99,16 @@ func fromYunxin(r *row, id string) {
 	r.field[colUser] = id
 	parts := strings.SplitN(id, "|", 3)
 	if len(parts) < 3 {
-		r.wrong = "the conversation id is not owner|type|target"
+		r.invalidReason = "the conversation id is not owner|type|target"
 		return
 	}
 	r.field[colFrom] = parts[0]
 	switch parts[1] {
 	case "1":
-		r.conversation(job.OneToOne, parts[2])
+		setConversation(r, job.OneToOne, parts[2])
 	case "2", "3":
-		r.conversation(job.GroupChat, parts[2])
+		setConversation(r, job.GroupChat, parts[2])
 	default:
-		r.wrong = "the type in the conversation id is none of 1, 2 and 3"
+		r.invalidReason = "the type in the conversation id is none of 1, 2 and 3"
 	}
 }

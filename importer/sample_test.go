@@ -39,7 +39,7 @@ func TestSamples(t *testing.T) {
 				t.Errorf("got %+v, want %+v", s, want)
 			}
 			wantLines(t, "notices", p.Notices)
-			golden(t, filepath.Join(here, "testdata", tc.name+".jobs"), []byte(strings.Join(jobTexts(p), "\n")+"\n"))
+			golden(t, filepath.Join(here, "testdata", tc.name+".jobs"), []byte(strings.Join(jobTexts(t, p), "\n")+"\n"))
 			if want.Rejected > 0 {
 				var b bytes.Buffer
 				if err := p.WriteRejects(&b); err != nil {
@@ -59,7 +59,7 @@ func TestSampleRejects(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkSums(t, p)
-	wantLines(t, "jobs", jobTexts(p), "ivan/Group 21: 1:anna@../samples/messy-rejects.csv:29")
+	wantLines(t, "jobs", jobTexts(t, p), "ivan/Group 21: 1:anna@../samples/messy-rejects.csv:29")
 	wantLines(t, "notices", p.Notices)
 	if got := p.Summary.Rejected; got != 27 {
 		t.Errorf("got %d rejected, want 27", got)

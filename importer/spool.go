@@ -3,309 +3,218 @@ package importer
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
-	"strings"
 	"sync"
-	"sync/atomic"
+	"syscall"
 )
 
-// A spool holds what an intake puts aside until it has seen the whole input: in memory as long as that is little, else
-// in one file of slots of chunkBytes. What is not needed any more makes room for what comes. It may be used by several
-// goroutines.
+// A spool stores what does not fit into memory: rows until the whole input is read, then jobs and rejects. It only
+// grows. Its first bytes stay in memory, so that a usual input needs no disk; the rest is one file.
 //
-// The file is locked for as long as its process lives. That is how the leftover of a process that died is told from
-// the file of one at work, without asking for processes: whoever gets the lock may remove the file.
+// The file is deleted as soon as it is open, on Windows by a flag when it is closed. So it disappears with its process,
+// however that ends, and nothing is left to clean up.
+//
+// A spool may be used by several goroutines.
 type spool struct {
 	dir string
 
-	mu       sync.Mutex
-	room     int          // bytes that may still stay in memory
-	resident [][]byte     // what did
-	vacant   []int64      // slots that may be used again
-	rest     extent       // of a slot that was taken for less; size 0 if there is none
-	file     *os.File     // nil until it is needed
-	size     atomic.Int64 // of the file
+	mu     sync.Mutex
+	memory []byte
+	limit  int64    // offsets below it are in memory, the others in the file
+	end    int64    // of all that was put
+	file   *os.File // nil until it is needed
+	closed bool
 }
 
-// An extent is a piece of a spool that is read and written as one.
-type extent struct {
-	at   int64 // offset in the file; if negative, the complement of an index of resident
-	size int32
-}
-
-// alone tells whether an extent has one slot of the file for itself.
-func (e extent) alone() bool {
-	return e.size > chunkBytes-leastRest && e.size <= chunkBytes && e.at%chunkBytes == 0
+// A segment is a piece of a spool, written and read as one.
+type segment struct {
+	at   int64
+	size int
 }
 
 const (
-	// residentBytes of a spool stay in memory, so that an everyday input needs no disk at all.
+	// residentBytes of a spool stay in memory.
 	residentBytes = 8 << 20
 
-	// chunkBytes is how much is written at once: much beside the cost of a system call, and little enough for a buffer
-	// of it in each of 512 partitions, 8 MiB.
-	chunkBytes = 16 << 10
-
-	// leastRest is the least room that is used behind what is shorter than a chunk. It is more than the longest row, so
-	// that the chunks of a tape of rows leave none.
-	leastRest = 1 << 10
-
-	spoolPrefix, spoolSuffix = "groupferry-", ".spool"
+	// segmentBytes is how much of a log is written at once: large against the cost of a system call, and small enough for
+	// one buffer of it in each of 512 partitions, 8 MiB.
+	segmentBytes = 16 << 10
 )
 
-// newSpool removes what dead processes left in dir, and makes a spool there. dir "" is the system's own place.
-func newSpool(dir string, room int) (*spool, error) {
-	s := &spool{dir: dir, room: room}
+// newSpool makes a spool whose file will be in dir; "" is the system's directory for temporary files. Up to limit
+// bytes stay in memory.
+func newSpool(dir string, limit int) (*spool, error) {
 	if dir == "" {
-		s.dir = os.TempDir()
+		dir = os.TempDir()
 	}
-	if info, err := os.Stat(s.dir); err != nil {
-		return nil, s.fault(err)
+	s := &spool{dir: dir, limit: int64(max(limit, 0))}
+	if info, err := os.Stat(dir); err != nil {
+		return nil, s.inputError(err)
 	} else if !info.IsDir() {
-		return nil, s.fault(errors.New("is no directory"))
-	}
-	leftovers, err := filepath.Glob(filepath.Join(globQuote(s.dir), spoolPrefix+"*"+spoolSuffix))
-	if err != nil {
-		return nil, nil // never: the pattern is sound
-	}
-	for _, name := range leftovers {
-		if f, err := os.OpenFile(name, os.O_RDWR, 0); err == nil {
-			if lockFile(f) == nil {
-				removeLocked(f)
-			}
-			f.Close()
-		}
+		return nil, s.inputError(errors.New("is no directory"))
 	}
 	return s, nil
 }
 
-// globQuote makes a directory's name a pattern that matches itself.
-func globQuote(dir string) string {
-	if filepath.Separator == '\\' {
-		return dir // no escapes there, and hardly a bracket
-	}
-	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(dir)
-}
-
-// create makes the file. Another process that cleans up can take it for a leftover in the moment before it is locked;
-// then another one is made.
+// create opens the file and deletes it.
 func (s *spool) create() error {
-	for {
-		f, err := os.CreateTemp(s.dir, spoolPrefix+"*"+spoolSuffix)
-		if err != nil {
-			return err
-		}
-		switch err := lockFile(f); {
-		case errors.Is(err, errors.ErrUnsupported):
-			s.file = f
-			return nil
-		case err == nil:
-			mine, err := f.Stat()
-			if err != nil {
-				f.Close()
-				return err
-			}
-			if there, err := os.Stat(f.Name()); err == nil && os.SameFile(mine, there) {
-				s.file = f
-				return nil
-			}
-		}
-		f.Close()
+	const deleteOnClose = 0x04000000 // FILE_FLAG_DELETE_ON_CLOSE
+	flag := os.O_RDWR | os.O_CREATE | os.O_EXCL
+	if runtime.GOOS == "windows" {
+		flag |= deleteOnClose
 	}
+	name := filepath.Join(s.dir, fmt.Sprintf("groupferry-%016x.spool", rand.Uint64()))
+	f, err := os.OpenFile(name, flag, 0o600)
+	if err != nil {
+		return err
+	}
+	_ = os.Remove(name) // where an open file cannot be deleted, close tries again
+	s.file, s.limit = f, int64(len(s.memory))
+	return nil
 }
 
-// put keeps b, which may be changed afterwards.
-func (s *spool) put(b []byte) (extent, error) {
-	e := extent{size: int32(len(b))}
+// put appends a copy of b.
+func (s *spool) put(b []byte) (segment, error) {
 	s.mu.Lock()
-	if len(b) <= s.room {
-		s.room -= len(b)
-		e.at = ^int64(len(s.resident))
-		s.resident = append(s.resident, append([]byte(nil), b...))
+	seg := segment{s.end, len(b)}
+	if s.file == nil && s.end+int64(len(b)) <= s.limit {
+		if s.memory == nil {
+			s.memory = make([]byte, 0, s.limit) // it takes no room before it is written to
+		}
+		s.memory = append(s.memory, b...)
+		s.end += int64(len(b))
 		s.mu.Unlock()
-		return e, nil
+		return seg, nil
 	}
 	if s.file == nil {
 		if err := s.create(); err != nil {
 			s.mu.Unlock()
-			return e, s.fault(err)
+			return seg, s.inputError(err)
 		}
 	}
-	e.at = s.allocate(len(b))
-	f := s.file
+	s.end += int64(len(b))
+	f, limit := s.file, s.limit
 	s.mu.Unlock()
-	if _, err := f.WriteAt(b, e.at); err != nil {
-		return e, s.fault(err)
+	if _, err := f.WriteAt(b, seg.at-limit); err != nil {
+		return seg, s.inputError(err)
 	}
-	return e, nil
+	return seg, nil
 }
 
-// allocate finds the place for n bytes in the file, if possible one that was used before.
-func (s *spool) allocate(n int) (at int64) {
-	if n <= int(s.rest.size) {
-		at = s.rest.at
-		s.rest.at += int64(n)
-		s.rest.size -= int32(n)
-		return at
+// get returns a segment, in buf, which it grows, or in memory of the spool, which must not be changed.
+func (s *spool) get(seg segment, buf *[]byte) ([]byte, error) {
+	s.mu.Lock()
+	f, memory, limit, closed := s.file, s.memory, s.limit, s.closed
+	s.mu.Unlock()
+	if closed {
+		return nil, s.inputError(os.ErrClosed)
 	}
-	slots := (n + chunkBytes - 1) / chunkBytes
-	if last := len(s.vacant) - 1; slots == 1 && last >= 0 {
-		at = s.vacant[last]
-		s.vacant = s.vacant[:last]
-	} else {
-		at = s.size.Add(int64(slots)*chunkBytes) - int64(slots)*chunkBytes
+	if seg.at < limit {
+		return memory[seg.at:][:seg.size], nil
 	}
-	if left := slots*chunkBytes - n; left >= leastRest && left > int(s.rest.size) {
-		s.rest = extent{at + int64(n), int32(left)}
+	*buf = slices.Grow((*buf)[:0], seg.size)[:seg.size]
+	if _, err := f.ReadAt(*buf, seg.at-limit); err != nil {
+		return nil, s.inputError(err)
 	}
-	return at
+	return *buf, nil
 }
 
-// release gives back what nobody will get any more.
-func (s *spool) release(e extent) {
+// onDisk is the size of the file in bytes.
+func (s *spool) onDisk() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch {
-	case e.at < 0:
-		s.resident[^e.at] = nil
-		s.room += int(e.size)
-	case e.alone():
-		s.vacant = append(s.vacant, e.at)
+	if s.file == nil {
+		return 0
 	}
+	return s.end - s.limit
 }
 
-// get returns what was put. It may use buf and may give it back; what it gives must not be changed.
-func (s *spool) get(e extent, buf []byte) ([]byte, error) {
-	s.mu.Lock()
-	f, resident := s.file, s.resident
-	s.mu.Unlock()
-	switch {
-	case e.at < 0 && resident != nil:
-		return resident[^e.at], nil
-	case f == nil:
-		return nil, s.fault(os.ErrClosed)
-	}
-	if cap(buf) < int(e.size) {
-		buf = make([]byte, max(int(e.size), chunkBytes))
-	}
-	buf = buf[:e.size]
-	if _, err := f.ReadAt(buf, e.at); err != nil {
-		return nil, s.fault(err)
-	}
-	return buf, nil
-}
-
-// close removes the file, if there is one. What the spool held is gone.
+// close drops all that the spool holds.
 func (s *spool) close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.resident = nil
+	if s.closed {
+		return nil
+	}
+	s.closed, s.memory = true, nil
 	if s.file == nil {
 		return nil
 	}
-	err := removeLocked(s.file)
-	if cerr := s.file.Close(); err == nil && !errors.Is(cerr, fs.ErrClosed) {
-		err = cerr
-	}
-	s.file = nil
+	err := s.file.Close()
+	_ = os.Remove(s.file.Name())
 	if err != nil {
-		return s.fault(err)
+		return s.inputError(err)
 	}
 	return nil
 }
 
-// require refuses to begin what would fill the disk.
-func (s *spool) require(bytes int64) error {
-	free, known := freeBytes(s.dir)
-	if !known || free >= bytes {
-		return nil
+// inputError names the directory and says what to do.
+func (s *spool) inputError(err error) error {
+	e := &Error{
+		File: s.dir, Problem: "cannot be used for sorting: " + plainError(err), Err: err,
+		Hint: "make room there, or name another directory with --spool-dir",
 	}
-	return &Error{
-		File:    s.dir,
-		Problem: fmt.Sprintf("%s are free and about %s are needed while this input is sorted", size(free), size(bytes)),
-		Hint:    spoolHint,
-	}
-}
-
-const spoolHint = "make room there, or name another directory with --spool-dir"
-
-func (s *spool) fault(err error) error {
-	e := &Error{File: s.dir, Problem: "cannot be used for sorting: " + plainError(err), Hint: spoolHint, Err: err}
 	switch {
-	case diskFull(err):
-		e.Problem = fmt.Sprintf("the disk is full, with %s of rows put aside there", size(s.size.Load()))
+	case errors.Is(err, syscall.ENOSPC):
+		e.Problem = "the disk is full"
 	case errors.Is(err, fs.ErrNotExist):
 		e.Problem = "no such directory"
 	case errors.Is(err, os.ErrClosed):
-		e.Problem, e.Hint = "the rows put aside are gone: the plan was closed", ""
+		e.Problem, e.Hint = "the spooled rows are gone: the plan was closed", ""
 	}
 	return e
 }
 
-// size writes a number of bytes for people.
-func size(n int64) string {
-	switch {
-	case n < 10<<20:
-		return fmt.Sprintf("%d KiB", (n+1023)>>10)
-	case n < 10<<30:
-		return fmt.Sprintf("%d MiB", n>>20)
-	}
-	return fmt.Sprintf("%d GiB", n>>30)
+// A recordLog is a sequence of records in a spool. No record is cut by the end of a segment.
+type recordLog struct {
+	spool    *spool
+	segments []segment
+	tail     []byte // the records after the segments
 }
 
-// A tape is a sequence of records in a spool. No record is cut by the end of an extent.
-type tape struct {
-	spool   *spool
-	extents []extent
-	buf     []byte // what comes behind the extents
-}
-
-// add appends a record.
-func (t *tape) add(record []byte) error {
-	switch n := len(t.buf) + len(record); {
-	case n > chunkBytes && len(t.buf) > 0:
-		if err := t.flush(); err != nil {
-			return err
-		}
-	case n > cap(t.buf) && n > chunkBytes/8: // it will be full one day
-		t.buf = slices.Grow(t.buf, chunkBytes-len(t.buf))
+// add appends a copy of a record, given in parts.
+func (l *recordLog) add(record ...[]byte) error {
+	n := len(l.tail)
+	for _, part := range record {
+		n += len(part)
 	}
-	t.buf = append(t.buf, record...)
-	return nil
-}
-
-// flush puts away what is still in the buffer.
-func (t *tape) flush() error {
-	if len(t.buf) == 0 {
-		return nil
-	}
-	e, err := t.spool.put(t.buf)
-	if err != nil {
-		return err
-	}
-	t.extents = append(t.extents, e)
-	t.buf = t.buf[:0]
-	return nil
-}
-
-// drain calls take with all records, some whole ones at a time, and gives back their room. What take gets is gone after
-// the call. It reads into buf and leaves there what it needed.
-func (t *tape) drain(buf *[]byte, take func(records []byte) error) error {
-	for _, e := range t.extents {
-		b, err := t.spool.get(e, *buf)
+	if n > segmentBytes && len(l.tail) > 0 {
+		seg, err := l.spool.put(l.tail)
 		if err != nil {
 			return err
 		}
-		if e.at >= 0 {
-			*buf = b
-		}
-		if err := take(b); err != nil {
-			return err
-		}
-		t.spool.release(e)
+		l.segments, l.tail = append(l.segments, seg), l.tail[:0]
+	} else if n > cap(l.tail) && n > segmentBytes/8 { // it will be full one day
+		l.tail = slices.Grow(l.tail, segmentBytes-len(l.tail))
 	}
-	return take(t.buf)
+	for _, part := range record {
+		l.tail = append(l.tail, part...)
+	}
+	return nil
+}
+
+// A logReader reads a log from its beginning.
+type logReader struct {
+	log *recordLog
+	at  int // the next segment
+	buf []byte
+}
+
+// next returns one or more whole records, valid until the next call, or io.EOF.
+func (r *logReader) next() ([]byte, error) {
+	at := r.at
+	r.at++
+	switch {
+	case at < len(r.log.segments):
+		return r.log.spool.get(r.log.segments[at], &r.buf)
+	case at == len(r.log.segments) && len(r.log.tail) > 0:
+		return r.log.tail, nil
+	}
+	return nil, io.EOF
 }

@@ -35,6 +35,7 @@ type attempt struct {
 	before      *job.Result // of an earlier generation; nil in the first
 
 	group        presence
+	foundAt      time.Time // when that was found out; zero if it was not
 	restarted    bool      // the group was gone in between
 	needsCheck   bool      // only reading the group tells what it holds
 	maybeCreated bool      // by a create without a response
@@ -49,7 +50,8 @@ func newAttempt(w *Worker, d Delivery, now time.Time) *attempt {
 	}
 	return &attempt{
 		w: w, d: d, made: d.Attempt(), calls: earlier.calls, started: earlier.started, needsCheck: earlier.needsCheck,
-		result: job.Result{Import: d.Import(), Job: sequenceName(d.Sequence()), Started: earlier.started},
+		lateUntil: w.earlierUntil(d),
+		result:    job.Result{Import: d.Import(), Job: sequenceName(d.Sequence()), Started: earlier.started},
 	}
 }
 

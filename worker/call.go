@@ -75,6 +75,10 @@ func call[A any](ctx context.Context, a *attempt, command chat.Command, do func(
 			permit.Done(governor.Unsent)
 			return none, &chat.Error{Command: command, Code: chat.CodeNotOffered}
 		}
+		if command == chat.CreateContactGroup && a.stale() {
+			permit.Done(governor.Unsent)
+			return none, errStale
+		}
 		response, excused, err := callOnce(ctx, a, permit, command, unsent >= unsentMost, do, code)
 		if err == nil {
 			a.w.repeats.reset()
@@ -145,8 +149,8 @@ func callOnce[A any](ctx context.Context, a *attempt, permit *governor.Permit, c
 	if err == nil || e != nil && e.Code != 0 && !e.NotOffered() {
 		a.w.known.heard(command)
 	}
-	if err != nil && (e == nil || e.Code == 0 || e.Class() == chat.Retry) {
-		a.unanswered(command)
+	if err != nil && (e == nil || e.Code == 0 || e.Class() == chat.Retry || e.Class() == chat.Unknown) {
+		a.unanswered(command, e != nil && e.Class() == chat.Unknown)
 	}
 	switch {
 	case err == nil && code != nil:
@@ -165,12 +169,13 @@ func (w *Worker) noResponse(err error) {
 	}
 }
 
-// unanswered notes that nobody knows what became of a call. The API's own internal errors and timeouts do not tell either.
-func (a *attempt) unanswered(command chat.Command) {
+// unanswered notes that nobody knows what became of a call. The API's own internal errors and timeouts do not tell either;
+// what an unknown code means, it says the same each time.
+func (a *attempt) unanswered(command chat.Command, unknown bool) {
 	if command == chat.GetContactGroup {
 		return
 	}
-	a.needsCheck = true
+	a.needsCheck = a.needsCheck || !unknown
 	if command == chat.CreateContactGroup {
 		a.maybeCreated = true
 		if !a.w.known.harmless() {

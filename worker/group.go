@@ -20,15 +20,19 @@ import (
 //	             ▼                                            │
 //	          create, with the first chunk ───────────────────┘
 //
-//   - Where create is known to append or to refuse, it comes first, and saves the update. Which it is, one job finds out
-//     by two creates and a read of a group that was not there before.
+//   - Where create is known to append, it comes first, and saves the update. One job learns what it does, by two creates
+//     and a read of a group that was not there before. (Another namespace that runs the same file at that moment can
+//     mislead it: a namespace is the only one of its app.)
 //   - Where update is not offered, the group is read, and create carries all of it: what it holds, and what is new, 100
-//     conversations at most. What does not fit fails.
+//     conversations at most. What does not fit fails. A conversation that the group holds and the API no longer accepts
+//     cannot be carried; that is logged.
 //   - Where get is not offered either, a create could take out what is in the group and nobody would know. Then nothing is
 //     sent, unless the user accepts that.
+//   - What was found out about a group holds for half a minute, for one that does not exist may be made by somebody else.
 //   - A retry adds what failed before. If the group is gone meanwhile, all of it is sent.
 //   - A group one of whose calls had no response is read back in the end, and what is missing is sent again. While a create
-//     without a response may still take effect, nothing else is sent to its group.
+//     without a response may still take effect, nothing else is sent to its group; nor is anything for a job that an
+//     earlier leader may have made calls for, until these have taken effect.
 //
 // Doing a job twice ends in the same state. One job at a time works on the groups of a user.
 
@@ -41,7 +45,7 @@ const (
 
 // ErrMayReplace says that nothing can be written without the risk that create takes out what is in a group.
 var ErrMayReplace = errors.New("neither update_contact_group nor get_contact_group is offered here, and " +
-	"create_contact_group may take out what a group of the same name holds, so nothing was written")
+	"create_contact_group may take out what a group of the same name holds, so nothing more is written")
 
 var (
 	// errNeedsAll says that a retry has to write the whole group anew, not only what failed before.
@@ -49,6 +53,20 @@ var (
 
 	// errNoUpdate says that update is not offered.
 	errNoUpdate = errors.New("update is not offered")
+
+	// errStale says that what the job knew is too old, or not known in this process: it has to look again.
+	errStale = errors.New("look at the group again")
+
+	// errNoEnd says that what a user has cannot be read as a whole.
+	errNoEnd = errors.New("get_contact_group gives no end of the list")
+)
+
+const (
+	// staleAfter is how long a group that was not found is taken as not there.
+	staleAfter = 30 * time.Second
+
+	// carries is how often a create that took out what a group held is repeated, to put that in again.
+	carries = 10
 )
 
 // presence is what is known about a group.
@@ -71,6 +89,9 @@ func (a *attempt) run(ctx context.Context) error {
 	err = a.write(ctx)
 	if err == nil && a.needsCheck {
 		err = a.check(ctx)
+	}
+	if errors.Is(err, errNoUpdate) { // in the middle: the next attempt knows
+		err = errStale
 	}
 	if werr := a.waitForLate(ctx); err == nil {
 		err = werr
@@ -114,8 +135,7 @@ func (a *attempt) write(ctx context.Context) error {
 
 // canAdd tells whether a call can add to a group that exists.
 func (a *attempt) canAdd() bool {
-	reading, _ := a.w.known.create()
-	return a.w.known.offers(chat.UpdateContactGroup) || reading == Append
+	return a.w.known.offers(chat.UpdateContactGroup) || a.w.known.harmless()
 }
 
 // sendAll sends conversations, and again those that failed in a way that may pass.
@@ -128,7 +148,8 @@ func (a *attempt) sendAll(ctx context.Context, todo []int) error {
 		}
 		again, err := a.send(ctx, todo, pass == resends)
 		if errors.Is(err, errNeedsAll) {
-			todo, pass = a.allConversations(), -1
+			a.todo = a.allConversations()
+			todo, pass = a.todo, -1
 			continue
 		}
 		if err != nil {
@@ -207,6 +228,14 @@ func (a *attempt) reject(places []int, e *chat.Error) {
 	}
 }
 
+// need records that only update could add these conversations.
+func (a *attempt) need(places []int) {
+	for _, i := range places {
+		c := &a.result.Conversations[i]
+		a.known[i], c.Code, c.Info = true, CodeNeedsUpdate, "create_contact_group carries 100 conversations"
+	}
+}
+
 // noteAll records what the API said about each conversation, and returns those to be sent again.
 func (a *attempt) noteAll(places []int, response chat.Response, last bool) (again []int) {
 	if response.GroupID != 0 {
@@ -237,7 +266,8 @@ func (a *attempt) note(c *job.ConversationResult, r chat.ItemResult, last bool) 
 
 // passing is the error of a job with conversations that failed in a way that passes, as for a call.
 func (a *attempt) passing() error {
-	for _, c := range a.result.Conversations {
+	for _, i := range a.todo {
+		c := &a.result.Conversations[i]
 		if code, err := strconv.Atoi(c.Code); err == nil && chat.ClassOf(code) == chat.Retry {
 			return fmt.Errorf("%w: %w", errAgain, &chat.Error{Command: chat.CreateContactGroup, Code: code, Info: c.Info})
 		}
@@ -247,8 +277,8 @@ func (a *attempt) passing() error {
 
 // sendChunk makes the calls that add a chunk. A *chat.Error says that the chunk is rejected for good.
 func (a *attempt) sendChunk(ctx context.Context, items []chat.Item) (chat.Response, error) {
-	reading, refusal := a.w.known.create()
-	if a.group == unknown && (a.doneBefore() > 0 || !a.w.known.harmless()) {
+	reading := a.w.known.create()
+	if a.group == unknown && (a.doneBefore() > 0 || reading != Append) {
 		response, err := a.addOrFind(ctx, items)
 		if a.group != absent || err != nil {
 			return response, err
@@ -260,8 +290,12 @@ func (a *attempt) sendChunk(ctx context.Context, items []chat.Item) (chat.Respon
 	}
 	if a.group == present && (reading != Append || a.w.known.offers(chat.UpdateContactGroup)) {
 		response, err := a.update(ctx, items)
-		if e, ok := rejection(err); ok && e.Code == chat.CodeNoSuchGroup && !a.restarted { // deleted meanwhile
-			a.group, a.restarted = absent, true
+		if e, ok := rejection(err); ok && e.Code == chat.CodeNoSuchGroup { // deleted meanwhile
+			if a.restarted {
+				a.needsCheck = true
+				return response, err
+			}
+			a.group, a.foundAt, a.restarted = absent, time.Now(), true
 			return response, errNeedsAll
 		}
 		return response, err
@@ -275,8 +309,7 @@ func (a *attempt) sendChunk(ctx context.Context, items []chat.Item) (chat.Respon
 	if !tried {
 		response, err = a.create(ctx, items)
 	}
-	if e, ok := rejection(err); ok && (reading == Refuse && e.Code == refusal || a.maybeCreated || mayExist(e)) &&
-		a.w.known.offers(chat.UpdateContactGroup) {
+	if e, ok := rejection(err); ok && (a.maybeCreated || mayExist(e)) && a.w.known.offers(chat.UpdateContactGroup) {
 		added, uerr := a.update(ctx, items)
 		if _, ok := rejection(uerr); !ok {
 			return added, uerr
@@ -293,9 +326,12 @@ func mayExist(e *chat.Error) bool {
 
 // addOrFind adds a chunk to the group, or finds that the group does not exist.
 func (a *attempt) addOrFind(ctx context.Context, items []chat.Item) (chat.Response, error) {
-	if !a.w.known.offers(chat.UpdateContactGroup) { // create is known to append: this is a retry
+	if !a.w.known.offers(chat.UpdateContactGroup) {
+		if !a.w.known.harmless() {
+			return chat.Response{}, errNoUpdate
+		}
 		_, err := a.find(ctx)
-		if notOffered(err) {
+		if unreadable(err) {
 			a.group, err = present, nil
 		}
 		if a.group == present && err == nil {
@@ -309,13 +345,13 @@ func (a *attempt) addOrFind(ctx context.Context, items []chat.Item) (chat.Respon
 	case !rejected:
 		return response, err
 	case e.Code == chat.CodeNoSuchGroup:
-		a.group = absent
+		a.group, a.foundAt = absent, time.Now()
 		return response, nil
 	case e.Class() == chat.Permanent && e.Code != chat.CodeBadParameter:
 		return response, err
 	}
 	// No document says so, but this too may be how a group is refused that does not exist.
-	if _, ferr := a.find(ctx); ferr != nil && !notOffered(ferr) {
+	if _, ferr := a.find(ctx); ferr != nil && !unreadable(ferr) {
 		return response, ferr
 	}
 	if a.group == absent {
@@ -336,7 +372,7 @@ func (a *attempt) tryCreate(ctx context.Context, items []chat.Item) (_ chat.Resp
 	default:
 		return chat.Response{}, nil, false
 	}
-	if reading, _ := a.w.known.create(); reading != "" { // learned just now
+	if a.w.known.create() != "" { // learned just now
 		return chat.Response{}, nil, false
 	}
 	response, err := a.experiment(ctx, items[:len(items)/2], items[len(items)/2:])
@@ -355,16 +391,14 @@ func (a *attempt) awaitReading(ctx context.Context, first, second []chat.Item) (
 	case <-ctx.Done():
 		return false, ctx.Err()
 	}
-	reading, _ := a.w.known.create()
-	if reading == "" {
+	if a.w.known.create() == "" {
 		_, err = a.experiment(ctx, first, second)
 		if rejected, ok := rejection(err); ok { // the create that follows will say it of each conversation
 			a.w.cfg.Log.Debug("what create does was not learned", "err", rejected)
 			err = nil
 		}
-		reading, _ = a.w.known.create()
 	}
-	return reading == Append, err
+	return a.w.known.harmless(), err
 }
 
 // experiment creates a group that does not exist with some items, and again with others, and looks what became of it.
@@ -380,7 +414,7 @@ func (a *attempt) experiment(ctx context.Context, some, others []chat.Item) (non
 		_, err = a.create(ctx, some)
 		if again, ok := rejection(err); ok {
 			if again.Code == e.Code {
-				a.w.known.learn(Refuse, e.Code)
+				a.w.known.learn(Refuse)
 			}
 			return none, nil
 		}
@@ -393,13 +427,13 @@ func (a *attempt) experiment(ctx context.Context, some, others []chat.Item) (non
 		return none, err
 	}
 	members, err := a.find(ctx)
-	if notOffered(err) {
+	if unreadable(err) {
 		return none, nil
 	}
 	if err != nil {
 		return none, err
 	}
-	in, out := 0, 0 // of the first items
+	in, out, accepted := 0, 0, 0 // in and out of the first items, accepted of the others
 	for k, it := range some {
 		switch {
 		case !first.Items[k].Answered || first.Items[k].Code != 0:
@@ -410,16 +444,21 @@ func (a *attempt) experiment(ctx context.Context, some, others []chat.Item) (non
 		}
 	}
 	for k, it := range others {
-		if second.Items[k].Answered && second.Items[k].Code == 0 && !members[it] {
+		switch {
+		case !second.Items[k].Answered || second.Items[k].Code != 0:
+		case !members[it]:
 			return none, nil // what was read is not what was written last
+		default:
+			accepted++
 		}
 	}
 	switch {
+	case accepted == 0: // it may have done nothing at all
 	case in > 0 && out == 0:
-		a.w.known.learn(Append, 0)
+		a.w.known.learn(Append)
 		return chat.Response{GroupID: second.GroupID, Items: slices.Concat(first.Items, second.Items)}, nil
 	case out > 0 && in == 0:
-		a.w.known.learn(Replace, 0)
+		a.w.known.learn(Replace)
 	}
 	return none, nil
 }
@@ -427,18 +466,18 @@ func (a *attempt) experiment(ctx context.Context, some, others []chat.Item) (non
 // writeWhole writes a group where only create can: it carries what the group holds as well.
 func (a *attempt) writeWhole(ctx context.Context) error {
 	members, err := a.find(ctx)
-	if rejected, ok := rejection(err); ok {
-		switch {
-		case !notOffered(err):
-			a.reject(a.todo, rejected)
-			return nil
-		case a.w.cfg.AcceptReplace, a.w.known.harmless():
-		default:
-			return a.w.known.mayReplace()
-		}
-	} else if err != nil {
+	rejected, ok := rejection(err)
+	switch {
+	case err == nil:
+	case ok && !rejected.NotOffered():
+		a.reject(a.todo, rejected)
+		return nil
+	case !unreadable(err):
 		return err
+	case !a.w.cfg.AcceptReplace:
+		return a.w.known.mayReplace(err)
 	}
+	unread := err != nil
 	var carried, added []int // of the job's conversations: those that are in the group, and those that are not
 	for _, i := range a.allConversations() {
 		c := &a.result.Conversations[i]
@@ -454,8 +493,12 @@ func (a *attempt) writeWhole(ctx context.Context) error {
 	for it := range members {
 		others = append(others, it)
 	}
-	room := max(0, a.w.cfg.ChunkSize-len(others)-len(carried))
-	if room < len(added) && a.group == absent && a.w.known.offers(chat.GetContactGroup) {
+	room := max(0, chat.MaxItemsPerCall-len(others)-len(carried))
+	if room < len(added) && unread && a.doneBefore() > 0 { // it would take out what was done
+		a.need(a.todo)
+		return nil
+	}
+	if room < len(added) && a.group == absent && !unread {
 		rest := added[room:min(2*room, len(added))]
 		appends, err := a.awaitReading(ctx, a.items(added[:room]), a.items(rest))
 		if err != nil {
@@ -467,10 +510,7 @@ func (a *attempt) writeWhole(ctx context.Context) error {
 	}
 	lost := false
 	if room < len(added) {
-		for _, i := range added[room:] {
-			c := &a.result.Conversations[i]
-			a.known[i], c.Code, c.Info = true, CodeNeedsUpdate, "create_contact_group carries 100 conversations"
-		}
+		a.need(added[room:])
 		added = added[:room]
 	}
 	for pass := 0; len(added) > 0 || lost; pass++ {
@@ -493,10 +533,20 @@ func (a *attempt) writeWhole(ctx context.Context) error {
 		}
 		a.needsCheck = a.needsCheck || len(others) > 0 || len(carried) > 0
 		again := a.noteAll(places, response, pass >= resends)
-		lost = false // what was there before this create
+		lost = false // something that was there before
+		gone := 0
 		for k := range others {
-			r := response.Items[len(places)+k]
-			lost = lost || pass < callTries && (!r.Answered || r.Code != 0 && chat.ClassOf(r.Code) != chat.Permanent)
+			switch r := response.Items[len(places)+k]; {
+			case r.Answered && r.Code == 0:
+			case pass < carries && (!r.Answered || chat.ClassOf(r.Code) != chat.Permanent):
+				lost = true
+			default:
+				gone++
+			}
+		}
+		if gone > 0 && !lost {
+			a.w.cfg.Log.Error("the API no longer accepts conversations that a group held: where only create can write, they are gone",
+				"import", a.result.Import, "job", a.result.Job, "conversations", gone)
 		}
 		carried = slices.DeleteFunc(places, func(i int) bool {
 			return a.result.Conversations[i].Code != ""
@@ -511,15 +561,29 @@ func notOffered(err error) bool {
 	return ok && e.NotOffered()
 }
 
+// unreadable tells whether find failed in a way that is no different the next time.
+func unreadable(err error) bool {
+	_, ok := rejection(err)
+	return ok || errors.Is(err, errNoEnd)
+}
+
 func (a *attempt) create(ctx context.Context, items []chat.Item) (chat.Response, error) {
+	if err := a.waitForLate(ctx); err != nil {
+		return chat.Response{}, err
+	}
 	req := chat.CreateRequest{FromAccount: a.result.FromAccount, GroupName: a.result.GroupName, Items: items}
 	response, err := call(ctx, a, chat.CreateContactGroup, func(ctx context.Context) (chat.Response, error) {
 		return a.w.api.Create(ctx, req)
 	}, codeOf)
 	if err == nil {
-		a.group = present
+		a.group, a.foundAt = present, time.Now()
 	}
 	return response, err
+}
+
+// stale tells whether what a create relies on is too old: the wait for a permit can be long.
+func (a *attempt) stale() bool {
+	return !a.w.known.harmless() && time.Since(a.foundAt) > staleAfter && !a.foundAt.IsZero()
 }
 
 func (a *attempt) update(ctx context.Context, items []chat.Item) (chat.Response, error) {
@@ -558,17 +622,14 @@ func (a *attempt) check(ctx context.Context) error {
 			return err
 		}
 		members, err := a.find(ctx)
-		if notOffered(err) {
+		if unreadable(err) {
 			return nil
-		}
-		if rejected, ok := rejection(err); ok {
-			return fmt.Errorf("%w: read the group back: %w", errAgain, rejected)
 		}
 		if err != nil {
 			return err
 		}
 		var missing []int
-		for i := range a.result.Conversations {
+		for _, i := range a.todo {
 			c := &a.result.Conversations[i]
 			switch {
 			case members[chat.Item{Type: c.Type, ID: c.ID}]:
@@ -615,11 +676,14 @@ func (a *attempt) find(ctx context.Context) (map[chat.Item]bool, error) {
 			}
 		}
 		listed = append(listed, page.Conversations...)
-		complete = page.Complete || page.Next <= start
+		complete = page.Complete
+		if !complete && (page.Next <= start || start > 0 && len(page.Conversations) == 0) {
+			return nil, errNoEnd
+		}
 		start = page.Next
 	}
 	members := map[chat.Item]bool{}
-	a.group = absent
+	a.group, a.foundAt = absent, time.Now()
 	if !known {
 		return members, nil
 	}

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -184,9 +186,9 @@ func TestNotFound(t *testing.T) {
 	t.Run("after an answer", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			a := newAPI("append")
-			missing := false
+			var missing atomic.Bool
 			a.fault = func(_ int, c chat.Command, _ string) (error, bool) {
-				if missing && c == chat.UpdateContactGroup {
+				if missing.Load() && c == chat.UpdateContactGroup {
 					return status(c, 404), false
 				}
 				return nil, false
@@ -197,9 +199,9 @@ func TestNotFound(t *testing.T) {
 			if err := runUntilEmpty(t, w, s); err != nil {
 				t.Fatal(err)
 			}
-			missing = true
+			missing.Store(true)
 			s.add(second.AppendJSON(nil))
-			time.AfterFunc(time.Minute, func() { missing = false })
+			time.AfterFunc(time.Minute, func() { missing.Store(false) })
 			if err := runUntilEmpty(t, w, s); err != nil {
 				t.Fatal(err)
 			}
@@ -309,9 +311,9 @@ func TestRefusedInBetween(t *testing.T) {
 	}
 }
 
-// A first import costs one call more per group until one job has learned what create does, and none after it.
+// A first import costs one call more per group; where create appends, only until one job has learned that.
 func TestCallsOfAFirstImport(t *testing.T) {
-	for existing, perGroup := range map[string]int{"append": 1, "refuse": 1, "replace": 2} {
+	for existing, perGroup := range map[string]int{"append": 1, "refuse": 2, "replace": 2} {
 		synctest.Test(t, func(t *testing.T) {
 			const groups = 400
 			a := newAPI(existing)
@@ -361,6 +363,7 @@ func TestSharedGroups(t *testing.T) {
 
 func sharedGroups(t *testing.T, existing, offered string, seed uint64) {
 	rnd := rand.New(rand.NewPCG(seed, 5))
+	chance := rand.New(rand.NewPCG(seed, 6)) // of the API, under its lock
 	a := newAPI(existing)
 	a.offer(offered)
 	a.latency = 30 * time.Millisecond
@@ -374,17 +377,20 @@ func sharedGroups(t *testing.T, existing, offered string, seed uint64) {
 			a.groups[key][it] = true
 		}
 	}
-	faulty := true
-	a.late = func(c chat.Command) bool { return faulty && c != chat.GetContactGroup && rnd.IntN(20) == 0 }
+	var faulty atomic.Bool
+	faulty.Store(true)
+	a.late = func(c chat.Command) bool {
+		return faulty.Load() && c != chat.GetContactGroup && chance.IntN(20) == 0
+	}
 	a.fault = func(_ int, c chat.Command, _ string) (error, bool) {
-		if !faulty || rnd.IntN(8) > 0 {
+		if !faulty.Load() || chance.IntN(8) > 0 {
 			return nil, false
 		}
-		switch rnd.IntN(7) {
+		switch chance.IntN(7) {
 		case 0:
-			return coded(c, 50004), rnd.IntN(2) == 0
+			return coded(c, 50004), chance.IntN(2) == 0
 		case 1:
-			return status(c, 502), rnd.IntN(2) == 0
+			return status(c, 502), chance.IntN(2) == 0
 		case 2:
 			return status(c, 404), false
 		case 3:
@@ -392,9 +398,9 @@ func sharedGroups(t *testing.T, existing, offered string, seed uint64) {
 		case 4:
 			return coded(c, 60007), false
 		case 5:
-			return &chat.Error{Command: c, Cause: context.DeadlineExceeded}, rnd.IntN(2) == 0
+			return &chat.Error{Command: c, Cause: context.DeadlineExceeded}, chance.IntN(2) == 0
 		}
-		return &chat.Error{Command: c, Cause: errors.New("reset")}, rnd.IntN(2) == 0
+		return &chat.Error{Command: c, Cause: errors.New("reset")}, chance.IntN(2) == 0
 	}
 	a.item = func(it chat.Item) int {
 		switch {
@@ -402,7 +408,7 @@ func sharedGroups(t *testing.T, existing, offered string, seed uint64) {
 			return chat.CodeGroupUnresolved
 		case it.ID == "c0040":
 			return chat.CodeUserNotImported
-		case faulty && !strings.HasPrefix(offered, "no update") && rnd.IntN(100) == 0:
+		case faulty.Load() && !strings.HasPrefix(offered, "no update") && chance.IntN(100) == 0:
 			return 50005 // where create has to carry what is there, this takes it out
 		}
 		return 0
@@ -421,15 +427,23 @@ func sharedGroups(t *testing.T, existing, offered string, seed uint64) {
 		}
 	}
 	s := newStream(jobs...)
+	var keep sync.Mutex
 	var known Known
 	for life := 0; !s.empty(); life++ {
-		faulty = life < 4
+		faulty.Store(life < 4)
 		ctx, crash := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		stop := make(chan struct{})
-		w := New(Config{Concurrency: 12, Known: known, OnKnown: func(k Known) { known = k }}, s, a, startGovernor(t, governor.Config{}))
+		keep.Lock()
+		cfg := Config{Concurrency: 12, Known: known, OnKnown: func(k Known) {
+			keep.Lock()
+			defer keep.Unlock()
+			known = k
+		}}
+		keep.Unlock()
+		w := New(cfg, s, a, startGovernor(t, governor.Config{}))
 		go func() { done <- w.Run(ctx, stop) }()
-		if faulty {
+		if faulty.Load() {
 			time.Sleep(time.Duration(rnd.IntN(4000)) * time.Millisecond)
 			s.crash()
 		} else {
@@ -446,6 +460,8 @@ func sharedGroups(t *testing.T, existing, offered string, seed uint64) {
 		time.Sleep(3 * time.Second) // until another one leads
 	}
 	time.Sleep(10 * time.Second)
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	for key, items := range before {
 		for _, it := range items {
 			if !a.groups[key][it] {

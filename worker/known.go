@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -23,8 +24,7 @@ const (
 // nobody tried yet.
 type Known struct {
 	Create   Reading   `json:"create,omitempty"`
-	Refusal  int       `json:"refusal,omitempty"` // the code with which create refuses
-	CreateAt time.Time `json:"create_at,omitzero"`
+	CreateAt time.Time `json:"create_at,omitzero"` // when that was learned
 
 	// When the command was last found not to be offered.
 	NoUpdateAt time.Time `json:"no_update_at,omitzero"`
@@ -32,66 +32,66 @@ type Known struct {
 }
 
 const (
-	// knownFor is how long what create does is taken as known: the next nightly run finds it out again, by two calls.
-	knownFor = 12 * time.Hour
+	// knownFor is how long what create does is taken as known. Then one job learns it anew, by two creates and a read.
+	knownFor = 7 * 24 * time.Hour
 
 	// askAgain is when a command that was not offered is tried again.
 	askAgain = 10 * time.Minute
 
-	// notFoundMost is how many HTTP 404 in a row stand for a command that is not offered, if none of it ever had a response:
-	// a single one may come from something in between.
+	// So many HTTP 404 in a row, over so long, stand for a command that is not offered, if none of it ever had a response:
+	// something in between can say 404 for a moment.
 	notFoundMost = 5
+	notFoundTime = 2 * time.Second
 )
 
 // knowledge is what is known about the API by now. It is safe for concurrent use.
 type knowledge struct {
 	log  *slog.Logger
-	save func(Known) // may be nil
+	save func(Known) // may be nil; must not block
 
 	trying chan struct{} // one place: the job that finds out what create does
 
 	mu        sync.Mutex
 	known     Known
 	responded map[chat.Command]bool
-	notFound  map[chat.Command]int   // in a row
-	why       map[chat.Command]error // it is not offered
+	notFound  map[chat.Command]int       // in a row
+	since     map[chat.Command]time.Time // the first of them
+	why       map[chat.Command]error     // it is not offered
 }
 
 func newKnowledge(known Known, save func(Known), log *slog.Logger) *knowledge {
 	return &knowledge{
 		log: log, save: save, known: known, trying: make(chan struct{}, 1),
-		responded: map[chat.Command]bool{}, notFound: map[chat.Command]int{}, why: map[chat.Command]error{},
+		responded: map[chat.Command]bool{}, notFound: map[chat.Command]int{}, since: map[chat.Command]time.Time{},
+		why: map[chat.Command]error{},
 	}
 }
 
-// create gives what create does to a group that exists, "" when it is not known, and the code with which it refuses.
-func (k *knowledge) create() (Reading, int) {
+// create gives what create does to a group that exists, "" when it is not known.
+func (k *knowledge) create() Reading {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if time.Since(k.known.CreateAt).Abs() > knownFor {
-		return "", 0
+		return ""
 	}
-	return k.known.Create, k.known.Refusal
+	return k.known.Create
 }
 
-// harmless tells whether create is known to leave what is in a group that exists.
-func (k *knowledge) harmless() bool {
-	reading, _ := k.create()
-	return reading == Append || reading == Refuse
-}
+// harmless tells whether create is known to leave what is in a group that exists. That it was seen to be refused does not
+// say so: it may have been for something else.
+func (k *knowledge) harmless() bool { return k.create() == Append }
 
-func (k *knowledge) learn(r Reading, refusal int) {
+func (k *knowledge) learn(r Reading) {
 	k.log.Info("learned what create does to a group that exists", "reading", r)
-	k.change(func(n *Known) { n.Create, n.Refusal, n.CreateAt = r, refusal, time.Now().Round(0) })
+	k.change(func(n *Known) { n.Create, n.CreateAt = r, time.Now().Round(0) })
 }
 
 func (k *knowledge) change(set func(*Known)) {
 	k.mu.Lock()
+	defer k.mu.Unlock()
 	set(&k.known)
-	now := k.known
-	k.mu.Unlock()
 	if k.save != nil {
-		k.save(now)
+		k.save(k.known)
 	}
 }
 
@@ -119,9 +119,12 @@ func (k *knowledge) heard(c chat.Command) {
 // missed notes a response that says that update or get is not offered, and tells whether that is to be believed.
 func (k *knowledge) missed(e *chat.Error) bool {
 	k.mu.Lock()
-	k.notFound[e.Command]++
+	if k.notFound[e.Command]++; k.notFound[e.Command] == 1 {
+		k.since[e.Command] = time.Now()
+	}
 	k.why[e.Command] = e
-	believed := e.Code == chat.CodeNotOffered || !k.responded[e.Command] && k.notFound[e.Command] >= notFoundMost
+	believed := e.Code == chat.CodeNotOffered || !k.responded[e.Command] && k.notFound[e.Command] >= notFoundMost &&
+		time.Since(k.since[e.Command]) >= notFoundTime
 	k.mu.Unlock()
 	if !believed || !k.offers(e.Command) {
 		return believed
@@ -136,15 +139,25 @@ func (k *knowledge) missed(e *chat.Error) bool {
 	return true
 }
 
-// mayReplace is [ErrMayReplace] with what the API said.
-func (k *knowledge) mayReplace() error {
+// mayReplace is [ErrMayReplace] with what the API said, and why the group was not read. What it did not say to this process is forgotten, to be asked
+// once more: the error is errStale then.
+func (k *knowledge) mayReplace(unread error) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	err := ErrMayReplace
+	if errors.Is(unread, errNoEnd) {
+		k.why[chat.GetContactGroup] = unread
+	}
+	err, ask := ErrMayReplace, false
 	for _, c := range []chat.Command{chat.UpdateContactGroup, chat.GetContactGroup} {
-		if why := k.why[c]; why != nil { // else it was learned earlier
-			err = fmt.Errorf("%w; %w", err, why)
+		why := k.why[c]
+		if why == nil {
+			*k.known.missing(c) = time.Time{}
+			ask = true
 		}
+		err = fmt.Errorf("%w; %w", err, why)
+	}
+	if ask {
+		return errStale
 	}
 	return err
 }

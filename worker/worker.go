@@ -67,6 +67,9 @@ type Delivery interface {
 	// Prior returns the result that a retried job replaces; nil when there is none.
 	Prior(context.Context) (*job.Result, error)
 
+	// Earlier tells whether an earlier leader may have made calls for the job.
+	Earlier() bool
+
 	// Attempt counts from 1: this delivery, and those before it that were requeued as counted.
 	Attempt() int
 
@@ -155,6 +158,7 @@ type Worker struct {
 	turn    chan struct{} // one place: the slot whose turn it is to take a job
 	waiting atomic.Int64  // slots that wait for a job
 
+	started time.Time
 	known   *knowledge
 	users   keys // those whose groups a job works on
 	repeats repeats
@@ -200,7 +204,7 @@ func New(cfg Config, jobs Jobs, api API, pace Pace) *Worker {
 	}
 	return &Worker{
 		cfg: cfg, jobs: jobs, api: api, pace: pace,
-		turn:  make(chan struct{}, 1),
+		turn: make(chan struct{}, 1), started: time.Now(),
 		known: newKnowledge(cfg.Known, cfg.OnKnown, cfg.Log),
 		users: keys{held: map[string]chan struct{}{}},
 		spent: map[messageID]spent{},
@@ -351,6 +355,8 @@ func (w *Worker) handle(ctx context.Context, d Delivery) error {
 	case errors.Is(err, ErrMayReplace):
 		w.requeueAttempt(d, a, "stop", 0, false)
 		return err
+	case errors.Is(err, errStale):
+		w.requeueAttempt(d, a, "retry", 0, false)
 	case errors.Is(err, errPrior):
 		w.cfg.Log.Warn("a job waits because the result that it replaces could not be read", "import", d.Import(), "err", err)
 		w.requeueAttempt(d, a, "retry", priorDelay, false)
@@ -407,6 +413,14 @@ func (w *Worker) requeueAttempt(d Delivery, a *attempt, reason string, after tim
 func (w *Worker) requeue(d Delivery, reason string, after time.Duration, counted bool) {
 	w.cfg.Observer.JobRequeued(reason)
 	d.Requeue(after, counted)
+}
+
+// earlierUntil is when the calls of an earlier leader for a job have taken effect, if they ever do; zero if there are none.
+func (w *Worker) earlierUntil(d Delivery) time.Time {
+	if !d.Earlier() || w.known.harmless() {
+		return time.Time{}
+	}
+	return w.started.Add(lateTime)
 }
 
 func (w *Worker) spentOn(d Delivery) spent {

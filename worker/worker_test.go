@@ -40,7 +40,8 @@ type message struct {
 	raw      []byte
 	from     time.Time // not delivered before
 	inFlight bool
-	attempts int // counted ones
+	earlier  bool // an earlier worker had it
+	attempts int  // counted ones
 	requeues []requeue
 }
 
@@ -131,6 +132,7 @@ func (s *stream) crash() {
 	defer s.mu.Unlock()
 	s.crashes++
 	for _, m := range s.jobs {
+		m.earlier = true
 		m.inFlight, m.attempts = false, 0
 	}
 }
@@ -138,6 +140,12 @@ func (s *stream) crash() {
 func (d *delivery) Import() string   { return "imp" }
 func (d *delivery) Sequence() uint64 { return d.seq }
 func (d *delivery) Attempt() int     { return d.attempt }
+func (d *delivery) Earlier() bool {
+	d.s.mu.Lock()
+	defer d.s.mu.Unlock()
+	m := d.s.jobs[d.seq]
+	return m != nil && m.earlier
+}
 func (d *delivery) Job() (job.Job, error) {
 	d.s.mu.Lock()
 	defer d.s.mu.Unlock()

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // natsServer builds the server that is in go.mod, beside the program itself, and gives its path.
@@ -91,14 +92,17 @@ func (b *natsProcess) start() {
 // ready waits until the server has its streams, and has caught up with the others of its cluster.
 func (b *natsProcess) ready() {
 	b.t.Helper()
-	await(b.t, "the NATS server "+b.name, func() bool {
-		response, err := http.Get("http://" + b.status + "/healthz")
-		if err != nil {
-			return false
-		}
-		response.Body.Close()
-		return response.StatusCode == http.StatusOK
-	})
+	await(b.t, "the NATS server "+b.name, b.isReady)
+}
+
+func (b *natsProcess) isReady() bool {
+	client := http.Client{Timeout: time.Second} // it may be frozen
+	response, err := client.Get("http://" + b.status + "/healthz")
+	if err != nil {
+		return false
+	}
+	response.Body.Close()
+	return response.StatusCode == http.StatusOK
 }
 
 // kill is kill -9.

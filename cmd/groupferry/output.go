@@ -230,7 +230,10 @@ func (p *program) showPlan(plan *importer.Plan) error {
 		p.console.warn("%s:%d: %s", w.File, w.Line, w.Text)
 	}
 	shown := 0
-	for r := range plan.Rejects() {
+	for r, err := range plan.Rejects() {
+		if err != nil {
+			return err
+		}
 		if shown == maxShown {
 			p.console.print("… and %s more", count(plan.Summary.Rejected-maxShown))
 			break
@@ -238,7 +241,7 @@ func (p *program) showPlan(plan *importer.Plan) error {
 		p.console.print("rejected: %s:%d: %s: %s", r.File, r.Line, r.Code, r.Reason)
 		shown++
 	}
-	return plan.Err()
+	return nil
 }
 
 func (p *program) showKept(rejected int64, file string) {

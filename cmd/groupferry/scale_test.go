@@ -136,6 +136,10 @@ func measured(t *testing.T, spool, data, dir, process string, args []string) spe
 	done := make(chan struct{})
 	var watching sync.WaitGroup
 	var u spent
+	start := time.Now()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
 	watching.Go(func() {
 		tick := time.NewTicker(100 * time.Millisecond)
 		defer tick.Stop()
@@ -144,12 +148,11 @@ func measured(t *testing.T, spool, data, dir, process string, args []string) spe
 			case <-done:
 				return
 			case <-tick.C:
-				u.disk = max(u.disk, diskBytes(spool))
+				u.disk = max(u.disk, openBytes(cmd.Process.Pid, spool))
 			}
 		}
 	})
-	start := time.Now()
-	err := cmd.Run()
+	err := cmd.Wait()
 	u.wall = time.Since(start).Seconds()
 	close(done)
 	watching.Wait()
@@ -175,6 +178,20 @@ func diskBytes(dir string) (n int64) {
 		}
 		return nil // what vanishes in between does not count
 	})
+	return n
+}
+
+// openBytes is the size of the files in dir that a process has open; they have no name any more. It is 0 where there is
+// no /proc.
+func openBytes(pid int, dir string) (n int64) {
+	open, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	for _, fd := range open {
+		if name, err := os.Readlink(fd); err == nil && strings.HasPrefix(name, dir) {
+			if info, err := os.Stat(fd); err == nil {
+				n += info.Size()
+			}
+		}
+	}
 	return n
 }
 

@@ -301,7 +301,9 @@ func (s *storm) strike() {
 			n.start()
 		}
 		for _, n := range s.nodes {
-			n.ready()
+			for !n.isReady() { // another one may be frozen
+				s.tend()
+			}
 		}
 	case 11:
 		d := span(time.Second, 6*time.Second)

@@ -78,11 +78,15 @@ func Check(ctx context.Context, cfg CheckConfig) (CheckReport, error) {
 	if err != nil {
 		return CheckReport{}, err
 	}
+	rejected, err := groupRejects(plan.Rejects())
+	if err != nil {
+		return CheckReport{}, err
+	}
 	s, rate := plan.Summary, cmp.Or(cfg.Rate, governor.DefaultRate)
 	r := CheckReport{
 		Accepted: s.Accepted, Bytes: s.Bytes, Calls: s.Calls, Conversations: s.Conversations, Duplicates: s.Duplicates,
 		Files: s.Files, FirstCalls: []json.RawMessage{}, Groups: s.Jobs, Import: plan.ImportID, Jobs: s.Jobs, Rate: rate,
-		Rejected: s.Rejected, Rejects: groupRejects(plan.Rejects()), Rows: s.Rows,
+		Rejected: s.Rejected, Rejects: rejected, Rows: s.Rows,
 		Seconds: math.Ceil(float64(s.Calls) / float64(rate)), Users: s.Users,
 		Warnings: []CheckWarning{}, WarningsTotal: s.Warnings,
 	}
@@ -91,9 +95,6 @@ func Check(ctx context.Context, cfg CheckConfig) (CheckReport, error) {
 	}
 	for _, w := range plan.Warnings {
 		r.Warnings = append(r.Warnings, CheckWarning{w.Text, w.File, w.Line})
-	}
-	if err := plan.Err(); err != nil {
-		return CheckReport{}, err
 	}
 	return r, cfg.Input.MaxRejects.check(s, rejects)
 }
@@ -104,7 +105,10 @@ func firstCalls(plan *importer.Plan, show, chunk int) ([]chat.CreateRequest, err
 	if show <= 0 {
 		return nil, nil
 	}
-	for j := range plan.Jobs() {
+	for j, err := range plan.Jobs() {
+		if err != nil {
+			return nil, err
+		}
 		call := chat.CreateRequest{FromAccount: j.FromAccount, GroupName: j.GroupName}
 		for _, c := range j.Conversations[:min(chunk, len(j.Conversations))] {
 			call.Items = append(call.Items, chat.Item{Type: c.Type, ID: c.ID})
@@ -113,7 +117,7 @@ func firstCalls(plan *importer.Plan, show, chunk int) ([]chat.CreateRequest, err
 			break
 		}
 	}
-	return calls, plan.Err()
+	return calls, nil
 }
 
 // maxRejectGroups bounds what groupRejects holds: some reasons have a line number in them.
@@ -121,10 +125,13 @@ const maxRejectGroups = 1000
 
 // groupRejects gathers rejects with the same code and reason, the most frequent first. Where there are very many
 // reasons, the last ones to appear go by their codes.
-func groupRejects(rejects iter.Seq[importer.Reject]) []RejectGroup {
+func groupRejects(rejects iter.Seq2[importer.Reject, error]) ([]RejectGroup, error) {
 	type key struct{ code, reason string }
 	groups := map[key]*RejectGroup{}
-	for r := range rejects {
+	for r, err := range rejects {
+		if err != nil {
+			return nil, err
+		}
 		k := key{r.Code, r.Reason}
 		if groups[k] == nil && len(groups) >= maxRejectGroups {
 			k.reason = "for other reasons"
@@ -142,5 +149,5 @@ func groupRejects(rejects iter.Seq[importer.Reject]) []RejectGroup {
 		return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line),
 			cmp.Compare(a.Reason, b.Reason))
 	})
-	return all
+	return all, nil
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"groupferry/importer"
+	"groupferry/internal/job"
 	"groupferry/internal/queue"
 )
 
@@ -142,9 +143,17 @@ func (in *Input) Close() error { return in.Plan.Close() }
 // Enqueue puts the jobs on the queue that are not there yet; progress, unless nil, gets how many are. The record has to be
 // there: see [queue.Queue.Begin]. The errors are those of [queue.Queue.Enqueue], and one about what the input has on disk.
 func (in *Input) Enqueue(ctx context.Context, n *Namespace, progress func(done int64)) (queue.EnqueueStats, error) {
-	stats, err := n.Enqueue(ctx, in.Plan.ImportID, in.Plan.Jobs(), progress)
-	if perr := in.Plan.Err(); perr != nil {
-		err = perr // the queue only knows that there were fewer jobs than announced
+	var unread error // the queue only knows that there were fewer jobs than announced
+	jobs := func(yield func(job.Job) bool) {
+		for j, err := range in.Plan.Jobs() {
+			if unread = err; err != nil || !yield(j) {
+				return
+			}
+		}
+	}
+	stats, err := n.Enqueue(ctx, in.Plan.ImportID, jobs, progress)
+	if unread != nil {
+		err = unread
 	}
 	return stats, err
 }

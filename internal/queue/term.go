@@ -376,6 +376,9 @@ func (d *Delivery) Sequence() uint64 { return d.e.seq }
 // Attempt is the number of this attempt in this term, from 1; those do not count that were requeued as not counted.
 func (d *Delivery) Attempt() int { return d.attempt }
 
+// Earlier tells whether an earlier leader may have had the job in flight: its calls may still take effect.
+func (d *Delivery) Earlier() bool { return d.e.earlier }
+
 // Job decodes the job. The error wraps [job.ErrVersion] when a newer binary wrote it.
 func (d *Delivery) Job() (job.Job, error) {
 	if !d.decoded {

@@ -9,12 +9,11 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// maxDocument is how many conversations one document of another system may have, so that what has to be held of it
-// until its end stays small.
+// maxDocument is how many conversations one document of another system may have: they are in memory until its end.
 const maxDocument = 100_000
 
-// documents reads the answers of another system's API as they were saved: one JSON document, several, a list of them,
-// on one line or many. What is wrong with the JSON itself is an error, for nobody knows how the document goes on.
+// documents reads the responses of another system's API as they were saved: one JSON document, several, a list of them,
+// on one line or many. Invalid JSON is an error, because the rest of the document cannot be read.
 type documents struct {
 	preset string
 	lines  *lineCounter
@@ -47,12 +46,12 @@ func (d *documents) next(b *block) error {
 			}
 		}
 		if err != nil {
-			return d.fault(err)
+			return d.explain(err)
 		}
 		for i := range d.wanted {
 			name, ok := d.names[d.wanted[i]]
-			if r := &d.rows[i]; !ok && r.wrong == "" {
-				r.wrong = "no conversation group with this id is named in its document or before it"
+			if r := &d.rows[i]; !ok && r.invalidReason == "" {
+				r.invalidReason = "no conversation group with this id is named in its document or before it"
 			}
 			d.rows[i].field[colGroup] = name
 		}
@@ -64,7 +63,7 @@ func (d *documents) next(b *block) error {
 	return nil
 }
 
-func (d *documents) fault(err error) error {
+func (d *documents) explain(err error) error {
 	switch {
 	case d.lines.err != nil && d.lines.err != io.EOF:
 		return d.lines.err
@@ -84,17 +83,17 @@ func (d *documents) fault(err error) error {
 	return &Error{Line: d.lines.at(at), Problem: "not valid JSON from here on"}
 }
 
-func (d *documents) parser() parser { return documentParser{} }
+func (d *documents) newParser() parser { return documentParser{} }
 
 type documentParser struct{}
 
-func (documentParser) parse(b *block, out sink) {
+func (documentParser) parse(b *block, out rowHandler) {
 	for i := range b.rows {
 		out.row(&b.rows[i])
 	}
 }
 
-// object reads an object at any depth, and takes it for what its keys say it is.
+// object reads an object at any depth. Its keys decide what it is.
 func (d *documents) object() error {
 	var owner, name, group, conversation string
 	var ids []string
@@ -130,7 +129,7 @@ func (d *documents) object() error {
 		return err
 	}
 	for i, id := range ids {
-		r := row{line: at[i]}
+		r := row{position: position{line: at[i]}}
 		r.field[colFrom], r.field[colGroup] = owner, name
 		if d.preset == "openim" {
 			fromOpenIM(&r, id)
@@ -151,7 +150,7 @@ func (d *documents) object() error {
 	return nil
 }
 
-// value reads a value that means nothing by itself, and looks for objects in it.
+// value reads any value, and the objects in it.
 func (d *documents) value() error {
 	switch d.dec.PeekKind() {
 	case '{':
@@ -198,7 +197,7 @@ func (d *documents) texts() (ids []string, at []int64, err error) {
 			return nil, nil, err
 		}
 		if ids, at = append(ids, id), append(at, d.at()); len(ids) > maxDocument {
-			break // the caller says so
+			break // object returns the error
 		}
 	}
 	if len(ids) <= maxDocument {

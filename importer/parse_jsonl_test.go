@@ -59,7 +59,7 @@ func TestJSONLRows(t *testing.T) {
 			if tc.want != "" {
 				want, rejected = []string{tc.want}, 1
 			}
-			wantLines(t, "rejects", rejectTexts(p), want...)
+			wantLines(t, "rejects", rejectTexts(t, p), want...)
 			if s := p.Summary; s.Rows != 2 || s.Rejected != rejected || s.Accepted != 1 {
 				t.Errorf("got %+v, want 2 rows, %d rejected, 1 accepted", s, rejected)
 			}
@@ -155,9 +155,9 @@ func TestJSONLBodies(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			p := readString(t, tc.line, Config{})
-			wantLines(t, "jobs", jobTexts(p), tc.jobs...)
-			wantLines(t, "rejects", rejectTexts(p), tc.rejects...)
-			for r := range p.Rejects() {
+			wantLines(t, "jobs", jobTexts(t, p), tc.jobs...)
+			wantLines(t, "rejects", rejectTexts(t, p), tc.rejects...)
+			for _, r := range rejectsOf(t, p) {
 				if strings.Contains(tc.line, `"From_Account":"u"`) && r.FromAccount != "u" {
 					t.Errorf("got user %q in the reject, want u", r.FromAccount)
 				}
@@ -171,7 +171,7 @@ func TestJSONLKeys(t *testing.T) {
 	p := readString(t, `{"owner":"u1","label":"g","to_account":"x1","from_account":"?","tag":[1,{"a":2}]}`+"\n"+
 		`{"Owner":"u1","Label":"g","To_Account":"x2","tag":3,"note":4}`+"\n"+
 		`{"owner":"u1","GroupContactItem":[{"GroupName":"g","label":"?","ContactItem":[{"To_Account":"x3","Timestamp":5}]}]}`, cfg)
-	wantLines(t, "jobs", jobTexts(p), "u1/g: 1:x1@-:1 1:x2@-:2 1:x3@-:3")
+	wantLines(t, "jobs", jobTexts(t, p), "u1/g: 1:x1@-:1 1:x2@-:2 1:x3@-:3")
 	wantLines(t, "notices", p.Notices, `-: columns ignored: "from_account", "tag", "note", "label", "Timestamp"`)
 }
 
@@ -251,7 +251,7 @@ func TestHugeBody(t *testing.T) {
 		line := `{"From_Account":"u","GroupContactItem":[{"GroupName":"g","ContactItem":[` +
 			strings.Repeat(item+",", maxBody) + item + `]}]}`
 		p := readString(t, line+"\n"+`{"from_account":"u","group_name":"g","to_account":"x"}`, Config{})
-		wantLines(t, item, rejectTexts(p), "1 parse the line has over 20000 conversations")
+		wantLines(t, item, rejectTexts(t, p), "1 parse the line has over 20000 conversations")
 		if p.Summary.Accepted != 1 {
 			t.Errorf("got %+v, want the next line accepted", p.Summary)
 		}

@@ -1,7 +1,6 @@
 package importer
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -13,72 +12,13 @@ import (
 	"groupferry/internal/chat"
 )
 
-// maxLine is the longest JSONL line in bytes with its line end: room for the request body of a user with 20 full
-// groups of usual ids.
-const maxLine = 1 << 20
-
 // maxBody is how many conversations a request body may have: as many as a user, 20 groups of 1,000.
 const maxBody = chat.MaxGroupsPerUser * chat.MaxConversationsPerGroup
 
-// A jsonlInput cuts a JSONL input into blocks of whole lines.
-type jsonlInput struct {
-	cols  *columns
-	lines *bufio.Reader
-	line  int64 // the next one
-}
-
-func newJSONL(src io.Reader, cols *columns) *jsonlInput {
-	return &jsonlInput{cols: cols, lines: bufio.NewReaderSize(src, maxLine), line: 1}
-}
-
-func (j *jsonlInput) at() int64 { return j.line }
-
-func (j *jsonlInput) next(b *block) error {
-	b.line = j.line
-	for !b.full() {
-		line, err := j.lines.ReadSlice('\n')
-		if err == bufio.ErrBufferFull {
-			for err == bufio.ErrBufferFull {
-				_, err = j.lines.ReadSlice('\n')
-			}
-			b.takeOut(j.line, nil, true, fmt.Sprintf("the line is over %d KiB", maxLine>>10))
-			line = emptyLine
-		}
-		if err != nil && err != io.EOF {
-			return err
-		}
-		b.data = append(b.data, line...)
-		if err != nil {
-			return err
-		}
-		j.line++
-	}
-	return nil
-}
-
-func (j *jsonlInput) parser() parser { return newLineDecoder(j.cols) }
-
-func (d *lineDecoder) parse(b *block, out sink) {
-	d.out, d.file = out, b.file
-	bad := b.bad
-	rest := b.data
-	for n := b.line; len(rest) > 0; n++ {
-		size := lineSize(rest)
-		line := bytes.TrimRight(rest[:size], " \t\r\n")
-		rest = rest[size:]
-		if len(bad) > 0 && bad[0].line == n {
-			out.reject(&row{file: b.file, line: n}, codeParse, bad[0].reason)
-			bad = bad[1:]
-		} else if len(line) > 0 {
-			d.line(n, line)
-		}
-	}
-}
-
-// A lineDecoder makes rows of lines. It reads token by token, for then a value of the wrong kind costs the one row it
-// belongs to, keys are found whatever their case, and keys that are not ours can be named.
-type lineDecoder struct {
-	out    sink
+// A jsonlParser makes rows of the lines of blocks. It reads token by token, so that a value of the wrong kind costs only
+// its row, keys are found in any case, and keys that are not ours can be reported.
+type jsonlParser struct {
+	out    rowHandler
 	file   int
 	top    *keys // at the top of a line
 	inner  *keys // within a GroupContactItem
@@ -90,8 +30,8 @@ type lineDecoder struct {
 	seen   uint // columns met at the top
 }
 
-func newLineDecoder(cols *columns) *lineDecoder {
-	d := &lineDecoder{
+func newJSONLParser(cols *columns) *jsonlParser {
+	d := &jsonlParser{
 		top:   &keys{cols: cols, known: map[string]column{}},
 		inner: &keys{known: map[string]column{}},
 	}
@@ -100,15 +40,32 @@ func newLineDecoder(cols *columns) *lineDecoder {
 	return d
 }
 
-// errShape is what is wrong with a line that is sound JSON.
-type errShape string
+func (d *jsonlParser) parse(b *block, out rowHandler) {
+	d.out, d.file = out, b.file
+	bad := b.bad
+	rest := b.data
+	for n := b.line; len(rest) > 0; n++ {
+		size := lineSize(rest)
+		line := bytes.TrimRight(rest[:size], " \t\r\n")
+		rest = rest[size:]
+		if len(bad) > 0 && bad[0].line == n {
+			out.reject(&row{position: position{b.file, n}}, codeParse, bad[0].reason)
+			bad = bad[1:]
+		} else if len(line) > 0 {
+			d.line(n, line)
+		}
+	}
+}
 
-func (e errShape) Error() string { return string(e) }
+// A shapeError is about a line that is valid JSON.
+type shapeError string
 
-// line hands over the rows of one line, all of them or one reject.
-func (d *lineDecoder) line(n int64, b []byte) {
+func (e shapeError) Error() string { return string(e) }
+
+// line handles the rows of one line: all of them, or one reject.
+func (d *jsonlParser) line(n int64, b []byte) {
 	d.rows, d.body, d.seen = d.rows[:0], false, 0
-	d.single = row{file: d.file, line: n, untyped: true, unowned: true}
+	d.single = row{position: position{d.file, n}, noType: true, noOwner: true}
 	d.buf = *bytes.NewBuffer(b)
 	d.dec.Reset(&d.buf)
 	if err := d.object(); err != nil {
@@ -121,18 +78,18 @@ func (d *lineDecoder) line(n int64, b []byte) {
 	}
 	for i := range d.rows {
 		r := &d.rows[i]
-		r.field[colFrom], r.unowned = d.single.field[colFrom], d.single.unowned
-		if r.wrong == "" {
-			r.wrong = d.single.wrong
+		r.field[colFrom], r.noOwner = d.single.field[colFrom], d.single.noOwner
+		if r.invalidReason == "" {
+			r.invalidReason = d.single.invalidReason
 		}
 		d.out.row(r)
 	}
 }
 
-// jsonReason says in our own words why a line is not read: those of the package may change with its version, and may
-// hold parts of the line.
+// jsonReason says why a line cannot be read. The text of the error may change with the version of the package, and may
+// contain parts of the line.
 func jsonReason(line []byte, err error) string {
-	var shape errShape
+	var shape shapeError
 	var syntax *jsontext.SyntacticError
 	switch {
 	case errors.As(err, &shape):
@@ -150,12 +107,12 @@ func jsonReason(line []byte, err error) string {
 }
 
 // object reads the one value of a line.
-func (d *lineDecoder) object() error {
+func (d *jsonlParser) object() error {
 	if kind := d.dec.PeekKind(); kind != '{' {
 		if _, err := d.dec.ReadValue(); err != nil {
 			return err
 		}
-		return errShape("the line is no JSON object")
+		return shapeError("the line is no JSON object")
 	}
 	err := d.members(d.top, func(col column) error {
 		if err := once(&d.seen, col); err != nil {
@@ -166,7 +123,7 @@ func (d *lineDecoder) object() error {
 			d.body = true
 			return d.groups()
 		case colItems:
-			return errShape("ContactItem stands outside a GroupContactItem")
+			return shapeError("ContactItem stands outside a GroupContactItem")
 		}
 		return d.field(&d.single, col)
 	})
@@ -174,10 +131,10 @@ func (d *lineDecoder) object() error {
 		return err
 	}
 	if d.body && d.seen&^(1<<colFrom|onceBit(colGroups)) != 0 {
-		return errShape("the line is a row and a request body at once")
+		return shapeError("the line is a row and a request body at once")
 	}
 	if _, err := d.dec.ReadToken(); err == nil {
-		return errShape("something follows the JSON object")
+		return shapeError("something follows the JSON object")
 	} else if err != io.EOF {
 		return err
 	}
@@ -185,7 +142,7 @@ func (d *lineDecoder) object() error {
 }
 
 // members reads an object and calls value for every key that is ours.
-func (d *lineDecoder) members(k *keys, value func(column) error) error {
+func (d *jsonlParser) members(k *keys, value func(column) error) error {
 	if _, err := d.dec.ReadToken(); err != nil {
 		return err
 	}
@@ -196,7 +153,7 @@ func (d *lineDecoder) members(k *keys, value func(column) error) error {
 		}
 		col, other := k.find(name)
 		if other != "" {
-			d.out.ignore(d.file, other)
+			d.out.ignore(other)
 		}
 		if col == colSkip || col == colOther {
 			err = d.dec.SkipValue()
@@ -212,7 +169,7 @@ func (d *lineDecoder) members(k *keys, value func(column) error) error {
 }
 
 // field reads the value of one of our five columns into r.
-func (d *lineDecoder) field(r *row, col column) error {
+func (d *jsonlParser) field(r *row, col column) error {
 	kind := d.dec.PeekKind()
 	if kind == '"' {
 		t, err := d.dec.ReadToken()
@@ -220,8 +177,8 @@ func (d *lineDecoder) field(r *row, col column) error {
 			return err
 		}
 		r.field[col] = t.String()
-		r.untyped = r.untyped && col != colType
-		r.unowned = r.unowned && col != colFrom
+		r.noType = r.noType && col != colType
+		r.noOwner = r.noOwner && col != colFrom
 		return nil
 	}
 	v, err := d.dec.ReadValue()
@@ -232,22 +189,22 @@ func (d *lineDecoder) field(r *row, col column) error {
 	case col == colType:
 		// The text of the number is what counts: 1.0 and 1e0 are no types.
 		r.field[col] = cutText(string(v))
-		r.untyped = false
+		r.noType = false
 	default:
 		r.field[col] = cutText(string(v))
-		r.unowned = r.unowned && col != colFrom
-		r.wrong = columnNames[col] + " is not a JSON string"
+		r.noOwner = r.noOwner && col != colFrom
+		r.invalidReason = columnNames[col] + " is not a JSON string"
 	}
 	return nil
 }
 
 // elements reads an array of objects. It calls object for each, and other for each element that is none.
-func (d *lineDecoder) elements(key string, object func() error, other func()) error {
+func (d *jsonlParser) elements(key string, object func() error, other func()) error {
 	if d.dec.PeekKind() != '[' {
 		if _, err := d.dec.ReadValue(); err != nil {
 			return err
 		}
-		return errShape(key + " is no JSON array")
+		return shapeError(key + " is no JSON array")
 	}
 	if _, err := d.dec.ReadToken(); err != nil {
 		return err
@@ -263,19 +220,19 @@ func (d *lineDecoder) elements(key string, object func() error, other func()) er
 			return err
 		}
 		if len(d.rows) > maxBody {
-			return errShape(fmt.Sprintf("the line has over %d conversations", maxBody))
+			return shapeError(fmt.Sprintf("the line has over %d conversations", maxBody))
 		}
 	}
 	_, err := d.dec.ReadToken()
 	return err
 }
 
-// bad adds a row that is wrong as a whole, so that it is counted.
-func (d *lineDecoder) bad(reason string) {
-	d.rows = append(d.rows, row{file: d.file, line: d.single.line, untyped: true, wrong: reason})
+// bad adds a row that is invalid as a whole, so that it is counted.
+func (d *jsonlParser) bad(reason string) {
+	d.rows = append(d.rows, row{position: d.single.position, noType: true, invalidReason: reason})
 }
 
-func (d *lineDecoder) groups() error {
+func (d *jsonlParser) groups() error {
 	err := d.elements("GroupContactItem", d.group, func() { d.bad("a GroupContactItem is no JSON object") })
 	if err == nil && len(d.rows) == 0 {
 		d.bad("GroupContactItem is empty")
@@ -283,7 +240,7 @@ func (d *lineDecoder) groups() error {
 	return err
 }
 
-func (d *lineDecoder) group() error {
+func (d *jsonlParser) group() error {
 	first := len(d.rows)
 	var seen uint
 	group := row{}
@@ -308,15 +265,15 @@ func (d *lineDecoder) group() error {
 	for i := first; i < len(d.rows); i++ {
 		r := &d.rows[i]
 		r.field[colGroup] = group.field[colGroup]
-		if r.wrong == "" {
-			r.wrong = group.wrong
+		if r.invalidReason == "" {
+			r.invalidReason = group.invalidReason
 		}
 	}
 	return nil
 }
 
-func (d *lineDecoder) item() error {
-	r := row{file: d.file, line: d.single.line, untyped: true}
+func (d *jsonlParser) item() error {
+	r := row{position: d.single.position, noType: true}
 	var seen uint
 	err := d.members(d.inner, func(col column) error {
 		if err := once(&seen, col); err != nil {
@@ -332,11 +289,11 @@ func (d *lineDecoder) item() error {
 	return err
 }
 
-// once refuses a column that an object has under two spellings. The decoder itself sees to a key that is there twice.
+// once rejects a column that an object has in two spellings. The decoder rejects a key that is there twice.
 func once(seen *uint, col column) error {
 	bit := onceBit(col)
 	if *seen&bit != 0 {
-		return errShape("a key is there twice in different spellings")
+		return shapeError("a key is there twice in different spellings")
 	}
 	*seen |= bit
 	return nil
@@ -358,7 +315,7 @@ type keys struct {
 // maxKnownKeys bounds what is remembered of an input whose keys are never the same.
 const maxKnownKeys = 1000
 
-// find tells what the quoted key means, and gives the text of one that is not ours, the first time at least.
+// find returns the column of a quoted key. If that is none of ours, other is its text, at least the first time.
 func (k *keys) find(quoted []byte) (col column, other string) {
 	if col, ok := k.known[string(quoted)]; ok {
 		return col, ""
@@ -367,7 +324,7 @@ func (k *keys) find(quoted []byte) (col column, other string) {
 	if err != nil { // the decoder has read it
 		return colOther, ""
 	}
-	switch name := string(text); canonical(name) {
+	switch name := string(text); canonicalName(name) {
 	case "groupcontactitem":
 		col = colGroups
 	case "contactitem":

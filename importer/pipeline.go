@@ -1,0 +1,317 @@
+package importer
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"hash"
+	"io"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Read reads and checks all inputs: names of files, globs, and "-" for standard input, in the order given, the
+// matches of a glob in the order of their names. An input that is named twice is read once.
+//
+// The error is a [*ConfigError] if cfg or inputs are not valid, the error of ctx if that ended, and else an [*Error] for
+// the first input that cannot be read at all: no such file, an archive that is cut off, no header, UTF-16 and the like.
+// Invalid rows are no error but rejects of the plan.
+func Read(ctx context.Context, inputs []string, cfg Config) (*Plan, error) {
+	o, err := normalizeConfig(cfg)
+	if err != nil {
+		return nil, err
+	}
+	spool, err := newSpool(o.SpoolDir, o.resident)
+	if err != nil {
+		return nil, err
+	}
+	plan, err := newPipeline(o, spool).run(ctx, inputs)
+	if err != nil {
+		spool.close() // err matters more
+		return nil, err
+	}
+	return plan, nil
+}
+
+// A pipeline passes the rows of all inputs through the stages.
+type pipeline struct {
+	options
+	validator validator
+	blocks    []*block // reused
+
+	// what was found so far, in the order of the inputs
+	files      []string // names of the inputs
+	digest     hash.Hash
+	spool      *spool
+	partitions [partitions]recordLog // valid rows
+	rejects    recordLog
+	summary    Summary
+	findings   findings
+	ignored    ignoredColumns
+	notices    []string
+
+	read     atomic.Int64 // bytes, before decompression
+	total    int64        // see Progress
+	reported time.Time    // when Config.Progress was last called
+}
+
+func newPipeline(o options, s *spool) *pipeline {
+	p := &pipeline{
+		options:   o,
+		validator: validator{o.Owner, o.preset.translate, o.ids},
+		digest:    sha256.New(),
+		spool:     s,
+		rejects:   recordLog{spool: s},
+		summary:   Summary{RejectCodes: map[string]int64{}},
+	}
+	for i := range p.partitions {
+		p.partitions[i].spool = s
+	}
+	for range 2 * (o.workers + 1) {
+		p.blocks = append(p.blocks, &block{
+			result: blockResult{validator: &p.validator}, done: make(chan struct{}, 1),
+		})
+	}
+	// The number changes if the same rows ever become other jobs, so that an old import is not taken for the new one.
+	io.WriteString(p.digest, "groupferry import 1\n")
+	return p
+}
+
+func (p *pipeline) run(ctx context.Context, inputs []string) (*Plan, error) {
+	sources, notices, err := expandSources(inputs, p.Stdin)
+	if err != nil {
+		return nil, err
+	}
+	p.notices = notices
+	for _, s := range sources {
+		if p.total += s.size; s.size < 0 {
+			p.total = 0
+			break
+		}
+	}
+	for _, s := range sources {
+		if err := p.readSource(ctx, s); err != nil {
+			return nil, err
+		}
+	}
+	p.blocks = nil
+	runs, err := p.groupAll(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return p.plan(runs), nil
+}
+
+// readSource passes one input to the spool.
+func (p *pipeline) readSource(ctx context.Context, s source) error {
+	c, err := s.open(ctx, p.Stdin, &p.read)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	file := len(p.files)
+	p.files = append(p.files, s.name)
+
+	format := p.Format
+	switch {
+	case p.preset.documents:
+		format = formatDocuments
+	case format == FormatAuto:
+		format = detectFormat(s.name, c.head)
+	}
+	if len(c.head) == 0 {
+		// A JSONL export of nothing is an empty file. A CSV export of nothing still has its header: without one it is
+		// more likely an export that broke, not one without groups.
+		if format == FormatCSV {
+			return &Error{File: s.name, Problem: "is empty", Hint: "a CSV file begins with a header"}
+		}
+		p.notices = append(p.notices, s.name+" is empty")
+	}
+	var split splitter
+	switch format {
+	case FormatCSV:
+		records, err := newCSVSplitter(c, p.Delimiter, p.columns)
+		if err != nil {
+			return c.explain(ctx, records.at(), err)
+		}
+		for _, name := range records.head.ignored() {
+			p.ignored.add(file, cutText(name))
+		}
+		split = records
+	case formatDocuments:
+		split = newDocuments(c, p.Preset)
+	default:
+		split = newJSONLSplitter(c, p.columns)
+	}
+	if err := p.pump(ctx, split, file); err != nil {
+		return c.explain(ctx, split.at(), err)
+	}
+	if records, ok := split.(*csvSplitter); ok && records.open {
+		// JSON that is cut off is no JSON, but half of an id is an id.
+		p.notices = append(p.notices,
+			s.name+": the last line has no line end; if the file was cut off there, its last row is not what it should be")
+	}
+	p.summary.Files++
+	p.summary.Bytes += c.digest.n
+	fmt.Fprintf(p.digest, "input %s\n%x\n", p.jobOptions(format), c.digest.sum.Sum(nil))
+	return nil
+}
+
+// pump passes the records of an input to the spool, block by block.
+func (p *pipeline) pump(ctx context.Context, split splitter, file int) error {
+	n := len(p.blocks)
+	var (
+		free     = make(chan *block, n)
+		order    = make(chan *block, n)
+		work     = make(chan *block, n)
+		stop     = make(chan struct{})
+		wait     sync.WaitGroup
+		splitErr error
+	)
+	for _, b := range p.blocks {
+		free <- b
+	}
+	wait.Go(func() {
+		defer close(work)
+		defer close(order)
+		for splitErr == nil {
+			var b *block
+			select {
+			case b = <-free:
+			case <-stop:
+				return
+			}
+			b.reset(file)
+			if splitErr = split.next(b); !b.empty() {
+				work <- b
+				order <- b
+			}
+		}
+	})
+	for range p.workers {
+		parser := split.newParser()
+		wait.Go(func() {
+			for b := range work {
+				parser.parse(b, &b.result)
+				b.done <- struct{}{}
+			}
+		})
+	}
+	var err error
+	for b := range order {
+		<-b.done
+		if err == nil {
+			if err = cmp.Or(p.collect(file, &b.result), ctx.Err()); err != nil {
+				close(stop)
+			}
+		}
+		p.report(false)
+		free <- b
+	}
+	wait.Wait()
+	if err == nil && splitErr != io.EOF {
+		err = splitErr
+	}
+	return err
+}
+
+// collect adds the result of a block. Blocks come in the order of the input.
+func (p *pipeline) collect(file int, o *blockResult) error {
+	from := int32(0)
+	for _, r := range o.ends {
+		log := &p.rejects
+		if r.partition != rejected {
+			log = &p.partitions[r.partition]
+		}
+		if err := log.add(o.records[from:r.end]); err != nil {
+			return err
+		}
+		from = r.end
+	}
+	p.summary.add(&o.summary)
+	p.findings.add(&o.findings)
+	for _, name := range o.ignored {
+		p.ignored.add(file, name)
+	}
+	return nil
+}
+
+// groupAll makes the runs of all partitions, concurrently. They are in the order of the hashes.
+func (p *pipeline) groupAll(ctx context.Context) ([]*run, error) {
+	var (
+		runs [partitions][]*run
+		next atomic.Int32
+		wait sync.WaitGroup
+		each = make([]*partitionGrouper, p.workers)
+	)
+	inner, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	for w := range p.workers {
+		g := newPartitionGrouper(p.spool, p.memory/p.workers, p.ChunkSize)
+		each[w] = g
+		wait.Go(func() {
+			for i := int(next.Add(1)) - 1; i < partitions; i = int(next.Add(1)) - 1 {
+				// The parts of a partition take its place.
+				for todo := []partition{{p.partitions[i], partitionBits}}; len(todo) > 0; {
+					r, parts, err := g.group(inner, todo[0])
+					if err != nil {
+						fail(err)
+						return
+					}
+					runs[i] = append(runs[i], r)
+					todo = append(parts, todo[1:]...)
+				}
+				p.partitions[i] = recordLog{}
+			}
+		})
+	}
+	wait.Wait()
+	// The first worker that fails stops the others.
+	if err := cmp.Or(ctx.Err(), context.Cause(inner)); err != nil {
+		return nil, err
+	}
+	for _, g := range each {
+		p.summary.add(&g.summary)
+		p.findings.add(&g.findings)
+	}
+	return slices.Concat(runs[:]...), nil
+}
+
+// plan returns what was found.
+func (p *pipeline) plan(runs []*run) *Plan {
+	digest := hex.EncodeToString(p.digest.Sum(nil))
+	plan := &Plan{
+		ImportID: cmp.Or(p.ImportID, digest[:16]),
+		Digest:   digest,
+		Summary:  p.summary,
+		Notices:  append(p.notices, p.ignored.notices(p.files)...),
+		files:    p.files,
+		spool:    p.spool,
+		runs:     runs,
+		rejects:  p.rejects,
+	}
+	plan.Warnings, plan.Summary.Warnings = p.findings.report(p.files)
+	plan.Summary.Spooled = p.spool.onDisk()
+	p.report(true)
+	return plan
+}
+
+// progressEvery is the shortest time between two calls of Config.Progress.
+const progressEvery = 100 * time.Millisecond
+
+// report reports progress, unless it did so just before.
+func (p *pipeline) report(last bool) {
+	if p.Progress == nil {
+		return
+	}
+	now := time.Now()
+	if !last && now.Sub(p.reported) < progressEvery {
+		return
+	}
+	p.reported = now
+	p.Progress(Progress{Rows: p.summary.Rows, Bytes: p.read.Load(), Total: p.total})
+}
