@@ -130,7 +130,7 @@ func TestCluster(t *testing.T) {
 	if got := len(s.results("clustered")); got != len(rows) {
 		t.Errorf("results: got %d conversations, want %d", got, len(rows))
 	}
-	// What was in hand while nothing could be written may have been done twice.
+	// What was in flight while nothing could be written may have been done twice.
 	if got, most := created(sim), len(sizes)+len(sizes)/10; got > most {
 		t.Errorf("got %d create calls for %d jobs, want at most %d", got, len(sizes), most)
 	}

@@ -296,7 +296,7 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// After 50 calls every job would fail the same way: exit 4 with no more calls than were in hand, and the command in
+// After 50 calls every job would fail the same way: exit 4 with no more calls than were in flight, and the command in
 // the last line finishes the rest once that is fixed.
 func TestHaltAndGoOn(t *testing.T) {
 	t.Parallel()

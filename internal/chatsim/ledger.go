@@ -28,10 +28,10 @@ type Ledger struct {
 	BadRequests int          `json:"bad_requests"` // calls against a documented limit, format or rule of who may call
 	BadSamples  []BadRequest `json:"bad_samples"`  // the first 20 of them
 
-	MostAtOnce int `json:"most_at_once"` // calls of one user in hand at the same time, at most
+	MostAtOnce int `json:"most_at_once"` // calls of one user in flight at the same time, at most
 }
 
-// Calls counts the calls of one command. Those in hand are in Calls alone; each other is in one of the four below it.
+// Calls counts the calls of one command. Those in flight are in Calls alone; each other is in one of the four below it.
 type Calls struct {
 	Calls   int `json:"calls"`   // that arrived
 	OK      int `json:"ok"`      // answered with ErrorCode 0, whatever became of the conversations

@@ -59,7 +59,7 @@ type Sim struct {
 	set     *settings
 	rng     *rand.Rand
 	users   map[string]*account
-	current map[string]int // calls in hand, by user
+	current map[string]int // calls in flight, by user
 	sigs    map[seenSig]time.Time
 	book    book
 }
@@ -108,7 +108,7 @@ func (s *Sim) Start(addr string) (url string, err error) {
 	return "http://" + net.JoinHostPort(host, port), nil
 }
 
-// Close stops listening, drops the connections and waits until no call is in hand. It can be called more than once.
+// Close stops listening, drops the connections and waits until no call is in flight. It can be called more than once.
 func (s *Sim) Close() {
 	s.mu.Lock()
 	if !s.closed {

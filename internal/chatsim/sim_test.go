@@ -802,7 +802,7 @@ func TestOverlapOfOneUser(t *testing.T) {
 		for i := range 4 {
 			calls.Go(func() { create(c, tt.user(i), "g", users(0, 1)...) })
 		}
-		inHand := func() (n int) {
+		inFlight := func() (n int) {
 			sim.mu.Lock()
 			defer sim.mu.Unlock()
 			for _, c := range sim.current {
@@ -810,7 +810,7 @@ func TestOverlapOfOneUser(t *testing.T) {
 			}
 			return n
 		}
-		for inHand() < 4 {
+		for inFlight() < 4 {
 			time.Sleep(time.Millisecond)
 		}
 		sim.Close()
@@ -818,8 +818,8 @@ func TestOverlapOfOneUser(t *testing.T) {
 		if got := sim.Ledger().MostAtOnce; got != tt.want {
 			t.Errorf("got %d at once, want %d", got, tt.want)
 		}
-		if n := inHand(); n != 0 {
-			t.Errorf("got %d in hand after the end, want 0", n)
+		if n := inFlight(); n != 0 {
+			t.Errorf("got %d in flight after the end, want 0", n)
 		}
 	}
 }

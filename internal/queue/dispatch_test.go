@@ -201,7 +201,7 @@ func suspectActive(id string, n int, losses ...int) *active {
 	return a
 }
 
-// A flight is what a test has in hand of a dispatcher.
+// A flight is what a test has in flight.
 type flight struct {
 	t   *testing.T
 	d   *dispatcher
@@ -223,7 +223,7 @@ func (f *flight) pick(want ...string) {
 	}
 }
 
-// finish finishes all that is in hand.
+// finish finishes all that is in flight.
 func (f *flight) finish() {
 	for _, e := range f.all {
 		f.d.finish(e, e.lap)
