@@ -51,20 +51,21 @@
 // Measured on 2 cores of a virtual machine, in CPU seconds. Groups have 20 conversations, users 10 groups; in "half", every
 // second row is of one user, and nearly all of these go over the limits and are rejected. parse is a bare loop of gocsv,
 // publish puts as many jobs of that size on an embedded server, check and import are those commands as whole processes,
-// server included. Memory is in MiB, and so is disk, which is what sorting takes for a while.
+// server included. Memory is in MiB, and so is disk, which is what the spool takes for a while. What is empty was not
+// measured.
 //
 //	rows   input     size       parse   check   publish  import    check    import / (parse  memory:  memory:  disk
 //	                                                               / parse  + publish)       check    import
-//	1 M    shuffled     30 MiB  0.57 s  1.04 s    1.48 s    2.58 s  1.82     1.26               61       101      20
-//	2 M    shuffled     62 MiB  1.02 s  1.63 s    2.43 s    4.08 s  1.60     1.18               61       101      53
-//	2 M    sorted       62 MiB  1.32 s  1.55 s    2.13 s    4.14 s  1.18     1.20               61        97      53
-//	2 M    half         57 MiB  0.97 s  2.02 s    2.05 s    3.85 s  2.09     1.28               62        83      49
-//	2 M    JSONL       167 MiB          1.83 s    2.23 s    4.34 s                              58       101      53
-//	2 M    gzip         18 MiB          1.92 s    2.25 s    4.42 s                              63       101      53
-//	2 M    zstd         15 MiB          1.76 s    2.24 s    4.06 s                              72       103      53
-//	20 M   shuffled    663 MiB   9.4 s  17.0 s    21.1 s    39.8 s  1.80     1.30               73       143     699
-//	20 M   half        607 MiB   9.7 s  15.0 s    15.1 s    34.6 s  1.54     1.39               67       117     647
-//	100 M  shuffled  3,443 MiB  45.9 s  85.4 s   104.5 s   217.1 s  1.86     1.44              123       170   3,681
+//	1 M    shuffled     30 MiB  0.57 s  1.04 s    1.48 s    2.58 s  1.82     1.26               60       110      36
+//	2 M    shuffled     62 MiB  1.02 s  1.63 s    2.43 s    4.08 s  1.60     1.18               61       113      87
+//	2 M    sorted       62 MiB  1.32 s  1.55 s    2.13 s    4.14 s  1.18     1.20               62       112      87
+//	2 M    half         57 MiB  0.97 s  2.02 s    2.05 s            2.09                        62        97      96
+//	2 M    JSONL       167 MiB          1.83 s    2.23 s    4.34 s                              57       117      87
+//	2 M    gzip         18 MiB          1.92 s    2.25 s    4.42 s                              63       108      87
+//	2 M    zstd         15 MiB          1.76 s    2.24 s    4.06 s                              70       117      87
+//	20 M   shuffled    663 MiB   9.4 s  17.0 s    21.1 s    39.8 s  1.80     1.30               73       143
+//	20 M   half        607 MiB   9.7 s  15.0 s    15.1 s    34.6 s  1.54     1.39               67       117
+//	100 M  shuffled  3,443 MiB  45.9 s  85.4 s   104.5 s   217.1 s  1.86     1.44              123       170
 //
 // Importing costs about 2 µs of CPU per row. Small imports pay a fixed start-up cost of half a second, until the process has
 // its memory; in those of 100 million rows, what is sorted at a time no longer fits into the caches of a core, and what is
