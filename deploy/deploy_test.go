@@ -385,7 +385,7 @@ func TestPlacesAgree(t *testing.T) {
 		{"compose.yaml", "stop_grace_period: 60s"},
 		{"systemd/groupferry-worker.service", "TimeoutStopSec=60\n"},
 		{"Dockerfile", "-X main.buildVersion="},
-		{"../cmd/groupferry/flags.go", "\nvar buildVersion string\n"},
+		{"../cmd/groupferry/settings.go", "\nvar buildVersion string\n"},
 	}
 	for _, test := range tests {
 		if !strings.Contains(read(t, test.file), test.holds) {
