@@ -215,7 +215,7 @@ func (a *apiFlags) add(cmd *cobra.Command) {
 	f.DurationVar(&a.timeout, "timeout", 10*time.Second, "of one call; at least 3s, which the API takes itself")
 	f.BoolVar(&a.acceptReplace, "accept-replace", false,
 		"write where the API offers neither update_contact_group nor get_contact_group;\n"+
-			"a group that exists may lose all conversations that the import does not have")
+			"a group that exists may lose what it holds, and gets at most 100 conversations")
 }
 
 // An apiClient is the API's client, and the shortest round trip that it saw.
