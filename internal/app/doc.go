@@ -1,0 +1,24 @@
+// Package app is what the commands do, without a terminal: cmd makes configs of its flags, and prints what comes back.
+//
+//	run FILE   ReadInput ─► Open ─► NewProcess ─► Begin ─► Process.RunImport (Input.Enqueue) ─► ImportStatus, NewRunReport
+//	import     ReadInput ─► Open ─► Begin ─► Input.Enqueue
+//	check      Check
+//	work       OpenWaiting ─► NewProcess ─► Process.Run
+//	others     Open ─► a method of Namespace: Status, WriteResults, Failures, Retry, Pause, CancelImport, …
+//
+// A [Process] is an [Engine] with those who watch it: metrics, readiness, the progress line. An engine is one process of a
+// namespace; it joins queue, lease, governor, worker and API client:
+//
+//	            standby ◄────────────── lost, handed over ───────────────┐
+//	               │ lease taken                                         │
+//	               ▼                                                     │
+//	lease.Keep ◄─ leader ─► queue.Lead ─► Term ─► worker ─► calls ─► results
+//	     │                                          ▲
+//	     └── right, promised calls ──► governor ────┘ permits
+//
+// It stands by until it takes the lease, leads one term, and stands by again when it loses the lease or hands it over. A
+// term has a governor, a queue.Term and a worker of its own: what they hold in memory ends with it.
+//
+// What a process knows about itself is its [State]. The engine notes each change there and logs it, and whoever needs to
+// know of it watches: see [Engine.Watch].
+package app
