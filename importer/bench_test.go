@@ -87,10 +87,11 @@ func benchPlan(b *testing.B, input []byte) *Plan {
 
 type discard struct{}
 
-func (discard) row(*row)                    {}
-func (discard) reject(*row, string, string) {}
-func (discard) warn(position, string)       {}
-func (discard) ignore(string)               {}
+func (discard) row(*row)                     {}
+func (discard) reject(*row, string, string)  {}
+func (discard) refuse(int64, string, string) {}
+func (discard) warn(position, string)        {}
+func (discard) ignore(string)                {}
 
 // cpu is the CPU time of this process so far, in nanoseconds.
 func cpu(b *testing.B) int64 {

@@ -87,6 +87,7 @@ type blockResult struct {
 	summary   Summary
 	findings  findings
 	ignored   []string
+	refused   *Error // without a file; nil if the block could be read
 }
 
 // A recordEnd says where a record ends, and to which partition it belongs: a row, or rejected.
@@ -138,6 +139,11 @@ func (o *blockResult) reject(r *row, code, reason string) {
 	}
 	o.records = appendReject(o.records, r.position, invalid{code, reason}, &fields)
 	o.ends = append(o.ends, recordEnd{int32(len(o.records)), rejected})
+}
+
+// refuse implements rowHandler.
+func (o *blockResult) refuse(line int64, problem, hint string) {
+	o.refused = &Error{Line: line, Problem: problem, Hint: hint}
 }
 
 // warn implements rowHandler.

@@ -141,6 +141,28 @@ func (h *header) isRepeated(r *row) bool {
 	return true
 }
 
+// isOther reports whether r is a header whose columns are in another order, as in files joined with cat: what follows it
+// would be read into the wrong columns. Two of our names in our columns are enough; no row has them.
+func (h *header) isOther(r *row) bool {
+	names := 0
+	for _, field := range r.field {
+		if h.isName(strings.TrimPrefix(field, string(byteOrderMark))) {
+			names++
+		}
+	}
+	return names >= 2
+}
+
+// isName reports whether a field is the name of one of our columns.
+func (h *header) isName(field string) bool {
+	for _, name := range h.names {
+		if len(field) == len(name) && name != "" && strings.EqualFold(field, name) {
+			return true
+		}
+	}
+	return false
+}
+
 // salvage finds the fields of an unreadable line as far as possible, so that the row can be fixed without the input. A
 // field that begins with a quote but does not end like one ends at the next comma and keeps its quotes.
 func (h *header) salvage(raw []byte, cut bool) row {

@@ -138,3 +138,25 @@ func TestSalvage(t *testing.T) {
 		})
 	}
 }
+
+// A header in the middle with its columns in another order would exchange users and groups behind it: the input is
+// refused, wherever it stands, and nothing is said about its rows.
+func TestAnotherHeader(t *testing.T) {
+	rows := strings.Repeat("u1,g,1,x1,\n", 3000)
+	for _, other := range []string{
+		"group_name,from_account,type,to_account,to_group_id",
+		"\ufeffTo_Group_ID,to_account,type,group_name,from_account",
+	} {
+		for _, before := range []string{"", rows} {
+			_, err := Read(t.Context(), []string{"-"}, Config{Stdin: strings.NewReader(csvHeader + before + other + "\n" + rows)})
+			var e *Error
+			if !errors.As(err, &e) || e.Line != int64(2+strings.Count(before, "\n")) || e.File == "" || e.Hint == "" {
+				t.Errorf("%q: got %v, want it to be refused at its line", other, err)
+			}
+		}
+	}
+	p := readString(t, csvHeader+"group_name,g,1,x1,\nu2,from_account,1,x2,\n", Config{})
+	if p.Summary.Accepted != 2 {
+		t.Errorf("got %+v, want one name of a column to be a name like others", p.Summary)
+	}
+}

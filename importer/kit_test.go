@@ -215,6 +215,7 @@ type record struct {
 // A recorder is a rowHandler that keeps what it gets.
 type recorder struct {
 	rows, rejects []record
+	refused       int64 // line from which on the input was refused
 	warnings      []int64
 	ignored       []string
 }
@@ -223,8 +224,9 @@ func (s *recorder) row(r *row) { s.rows = append(s.rows, record{line: r.line, fi
 func (s *recorder) reject(r *row, code, reason string) {
 	s.rejects = append(s.rejects, record{r.line, r.field, code, reason})
 }
-func (s *recorder) warn(at position, _ string) { s.warnings = append(s.warnings, at.line) }
-func (s *recorder) ignore(name string)         { s.ignored = append(s.ignored, name) }
+func (s *recorder) refuse(line int64, _, _ string) { s.refused = line }
+func (s *recorder) warn(at position, _ string)     { s.warnings = append(s.warnings, at.line) }
+func (s *recorder) ignore(name string)             { s.ignored = append(s.ignored, name) }
 
 // scripts are beginnings of group names, all short enough to get a number behind them.
 var scripts = []string{"Family ", "家族", "Друзья", "أصدقاء", "कार्य", "เพื่อน", "🎮 ", "Ärzte, \"1\" "}

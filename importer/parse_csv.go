@@ -85,6 +85,10 @@ func (c *csvParser) parse(b *block, out rowHandler) {
 			out.reject(&r, codeParse, "the header stands here again")
 			continue
 		}
+		if c.head.isOther(&r) {
+			out.refuse(r.line, "another header stands here, with its columns in another order", "give the files one by one")
+			return
+		}
 		out.row(&r)
 	}
 }

@@ -221,6 +221,9 @@ func (p *pipeline) pump(ctx context.Context, split splitter, file int) error {
 
 // collect adds the result of a block. Blocks come in the order of the input.
 func (p *pipeline) collect(file int, o *blockResult) error {
+	if o.refused != nil {
+		return o.refused
+	}
 	from := int32(0)
 	for _, r := range o.ends {
 		log := &p.rejects

@@ -291,7 +291,7 @@ func TestBombs(t *testing.T) {
 		{"gzip line", gz, csvHeader + "u1,g,1,x1,\n", strings.Repeat("0", 1<<20), 256, 1, 1},
 		{"zstd line", zs, csvHeader + "u1,g,1,x1,\n", strings.Repeat("0", 1<<20), 256, 1, 1},
 		{"gzip rejects", gz, csvHeader, ",,,,\n", 500_000, 0, 500_000},
-		{"gzip unclosed", gz, csvHeader, "\"\n", 100_000, 0, 100_000},
+		{"gzip unclosed", gz, csvHeader, "\"\n", 100_000, 0, 50_000},
 		{"gzip empty lines", gz, csvHeader, "\n", 50 << 20, 0, 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -13,8 +13,9 @@ type row struct {
 
 // A rowHandler receives what a parser finds. The row is only valid during the call.
 type rowHandler interface {
-	row(r *row)                         // a record that could be read
-	reject(r *row, code, reason string) // a record that could not; r has the fields that could be found
+	row(r *row)                              // a record that could be read
+	reject(r *row, code, reason string)      // a record that could not; r has the fields that could be found
+	refuse(line int64, problem, hint string) // what is there from this line on cannot be read; the input is refused
 	warn(at position, text string)
 	ignore(name string) // a column or key that is none of ours; may be called again for the same one
 }

@@ -19,9 +19,10 @@ const lookahead = maxRecord + 2
 // many fields as the header. It reads by the rules of encoding/csv, so that the parser accepts all of it. Only the
 // fields of lines without a quote are left to the parser, which counts them anyway.
 //
-// Of a record that is not sound only the first physical line is skipped; reading continues at the next line. So
-// a quote that is never closed costs its own row and not the rest of the file. An empty line replaces what was skipped:
-// the parser skips it, and its line numbers stay right.
+// Of a record whose quotes do not close only the first physical line is skipped; reading continues at the next line. So
+// a quote that is never closed costs its own row and not the rest of the file. A record whose quotes close and that has
+// another number of fields is skipped as a whole: what stands between its quotes is no row. Empty lines replace what was
+// skipped: the parser skips them, and its line numbers stay right.
 //
 // The work stays linear, whatever the input: a line with an odd number of quotes ends every look ahead that an earlier
 // line began, and only such a line begins one.
@@ -101,7 +102,7 @@ func (s *csvSplitter) scan(b *block) error {
 		size, n, suspect, reason := s.record(s.buf[s.start:s.end])
 		if reason != "" {
 			if s.start == from {
-				return s.skip(b, size, reason)
+				return s.skip(b, size, n, reason)
 			}
 			break // sound records go first; the next call gets to this one again
 		}
@@ -153,8 +154,8 @@ func (s *csvSplitter) at() int64 {
 	return s.line + int64(bytes.Count(s.buf[s.start:s.end], emptyLine))
 }
 
-// skip adds the line at start to the bad ones of b. It has size bytes as far as they are in the buffer.
-func (s *csvSplitter) skip(b *block, size int, reason string) error {
+// skip adds the n lines at start, or the one, to the bad ones of b. They have size bytes as far as they are in the buffer.
+func (s *csvSplitter) skip(b *block, size int, n int64, reason string) error {
 	raw := trimEnd(s.buf[s.start : s.start+size])
 	b.skipBad(s.line, raw[:min(len(raw), maxRecord)], len(raw) > maxRecord, reason)
 	for {
@@ -170,8 +171,8 @@ func (s *csvSplitter) skip(b *block, size int, reason string) error {
 		}
 		size = lineSize(s.buf[s.start:s.end])
 	}
-	s.line++
-	b.data = append(b.data, emptyLine...)
+	s.line += n
+	b.data = append(b.data, bytes.Repeat(emptyLine, int(n))...)
 	return nil
 }
 
@@ -179,7 +180,7 @@ var emptyLine = []byte("\n")
 
 // record scans the record at the start of b, which is all that is left of the source or at least lookahead bytes.
 // A sound record has size bytes and n lines; it is suspect if it has several lines of which some could be records
-// themselves. Of one that is not sound, size is that of its first line.
+// themselves. Of one that is not sound, size and n are what is to be skipped.
 func (s *csvSplitter) record(b []byte) (size int, n int64, suspect bool, reason string) {
 	size = lineSize(b)
 	line := trimEnd(b[:size])
@@ -193,6 +194,7 @@ func (s *csvSplitter) record(b []byte) (size int, n int64, suspect bool, reason 
 	if reason == "" && s.head != nil {
 		if reason = fieldCount(fields, len(s.head.cols)); reason != "" && n > 1 {
 			reason = fmt.Sprintf("a quote opens here and closes in line %d, which leaves %s", s.line+n-1, reason)
+			return whole, n, false, reason
 		}
 	}
 	if reason != "" {

@@ -64,7 +64,14 @@ func TestUnclosedQuotes(t *testing.T) {
 			jobs: []string{"u1/a: 1:x4@-:4"},
 			rejects: []string{
 				"2 parse a quote opens here and closes in line 3, which leaves 3 fields where the header has 5",
-				"3 parse a quote stands in a field that does not begin with one",
+			},
+		},
+		{
+			name: "a field too many behind closed quotes",
+			rows: "u1,\"a\nu9,a,1,x9,\nb\",1,x3,,more\nu1,a,1,x4,\n",
+			jobs: []string{"u1/a: 1:x4@-:5"},
+			rejects: []string{ // and none of its lines is a row
+				"2 parse a quote opens here and closes in line 4, which leaves 6 fields where the header has 5",
 			},
 		},
 		{
