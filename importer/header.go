@@ -60,7 +60,7 @@ func parseHeader(raw, reason string, comma rune, cols *columns) (*header, error)
 		}
 	}
 	for col := range cols.renamed {
-		if !there[col] && (col != colFrom || !cols.hasOwner) && !slices.Contains(missing, cols.names[col]) {
+		if !there[col] && !slices.Contains(missing, cols.names[col]) {
 			missing = append(missing, cols.names[col])
 		}
 	}

@@ -160,3 +160,11 @@ func TestAnotherHeader(t *testing.T) {
 		t.Errorf("got %+v, want one name of a column to be a name like others", p.Summary)
 	}
 }
+
+// A column that was named and is not there is an error, also where an owner is given for what has none.
+func TestNamedColumnIsMissing(t *testing.T) {
+	err := readError(t, csvHeader+"u1,g,1,x1,\n", Config{Columns: map[string]string{"from_account": "TYPO"}, Owner: "boss"})
+	if !strings.Contains(err.Error(), "the header has no column TYPO") {
+		t.Errorf("got %v, want the column to be missing", err)
+	}
+}

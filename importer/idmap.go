@@ -14,6 +14,8 @@ import (
 	"slices"
 
 	"github.com/gocarina/gocsv"
+
+	"groupferry/internal/chat"
 )
 
 // An idMap maps old ids to new ones. It is in memory as a whole: about 100 bytes for each pair.
@@ -90,6 +92,8 @@ func (m *idMap) readPairs(parser *csv.Reader) (line int, err error) {
 		switch {
 		case pair.Old == "" || pair.New == "":
 			return line, errors.New("an id is empty")
+		case len(pair.New) > chat.MaxGroupIDBytes:
+			return line, fmt.Errorf("the new id has %d bytes, %d at most", len(pair.New), chat.MaxGroupIDBytes)
 		case again && known != pair.New:
 			return line, errors.New("an id has two new ones")
 		}

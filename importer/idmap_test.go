@@ -13,6 +13,7 @@ func TestMapIDs(t *testing.T) {
 		"head.csv":   "a,b\n",
 		"empty.csv":  "",
 		"hole.csv":   "old,new\na,\n",
+		"long.csv":   "old,new\n" + strings.Repeat("a", 255) + ",b\nc," + strings.Repeat("d", 255) + "\n",
 		"ragged.csv": "old,new\na,b\na,b,c\n",
 	})
 	input := csvHeader + "a@old.example,g,1,b,\nb,g,2,,\"c,d\"\nb,g,1,z,\nz,g,1,b,\nb,,1,b,\n"
@@ -30,7 +31,7 @@ func TestMapIDs(t *testing.T) {
 	}
 	for file, want := range map[string]string{
 		"none.csv": "no such file", "two.csv": "line 3: an id has two new ones", "head.csv": "line 1: the first line is not old,new",
-		"empty.csv": "is empty", "hole.csv": "line 2: an id is empty", "ragged.csv": "line 3: cannot be read: wrong number of fields",
+		"empty.csv": "is empty", "hole.csv": "line 2: an id is empty", "long.csv": "line 3: the new id has 255 bytes, 48 at most", "ragged.csv": "line 3: cannot be read: wrong number of fields",
 	} {
 		err := readError(t, input, Config{MapIDs: file})
 		var e *Error

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -21,6 +22,7 @@ type documents struct {
 	rows   []row             // of the document at hand
 	wanted []string          // Yunxin: for each of them the id of its group
 	names  map[string]string // Yunxin: of the groups so far, by id
+	known  bool              // something was found that the preset knows
 }
 
 func newDocuments(src io.Reader, preset string) *documents {
@@ -67,6 +69,8 @@ func (d *documents) explain(err error) error {
 	switch {
 	case d.lines.err != nil && d.lines.err != io.EOF:
 		return d.lines.err
+	case err == io.EOF && !d.known && d.dec.InputOffset() > 0:
+		return &Error{Problem: "has nothing that the preset " + d.preset + " knows", Hint: "is it a response of that system?"}
 	case err == io.EOF:
 		return err
 	}
@@ -93,6 +97,28 @@ func (documentParser) parse(b *block, out rowHandler) {
 	}
 }
 
+// documentKeys are those of which a response of the presets has at least one.
+var documentKeys = []string{
+	"openim errCode", "openim groups", "openim ownerUserID", "openim conversationIDs",
+	"yunxin errCode", "yunxin conversation_groups", "yunxin conversations", "yunxin group_id", "yunxin conversation_id",
+}
+
+// failure reads the code of a response. One that says that it failed is a reject, for what it should have is missing.
+func (d *documents) failure() error {
+	v, err := d.dec.ReadValue()
+	if err != nil {
+		return err
+	}
+	if code := string(v); code != "0" && code != "null" && code != `""` {
+		r := row{position: position{line: d.at()}, invalidReason: "this response says that it failed: errCode " + cutText(code)}
+		d.rows = append(d.rows, r)
+		if d.preset == "yunxin" {
+			d.wanted = append(d.wanted, "")
+		}
+	}
+	return nil
+}
+
 // object reads an object at any depth. Its keys decide what it is.
 func (d *documents) object() error {
 	var owner, name, group, conversation string
@@ -106,9 +132,13 @@ func (d *documents) object() error {
 		if err != nil {
 			return err
 		}
-		switch key := d.preset + " " + t.String(); key {
+		key := d.preset + " " + t.String()
+		d.known = d.known || slices.Contains(documentKeys, key)
+		switch key {
 		case "openim ownerUserID":
 			owner, err = d.text()
+		case "openim errCode", "yunxin errCode":
+			err = d.failure()
 		case "openim name", "yunxin name":
 			name, err = d.text()
 		case "yunxin group_id":
