@@ -31,8 +31,8 @@ import (
 //   - What was found out about a group holds for half a minute, for one that does not exist may be made by somebody else.
 //   - A retry adds what failed before. If the group is gone meanwhile, all of it is sent.
 //   - A group one of whose calls had no response is read back in the end, and what is missing is sent again. While a create
-//     without a response may still take effect, nothing else is sent to its group; nor is anything for a job that an
-//     earlier leader may have made calls for, until these have taken effect.
+//     without a response may still take effect, nothing else is sent to its group; nor is anything for a job that a leader
+//     which handed over may have made calls for, until these have taken effect.
 //
 // Doing a job twice ends in the same state. One job at a time works on the groups of a user.
 

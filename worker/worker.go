@@ -67,7 +67,7 @@ type Delivery interface {
 	// Prior returns the result that a retried job replaces; nil when there is none.
 	Prior(context.Context) (*job.Result, error)
 
-	// Earlier tells whether an earlier leader may have made calls for the job.
+	// Earlier tells whether a leader that handed over may have made calls for the job that can still take effect.
 	Earlier() bool
 
 	// Attempt counts from 1: this delivery, and those before it that were requeued as counted.

@@ -128,7 +128,7 @@ type entry struct {
 	attempt int // counted attempts so far
 	crashes int // leaders lost while it may have been under way, since it was last seen to come back
 	due     time.Time
-	earlier bool   // an earlier leader may have handed it out
+	earlier bool   // a leader that handed over a moment ago may have made calls for it
 	lap     uint64 // grows with each time it is handed out; tells a late answer from the present one
 	flying  bool
 }
@@ -377,7 +377,7 @@ func (a *active) takeTrial() []*entry {
 			break
 		}
 		a.ahead--
-		e.crashes, e.earlier = 1, true
+		e.crashes = 1
 		a.suspects[0] = append(a.suspects[0], e)
 	}
 	for i, size := range trialSizes {

@@ -143,7 +143,7 @@ func (a *active) resume(s *state, crashed bool) {
 	a.next, a.handed, a.stated, a.unreadable = max(s.Next, 1), s.Handed, s.Handed, s.Unreadable
 	a.limit = s.Handed + s.Ahead
 	for _, seq := range s.Unfinished {
-		a.open[seq] = &entry{of: a, seq: seq, earlier: true}
+		a.open[seq] = &entry{of: a, seq: seq, earlier: !crashed}
 		a.lost = append(a.lost, seq)
 	}
 	for i, seqs := range s.Crashes {

@@ -376,7 +376,8 @@ func (d *Delivery) Sequence() uint64 { return d.e.seq }
 // Attempt is the number of this attempt in this term, from 1; those do not count that were requeued as not counted.
 func (d *Delivery) Attempt() int { return d.attempt }
 
-// Earlier tells whether an earlier leader may have had the job in flight: its calls may still take effect.
+// Earlier tells whether a leader that handed over may have had the job in flight: its calls may still take effect. Those
+// of one that was lost have done so: it takes 2.5 s until another one leads, and a second more until that makes a call.
 func (d *Delivery) Earlier() bool { return d.e.earlier }
 
 // Job decodes the job. The error wraps [job.ErrVersion] when a newer binary wrote it.
