@@ -165,7 +165,8 @@ func (p *path) carry(to, from net.Conn, d *direction) {
 		for one := range pieces {
 			time.Sleep(time.Until(one.due))
 			held := d.pass()
-			lost := held && (gone.Load() || p.userTimeout > 0 && time.Since(one.due) > p.userTimeout)
+			// It may also be late because this process did not run.
+			lost := held && gone.Load() || p.userTimeout > 0 && time.Since(one.due) > p.userTimeout
 			if len(one.data) == 0 || lost {
 				break
 			}
