@@ -28,16 +28,16 @@ const (
 	// permit holds. A process that is frozen, or a machine that is suspended, is so once or twice.
 	unsentMost = 10
 
-	// What may come from something in between, as a proxy that is being restarted, halts when so many calls in a row ended
-	// so, over all jobs and for so long.
-	repeatsToHalt = 5
-	repeatsTime   = 3 * time.Second
+	// What may come from something in between, as a proxy that is being restarted, is believed when so many calls in a row
+	// ended so, over all jobs and for so long.
+	repeatsMost = 5
+	repeatsTime = 2 * time.Second
 
 	// lateTime is how long after it failed a call without a response may take effect; a second is for the way there.
 	lateTime = chat.ServerTimeout + time.Second
 )
 
-// repeats counts calls in a row that ended in a way that halts if it lasts. It is safe for concurrent use.
+// repeats counts calls in a row that ended in a way that is believed if it lasts. It is safe for concurrent use.
 type repeats struct {
 	mu    sync.Mutex
 	n     int
@@ -51,7 +51,7 @@ func (r *repeats) add() bool {
 	if r.n++; r.n == 1 {
 		r.since = time.Now()
 	}
-	return r.n >= repeatsToHalt && time.Since(r.since) >= repeatsTime
+	return r.n >= repeatsMost && time.Since(r.since) >= repeatsTime
 }
 
 func (r *repeats) reset() {

@@ -37,12 +37,15 @@ const (
 
 	// askAgain is when a command that was not offered is tried again.
 	askAgain = 10 * time.Minute
-
-	// So many HTTP 404 in a row, over so long, stand for a command that is not offered, if none of it ever had a response:
-	// something in between can say 404 for a moment.
-	notFoundMost = 5
-	notFoundTime = 2 * time.Second
 )
+
+// offer is what this process heard of update or get. HTTP 404 stands for a command that is not offered if it lasts and
+// there never was a response: something in between can say 404 for a moment.
+type offer struct {
+	responded bool
+	notFound  repeats
+	why       error // it is not offered
+}
 
 // knowledge is what is known about the API by now. It is safe for concurrent use.
 type knowledge struct {
@@ -51,19 +54,15 @@ type knowledge struct {
 
 	trying chan struct{} // one place: the job that finds out what create does
 
-	mu        sync.Mutex
-	known     Known
-	responded map[chat.Command]bool
-	notFound  map[chat.Command]int       // in a row
-	since     map[chat.Command]time.Time // the first of them
-	why       map[chat.Command]error     // it is not offered
+	mu    sync.Mutex
+	known Known
+	offer map[chat.Command]*offer
 }
 
 func newKnowledge(known Known, save func(Known), log *slog.Logger) *knowledge {
 	return &knowledge{
 		log: log, save: save, known: known, trying: make(chan struct{}, 1),
-		responded: map[chat.Command]bool{}, notFound: map[chat.Command]int{}, since: map[chat.Command]time.Time{},
-		why: map[chat.Command]error{},
+		offer: map[chat.Command]*offer{chat.UpdateContactGroup: {}, chat.GetContactGroup: {}},
 	}
 }
 
@@ -113,18 +112,19 @@ func (k *knowledge) offers(c chat.Command) bool {
 func (k *knowledge) heard(c chat.Command) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.responded[c], k.notFound[c] = true, 0
+	if o := k.offer[c]; o != nil {
+		o.responded = true
+		o.notFound.reset()
+	}
 }
 
 // missed notes a response that says that update or get is not offered, and tells whether that is to be believed.
 func (k *knowledge) missed(e *chat.Error) bool {
 	k.mu.Lock()
-	if k.notFound[e.Command]++; k.notFound[e.Command] == 1 {
-		k.since[e.Command] = time.Now()
-	}
-	k.why[e.Command] = e
-	believed := e.Code == chat.CodeNotOffered || !k.responded[e.Command] && k.notFound[e.Command] >= notFoundMost &&
-		time.Since(k.since[e.Command]) >= notFoundTime
+	o := k.offer[e.Command]
+	o.why = e
+	lasts := o.notFound.add()
+	believed := e.Code == chat.CodeNotOffered || !o.responded && lasts
 	k.mu.Unlock()
 	if !believed || !k.offers(e.Command) {
 		return believed
@@ -139,17 +139,17 @@ func (k *knowledge) missed(e *chat.Error) bool {
 	return true
 }
 
-// mayReplace is [ErrMayReplace] with what the API said, and why the group was not read. What it did not say to this process is forgotten, to be asked
-// once more: the error is errStale then.
+// mayReplace is [ErrMayReplace] with what the API said, and why the group was not read. What it did not say to this
+// process is forgotten, to be asked once more: the error is errStale then.
 func (k *knowledge) mayReplace(unread error) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if errors.Is(unread, errNoEnd) {
-		k.why[chat.GetContactGroup] = unread
+		k.offer[chat.GetContactGroup].why = unread
 	}
 	err, ask := ErrMayReplace, false
 	for _, c := range []chat.Command{chat.UpdateContactGroup, chat.GetContactGroup} {
-		why := k.why[c]
+		why := k.offer[c].why
 		if why == nil {
 			*k.known.missing(c) = time.Time{}
 			ask = true

@@ -22,9 +22,9 @@
 //
 // # Performance
 //
-// Measured on 2 cores of a virtual machine: one `work --drain` took 0.20 CPU seconds for 1,000 jobs, of 10,000 with 20
-// conversations each, embedded server included and every result synced to disk. Without a limit and without latency it made
-// 5,500 calls a second, 27 times what the API takes. At 200 calls a second, 1,000 jobs took 0.65 CPU seconds; a bare loop of
+// Measured on 2 cores of a virtual machine: one `work --drain` took 0.20 to 0.27 CPU seconds for 1,000 jobs, of 10,000 with
+// 20 conversations each, embedded server included and every result synced to disk. Without a limit and without latency it
+// made 4,800 to 5,500 calls a second, 24 times what the API takes and more. At 200 calls a second, 1,000 jobs took 0.65 CPU seconds; a bare loop of
 // as many calls took 0.37. More than half of the time goes into the calls themselves, a fifth into the batches that the
 // results are written with. This measures it again:
 //

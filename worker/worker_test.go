@@ -795,7 +795,7 @@ func TestHaltThenResume(t *testing.T) {
 		if err := workWith(t, Config{Known: appends()}, s, a, g); err != nil {
 			t.Fatal(err)
 		}
-		// Five calls in three seconds, which may be the last of one attempt or the first of the next; one more after it.
+		// Five calls over two seconds, which may be the last of one attempt or the first of the next; one more after it.
 		if r := holds(t, s, a, j, job.Done); r.Attempts > 2 || len(a.calls) > 2*callTries {
 			t.Errorf("got attempt %d after %d calls, want a few", r.Attempts, len(a.calls))
 		}

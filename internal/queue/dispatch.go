@@ -318,7 +318,7 @@ func (d *dispatcher) drop(a *active) {
 		if d.phase != trying || d.inFlight == 0 {
 			d.phase = noTrial
 		}
-		d.trial, d.tried = nil, nil
+		d.trial, d.tried, d.since = nil, nil, time.Time{}
 	}
 }
 
