@@ -91,14 +91,10 @@ func NewEngine(ctx context.Context, cfg EngineConfig) (*Engine, error) {
 	}
 	e := &Engine{cfg: cfg, log: cfg.Log, known: make(chan struct{})}
 	var store *broker.LeaseStore
-	open := func() (err error) {
+	err := e.begin(ctx, "open the lease", func() (err error) {
 		store, err = cfg.Namespace.Conn.Lease(ctx)
 		return err
-	}
-	err := open()
-	if err != nil && !cfg.LeaveOnHalt {
-		err = e.retry(ctx, "open the lease", open)
-	}
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -316,6 +312,15 @@ func (e *Engine) setTerm(t *term) {
 			s.Term, s.Previous, s.Inherited, s.Yielded = t.tenure.Term(), t.before.Host, sum(t.before.Calls), nil
 		}
 	})
+}
+
+// begin is retry, but once for an engine that leaves on a halt: somebody waits to be told that NATS is out of reach.
+func (e *Engine) begin(ctx context.Context, doing string, do func() error) error {
+	err := do()
+	if err != nil && !e.cfg.LeaveOnHalt {
+		err = e.retry(ctx, doing, do)
+	}
+	return err
 }
 
 // retry calls do until it succeeds, fails for another reason than NATS being out of reach, or ctx ends.

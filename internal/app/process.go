@@ -59,11 +59,6 @@ type Process struct {
 // NewProcess returns a process. Nothing happens before Run. The error is a *[queue.OtherAppError] when the namespace
 // belongs to another app; it may also belong to nobody yet.
 func NewProcess(ctx context.Context, cfg ProcessConfig) (*Process, error) {
-	if have, err := cfg.Engine.Namespace.App(ctx); err != nil {
-		return nil, err
-	} else if have != nil && *have != cfg.Engine.App {
-		return nil, &queue.OtherAppError{Want: cfg.Engine.App, Have: *have}
-	}
 	p := &Process{cfg: cfg, Metrics: newMetrics(cfg.Version), changed: make(chan struct{}, 1), quiet: map[string]quietImport{}}
 	engine := cfg.Engine
 	engine.OnGrant = p.Metrics.Granted
@@ -80,6 +75,17 @@ func NewProcess(ctx context.Context, cfg ProcessConfig) (*Process, error) {
 		return nil, err
 	}
 	p.log = p.Engine.log
+	var have *queue.App
+	err = p.begin(ctx, "read the app of the namespace", func() (err error) {
+		have, err = cfg.Engine.Namespace.App(ctx)
+		return err
+	})
+	if err == nil && have != nil && *have != cfg.Engine.App {
+		err = &queue.OtherAppError{Want: cfg.Engine.App, Have: *have}
+	}
+	if err != nil {
+		return nil, err
+	}
 	p.Metrics.WatchPace(p.pace)
 	p.Metrics.WatchQueue(p.queue)
 	p.Metrics.WatchUserSig(engine.API.SigExpiry)
