@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"hash/maphash"
+	"iter"
 	"slices"
 
 	"groupferry/internal/chat"
@@ -12,7 +13,12 @@ import (
 // A grouper sorts the rows of one partition into users and groups, and holds the limits: 20 groups of a user, 1,000
 // conversations in a group. Rows come in the order of the input. So it is known at each row whether it is accepted, and
 // only an accepted one takes memory: at most 20,000 rows of a user, however many there are.
+//
+// A grouper that is limitless holds what a sync knows of the groups: see fold.go.
 type grouper struct {
+	limitless bool
+	all       bool // send what the base has, too
+
 	seed    maphash.Seed
 	keys    []byte // of the groups, concatenated
 	entries []byte // of the rows, concatenated
@@ -24,11 +30,11 @@ type grouper struct {
 }
 
 type user struct {
-	hash   uint64 // see hashUser
-	key    uint32 // offset in keys of the key of a group of the user
-	n      uint32 // groups so far
-	rows   uint32
-	groups [chat.MaxGroupsPerUser]uint32 // in the order of their first rows
+	hash        uint64 // see hashUser
+	key         uint32 // offset in keys of the key of a group of the user
+	n           uint32 // groups so far
+	rows        uint32
+	first, last uint32 // its groups, in the order of their first rows
 }
 
 type group struct {
@@ -36,24 +42,39 @@ type group struct {
 	keySize uint16
 	rank    uint16 // among the groups of its user, from 0
 	user    uint32
+	next    uint32 // the user's next group, if there is one
 	rows    uint32
-	size    uint32 // of their entries in bytes
+	known   uint32 // of these: the base has them
+	wanted  uint32 // of these: they are accepted
+	send    uint32 // of the wanted ones: its job has them
+	size    uint32 // of the entries of these in bytes
 }
 
-// A groupRow is an accepted row.
+// A groupRow is an accepted row, or one of the base.
 type groupRow struct {
 	entry uint32 // offset in entries
-	size  uint16 // of the entry
-	conv  uint16 // of the conversation in it
 	group uint32
+	size  uint8 // of the entry
+	conv  uint8 // of the conversation in it
+	state rowState
 }
+
+// A rowState is what a row stands for.
+type rowState uint8
+
+const (
+	toSend    rowState = iota // wanted, and in the group's job: every row where there is no base
+	applied                   // the base says that it is in the group
+	unchanged                 // so it does, and the row is wanted
+	attempted                 // limitless only: sent, and not known to be in the group
+)
 
 // The size of users, groups and rows in bytes, each with its slot in an index: a map has 17 bytes a slot and is 7/16
 // to 7/8 full.
 const (
 	indexBytes    = 39
-	bytesPerUser  = 104 + indexBytes
-	bytesPerGroup = 24 + indexBytes + layoutBytes
+	bytesPerUser  = 32 + indexBytes
+	bytesPerGroup = 36 + indexBytes + layoutBytes
 	bytesPerRow   = 12 + indexBytes
 )
 
@@ -88,7 +109,16 @@ func (g *grouper) used() int {
 func (g *grouper) keyOf(at *group) groupKey  { return g.keys[at.key:][:at.keySize] }
 func (g *grouper) nameOf(u *user) []byte     { return groupKey(g.keys[u.key:]).user() }
 func (g *grouper) entryOf(r *groupRow) entry { return entry{g.entries[r.entry:][:r.size], int(r.conv)} }
-func (g *grouper) groupsOf(u *user) []uint32 { return u.groups[:u.n] }
+
+// groupsOf gives the groups of a user in the order of their first rows.
+func (g *grouper) groupsOf(u *user) iter.Seq[uint32] {
+	return func(yield func(uint32) bool) {
+		for at, left := u.first, u.n; left > 0 && yield(at); left-- {
+			at = g.groups[at].next
+		}
+	}
+}
+
 func (g *grouper) rowOf(r *groupRow) spooledRow {
 	return spooledRow{g.keyOf(&g.groups[r.group]), g.entryOf(r)}
 }
@@ -99,48 +129,108 @@ func (g *grouper) add(r spooledRow) verdict {
 	if !ok {
 		return tooManyGroups
 	}
-	conv := r.entry.conversation()
-	// The odd factor makes the hashes of one conversation in different groups different.
-	_, key, again := g.rowIndex.find(maphash.Bytes(g.seed, conv)^uint64(n)*0x9e3779b97f4a7c15, func(i uint32) bool {
-		return g.rows[i].group == n && bytes.Equal(g.entryOf(&g.rows[i]).conversation(), conv)
-	})
+	found, key, again := g.findRow(n, r.entry.conversation())
 	at := &g.groups[n]
 	switch {
+	case again && g.rows[found].state == applied && g.all:
+		r2 := &g.rows[found]
+		r2.entry, r2.size, r2.state = uint32(len(g.entries)), uint8(len(r.entry.bytes)), toSend
+		g.entries = append(g.entries, r.entry.bytes...)
+		at.wanted++
+		at.send++
+		at.size += uint32(len(r.entry.bytes))
+		return accepted
+	case again && g.rows[found].state == applied:
+		g.rows[found].state = unchanged
+		at.wanted++
+		return accepted
 	case again:
 		return duplicate
-	case at.rows == chat.MaxConversationsPerGroup:
+	case at.rows >= chat.MaxConversationsPerGroup:
 		return tooManyConversations
 	}
-	g.rowIndex[key] = uint32(len(g.rows))
-	size := len(r.entry.bytes)
-	g.rows = append(g.rows, groupRow{uint32(len(g.entries)), uint16(size), uint16(r.entry.conv), n})
-	g.entries = append(g.entries, r.entry.bytes...)
-	at.rows++
-	at.size += uint32(size)
-	g.users[at.user].rows++
+	g.append(r.entry, n, key, toSend)
+	at.wanted++
+	at.send++
+	at.size += uint32(len(r.entry.bytes))
 	return accepted
+}
+
+// findRow returns the row of a group with that conversation, or else the free key for a new one.
+func (g *grouper) findRow(group uint32, conv []byte) (n uint32, key uint64, ok bool) {
+	// The odd factor makes the hashes of one conversation in different groups different.
+	return g.rowIndex.find(maphash.Bytes(g.seed, conv)^uint64(group)*0x9e3779b97f4a7c15, func(i uint32) bool {
+		return g.rows[i].group == group && bytes.Equal(g.entryOf(&g.rows[i]).conversation(), conv)
+	})
+}
+
+// append adds a row that is not there to a group.
+func (g *grouper) append(e entry, group uint32, key uint64, state rowState) {
+	g.rowIndex[key] = uint32(len(g.rows))
+	g.rows = append(g.rows, groupRow{uint32(len(g.entries)), group, uint8(len(e.bytes)), uint8(e.conv), state})
+	g.entries = append(g.entries, e.bytes...)
+	at := &g.groups[group]
+	at.rows++
+	g.users[at.user].rows++
+}
+
+// put sets the state of a row, which it adds if needed.
+func (g *grouper) put(r spooledRow, state rowState) {
+	n, ok := g.findGroup(r.group)
+	if !ok { // the API let no more in, and the base cannot have them
+		return
+	}
+	found, key, again := g.findRow(n, r.entry.conversation())
+	if again {
+		g.rows[found].state = state
+		return
+	}
+	g.append(r.entry, n, key, state)
+	g.groups[n].known++
+}
+
+func (g *grouper) indexGroup(key groupKey) (n uint32, slot uint64, ok bool) {
+	return g.groupIndex.find(maphash.Bytes(g.seed, key), func(i uint32) bool {
+		return bytes.Equal(g.keyOf(&g.groups[i]), key)
+	})
+}
+
+func (g *grouper) indexUser(name []byte) (n uint32, slot uint64, ok bool) {
+	// hashUser is no match for someone who wants ids to collide.
+	return g.userIndex.find(maphash.Bytes(g.seed, name), func(i uint32) bool {
+		return bytes.Equal(g.nameOf(&g.users[i]), name)
+	})
+}
+
+// lookUp returns the number of a group.
+func (g *grouper) lookUp(key groupKey) (n uint32, ok bool) {
+	n, _, ok = g.indexGroup(key)
+	return n, ok
+}
+
+// groupCount returns how many groups a user has.
+func (g *grouper) groupCount(name []byte) int {
+	if u, _, ok := g.indexUser(name); ok {
+		return int(g.users[u].n)
+	}
+	return 0
 }
 
 // findGroup returns the number of a group, which it creates if needed. ok is false if its user has too many groups for that.
 func (g *grouper) findGroup(key groupKey) (n uint32, ok bool) {
-	n, groupSlot, ok := g.groupIndex.find(maphash.Bytes(g.seed, key), func(i uint32) bool {
-		return bytes.Equal(g.keyOf(&g.groups[i]), key)
-	})
+	n, groupSlot, ok := g.indexGroup(key)
 	if ok {
 		return n, true
 	}
 	name := key.user()
-	// hashUser is no match for someone who wants ids to collide.
-	u, userSlot, ok := g.userIndex.find(maphash.Bytes(g.seed, name), func(i uint32) bool {
-		return bytes.Equal(g.nameOf(&g.users[i]), name)
-	})
+	u, userSlot, ok := g.indexUser(name)
 	if !ok {
 		u = uint32(len(g.users))
 		g.userIndex[userSlot] = u
 		g.users = append(g.users, user{hash: hashUser(name), key: uint32(len(g.keys))})
 	}
 	owner := &g.users[u]
-	if owner.n == chat.MaxGroupsPerUser {
+	if owner.n == chat.MaxGroupsPerUser && !g.limitless {
 		return 0, false
 	}
 	n = uint32(len(g.groups))
@@ -148,7 +238,12 @@ func (g *grouper) findGroup(key groupKey) (n uint32, ok bool) {
 	g.groups = append(g.groups,
 		group{key: uint32(len(g.keys)), keySize: uint16(len(key)), rank: uint16(owner.n), user: u})
 	g.keys = append(g.keys, key...)
-	owner.groups[owner.n] = n
+	if owner.n == 0 {
+		owner.first = n
+	} else {
+		g.groups[owner.last].next = n
+	}
+	owner.last = n
 	owner.n++
 	return n, true
 }
@@ -165,11 +260,13 @@ func (x index) find(hash uint64, is func(n uint32) bool) (n uint32, key uint64, 
 	}
 }
 
-// jobOrder returns the groups in the order of [Plan.Jobs].
+// jobOrder returns the groups that have a job, in the order of [Plan.Jobs].
 func (g *grouper) jobOrder() []uint32 {
-	order := make([]uint32, len(g.groups))
-	for i := range order {
-		order[i] = uint32(i)
+	order := make([]uint32, 0, len(g.groups))
+	for i := range g.groups {
+		if g.groups[i].send > 0 {
+			order = append(order, uint32(i))
+		}
 	}
 	slices.SortFunc(order, func(a, b uint32) int {
 		x, y := &g.groups[a], &g.groups[b]

@@ -30,9 +30,10 @@ func (l *layout) layoutJobs(g *grouper) {
 	l.g, l.ends = g, [len(l.ends)]int{}
 	l.jobs = slices.Grow(l.jobs[:0], len(g.keys)+len(g.entries)+layoutBytes*len(g.groups))
 	l.next = slices.Grow(l.next[:0], len(g.groups))[:len(g.groups)]
+	clear(l.next) // groups without a job have no entries
 	for _, n := range g.jobOrder() {
 		at := &g.groups[n]
-		l.head = binary.AppendUvarint(append(l.head[:0], g.keyOf(at)...), uint64(at.rows))
+		l.head = binary.AppendUvarint(append(l.head[:0], g.keyOf(at)...), uint64(at.send))
 		l.jobs = binary.AppendUvarint(l.jobs, uint64(len(l.head))+uint64(at.size))
 		l.jobs = append(l.jobs, l.head...)
 		l.next[n] = uint32(len(l.jobs))
@@ -45,6 +46,9 @@ func (l *layout) layoutJobs(g *grouper) {
 	// One pass over the rows in the order of the input: going job by job would miss the cache at every row.
 	for i := range g.rows {
 		r := &g.rows[i]
+		if r.state != toSend {
+			continue
+		}
 		l.next[r.group] += uint32(copy(l.jobs[l.next[r.group]:], g.entryOf(r).bytes))
 	}
 }

@@ -11,7 +11,8 @@ import (
 // A partition has the rows of the users whose hashes begin with the same bits, in the order of the input.
 type partition struct {
 	rows recordLog
-	bits int // how many
+	base *recordLog // what a sync knows of these users, in the order in which it came to know; nil without a base
+	bits int        // how many
 }
 
 const (
@@ -46,6 +47,7 @@ func partitionOf(hash uint64, bits, n int) int { return int(hash << bits >> (64 
 type run struct {
 	jobs      [chat.MaxGroupsPerUser]segment // by the rank of the group among those of its user
 	overLimit recordLog                      // rejects, in the order of the input
+	base      recordLog                      // what a sync knows of these users: see foldBase
 }
 
 // A partitionGrouper makes runs of partitions, one after the other, and reuses its memory.
@@ -56,7 +58,8 @@ type partitionGrouper struct {
 
 	grouper *grouper
 	layout  layout
-	buf     []byte // for reading
+	buf     []byte   // for reading
+	fold    *grouper // limitless; nil without a base
 
 	summary  Summary // of all partitions
 	findings findings
@@ -66,9 +69,18 @@ func newPartitionGrouper(s *spool, budget, chunkSize int) *partitionGrouper {
 	return &partitionGrouper{spool: s, budget: budget, chunkSize: chunkSize, grouper: newGrouper()}
 }
 
+// onBase readies g for partitions with a base; all is [Base.All].
+func (g *partitionGrouper) onBase(all bool) {
+	g.fold = newGrouper()
+	g.fold.limitless, g.grouper.all = true, all
+}
+
 // group makes a run of a partition. If the accepted rows exceed the budget, it returns parts instead: they have the rows
 // accepted so far, then the rest of the partition. The run then only has the rows that were over a limit until then.
 func (g *partitionGrouper) group(ctx context.Context, p partition) (r *run, parts []partition, err error) {
+	if p.base != nil {
+		return g.groupOnBase(ctx, p)
+	}
 	g.grouper.reset()
 	r = &run{overLimit: recordLog{spool: g.spool}}
 	reader := logReader{log: &p.rows, buf: g.buf}
@@ -124,7 +136,7 @@ func (g *partitionGrouper) add(row spooledRow, r *run) error {
 func (g *partitionGrouper) split(bits int) ([]partition, error) {
 	parts := make([]partition, 1<<splitBits)
 	for i := range parts {
-		parts[i] = partition{recordLog{spool: g.spool}, bits}
+		parts[i] = partition{rows: recordLog{spool: g.spool}, bits: bits}
 	}
 	for i := range g.grouper.rows {
 		if err := addToPart(parts, g.grouper.rowOf(&g.grouper.rows[i])); err != nil {
@@ -150,12 +162,29 @@ func (g *partitionGrouper) finish(r *run) (err error) {
 		}
 	}
 	s := &g.summary
-	s.Users += int64(len(g.grouper.users))
-	s.Jobs += int64(len(g.grouper.groups))
-	s.Accepted += int64(len(g.grouper.rows))
-	s.Conversations += int64(len(g.grouper.rows))
 	for i := range g.grouper.groups {
-		s.Calls += int64((int(g.grouper.groups[i].rows) + g.chunkSize - 1) / g.chunkSize)
+		at := &g.grouper.groups[i]
+		s.Accepted += int64(at.wanted)
+		s.Conversations += int64(at.send)
+		s.Calls += int64((int(at.send) + g.chunkSize - 1) / g.chunkSize)
+		if at.wanted == 0 {
+			continue
+		}
+		s.Groups++
+		if at.send > 0 {
+			s.Jobs++
+		}
+		if at.known == 0 {
+			s.NewGroups++
+		}
+	}
+	for i := range g.grouper.users {
+		for n := range g.grouper.groupsOf(&g.grouper.users[i]) {
+			if g.grouper.groups[n].wanted > 0 {
+				s.Users++
+				break
+			}
+		}
 	}
 	checkGroups(g.grouper, &g.layout, &g.findings)
 	return nil

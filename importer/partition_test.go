@@ -18,7 +18,7 @@ func TestSplitPartition(t *testing.T) {
 	}
 	group := func(budget int) (jobs [20][]job.Job, rejects, runs int, s Summary) {
 		g := newPartitionGrouper(newTestSpool(t, 1<<20), budget, 100)
-		whole := partition{recordLog{spool: g.spool}, partitionBits}
+		whole := partition{rows: recordLog{spool: g.spool}, bits: partitionBits}
 		for i := range 20_000 {
 			n := i * 7919 % 20_000
 			r := testRow(users[n%len(users)], fmt.Sprint("g", n/7%23), fmt.Sprint("x", n%40), int64(i+1))

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -21,6 +22,23 @@ import (
 // the first input that cannot be read at all: no such file, an archive that is cut off, no header, UTF-16 and the like.
 // Invalid rows are no error but rejects of the plan.
 func Read(ctx context.Context, inputs []string, cfg Config) (*Plan, error) {
+	rows, err := ReadRows(ctx, inputs, cfg)
+	if err != nil {
+		return nil, err
+	}
+	plan, err := rows.Plan(ctx, nil)
+	if err != nil {
+		rows.Close() // err matters more
+		return nil, err
+	}
+	return plan, nil
+}
+
+// Rows are the valid rows of all inputs, spooled. They have to be closed.
+type Rows struct{ p *pipeline }
+
+// ReadRows is the first half of [Read], with the same errors: it reads and checks the inputs.
+func ReadRows(ctx context.Context, inputs []string, cfg Config) (*Rows, error) {
 	o, err := normalizeConfig(cfg)
 	if err != nil {
 		return nil, err
@@ -29,13 +47,20 @@ func Read(ctx context.Context, inputs []string, cfg Config) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	plan, err := newPipeline(o, spool).run(ctx, inputs)
-	if err != nil {
+	p := newPipeline(o, spool)
+	if err := p.readAll(ctx, inputs); err != nil {
 		spool.close() // err matters more
 		return nil, err
 	}
-	return plan, nil
+	return &Rows{p}, nil
 }
+
+// Plan is the second half of [Read]: it groups the rows, against what a sync knows if base is not nil. It may be called
+// again, with another base. The plans share what is spooled: closing one of them, or the rows, closes all.
+func (r *Rows) Plan(ctx context.Context, base *Base) (*Plan, error) { return r.p.group(ctx, base) }
+
+// Close removes what was spooled.
+func (r *Rows) Close() error { return r.p.spool.close() }
 
 // A pipeline passes the rows of all inputs through the stages.
 type pipeline struct {
@@ -81,10 +106,10 @@ func newPipeline(o options, s *spool) *pipeline {
 	return p
 }
 
-func (p *pipeline) run(ctx context.Context, inputs []string) (*Plan, error) {
+func (p *pipeline) readAll(ctx context.Context, inputs []string) error {
 	sources, notices, err := expandSources(inputs, p.Stdin)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	p.notices = notices
 	for _, s := range sources {
@@ -95,15 +120,47 @@ func (p *pipeline) run(ctx context.Context, inputs []string) (*Plan, error) {
 	}
 	for _, s := range sources {
 		if err := p.readSource(ctx, s); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	p.blocks = nil
-	runs, err := p.groupAll(ctx)
+	return nil
+}
+
+// group makes a plan of what was read.
+func (p *pipeline) group(ctx context.Context, base *Base) (*Plan, error) {
+	var known *[partitions]recordLog
+	if base != nil {
+		var err error
+		if known, err = spoolBase(ctx, p.spool, base.Groups); err != nil {
+			return nil, err
+		}
+	}
+	g := &grouping{pipeline: p, base: base, known: known, summary: p.summary, findings: p.findings.clone()}
+	g.summary.RejectCodes = maps.Clone(p.summary.RejectCodes)
+	runs, err := g.groupAll(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return p.plan(runs), nil
+	return g.plan(runs), nil
+}
+
+// A grouping is what one plan adds to what was read.
+type grouping struct {
+	*pipeline
+	base     *Base                  // nil: not a sync
+	known    *[partitions]recordLog // what the base has, spooled
+	summary  Summary
+	findings findings
+}
+
+// partition returns the i-th partition. Without a base it is read only once.
+func (g *grouping) partition(i int) partition {
+	p := partition{rows: g.partitions[i], bits: partitionBits}
+	if g.known != nil {
+		p.base = &g.known[i]
+	}
+	return p
 }
 
 // readSource passes one input to the spool.
@@ -244,7 +301,7 @@ func (p *pipeline) collect(file int, o *blockResult) error {
 }
 
 // groupAll makes the runs of all partitions, concurrently. They are in the order of the hashes.
-func (p *pipeline) groupAll(ctx context.Context) ([]*run, error) {
+func (p *grouping) groupAll(ctx context.Context) ([]*run, error) {
 	var (
 		runs [partitions][]*run
 		next atomic.Int32
@@ -255,11 +312,14 @@ func (p *pipeline) groupAll(ctx context.Context) ([]*run, error) {
 	defer fail(nil)
 	for w := range p.workers {
 		g := newPartitionGrouper(p.spool, p.memory/p.workers, p.ChunkSize)
+		if p.base != nil {
+			g.onBase(p.base.All)
+		}
 		each[w] = g
 		wait.Go(func() {
 			for i := int(next.Add(1)) - 1; i < partitions; i = int(next.Add(1)) - 1 {
 				// The parts of a partition take its place.
-				for todo := []partition{{p.partitions[i], partitionBits}}; len(todo) > 0; {
+				for todo := []partition{p.partition(i)}; len(todo) > 0; {
 					r, parts, err := g.group(inner, todo[0])
 					if err != nil {
 						fail(err)
@@ -268,7 +328,9 @@ func (p *pipeline) groupAll(ctx context.Context) ([]*run, error) {
 					runs[i] = append(runs[i], r)
 					todo = append(parts, todo[1:]...)
 				}
-				p.partitions[i] = recordLog{}
+				if p.base == nil {
+					p.partitions[i] = recordLog{} // it is not read again
+				}
 			}
 		})
 	}
@@ -285,8 +347,15 @@ func (p *pipeline) groupAll(ctx context.Context) ([]*run, error) {
 }
 
 // plan returns what was found.
-func (p *pipeline) plan(runs []*run) *Plan {
-	digest := hex.EncodeToString(p.digest.Sum(nil))
+func (p *grouping) plan(runs []*run) *Plan {
+	sum := p.digest.Sum(nil)
+	if p.base != nil {
+		// Nights with the same content are one import where they start from the same, and else are not.
+		d := sha256.New()
+		fmt.Fprintf(d, "sync %s\ngeneration %d\nall %t\n%x\n", p.base.Name, p.base.Generation, p.base.All, sum)
+		sum = d.Sum(nil)
+	}
+	digest := hex.EncodeToString(sum)
 	plan := &Plan{
 		ImportID: cmp.Or(p.ImportID, digest[:16]),
 		Digest:   digest,

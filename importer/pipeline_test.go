@@ -395,11 +395,10 @@ func TestPumpOrder(t *testing.T) {
 	if err := p.pump(t.Context(), &fakeSplitter{n: 500, err: broken}, 0); err != broken {
 		t.Fatalf("got %v, want %v", err, broken)
 	}
-	runs, err := p.groupAll(t.Context())
+	plan, err := p.group(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	plan := p.plan(runs)
 	checkSums(t, plan)
 	jobs := jobsOf(t, plan)
 	if len(jobs) != 1 || len(jobs[0].Conversations) != 500 {
@@ -416,7 +415,7 @@ func TestPumpOrder(t *testing.T) {
 func TestGroupAllStops(t *testing.T) {
 	cancelled, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := newTestPipeline(t, Config{}).groupAll(cancelled); err != context.Canceled {
+	if _, err := newTestPipeline(t, Config{}).group(cancelled, nil); err != context.Canceled {
 		t.Errorf("got %v, want %v", err, context.Canceled)
 	}
 	p := newTestPipeline(t, Config{workers: 3})
@@ -425,7 +424,7 @@ func TestGroupAllStops(t *testing.T) {
 	}
 	p.partitions[7].segments = []segment{{0, 1}}
 	p.spool.close()
-	if _, err := p.groupAll(t.Context()); !errors.Is(err, os.ErrClosed) {
+	if _, err := p.group(t.Context(), nil); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("got %v, want %v", err, os.ErrClosed)
 	}
 }

@@ -23,8 +23,8 @@ type Plan struct {
 	rejects recordLog // by input, then by line
 }
 
-// A Summary counts. Rows is always Accepted + Duplicates + Rejected, and Accepted is always Conversations: what was
-// accepted is what the jobs hold.
+// A Summary counts. Rows is always Accepted + Duplicates + Rejected. Accepted is always Conversations, which is what the
+// jobs hold, and what the base of a sync has already.
 type Summary struct {
 	Files         int   // inputs that were read
 	Bytes         int64 // of their content, after decompression
@@ -32,9 +32,11 @@ type Summary struct {
 	Accepted      int64
 	Duplicates    int64 // rows that ask for a conversation which an earlier row put into the same group
 	Rejected      int64
-	Users         int64 // with at least one job
-	Jobs          int64
-	Conversations int64
+	Users         int64            // with at least one accepted row
+	Groups        int64            // with at least one accepted row
+	NewGroups     int64            // of these: the base has nothing in them
+	Jobs          int64            // groups of which something is to be sent
+	Conversations int64            // of the jobs
 	Calls         int64            // that the jobs need if none fails
 	RejectCodes   map[string]int64 // rejected rows by code; never nil in a plan
 	Warnings      int64            // given; Plan.Warnings has the first 1,000 of each kind
@@ -46,6 +48,8 @@ func (s *Summary) add(t *Summary) {
 	s.Accepted += t.Accepted
 	s.Duplicates += t.Duplicates
 	s.Users += t.Users
+	s.Groups += t.Groups
+	s.NewGroups += t.NewGroups
 	s.Jobs += t.Jobs
 	s.Conversations += t.Conversations
 	s.Calls += t.Calls

@@ -99,6 +99,12 @@ func (f *findings) keepFirst() {
 	f.warnings = f.warnings[:min(len(f.warnings), maxWarnings)]
 }
 
+func (f *findings) clone() findings {
+	c := *f
+	c.warnings = slices.Clone(f.warnings)
+	return c
+}
+
 func (f *findings) add(g *findings) {
 	for kind := range f.kinds {
 		f.kinds[kind].add(g.kinds[kind])
@@ -162,6 +168,9 @@ func foreignID(id string, user bool) findingKind {
 // checkGroups looks at the groups of g, whose jobs are laid out in l.
 func checkGroups(g *grouper, l *layout, f *findings) {
 	for i := range g.groups {
+		if g.groups[i].send == 0 {
+			continue
+		}
 		if name := g.keyOf(&g.groups[i]).name(); len(bytes.TrimSpace(name)) != len(name) {
 			f.found(spacedName, l.first(uint32(i)))
 		}
@@ -182,7 +191,7 @@ func checkGroups(g *grouper, l *layout, f *findings) {
 // checkConversations warns of a user with more distinct conversations over all groups than some documents allow.
 func checkConversations(g *grouper, l *layout, u *user, f *findings) {
 	var entries []entry
-	for _, n := range g.groupsOf(u) {
+	for n := range g.groupsOf(u) {
 		for b := l.entries(n); len(b) > 0; {
 			var e entry
 			e, b = decodeEntry(b)
@@ -211,14 +220,14 @@ func checkConversations(g *grouper, l *layout, u *user, f *findings) {
 
 // checkNames looks for groups of a user whose names differ in nothing but case and spaces. seen is empty.
 func checkNames(g *grouper, l *layout, u *user, seen map[string]struct{}, f *findings) {
-	for _, n := range g.groupsOf(u) {
+	for n := range g.groupsOf(u) {
 		name := strings.Map(func(c rune) rune {
 			if unicode.IsSpace(c) {
 				return -1
 			}
 			return unicode.ToLower(c)
 		}, string(g.keyOf(&g.groups[n]).name()))
-		if _, again := seen[name]; again {
+		if _, again := seen[name]; again && g.groups[n].send > 0 {
 			f.found(similarName, l.first(n))
 		}
 		seen[name] = struct{}{}

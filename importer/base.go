@@ -1,0 +1,356 @@
+package importer
+
+import (
+	"bytes"
+	"cmp"
+	"container/heap"
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"iter"
+	"slices"
+
+	"groupferry/internal/chat"
+)
+
+// A Base is what a sync knows of the groups that it wrote. Against it a plan has jobs only for what is not there.
+type Base struct {
+	Name       string // of the sync
+	Generation int    // grows with each night that changes what is known
+
+	// Groups gives what is known, in the order in which it became known. Of a conversation that comes more than once, the
+	// last time counts.
+	Groups iter.Seq2[Group, error]
+
+	// All has everything that is wanted sent, also what is there. The base then only says where the limits cut.
+	All bool
+}
+
+// A Group is what a sync knows of one group.
+type Group struct {
+	FromAccount   string
+	GroupName     string
+	Conversations []GroupConversation
+}
+
+// A GroupConversation is one that a sync sent.
+type GroupConversation struct {
+	Type    int // [job.OneToOne] or [job.GroupChat]
+	ID      string
+	Applied bool // it is in the group; else that is not known, or known not to be
+}
+
+// The base of a partition is spooled like rows, with the state in the place of the input:
+//
+//	results of the last nights ─┐
+//	snapshot ───────────────────┴─► spool, by the hash of the user ─► fold ─┬─► group: what is there, then the rows
+//	                                                                        └─► Plan.Snapshot
+//
+// appendBaseRow encodes what is known of one conversation.
+func appendBaseRow(b []byte, g *Group, c *GroupConversation) []byte {
+	b = append(append(b, byte(len(g.FromAccount))), g.FromAccount...)
+	b = append(append(b, byte(len(g.GroupName))), g.GroupName...)
+	b = append(append(b, byte(1+len(c.ID)), byte('0'+c.Type)), c.ID...)
+	state := attempted
+	if c.Applied {
+		state = applied
+	}
+	return binary.AppendUvarint(binary.AppendUvarint(b, uint64(state)), 0)
+}
+
+func baseState(e entry) rowState { return rowState(e.position().file) }
+
+// spoolBase spools what is known by the hash of the user.
+func spoolBase(ctx context.Context, s *spool, groups iter.Seq2[Group, error]) (*[partitions]recordLog, error) {
+	logs := new([partitions]recordLog)
+	for i := range logs {
+		logs[i].spool = s
+	}
+	var record []byte
+	for g, err := range groups {
+		if err = cmp.Or(err, ctx.Err()); err != nil {
+			return nil, err
+		}
+		log := &logs[partitionOf(hashUser(g.FromAccount), 0, partitionBits)]
+		for i := range g.Conversations {
+			record = appendBaseRow(record[:0], &g, &g.Conversations[i])
+			if err := log.add(record); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return logs, nil
+}
+
+// groupOnBase is group with a base. Where a limit cuts, what the base has stays first, and then names and ids decide: the
+// order of the rows changes nothing.
+func (g *partitionGrouper) groupOnBase(ctx context.Context, p partition) (*run, []partition, error) {
+	r, err := g.tryOnBase(ctx, p)
+	switch {
+	case err == errOverBudget:
+		parts, err := g.redistribute(ctx, p)
+		return &run{}, parts, err
+	case err != nil:
+		return nil, nil, err
+	}
+	return r, nil, g.finish(r)
+}
+
+func (g *partitionGrouper) tryOnBase(ctx context.Context, p partition) (*run, error) {
+	g.fold.reset()
+	err := g.each(ctx, p.base, func(row spooledRow) error {
+		g.fold.put(row, baseState(row.entry))
+		return g.checkBudget(p)
+	})
+	if err != nil {
+		return nil, err
+	}
+	known := g.fold.nameOrder()
+	taken, err := g.takeRows(ctx, p, known, nil)
+	if err == nil && taken.counts.Rejected > 0 {
+		var c *choice
+		if c, err = g.choose(ctx, p, known, taken); err == nil {
+			taken, err = g.takeRows(ctx, p, known, c)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	g.summary.add(&taken.counts)
+	r := &run{overLimit: taken.overLimit, base: recordLog{spool: g.spool}}
+	var state []byte
+	for _, n := range known {
+		row := g.fold.rowOf(&g.fold.rows[n])
+		state = append(binary.AppendUvarint(state[:0], uint64(g.fold.rows[n].state)), 0)
+		if err := r.base.add(row.group, row.entry.conversation(), state); err != nil {
+			return nil, err
+		}
+	}
+	// These are kept for as long as the plan.
+	r.overLimit.tail, r.base.tail = bytes.Clone(r.overLimit.tail), bytes.Clone(r.base.tail)
+	return r, nil
+}
+
+// taken is what became of the rows of a partition, beside those that the grouper has.
+type taken struct {
+	counts    Summary
+	overLimit recordLog
+	users     map[string]bool // with rows over the limit of groups
+	groups    map[string]bool // with rows over the limit of conversations
+}
+
+// loadBase fills the grouper with what is known to be there.
+func (g *partitionGrouper) loadBase(known []uint32) {
+	g.grouper.reset()
+	for _, n := range known {
+		if row := &g.fold.rows[n]; row.state == applied {
+			g.grouper.put(g.fold.rowOf(row), applied)
+		}
+	}
+}
+
+// takeRows fills the grouper with the base and then the rows.
+func (g *partitionGrouper) takeRows(ctx context.Context, p partition, known []uint32, c *choice) (*taken, error) {
+	g.loadBase(known)
+	t := &taken{overLimit: recordLog{spool: g.spool}, users: map[string]bool{}, groups: map[string]bool{}}
+	err := g.each(ctx, &p.rows, func(row spooledRow) error {
+		v := accepted
+		if c != nil {
+			v = c.refuse(g.grouper, row)
+		}
+		if v == accepted {
+			v = g.grouper.add(row)
+		}
+		switch v {
+		case accepted:
+			return g.checkBudget(p)
+		case duplicate:
+			t.counts.Duplicates++
+			return nil
+		case tooManyGroups:
+			t.users[string(row.group.user())] = true
+		case tooManyConversations:
+			t.groups[string(row.group)] = true
+		}
+		t.counts.reject(limitReasons[v].code, 1)
+		return t.overLimit.add([]byte{byte(v)}, row.group, row.entry.bytes)
+	})
+	return t, err
+}
+
+// each goes through the rows of a log.
+func (g *partitionGrouper) each(ctx context.Context, log *recordLog, do func(spooledRow) error) error {
+	reader := logReader{log: log, buf: g.buf}
+	defer func() { g.buf = reader.buf }()
+	for {
+		records, err := reader.next()
+		if err == io.EOF {
+			return nil
+		}
+		if err = cmp.Or(err, ctx.Err()); err != nil {
+			return err
+		}
+		for len(records) > 0 {
+			var row spooledRow
+			row, records = decodeSpooledRow(records)
+			if err := do(row); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// errOverBudget says that a partition has to be split.
+var errOverBudget = errors.New("over budget")
+
+func (g *partitionGrouper) checkBudget(p partition) error {
+	if g.fold.used()+g.grouper.used() > g.budget && max(len(g.fold.users), len(g.grouper.users)) > 1 && p.bits+splitBits <= 64 {
+		return errOverBudget
+	}
+	return nil
+}
+
+// redistribute makes the parts of a partition with a base.
+func (g *partitionGrouper) redistribute(ctx context.Context, p partition) ([]partition, error) {
+	parts := make([]partition, 1<<splitBits)
+	for i := range parts {
+		parts[i] = partition{recordLog{spool: g.spool}, &recordLog{spool: g.spool}, p.bits + splitBits}
+	}
+	part := func(row spooledRow) *partition {
+		return &parts[partitionOf(hashUser(row.group.user()), p.bits, splitBits)]
+	}
+	err := g.each(ctx, p.base, func(row spooledRow) error { return part(row).base.add(row.group, row.entry.bytes) })
+	if err == nil {
+		err = g.each(ctx, &p.rows, func(row spooledRow) error { return part(row).rows.add(row.group, row.entry.bytes) })
+	}
+	return parts, err
+}
+
+// nameOrder returns the rows by the hash of the user, the user and the group name.
+func (g *grouper) nameOrder() []uint32 {
+	groups := make([]uint32, len(g.groups))
+	for i := range groups {
+		groups[i] = uint32(i)
+	}
+	slices.SortFunc(groups, func(a, b uint32) int {
+		x, y := &g.groups[a], &g.groups[b]
+		u, v := &g.users[x.user], &g.users[y.user]
+		return cmp.Or(cmp.Compare(u.hash, v.hash), bytes.Compare(g.nameOf(u), g.nameOf(v)),
+			bytes.Compare(g.keyOf(x).name(), g.keyOf(y).name()))
+	})
+	next, at := make([]uint32, len(g.groups)), uint32(0)
+	for _, n := range groups {
+		next[n], at = at, at+g.groups[n].rows
+	}
+	order := make([]uint32, len(g.rows))
+	for i := range g.rows {
+		to := &next[g.rows[i].group]
+		order[*to] = uint32(i)
+		*to++
+	}
+	return order
+}
+
+// A choice says what of users and groups over a limit is taken, beside what the base has.
+type choice struct {
+	groups        map[string]*smallest // of a user: names
+	conversations map[string]*smallest // of a group: as they are spooled
+}
+
+// choose chooses for the users and groups that were over a limit when the rows were taken in the order of the input.
+func (g *partitionGrouper) choose(ctx context.Context, p partition, known []uint32, over *taken) (*choice, error) {
+	g.loadBase(known)
+	c := &choice{map[string]*smallest{}, map[string]*smallest{}}
+	err := g.each(ctx, &p.rows, func(row spooledRow) error {
+		user := row.group.user()
+		if _, there := g.grouper.lookUp(row.group); there || !over.users[string(user)] {
+			return nil
+		}
+		names := c.groups[string(user)]
+		if names == nil {
+			names = newSmallest(chat.MaxGroupsPerUser - g.grouper.groupCount(user))
+			c.groups[string(user)] = names
+		}
+		names.add(row.group.name())
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = g.each(ctx, &p.rows, func(row spooledRow) error {
+		n, there := g.grouper.lookUp(row.group)
+		names := c.groups[string(row.group.user())]
+		switch {
+		case names == nil && !over.groups[string(row.group)], !there && names != nil && !names.has[string(row.group.name())]:
+			return nil
+		}
+		room := chat.MaxConversationsPerGroup
+		if there {
+			if _, _, there := g.grouper.findRow(n, row.entry.conversation()); there {
+				return nil
+			}
+			room -= int(g.grouper.groups[n].rows)
+		}
+		convs := c.conversations[string(row.group)]
+		if convs == nil {
+			convs = newSmallest(room)
+			c.conversations[string(row.group)] = convs
+		}
+		convs.add(row.entry.conversation())
+		return nil
+	})
+	return c, err
+}
+
+// refuse returns the limit that a row is over, or accepted. g has the base, and rows that were chosen.
+func (c *choice) refuse(g *grouper, row spooledRow) verdict {
+	n, there := g.lookUp(row.group)
+	if names := c.groups[string(row.group.user())]; names != nil && !there && !names.has[string(row.group.name())] {
+		return tooManyGroups
+	}
+	convs := c.conversations[string(row.group)]
+	if convs == nil || convs.has[string(row.entry.conversation())] {
+		return accepted
+	}
+	if there {
+		if _, _, there := g.findRow(n, row.entry.conversation()); there {
+			return accepted
+		}
+	}
+	return tooManyConversations
+}
+
+// smallest keeps the smallest of many strings: a heap with the largest of them on top.
+type smallest struct {
+	most int
+	heap []string
+	has  map[string]bool
+}
+
+func newSmallest(most int) *smallest { return &smallest{most: most, has: map[string]bool{}} }
+
+func (s *smallest) add(b []byte) {
+	switch {
+	case s.most <= 0 || s.has[string(b)]:
+		return
+	case len(s.heap) == s.most:
+		if string(b) >= s.heap[0] {
+			return
+		}
+		delete(s.has, heap.Pop(s).(string))
+	}
+	v := string(b)
+	s.has[v] = true
+	heap.Push(s, v)
+}
+
+func (s *smallest) Len() int           { return len(s.heap) }
+func (s *smallest) Less(i, j int) bool { return s.heap[i] > s.heap[j] }
+func (s *smallest) Swap(i, j int)      { s.heap[i], s.heap[j] = s.heap[j], s.heap[i] }
+func (s *smallest) Push(v any)         { s.heap = append(s.heap, v.(string)) }
+func (s *smallest) Pop() any {
+	v := s.heap[len(s.heap)-1]
+	s.heap = s.heap[:len(s.heap)-1]
+	return v
+}
