@@ -79,6 +79,10 @@ func ReadInput(ctx context.Context, cfg InputConfig) (_ *Input, err error) {
 	if name == "" {
 		name = plan.ImportID + "-rejects.csv"
 	}
+	names, err := queue.PackNames(plan.Files)
+	if err != nil {
+		return nil, err
+	}
 	rejects, err := writeRejects(plan, name)
 	if err != nil {
 		return nil, err
@@ -88,7 +92,7 @@ func ReadInput(ctx context.Context, cfg InputConfig) (_ *Input, err error) {
 	}
 	s := plan.Summary
 	return &Input{plan, queue.Import{
-		ID: plan.ImportID, Digest: plan.Digest, Files: FileNames(cfg.Files), RejectsFile: rejects,
+		ID: plan.ImportID, Digest: plan.Digest, Files: FileNames(cfg.Files), Inputs: names, RejectsFile: rejects,
 		Rows: s.Rows, Accepted: s.Accepted, Duplicates: s.Duplicates, Rejected: s.Rejected,
 		Conversations: s.Conversations, Calls: s.Calls, Jobs: s.Jobs,
 	}}, nil

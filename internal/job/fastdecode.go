@@ -48,11 +48,6 @@ func fastDecode(b []byte) (w *wire, ok bool) {
 			w.Finished = p.time()
 		case "worker":
 			w.Worker = p.text()
-		case "files":
-			w.Files = make([]string, 0, 1)
-			for p.first('['); p.more(']'); {
-				w.Files = append(w.Files, p.text())
-			}
 		case "conversations":
 			p.bad = p.bad || w.Conversations != nil // encoding/json would merge them
 			w.Conversations = make([]ConversationResult, 0, strings.Count(p.s, "\n"))

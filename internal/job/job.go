@@ -42,20 +42,19 @@ const (
 type Conversation struct {
 	Type int    `json:"type"` // OneToOne or GroupChat
 	ID   string `json:"id"`   // user id or group id, as Type says
-	File int    `json:"file"` // index into the Files of the job or result that holds it
+	File int    `json:"file"` // which input of the import, from 0; the import's record has its name
 	Line int64  `json:"line"` // physical line in that file, from 1
 }
 
 // A Job is one group to be written. In a retry it has the conversations that failed before and are wanted again; the
 // others are in the result that it is going to replace.
 type Job struct {
-	Import        string   // import ID
-	ID            string   // [ID] of the import, the user and the group name
-	FromAccount   string   // the user whose group it is
-	GroupName     string   //
-	Generation    int      // 0 at first; the n-th retry of the import makes it n
-	Prior         uint64   // in a retry: the sequence, on the results stream, of the result that it is going to replace
-	Files         []string // names of the inputs; what Conversation.File counts into
+	Import        string // import ID
+	ID            string // [ID] of the import, the user and the group name
+	FromAccount   string // the user whose group it is
+	GroupName     string //
+	Generation    int    // 0 at first; the n-th retry of the import makes it n
+	Prior         uint64 // in a retry: the sequence, on the results stream, of the result that it is going to replace
 	Conversations []Conversation
 }
 
@@ -92,7 +91,6 @@ type Result struct {
 	Replaces      uint64 // the sequence of the result that this one supersedes; 0 when it is the job's first
 	Attempts      int    // attempts that this result took, over all generations
 	Calls         int    // calls that this result took, over all generations and all attempts of the workers that wrote it
-	Files         []string
 	Conversations []ConversationResult
 	Started       time.Time // first attempt, by the worker's clock
 	Finished      time.Time
@@ -171,7 +169,6 @@ func (j *Job) AppendJSON(b []byte) []byte {
 	b = appendField(b, "from_account", j.FromAccount)
 	b = appendField(b, "group_name", j.GroupName)
 	b = appendGeneration(b, j.Generation, "prior", j.Prior)
-	b = appendFiles(b, j.Files)
 	b = append(b, `,"conversations":[`...)
 	for i := range j.Conversations {
 		b = appendSeparator(b, i)
@@ -203,7 +200,6 @@ func (r *Result) AppendJSON(b []byte) []byte {
 	b = appendField(b, "started", r.Started.UTC().Format(time.RFC3339Nano))
 	b = appendField(b, "finished", r.Finished.UTC().Format(time.RFC3339Nano))
 	b = appendField(b, "worker", r.Worker)
-	b = appendFiles(b, r.Files)
 	b = append(b, `,"conversations":[`...)
 	for i := range r.Conversations {
 		c := &r.Conversations[i]
@@ -248,17 +244,6 @@ func appendGeneration(b []byte, generation int, key string, seq uint64) []byte {
 		b = strconv.AppendUint(b, seq, 10)
 	}
 	return b
-}
-
-func appendFiles(b []byte, files []string) []byte {
-	b = append(b, `,"files":[`...)
-	for i, f := range files {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = appendString(b, f)
-	}
-	return append(b, ']')
 }
 
 func appendInt(b []byte, key string, n int64) []byte {
@@ -312,7 +297,6 @@ type wire struct {
 	Started       time.Time            `json:"started"`
 	Finished      time.Time            `json:"finished"`
 	Worker        string               `json:"worker"`
-	Files         []string             `json:"files"`
 	Conversations []ConversationResult `json:"conversations"`
 }
 
@@ -357,8 +341,8 @@ func (w *wire) check() error {
 		if c.Type != OneToOne && c.Type != GroupChat {
 			return fmt.Errorf("conversation %d: type %d", i, c.Type)
 		}
-		if c.File < 0 || c.File >= len(w.Files) {
-			return fmt.Errorf("conversation %d: file %d of %d", i, c.File, len(w.Files))
+		if c.File < 0 {
+			return fmt.Errorf("conversation %d: file %d", i, c.File)
 		}
 	}
 	return nil
@@ -380,7 +364,6 @@ func Decode(b []byte) (Job, error) {
 		GroupName:     w.GroupName,
 		Generation:    w.Generation,
 		Prior:         w.Prior,
-		Files:         w.Files,
 		Conversations: make([]Conversation, len(w.Conversations)),
 	}
 	for i := range w.Conversations {
@@ -411,7 +394,6 @@ func DecodeResult(b []byte) (Result, error) {
 		Replaces:      w.Replaces,
 		Attempts:      w.Attempts,
 		Calls:         w.Calls,
-		Files:         w.Files,
 		Conversations: w.Conversations,
 		Started:       w.Started,
 		Finished:      w.Finished,
