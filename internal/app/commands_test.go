@@ -41,24 +41,34 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-func TestBudget(t *testing.T) {
-	s := importer.Summary{Rows: 200, Rejected: 5}
+func TestGuard(t *testing.T) {
+	some, all, none := importer.Summary{Rows: 200, Accepted: 195, Rejected: 5}, importer.Summary{Rows: 3, Rejected: 3}, importer.Summary{}
 	tests := []struct {
-		b       Budget
-		allowed int64 // -1: the plan is allowed
+		s     importer.Summary
+		b     Budget
+		empty bool
+		want  string // "" if the input is taken
 	}{
-		{Budget{}, -1},
-		{Budget{Limited: true}, 0},
-		{Budget{Limited: true, Rows: 4}, 4},
-		{Budget{Limited: true, Rows: 5}, -1},
-		{Budget{Limited: true, Percent: 2.49}, 4},
-		{Budget{Limited: true, Percent: 2.5}, -1},
+		{some, Budget{}, false, ""},
+		{some, Budget{Limited: true}, false, "5 of 200 rows were rejected, --max-rejects allows 0"},
+		{some, Budget{Limited: true, Rows: 4}, false, "5 of 200 rows were rejected, --max-rejects allows 4"},
+		{some, Budget{Limited: true, Rows: 5}, false, ""},
+		{some, Budget{Limited: true, Percent: 2.49}, false, "5 of 200 rows (2.5%) were rejected, --max-rejects 2.49% allows 4"},
+		{some, Budget{Limited: true, Percent: 2.5}, false, ""},
+		{all, Budget{}, false, "all 3 rows were rejected"},
+		{all, Budget{}, true, ""},
+		{all, Budget{Limited: true, Percent: 1}, true, "3 of 3 rows (100%) were rejected, --max-rejects 1% allows 0"},
+		{none, Budget{}, false, "the input has no rows"},
+		{none, Budget{}, true, ""},
 	}
 	for _, test := range tests {
-		err := test.b.check(s, "file")
-		var e *BudgetError
-		if errors.As(err, &e) != (test.allowed >= 0) || e != nil && *e != (BudgetError{5, 200, test.allowed, "file"}) {
-			t.Errorf("%+v: got %v, want %d allowed", test.b, err, test.allowed)
+		cfg := InputConfig{MaxRejects: test.b, AllowEmpty: test.empty}
+		got := ""
+		if err := cfg.guard(test.s, nil); err != nil {
+			got = strings.TrimSuffix(err.Error(), ": nothing was enqueued")
+		}
+		if got != test.want {
+			t.Errorf("%+v: got %q, want %q", test, got, test.want)
 		}
 	}
 }
@@ -69,8 +79,8 @@ func TestReadInputOverBudget(t *testing.T) {
 	_, err := ReadInput(t.Context(), InputConfig{
 		Files: []string{writeInput(t, "a,g,b", ",g,b")}, Rejects: rejects, MaxRejects: Budget{Limited: true},
 	})
-	var e *BudgetError
-	if !errors.As(err, &e) || e.Rejected != 1 || e.RejectsFile != rejects {
+	var e *GuardError
+	if !errors.As(err, &e) || e.Rejected != 1 || e.Rejects.File != rejects {
 		t.Errorf("got %v, want one reject too many, in %s", err, rejects)
 	}
 	if b, err := os.ReadFile(rejects); err != nil || !strings.Contains(string(b), ",g,1,b,,50002,") {
