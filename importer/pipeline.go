@@ -78,6 +78,8 @@ type pipeline struct {
 	findings   findings
 	ignored    ignoredColumns
 	notices    []string
+	cutOff     []string // see Plan
+	changed    []string
 
 	read     atomic.Int64 // bytes, before decompression
 	total    int64        // see Progress
@@ -211,6 +213,11 @@ func (p *pipeline) readSource(ctx context.Context, s source) error {
 		// JSON that is cut off is no JSON, but half of an id is an id.
 		p.notices = append(p.notices,
 			s.name+": the last line has no line end; if the file was cut off there, its last row is not what it should be")
+		p.cutOff = append(p.cutOff, s.name)
+	}
+	if c.changed() {
+		p.notices = append(p.notices, s.name+": the file was changed while it was read; some of its rows may be of before, some of after")
+		p.changed = append(p.changed, s.name)
 	}
 	p.summary.Files++
 	p.summary.Bytes += c.digest.n
@@ -361,7 +368,9 @@ func (p *grouping) plan(runs []*run) *Plan {
 		Digest:   digest,
 		Summary:  p.summary,
 		Files:    p.files,
-		Notices:  append(p.notices, p.ignored.notices(p.files)...),
+		Notices:  slices.Concat(p.notices, p.ignored.notices(p.files)),
+		CutOff:   p.cutOff,
+		Changed:  p.changed,
 		spool:    p.spool,
 		runs:     runs,
 		rejects:  p.rejects,

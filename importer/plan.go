@@ -17,6 +17,8 @@ type Plan struct {
 	Files    []string  // names of the inputs; what job.Conversation.File counts into
 	Warnings []Warning // about rows that are accepted all the same; by input, then by line; see Summary.Warnings
 	Notices  []string  // what else to report once, such as columns that were ignored
+	CutOff   []string  // inputs in CSV whose last line does not end, as if they were cut off
+	Changed  []string  // inputs that were changed while they were read
 
 	spool   *spool
 	runs    []*run    // in the order of the hashes

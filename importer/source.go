@@ -91,7 +91,8 @@ func newSource(name string, stdin io.Reader) (source, error) {
 type content struct {
 	*bufio.Reader
 	source      source
-	file        io.Closer // nil for standard input
+	file        *os.File    // nil for standard input
+	opened      fs.FileInfo // of the file, when it was opened
 	unpacked    io.ReadCloser
 	compression string // its name; "" for none
 	head        []byte // the beginning, valid until the first read
@@ -112,6 +113,10 @@ func (s source) open(ctx context.Context, stdin io.Reader, read *atomic.Int64) (
 			return nil, &Error{File: s.name, Problem: plainError(err), Err: err}
 		}
 		src, c.file = f, f
+		if c.opened, err = f.Stat(); err != nil {
+			f.Close()
+			return nil, &Error{File: s.name, Problem: plainError(err), Err: err}
+		}
 	}
 	defer func() {
 		if err != nil {
@@ -137,6 +142,15 @@ func (s source) open(ctx context.Context, stdin io.Reader, read *atomic.Int64) (
 		_, _ = c.Discard(len(byteOrderMark)) // it is in the buffer
 	}
 	return c, nil
+}
+
+// changed reports whether a file is another one since it was opened, or was written to.
+func (c *content) changed() bool {
+	if c.file == nil || !c.opened.Mode().IsRegular() {
+		return false
+	}
+	now, err := os.Stat(c.source.name)
+	return err != nil || !os.SameFile(now, c.opened) || now.Size() != c.opened.Size() || !now.ModTime().Equal(c.opened.ModTime())
 }
 
 func (c *content) close() {

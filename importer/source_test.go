@@ -1,13 +1,16 @@
 package importer
 
 import (
+
 	"context"
 	"errors"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 )
@@ -141,5 +144,47 @@ func TestMeter(t *testing.T) {
 	cancel()
 	if n, err := m.Read(p); n != 0 || err != context.Canceled {
 		t.Errorf("got %d, %v after a cancel; want 0, %v", n, err, context.Canceled)
+	}
+}
+
+// A file that is written to, or replaced, while it is read is named; so is one whose last line does not end.
+func TestChangedFile(t *testing.T) {
+	dir := t.TempDir()
+	for name, change := range map[string]func(file string) error{
+		"left alone": func(string) error { return nil },
+		"appended": func(file string) error {
+			f, err := os.OpenFile(file, os.O_APPEND|os.O_WRONLY, 0)
+			if err != nil {
+				return err
+			}
+			_, err = f.WriteString("u,g,1,more,\n")
+			return errors.Join(err, f.Close())
+		},
+		"replaced": func(file string) error {
+			if err := os.WriteFile(file+".new", []byte(csvHeader+"u,g,1,v,\n"), 0o644); err != nil {
+				return err
+			}
+			return os.Rename(file+".new", file)
+		},
+		"removed": os.Remove,
+	} {
+		file := filepath.Join(dir, strings.ReplaceAll(name, " ", "-")+".csv")
+		if err := os.WriteFile(file, []byte(csvHeader+"u,g,1,v,\nu,g,1,w,"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		var once sync.Once
+		var failed error
+		// The progress comes while the file is open.
+		p, err := Read(t.Context(), []string{file}, Config{Progress: func(Progress) { once.Do(func() { failed = change(file) }) }})
+		if err != nil || failed != nil {
+			t.Fatal(err, failed)
+		}
+		closeAtEnd(t, p)
+		if changed := len(p.Changed) == 1; changed != (name != "left alone") {
+			t.Errorf("%s: got changed %q", name, p.Changed)
+		}
+		if !slices.Equal(p.CutOff, []string{file}) {
+			t.Errorf("%s: got cut off %q", name, p.CutOff)
+		}
 	}
 }
