@@ -1,7 +1,6 @@
 package importer
 
 import (
-
 	"context"
 	"errors"
 	"io"
