@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -165,12 +166,16 @@ type leftKey struct{}
 // from which it is taken, ends with the first: what reads stops, and workers take no more jobs.
 func untilLeft(ctx context.Context) context.Context { return ctx.Value(leftKey{}).(context.Context) }
 
+// leaveWithin is how long a command may take to end after the second signal, whatever it waits for.
+const leaveWithin = 2 * time.Second
+
 func run(signals <-chan os.Signal, args []string, getenv func(string) (string, bool), stdin io.Reader, stdout, stderr io.Writer) int {
 	hard, fail := context.WithCancelCause(context.Background())
 	leave := func() { fail(nil) }
 	defer leave()
 	soft, stop := context.WithCancel(context.WithValue(hard, leftKey{}, hard))
 	defer stop()
+	overdue := make(chan struct{}) // closed a while after the second signal
 	p := &program{
 		args: args, getenv: getenv, stdin: stdin, stdout: stdout, stderr: stderr, fail: fail, console: newConsole(stderr),
 	}
@@ -183,6 +188,7 @@ func run(signals <-chan os.Signal, args []string, getenv func(string) (string, b
 				return
 			}
 		}
+		time.AfterFunc(leaveWithin, func() { close(overdue) })
 	}()
 
 	root := p.root()
@@ -190,7 +196,21 @@ func run(signals <-chan os.Signal, args []string, getenv func(string) (string, b
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	cmd, err := root.ExecuteContextC(soft)
+	type result struct {
+		cmd *cobra.Command
+		err error
+	}
+	ended := make(chan result, 1)
+	go func() {
+		cmd, err := root.ExecuteContextC(soft)
+		ended <- result{cmd, err}
+	}()
+	end := result{root, context.Canceled}
+	select {
+	case end = <-ended:
+	case <-overdue: // it is left where it is, as by a kill
+	}
+	cmd, err := end.cmd, end.err
 	p.console.end()
 	var disk *broker.DiskError
 	if errors.As(context.Cause(hard), &disk) || errors.As(err, &disk) {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -16,7 +15,6 @@ import (
 
 	"groupferry/importer"
 	"groupferry/internal/app"
-	"groupferry/internal/queue"
 )
 
 // The rules of output, which the four small functions of a console obey:
@@ -290,13 +288,4 @@ func progressLine(s *app.State, t app.Totals) string {
 		line += ", " + span(time.Duration(float64(left)/t.Rate*float64(time.Second))) + " left"
 	}
 	return line
-}
-
-// warnHalted says that the namespace is halted or paused already; with paused, only the latter.
-func (p *program) warnHalted(ctx context.Context, s *app.Namespace, paused bool) error {
-	h, err := s.Halted(ctx)
-	if err == nil && h != nil && (!paused || h.State == queue.Paused) {
-		p.console.warn("%s: %s; to continue: %s", h.State, h.Reason, h.Command)
-	}
-	return err
 }

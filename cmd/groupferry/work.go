@@ -66,9 +66,6 @@ up to 30 seconds, the second leaves at once; neither loses anything.
 			if err != nil {
 				return err
 			}
-			if err := p.warnHalted(ctx, s, false); err != nil {
-				return err
-			}
 			p.console.log.Info("working", "queue", s.Where(), "calls_per_second", api.rate)
 			err = w.Run(untilLeft(ctx), ctx.Done())
 			p.console.end()
