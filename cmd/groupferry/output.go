@@ -246,11 +246,14 @@ func (p *program) showKept(rejected int64, file string) {
 	p.console.print("%s rejected, kept in %s: fix and import that file", rows(rejected), file)
 }
 
-func rows(n int64) string {
+func rows(n int64) string { return things(n, "row") }
+func jobs(n int64) string { return things(n, "job") }
+
+func things(n int64, one string) string {
 	if n == 1 {
-		return "1 row"
+		return "1 " + one
 	}
-	return count(n) + " rows"
+	return count(n) + " " + one + "s"
 }
 
 // showProgress draws the progress line of an import, or of all imports that are not over.

@@ -108,7 +108,7 @@ func (r *runner) run(cmd *cobra.Command, inputs []string) error {
 	}
 	w.Metrics.Rows(in.Record.Accepted, in.Record.Duplicates, in.Record.Rejected)
 	in.Record.Simulated = r.simulate
-	stored, err := r.begin(ctx, s, in)
+	stored, err := r.begin(ctx, s, in, r.queue.args(r.getenv))
 	if err != nil {
 		return err
 	}

@@ -55,6 +55,7 @@ type Process struct {
 	log     *slog.Logger
 	changed chan struct{}          // one place: the record of an import changed
 	quiet   map[string]quietImport // by ID; of the goroutine that reads the progress
+	before  []queue.Import         // with Drain: all imports, before anything was done
 }
 
 // NewProcess returns a process. Nothing happens before Run. The error is a *[queue.OtherAppError] when the namespace
@@ -83,6 +84,12 @@ func NewProcess(ctx context.Context, cfg ProcessConfig) (*Process, error) {
 	})
 	if err == nil && have != nil && *have != cfg.Engine.App {
 		err = &queue.OtherAppError{Want: cfg.Engine.App, Have: *have}
+	}
+	if err == nil && cfg.Drain {
+		err = p.begin(ctx, "list the imports", func() (err error) {
+			p.before, err = cfg.Engine.Namespace.Imports(ctx)
+			return err
+		})
 	}
 	if err != nil {
 		return nil, err
@@ -182,6 +189,34 @@ func (p *Process) RunImport(ctx context.Context, stop <-chan struct{}, enqueue f
 		err = ErrStopped
 	}
 	return err
+}
+
+// Drained returns what the imports have come to, newest first, that were not over when this process was made, or came
+// later. It is for Drain, after Run. An import that is damaged, or deleted meanwhile, is left out.
+func (p *Process) Drained(ctx context.Context) ([]ImportStatus, error) {
+	n := p.cfg.Engine.Namespace
+	now, err := n.Imports(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var all []ImportStatus
+	for _, i := range now {
+		wasOver := func(b queue.Import) bool {
+			return b.ID == i.ID && b.Incarnation == i.Incarnation && b.Generation == i.Generation && b.State.Over()
+		}
+		if slices.ContainsFunc(p.before, wasOver) {
+			continue
+		}
+		s, err := n.ImportStatus(ctx, i.ID)
+		switch {
+		case errors.Is(err, queue.ErrNoImport), errors.As(err, new(*broker.DamagedError)):
+		case err != nil:
+			return nil, err
+		default:
+			all = append(all, s)
+		}
+	}
+	return all, nil
 }
 
 // pass calls OnChange for each change until ctx ends.

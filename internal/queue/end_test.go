@@ -82,7 +82,7 @@ func TestCancelBeforeRetryStarts(t *testing.T) {
 	if want.Results == 0 {
 		t.Fatal("got no results, want some")
 	}
-	if _, err := q.beginRetry(t.Context(), "i", nil); err != nil {
+	if _, _, err := q.beginRetry(t.Context(), "i", nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := q.Cancel(t.Context(), "i"); err != nil {
