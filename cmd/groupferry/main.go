@@ -167,7 +167,7 @@ type leftKey struct{}
 func untilLeft(ctx context.Context) context.Context { return ctx.Value(leftKey{}).(context.Context) }
 
 // leaveWithin is how long a command may take to end after the second signal, whatever it waits for.
-const leaveWithin = 2 * time.Second
+const leaveWithin = 1500 * time.Millisecond
 
 func run(signals <-chan os.Signal, args []string, getenv func(string) (string, bool), stdin io.Reader, stdout, stderr io.Writer) int {
 	hard, fail := context.WithCancelCause(context.Background())

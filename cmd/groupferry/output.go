@@ -43,11 +43,16 @@ type console struct {
 	last time.Time
 }
 
+// onTerminal tells whether what is written to w is shown on a terminal that can be written over.
+func onTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb" && os.Getenv("CI") == ""
+}
+
 func newConsole(w io.Writer) *console {
 	c := &console{w: w, width: 80}
-	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb" && os.Getenv("CI") == "" {
-		c.terminal = true
-		if width, _, err := term.GetSize(int(f.Fd())); err == nil && width > 20 {
+	if c.terminal = onTerminal(w); c.terminal {
+		if width, _, err := term.GetSize(int(w.(*os.File).Fd())); err == nil && width > 20 {
 			c.width = width
 		}
 	}

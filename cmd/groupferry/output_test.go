@@ -1,6 +1,8 @@
 package main
 
 import (
+	"io"
+	"strings"
 	"testing"
 
 	"groupferry/internal/app"
@@ -28,5 +30,23 @@ func TestProgressLine(t *testing.T) {
 		if got := progressLine(&test.state, test.totals); got != test.want {
 			t.Errorf("got %q, want %q", got, test.want)
 		}
+	}
+}
+
+// What is written into a file is not cleared, even when standard error is a terminal.
+func TestWatchIntoFile(t *testing.T) {
+	s := newShell(t, "")
+	s.run(exitDone, "import", "--import-id", "over", writeRows(t, makeRows(12, 1)))
+	s.run(exitDone, "cancel", "over") // so there is nothing to wait for
+	var stdout buffer
+	p := &program{getenv: func(string) (string, bool) { return "", false }, stdout: &stdout, console: newConsole(io.Discard)}
+	p.console.terminal = true
+	root := p.root()
+	root.SetArgs([]string{"status", "--watch", "--data-dir", s.dir})
+	if err := root.ExecuteContext(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if text := stdout.String(); !strings.HasPrefix(text, "import over") || strings.Contains(text, "\x1b") {
+		t.Errorf("got %q, want the status without control characters", text)
 	}
 }

@@ -44,7 +44,7 @@ look at an embedded server while another groupferry works with it.`,
 					return err
 				}
 				err = out.write(p.stdout, s, func() string {
-					if watch && p.console.terminal {
+					if watch && onTerminal(p.stdout) {
 						return "\x1b[H\x1b[2J" + statusText(&s) // home, clear
 					}
 					return statusText(&s)

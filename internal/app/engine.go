@@ -327,6 +327,9 @@ func (e *Engine) setTerm(t *term) {
 	e.mu.Unlock()
 	e.state.set(func(s *State) {
 		s.Outage, s.Lapsed = nil, false
+		if s.Leader == e.cfg.Host { // nobody follows that is known
+			s.Leader = ""
+		}
 		if s.Leading = t != nil; s.Leading {
 			s.Term, s.Previous, s.Inherited, s.Yielded = t.tenure.Term(), t.before.Host, sum(t.before.Calls), nil
 		}
