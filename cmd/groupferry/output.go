@@ -285,6 +285,8 @@ func progressLine(s *app.State, t app.Totals) string {
 		line += fmt.Sprintf(", %s throttled", count(n))
 	}
 	switch {
+	case s.Stopping:
+		line += ", stopping"
 	case t.Paused:
 		line += ", paused"
 	case s.Mode == app.Standby:

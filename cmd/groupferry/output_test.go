@@ -24,6 +24,7 @@ func TestProgressLine(t *testing.T) {
 		{app.State{Mode: app.Standby, Leader: "host-1"}, app.Totals{Jobs: 3, Pending: 3}, "0 of 3 jobs done, sent by host-1"},
 		{app.State{Mode: app.Running}, app.Totals{Jobs: 3, Pending: 3, Rate: 1, Paused: true}, "0 of 3 jobs done, 1 jobs/s, paused"},
 		{app.State{Mode: app.Halted, Halt: halted}, app.Totals{Jobs: 3, Pending: 3, Rate: 1}, "0 of 3 jobs done, 1 jobs/s, halted"},
+		{app.State{Mode: app.Running, Stopping: true}, app.Totals{Jobs: 3, Pending: 3}, "0 of 3 jobs done, stopping"},
 		{app.State{Mode: app.OutOfReach}, app.Totals{Jobs: 3, Pending: 3}, "0 of 3 jobs done, outage"},
 	}
 	for _, test := range tests {
