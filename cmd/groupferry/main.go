@@ -127,6 +127,8 @@ func hintFor(err error) string {
 		return "fix the rows in " + budget.RejectsFile + ", or allow more"
 	case errors.As(err, new(*queue.OtherAppError)):
 		return "name another --namespace, or another --data-dir"
+	case errors.As(err, new(*app.NotQueuedError)):
+		return "their rows are in the input alone: import that with another --import-id"
 	case errors.Is(err, queue.ErrOrder):
 		return "give the input another --import-id to import it as a whole"
 	case errors.Is(err, worker.ErrMayReplace):

@@ -17,7 +17,7 @@ import (
 )
 
 // The fence. Jobs of a generation are on the queue only while its record is live, or until whoever ended it has removed
-// them:
+// them; those that a cancel dropped, which nobody works on any more, until the import is deleted:
 //
 //	to start and to go on                                    to end
 //	  1 record live                   (compare-and-set)        1 record over                   (compare-and-set)
@@ -62,6 +62,9 @@ func (q *Queue) startGeneration(ctx context.Context, i Import) (checkpoint, uint
 		}
 		if seq == 0 {
 			if err := q.checkNoJobs(ctx, i.ID); err != nil {
+				if now, rerr := q.Import(ctx, i.ID); rerr == nil && now.State == Cancelled { // they are what was dropped
+					err = q.notLive(ctx, &i)
+				}
 				return p, 0, err
 			}
 			p = newCheckpoint(&i)
@@ -178,6 +181,7 @@ func (q *Queue) notLive(ctx context.Context, was *Import) error {
 const drainTime = 3 * time.Second
 
 // Cancel ends an import: its jobs without a result are dropped, and its results are kept. An enqueue of it stops there.
+// [Queue.Dropped] reads what was dropped, until the import is deleted.
 // Jobs that are in flight get their results if they end within three seconds; what comes later does not count any more. A
 // retry that is cancelled leaves the import complete, with the failures that it did not get to.
 //
@@ -420,8 +424,18 @@ func (q *Queue) removeEnded(
 			return false, err
 		}
 	}
-	if err := q.purgeJobs(ctx, q.jobsSubject(i.ID), seq); err != nil {
-		return false, err
+	upTo := seq
+	if i.State == Cancelled {
+		d, err := q.droppedFrom(ctx, &i)
+		if err != nil {
+			return false, err
+		}
+		upTo = min(seq, d.first()-1)
+	}
+	if upTo > 0 {
+		if err := q.purgeJobs(ctx, q.jobsSubject(i.ID), upTo); err != nil {
+			return false, err
+		}
 	}
 	if i.State == Deleting {
 		if err := q.purgeResults(ctx, i.ID, end); err != nil {
