@@ -451,10 +451,17 @@ func pendingJobs(t testing.TB, q *app.Namespace, importID string) int64 {
 	return p.Pending + p.InFlight
 }
 
-// results reads what the command results writes, with the flags given; each conversation has to be there once.
+// results reads what the command results writes about jobs with a result, with the flags given; each conversation has to be
+// there once.
 func (s *shell) results(importID string, flags ...string) map[row]app.ResultLine {
 	s.t.Helper()
-	c := s.run(exitDone, append([]string{"results", importID, "--output", "jsonl"}, flags...)...)
+	c := s.start(append([]string{"results", importID, "--output", "jsonl"}, flags...)...)
+	<-c.done
+	code := exitDone
+	if strings.Contains(c.stderr.String(), "was cancelled before they were on the queue") {
+		code = exitFailed
+	}
+	c.wait(code)
 	all := map[row]app.ResultLine{}
 	for d := json.NewDecoder(strings.NewReader(c.stdout.String())); ; {
 		var l app.ResultLine
@@ -463,6 +470,9 @@ func (s *shell) results(importID string, flags ...string) map[row]app.ResultLine
 			return all
 		case err != nil:
 			s.t.Fatal(err)
+		}
+		if l.Outcome == app.OutcomeDropped {
+			continue
 		}
 		r := row{l.FromAccount, l.GroupName, chat.Item{Type: l.Type, ID: cmp.Or(l.ToAccount, l.ToGroupID)}}
 		if _, twice := all[r]; twice {

@@ -110,7 +110,7 @@ type NotQueuedError struct {
 }
 
 func (e *NotQueuedError) Error() string {
-	return fmt.Sprintf("%d dropped jobs of import %s are missing here: it was cancelled before they were on the queue", e.Jobs, e.Import)
+	return fmt.Sprintf("%d dropped jobs of import %s are missing: the import was cancelled before they were on the queue", e.Jobs, e.Import)
 }
 
 // ResultLines reads the results of an import, and what a cancel of it dropped, a line for each conversation; with failed,
