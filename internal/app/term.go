@@ -265,7 +265,7 @@ func (e *Engine) closingContext(ctx context.Context) (context.Context, context.C
 	switch {
 	case errors.As(context.Cause(ctx), new(*broker.DiskError)):
 		bound = 0 // nothing can be written
-	case !e.cfg.Namespace.Conn.Connected():
+	case !e.cfg.Namespace.Conn.Connected(), e.lapsed():
 		bound = closingAway
 	}
 	c, cancel := context.WithTimeout(context.WithoutCancel(ctx), bound)
