@@ -375,6 +375,9 @@ func TestStopWithoutAPI(t *testing.T) {
 			if s := e.State(); !s.Stopping || s.StopsFor == 0 {
 				t.Errorf("got stopping %v for %d jobs, want it to stop with some in flight", s.Stopping, s.StopsFor)
 			}
+			if name == chatsim.Hang && e.noResponse.Load() != nil {
+				t.Error("it waited until the calls were given up")
+			}
 		})
 	}
 }
