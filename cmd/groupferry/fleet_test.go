@@ -33,7 +33,7 @@ import (
 //	   ▼
 //	nats-server
 //
-// A test asserts what always has to be so: never over the limit, nobody refused, everything done in the end. How fast it
+// A test asserts what always has to be so: never over the limit, no call throttled, everything done in the end. How fast it
 // went and how long the fleet stood still is logged (-v), for this depends on the machine.
 
 var long = flag.Bool("long", false, "fleet tests: outages, pauses and imports of a length that people know; with -timeout 30m")
@@ -435,8 +435,8 @@ func (f *fleet) checkPace() {
 		if c.MaxPer100ms > mostPer100ms && late <= smooth {
 			f.t.Errorf("%s: got %d calls in 100 ms, want at most %d", command, c.MaxPer100ms, mostPer100ms)
 		}
-		if c.Refused != 0 {
-			f.t.Errorf("%s: got %d calls refused, want none", command, c.Refused)
+		if c.Throttled != 0 {
+			f.t.Errorf("%s: got %d calls throttled, want none", command, c.Throttled)
 		}
 		if c.Calls > 1 {
 			f.t.Logf("%s: %s; woken %v late at most", command, paceText(c), late.Round(time.Millisecond))
@@ -750,9 +750,9 @@ func TestFleetThrottled(t *testing.T) {
 		for next := time.Now().Add(every); ; next = next.Add(every) {
 			f.await("the next look", func() bool { return time.Now().After(next) })
 			c := f.sim.Ledger().Commands[chat.CreateContactGroup]
-			n, refused := c.Calls-seen.Calls, c.Refused-seen.Refused
-			fmt.Fprintf(&log, "%6.1f calls/s, %4.1f%% refused, pace %5.1f\n",
-				float64(n)/every.Seconds(), 100*float64(refused)/float64(max(n, 1)), effective())
+			n, throttled := c.Calls-seen.Calls, c.Throttled-seen.Throttled
+			fmt.Fprintf(&log, "%6.1f calls/s, %4.1f%% throttled, pace %5.1f\n",
+				float64(n)/every.Seconds(), 100*float64(throttled)/float64(max(n, 1)), effective())
 			seen = c
 			if until() {
 				return
@@ -774,9 +774,9 @@ func TestFleetThrottled(t *testing.T) {
 	f.checkAttempts()
 	f.stopWorkers()
 	c := f.sim.Ledger().Commands[chat.CreateContactGroup]
-	t.Logf("%d of %d calls refused\n%s", c.Refused, c.Calls, &log)
-	if share := float64(c.Refused) / float64(c.Calls); share >= 0.05 {
-		t.Errorf("refused: got %.1f%% of the calls, want less than 5%%", 100*share)
+	t.Logf("%d of %d calls throttled\n%s", c.Throttled, c.Calls, &log)
+	if share := float64(c.Throttled) / float64(c.Calls); share >= 0.05 {
+		t.Errorf("throttled: got %.1f%% of the calls, want less than 5%%", 100*share)
 	}
 }
 

@@ -234,8 +234,8 @@ func runText(r *app.RunReport) string {
 	took := time.Duration(r.Seconds * float64(time.Second))
 	s := fmt.Sprintf("  this run       %s calls in %s · throttled %s · repeated %s\n", count(r.Calls), span(took), count(r.Throttled), count(r.Repeated))
 	if sim := r.Simulator; sim != nil {
-		s += fmt.Sprintf("  simulator      %s calls, at most %s in any second · refused %s · bad requests %s · %s conversations in %s groups",
-			count(sim.Calls), count(sim.MaxPerSecond), count(sim.Refused), count(sim.BadRequests), count(sim.Conversations), count(sim.Groups))
+		s += fmt.Sprintf("  simulator      %s calls, at most %s in any second · throttled %s · bad requests %s · %s conversations in %s groups",
+			count(sim.Calls), count(sim.MaxPerSecond), count(sim.Throttled), count(sim.BadRequests), count(sim.Conversations), count(sim.Groups))
 		if sim.Disagrees == "" {
 			s += ": agrees"
 		}

@@ -396,7 +396,7 @@ func TestHaltBeforeAnyJob(t *testing.T) {
 	}
 }
 
-// At the default rate, against a simulator that refuses what is over it.
+// At the default rate, against a simulator that throttles what is over it.
 func TestPace(t *testing.T) {
 	sizes := make([]int, 1000)
 	for i := range sizes {
@@ -410,8 +410,8 @@ func TestPace(t *testing.T) {
 	c := s.run(exitDone, "run", "--output", "json", writeRows(t, rows))
 	checkState(t, sim, stateOf(rows))
 	got := sim.Ledger().Commands[chat.CreateContactGroup]
-	if got.Calls != 1000 || got.MaxPerSecond > 200 || got.Refused != 0 || got.OverLimit != 0 {
-		t.Errorf("got %+v, want 1000 calls, none refused, at most 200 in a second", got)
+	if got.Calls != 1000 || got.MaxPerSecond > 200 || got.Throttled != 0 || got.OverLimit != 0 {
+		t.Errorf("got %+v, want 1000 calls, none throttled, at most 200 in a second", got)
 	}
 	if got.MaxPer100ms > mostPer100ms && late() <= smooth {
 		t.Errorf("got %d calls in 100 ms, want at most %d", got.MaxPer100ms, mostPer100ms)

@@ -513,7 +513,7 @@ func TestEveryFault(t *testing.T) {
 	}
 }
 
-func TestCutOfARefusalToo(t *testing.T) {
+func TestCutOfARejectionToo(t *testing.T) {
 	_, c, _ := start(t, Config{Existing: Refuse, Faults: []Fault{{Kind: Cut, After: 1, For: 1}}})
 	create(c, "u", "g", users(0, 1)...)
 	_, err := create(c, "u", "g", users(0, 1)...)
@@ -780,10 +780,10 @@ func TestThrottledCallIsNotApplied(t *testing.T) {
 	}
 	l := sim.Ledger()
 	calls := l.Commands[chat.CreateContactGroup]
-	if len(sim.State()) != done || calls.OK != done || calls.Refused != 3-done || calls.Calls != 3 || l.BadRequests != 0 {
+	if len(sim.State()) != done || calls.OK != done || calls.Throttled != 3-done || calls.Calls != 3 || l.BadRequests != 0 {
 		t.Errorf("got %+v with %d done", l, done)
 	}
-	if calls.MaxPerSecond < 1 || calls.OverLimit < calls.Refused {
+	if calls.MaxPerSecond < 1 || calls.OverLimit < calls.Throttled {
 		t.Errorf("got %+v", calls)
 	}
 }
@@ -824,7 +824,7 @@ func TestOverlapOfOneUser(t *testing.T) {
 	}
 }
 
-// TestOneAfterAnotherIsNoOverlap guards the moment at which a user is free: before his answer is out.
+// TestOneAfterAnotherIsNoOverlap guards the moment at which a user is free: before his response is sent.
 func TestOneAfterAnotherIsNoOverlap(t *testing.T) {
 	sim, c, _ := start(t, Config{Rate: -1})
 	var calls sync.WaitGroup
