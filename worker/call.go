@@ -150,7 +150,7 @@ func callOnce[A any](ctx context.Context, a *attempt, permit *governor.Permit, c
 		a.w.known.heard(command)
 	}
 	if err != nil && (e == nil || e.Code == 0 || e.Class() == chat.Retry || e.Class() == chat.Unknown) {
-		a.unanswered(command, e != nil && e.Class() == chat.Unknown)
+		a.noteNoResponse(command, e != nil && e.Class() == chat.Unknown)
 	}
 	switch {
 	case err == nil && code != nil:
@@ -169,9 +169,9 @@ func (w *Worker) noResponse(err error) {
 	}
 }
 
-// unanswered notes that nobody knows what became of a call. The API's own internal errors and timeouts do not tell either;
-// what an unknown code means, it says the same each time.
-func (a *attempt) unanswered(command chat.Command, unknown bool) {
+// noteNoResponse notes that nobody knows what became of a call: it had no response, or the response was an internal error
+// or timeout of the API, which does not tell either. An unknown code means the same each time, so it needs no check.
+func (a *attempt) noteNoResponse(command chat.Command, unknown bool) {
 	if command == chat.GetContactGroup {
 		return
 	}
@@ -189,7 +189,7 @@ func outcomeOf(ctx context.Context, err error) governor.Outcome {
 	var e *chat.Error
 	switch {
 	case err == nil:
-		return governor.Answered
+		return governor.Responded
 	case !errors.As(err, &e):
 		return governor.Cancelled // nobody knows whether it was sent
 	case e.Unsent():
@@ -197,7 +197,7 @@ func outcomeOf(ctx context.Context, err error) governor.Outcome {
 	case e.Class() == chat.Throttle:
 		return governor.Throttled
 	case e.Code != 0, e.NotOffered():
-		return governor.Answered
+		return governor.Responded
 	case e.Status == 0 && ctx.Err() != nil:
 		return governor.Cancelled
 	}

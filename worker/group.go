@@ -38,7 +38,7 @@ import (
 
 // Codes of a result that no code of the API stands for.
 const (
-	CodeUnanswered  = "unanswered" // the API took the call and said nothing about this conversation
+	CodeNoResult    = "no-result" // the response has no result for this conversation
 	CodeNotInGroup  = "not-in-group"
 	CodeNeedsUpdate = "needs-update" // only update_contact_group could add it, and that is not offered
 )
@@ -250,14 +250,14 @@ func (a *attempt) noteAll(places []int, response chat.Response, last bool) (agai
 	return again
 }
 
-// note records what the API said about one conversation, and tells whether it should be sent again.
+// note records the result of one conversation, and reports whether it should be sent again.
 func (a *attempt) note(c *job.ConversationResult, r chat.ItemResult, last bool) (again bool) {
-	if r.Answered && r.Code == 0 {
+	if r.Reported && r.Code == 0 {
 		c.Code, c.Info = "", ""
 		return false
 	}
-	if !r.Answered {
-		c.Code, c.Info = CodeUnanswered, "the response named other conversations, not this one"
+	if !r.Reported {
+		c.Code, c.Info = CodeNoResult, "the response named other conversations, not this one"
 		return !last
 	}
 	c.Code, c.Info = strconv.Itoa(r.Code), r.Info
@@ -318,7 +318,7 @@ func (a *attempt) sendChunk(ctx context.Context, items []chat.Item) (chat.Respon
 	return response, err
 }
 
-// mayExist tells whether create may have been refused because the group is there by now, from a call of an earlier leader
+// mayExist reports whether create may have been rejected because the group is there by now, from a call of an earlier leader
 // that took effect late. No document says with which code that would be.
 func mayExist(e *chat.Error) bool {
 	return e.Code == chat.CodeBadParameter || e.Code == chat.CodeTooManyGroups || e.Code != 0 && e.Class() == chat.Unknown
@@ -350,7 +350,7 @@ func (a *attempt) addOrFind(ctx context.Context, items []chat.Item) (chat.Respon
 	case e.Class() == chat.Permanent && e.Code != chat.CodeBadParameter:
 		return response, err
 	}
-	// No document says so, but this too may be how a group is refused that does not exist.
+	// Not documented, but a call for a group that does not exist may be rejected in this way too.
 	if _, ferr := a.find(ctx); ferr != nil && !unreadable(ferr) {
 		return response, ferr
 	}
@@ -436,7 +436,7 @@ func (a *attempt) experiment(ctx context.Context, some, others []chat.Item) (non
 	in, out, accepted := 0, 0, 0 // in and out of the first items, accepted of the others
 	for k, it := range some {
 		switch {
-		case !first.Items[k].Answered || first.Items[k].Code != 0:
+		case !first.Items[k].Reported || first.Items[k].Code != 0:
 		case members[it]:
 			in++
 		default:
@@ -445,7 +445,7 @@ func (a *attempt) experiment(ctx context.Context, some, others []chat.Item) (non
 	}
 	for k, it := range others {
 		switch {
-		case !second.Items[k].Answered || second.Items[k].Code != 0:
+		case !second.Items[k].Reported || second.Items[k].Code != 0:
 		case !members[it]:
 			return none, nil // what was read is not what was written last
 		default:
@@ -537,8 +537,8 @@ func (a *attempt) writeWhole(ctx context.Context) error {
 		gone := 0
 		for k := range others {
 			switch r := response.Items[len(places)+k]; {
-			case r.Answered && r.Code == 0:
-			case pass < carries && (!r.Answered || chat.ClassOf(r.Code) != chat.Permanent):
+			case r.Reported && r.Code == 0:
+			case pass < carries && (!r.Reported || chat.ClassOf(r.Code) != chat.Permanent):
 				lost = true
 			default:
 				gone++
@@ -698,7 +698,7 @@ func (a *attempt) find(ctx context.Context) (map[chat.Item]bool, error) {
 
 func codeOf(a chat.Response) string {
 	for _, r := range a.Items {
-		if !r.Answered || r.Code != 0 {
+		if !r.Reported || r.Code != 0 {
 			return "partial"
 		}
 	}

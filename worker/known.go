@@ -76,7 +76,7 @@ func (k *knowledge) create() Reading {
 	return k.known.Create
 }
 
-// harmless tells whether create is known to leave what is in a group that exists. That it was seen to be refused does not
+// harmless reports whether create is known to leave what is in a group that exists. That it was seen to be rejected does not
 // say so: it may have been for something else.
 func (k *knowledge) harmless() bool { return k.create() == Append }
 

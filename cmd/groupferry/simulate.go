@@ -27,8 +27,8 @@ It prints how to point groupferry at it, and when it is stopped, its ledger.
 A --fault is [COMMAND/]KIND[:SHARE][@AFTER][+FOR]: KIND is an API code, http-502 (or
 another status), reset, hang, lost (applied, but the response is lost), late (the response
 is lost, and the call is applied 2.5 s later), cut, garbage, or item-51007 (a code for
-single conversations). 50004:10% strikes one call in ten, 51013@50 every call from the 51st on,
-update_contact_group/http-404+1 the first update.
+single conversations). 50004:10% strikes one call in ten, 51013@50 every call from the
+51st on, update_contact_group/http-404+1 the first update.
 
   GET  /ledger   what arrived: calls, most in any second, bad requests
   GET  /state    all groups

@@ -446,7 +446,7 @@ func (e *Engine) checkOnce(ctx context.Context, pace *governor.Governor) (*chat.
 	code, took := "ok", time.Since(start)
 	var failure *chat.Error
 	errors.As(err, &failure)
-	outcome := governor.Answered
+	outcome := governor.Responded
 	switch {
 	case failure == nil:
 	case failure.Unsent():

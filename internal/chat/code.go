@@ -147,7 +147,7 @@ func lookup(code int) codeFacts {
 	return codes[i]
 }
 
-// ClassOf gives the class of a code that the API answered; [Unknown] for one that is in no document.
+// ClassOf returns the class of a code of the API; [Unknown] for one that is not documented.
 func ClassOf(code int) Class {
 	return lookup(code).class
 }

@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// A tapServer answers every call well and counts what reaches it: connections, bytes beside those of handshakes, and
+// A tapServer accepts every call and counts what reaches it: connections, bytes beside those of handshakes, and
 // calls.
 type tapServer struct {
 	*httptest.Server

@@ -101,7 +101,7 @@ func TestCallsChangeGroups(t *testing.T) {
 	g := chat.Item{Type: chat.GroupChat, ID: "@TGS#1"}
 	a, err := create(c, "u", "first", append(users(0, 2), g)...)
 	expectWord(t, "create", err, "ok")
-	if a.GroupID != 1 || len(a.Items) != 3 || a.Items[2] != (chat.ItemResult{Item: g, Answered: true}) {
+	if a.GroupID != 1 || len(a.Items) != 3 || a.Items[2] != (chat.ItemResult{Item: g, Reported: true}) {
 		t.Errorf("create: got %+v", a)
 	}
 	a, err = c.Update(ctx, chat.UpdateRequest{FromAccount: "u", GroupName: "first", Add: users(1, 2), Remove: []chat.Item{g, {Type: 1, ID: "x"}}})
@@ -110,7 +110,7 @@ func TestCallsChangeGroups(t *testing.T) {
 		t.Errorf("update: got %+v", a)
 	}
 	for _, r := range a.Items {
-		if r.Code != 0 || !r.Answered {
+		if r.Code != 0 || !r.Reported {
 			t.Errorf("update: got %+v, want done", r)
 		}
 	}

@@ -165,9 +165,9 @@ type Governor struct {
 	closed  bool
 	over    chan struct{} // closed by Close
 
-	open       int       // permits that are not done
-	openSince  time.Time // when it was 0 last
-	answeredAt time.Time // the last response
+	open        int       // permits that are not done
+	openSince   time.Time // when it was 0 last
+	respondedAt time.Time // the last response
 
 	outage     bool
 	streak     int       // calls without a response since the last one with one
@@ -367,11 +367,11 @@ func (g *Governor) end(p *Permit, o Outcome, now time.Time) {
 	case Lost:
 		g.lost(p, now)
 		g.release(p, now.Add(cooldown))
-	case Answered, Throttled:
-		g.answeredAt, g.streak, g.outage = now, 0, false
+	case Responded, Throttled:
+		g.respondedAt, g.streak, g.outage = now, 0, false
 		p.lane.responded(now)
 		g.release(p, now.Add(cooldown-g.cfg.RoundTrip.credit()))
-		if o == Answered {
+		if o == Responded {
 			p.lane.took(p.granted, now)
 		} else {
 			p.lane.throttle(p.granted, now)
@@ -631,7 +631,7 @@ func (g *Governor) Silent() time.Duration {
 	case g.open == 0:
 		return 0
 	}
-	return time.Since(later(g.openSince, g.answeredAt))
+	return time.Since(later(g.openSince, g.respondedAt))
 }
 
 // A Snapshot is what a governor looks like at one moment.
@@ -640,7 +640,7 @@ type Snapshot struct {
 	Right time.Duration           // for how long permits may be granted without another renewal
 	Lanes map[string]LaneSnapshot // by command
 
-	Answered bool // the API has answered a call of this governor
+	Responded bool // the API has answered a call of this governor
 }
 
 // A LaneSnapshot is what the permits of one command look like.
@@ -658,7 +658,7 @@ type LaneSnapshot struct {
 func (g *Governor) Snapshot() Snapshot {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	s := Snapshot{State: Running, Right: g.right.Left(), Answered: !g.answeredAt.IsZero(), Lanes: make(map[string]LaneSnapshot, len(g.lanes))}
+	s := Snapshot{State: Running, Right: g.right.Left(), Responded: !g.respondedAt.IsZero(), Lanes: make(map[string]LaneSnapshot, len(g.lanes))}
 	switch {
 	case g.Halted() != nil:
 		s.State = Halted

@@ -96,7 +96,7 @@ func TestNeverOverTheLimit(t *testing.T) {
 					time.Sleep(tc.before + rand.N(tc.jitter+1))
 					a.note()
 					time.Sleep(tc.after + rand.N(tc.jitter+1))
-					return Answered
+					return Responded
 				}).Wait()
 				if got := a.most(time.Second); got > tc.rate {
 					t.Errorf("got %d calls in a second, want at most %d", got, tc.rate)
@@ -118,7 +118,7 @@ func TestNoPulse(t *testing.T) {
 		var a arrivals
 		for range 3 { // a start, and two returns from an idle minute
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-			callers(ctx, t, g, 300, func(int) Outcome { a.note(); return Answered }).Wait()
+			callers(ctx, t, g, 300, func(int) Outcome { a.note(); return Responded }).Wait()
 			cancel()
 			time.Sleep(time.Minute)
 		}
@@ -147,7 +147,7 @@ func TestServerStandsStill(t *testing.T) {
 				}
 				a.note()
 				time.Sleep(latency)
-				return Answered
+				return Responded
 			}).Wait()
 			if got := a.most(100 * time.Millisecond); got > 40 {
 				t.Errorf("latency %v: got %d calls in 100 ms, want at most 40", latency, got)
@@ -176,7 +176,7 @@ func TestHangingCallsHoldNobodyUp(t *testing.T) {
 				return Lost
 			}
 			time.Sleep(5 * time.Millisecond)
-			return Answered
+			return Responded
 		}).Wait()
 		// Of 200 permits each is taken 0.9 × 1.005 s + 0.1 × 11 s = 2 s a call.
 		if got, want := len(a.at), 60*95; got < want {
@@ -199,11 +199,11 @@ func TestTurnOfAUsersNextCall(t *testing.T) {
 					return
 				}
 				turns <- user
-				p.Done(Answered)
+				p.Done(Responded)
 			}()
 			synctest.Wait()
 		}
-		held.Done(Answered)
+		held.Done(Responded)
 		for _, want := range []string{"a", "b", "c", "d"} {
 			if got := <-turns; got != want {
 				t.Errorf("got the turn of %s, want %s", got, want)
@@ -233,7 +233,7 @@ func TestSomeHang(t *testing.T) {
 			callers(ctx, t, g, 20, func(int) Outcome {
 				a.note()
 				time.Sleep(5 * time.Millisecond)
-				return Answered
+				return Responded
 			}).Wait()
 			hanging.Wait()
 			cancel()
@@ -248,7 +248,7 @@ func TestSomeHang(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			p.Done(Answered)
+			p.Done(Responded)
 			time.Sleep(2 * time.Second)
 		}
 	})
@@ -262,7 +262,7 @@ func TestCommandsHaveTheirOwn(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer p.Done(Answered)
+			defer p.Done(Responded)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 		defer cancel()
@@ -296,7 +296,7 @@ func TestOneCallOfAUser(t *testing.T) {
 				mu.Lock()
 				under[user]--
 				mu.Unlock()
-				p.Done(Answered)
+				p.Done(Responded)
 			})
 		}
 		wg.Wait()
@@ -318,13 +318,13 @@ func TestBusyUserHoldsNobodyUp(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.Done(Answered)
+		p.Done(Responded)
 		cancel()
 		if err := <-left; !errors.Is(err, context.Canceled) {
 			t.Errorf("got %v, want canceled", err)
 		}
-		held.Done(Answered)
-		held.Done(Answered) // a second time changes nothing
+		held.Done(Responded)
+		held.Done(Responded) // a second time changes nothing
 		if s := g.Snapshot().Lanes[create]; s.Out != 0 || s.Waiting != 0 {
 			t.Errorf("got %+v, want nothing out or waiting", s)
 		}
@@ -376,7 +376,7 @@ func TestUnsentIsFreeAtOnce(t *testing.T) {
 			p.Done(Unsent)
 		}
 		p, _ := g.Acquire(t.Context(), create, "u")
-		p.Done(Answered)
+		p.Done(Responded)
 		start := time.Now()
 		g.Acquire(t.Context(), create, "u")
 		if d := time.Since(start); d != cooldown {
@@ -411,7 +411,7 @@ func TestThrottleSettlesAndComesBack(t *testing.T) {
 					return Throttled
 				}
 				accepted = append(accepted, now)
-				return Answered
+				return Responded
 			}).Wait()
 			count := func(all []time.Duration, from, to time.Duration) (n int) {
 				for _, at := range all {
@@ -459,7 +459,7 @@ func TestThrottledByOthers(t *testing.T) {
 		g := open(Config{OnSlower: func(_ string, r float64) { slower = append(slower, r) }})
 		for i := range 20 {
 			p, _ := g.Acquire(t.Context(), create, fmt.Sprint(i))
-			o := Answered
+			o := Responded
 			if i == 19 {
 				o = Throttled
 			}
@@ -514,7 +514,7 @@ func TestHalt(t *testing.T) {
 		if _, err := g.Acquire(t.Context(), create, "c"); !errors.Is(err, cause) {
 			t.Errorf("newcomer got %v, want halted by %v", err, cause)
 		}
-		held.Done(Answered)
+		held.Done(Responded)
 		if len(told) != 1 || told[0] != cause || g.Halted() != cause || g.Snapshot().State != Halted {
 			t.Errorf("told %v, cause %v, want %v once", told, g.Halted(), cause)
 		}
@@ -568,7 +568,7 @@ func TestOutageProbes(t *testing.T) {
 					underway--
 					mu.Unlock()
 					if time.Now().After(end) {
-						p.Done(Answered)
+						p.Done(Responded)
 						mu.Lock()
 						if back == 0 {
 							back = time.Since(end)
@@ -622,7 +622,7 @@ func TestOutageOfOneCaller(t *testing.T) {
 			t.Errorf("%d calls were not excused, want 2", blamed)
 		}
 		p, _ := g.Acquire(t.Context(), create, "u")
-		p.Done(Answered)
+		p.Done(Responded)
 		if s := g.Snapshot().State; s != Running {
 			t.Errorf("after an answer: %s", s)
 		}

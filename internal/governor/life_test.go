@@ -180,7 +180,7 @@ func (l *life) work(ctx context.Context, p *process) {
 		l.checkRecord(p, command)
 		l.enter(user)
 		if l.plan.early {
-			permit.Done(Answered)
+			permit.Done(Responded)
 		}
 		if l.chance(0.02) { // it takes a while until the call is made
 			time.Sleep(l.random(p.timeout))
@@ -211,7 +211,7 @@ func (l *life) call(p *process, permit *Permit, command, user string) {
 		time.Sleep(l.random(left))
 		if l.plan.cancelled {
 			l.leave(user)
-			permit.Done(Answered)
+			permit.Done(Responded)
 			return
 		}
 		time.AfterFunc(time.Until(permit.EndBy())-1, func() { l.leave(user) }) // just before the governor's own timer
@@ -239,7 +239,7 @@ func (l *life) call(p *process, permit *Permit, command, user string) {
 			l.mu.Unlock()
 			p.trips.Note(time.Since(sent))
 			l.leave(user)
-			permit.Done(Answered)
+			permit.Done(Responded)
 			return
 		}
 	}

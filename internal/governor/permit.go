@@ -12,7 +12,7 @@ type Outcome int
 
 const (
 	Unsent    Outcome = iota // no byte of the call was written: the permit is free at once
-	Answered                 // the API answered, whatever it said
+	Responded                // the API answered, whatever it said
 	Throttled                // the API answered: slower
 	Lost                     // no response: refused, reset, timed out, or from something in between
 	Cancelled                // the caller gave up: the call may arrive until its deadline, and counts as under way until then

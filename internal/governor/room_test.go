@@ -41,9 +41,9 @@ func TestAwaitRoom(t *testing.T) {
 		if len(room) > 0 {
 			t.Error("two wait for their turn: got room below 2, want none")
 		}
-		first.Done(Answered)
-		(<-again).Done(Answered) // which came before the others
-		(<-b).Done(Answered)
+		first.Done(Responded)
+		(<-again).Done(Responded) // which came before the others
+		(<-b).Done(Responded)
 		if err := <-room; err != nil {
 			t.Errorf("one has its permit: got %v, want room", err)
 		}
