@@ -38,8 +38,8 @@ const defaultPageSize = 100
 // Config says what a simulator accepts and how it fails. The zero value is an app with the demo key, the documented
 // limits and no faults.
 //
-// Its JSON form is the body of POST /control. There, a missing field keeps its value; fail_ids is merged key by key, and a
-// code of 0 removes an id. Durations are strings such as "50ms", or nanoseconds.
+// Its JSON form is the body of POST /control. There, a missing field keeps its value; fail_ids is merged key by key,
+// and a code of 0 removes an id. Durations are strings such as "50ms", or nanoseconds.
 type Config struct {
 	SDKAppID  uint64      `json:"sdk_app_id,omitempty"` // default DemoSDKAppID
 	Admins    []string    `json:"admins,omitempty"`     // default chat.DefaultAdmin
@@ -174,8 +174,8 @@ func (c Config) MarshalJSON() ([]byte, error) {
 	return json.Marshal(wireConfig{configFields: (*configFields)(&c), Latency: duration(c.Latency), Jitter: duration(c.Jitter), Late: duration(c.Late)})
 }
 
-// UnmarshalJSON sets the fields that are present. Unknown fields are an error: a fault with a typo in its name would never
-// be injected. A hidden secret key leaves the key as it is.
+// UnmarshalJSON sets the fields that are present. Unknown fields are an error: a fault with a typo in its name would
+// never be injected. A hidden secret key leaves the key as it is.
 func (c *Config) UnmarshalJSON(b []byte) error {
 	next := c.clone()
 	w := wireConfig{configFields: (*configFields)(&next), Latency: duration(c.Latency), Jitter: duration(c.Jitter), Late: duration(c.Late)}

@@ -25,8 +25,8 @@ const (
 	itemKind = "item-" // followed by a code: item-51007; drawn for each conversation
 )
 
-// A Fault is one way in which correct calls fail. Calls that are rejected for another reason (throttled, not signed, over
-// a limit) do not reach the faults and are not counted by them.
+// A Fault is one way in which correct calls fail. Calls that are rejected for another reason (throttled, not signed,
+// over a limit) do not reach the faults and are not counted by them.
 type Fault struct {
 	Command chat.Command // only calls of this command are struck and counted; "" for all commands
 
@@ -36,9 +36,9 @@ type Fault struct {
 	For   int     // calls that it lasts, struck or not; 0: to the end
 }
 
-// ParseFault reads the text form of a fault: [COMMAND/]KIND[:SHARE][@AFTER][+FOR]. The share is a number or a percentage.
-// "lost:5%" strikes one call in twenty; "51013:1@50" every one from the 51st on; "reset@10+2" the 11th and the 12th;
-// "update_contact_group/http-404+1" the first update.
+// ParseFault reads the text form of a fault: [COMMAND/]KIND[:SHARE][@AFTER][+FOR]. The share is a number or a
+// percentage. "lost:5%" strikes one call in twenty; "51013:1@50" every one from the 51st on; "reset@10+2" the 11th and
+// the 12th; "update_contact_group/http-404+1" the first update.
 func ParseFault(s string) (Fault, error) {
 	var f Fault
 	var err error

@@ -31,8 +31,8 @@ type Ledger struct {
 	MostAtOnce int `json:"most_at_once"` // the most calls of one user in flight at the same time
 }
 
-// Calls counts the calls of one command. A call in flight is counted in Calls only; an ended one also in one of the four
-// fields below it.
+// Calls counts the calls of one command. A call in flight is counted in Calls only; an ended one also in one of the
+// four fields below it.
 type Calls struct {
 	Calls     int `json:"calls"`     // that arrived
 	OK        int `json:"ok"`        // ErrorCode 0, whatever the results of the conversations
@@ -115,8 +115,8 @@ func newBook() book {
 	return b
 }
 
-// arrive records a call that arrived now. It returns the code if the call is throttled, else 0. A throttled call does not
-// count towards the limit.
+// arrive records a call that arrived now. It returns the code if the call is throttled, else 0. A throttled call does
+// not count towards the limit.
 func (b *book) arrive(command chat.Command, now time.Time, rate, appRate int) int {
 	t := b.commands[command]
 	if t.Calls.Calls++; t.Calls.Calls == 1 {

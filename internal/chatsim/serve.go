@@ -56,8 +56,8 @@ func (s *Sim) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// fromHere rejects a request from another machine: whoever can change the faults can make a simulator useless. It reports
-// whether the request is local.
+// fromHere rejects a request from another machine: whoever can change the faults can make a simulator useless. It
+// reports whether the request is local.
 func fromHere(w http.ResponseWriter, r *http.Request) bool {
 	host, _, err := net.SplitHostPort(r.RemoteAddr)
 	if ip := net.ParseIP(host); err == nil && ip != nil && ip.IsLoopback() {
@@ -155,8 +155,8 @@ func (s *Sim) wait(d time.Duration) {
 	}
 }
 
-// decide decides a call, counts the outcome in the ledger and, unless the call is rejected, changes the groups. The caller
-// holds the lock.
+// decide decides a call, counts the outcome in the ledger and, unless the call is rejected, changes the groups. The
+// caller holds the lock.
 func (s *Sim) decide(command chat.Command, r *http.Request, throttleCode int, asked *request, badBody bool) verdict {
 	reject := func(o outcome, why *rejection) verdict {
 		s.book.end(command, o)

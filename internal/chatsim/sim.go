@@ -1,6 +1,6 @@
 // Package chatsim simulates the Chat REST API: it checks calls as the API would, keeps the groups in memory, and counts
-// the calls in a ledger. `groupferry simulate` serves it, `run --simulate` runs it in the same process, and the tests of
-// the project call it.
+// the calls in a ledger. `groupferry simulate` serves it, `run --simulate` runs it in the same process, and the tests
+// of the project call it.
 //
 //	POST /v4/recentcontact/COMMAND ─► stamp ─► limit ─► who calls ─► what is asked ─► faults ─► groups ─► response
 //	                                    │                                  │            │         │
@@ -16,7 +16,8 @@
 //	defer sim.Close()
 //	client, err := chat.New(chat.Config{BaseURL: url, SDKAppID: chatsim.DemoSDKAppID, SecretKey: chatsim.DemoSecretKey})
 //
-// Where the documents leave the behavior of the API open, a field of the Config selects it. So a test can try every reading.
+// Where the documents leave the behavior of the API open, a field of the Config selects it. So a test can try every
+// reading.
 package chatsim
 
 import (
@@ -63,8 +64,8 @@ type Sim struct {
 	book    book
 }
 
-// settings are a Config with its defaults filled in, and what is derived from it. Only seen changes; for a new Config the
-// settings are replaced.
+// settings are a Config with its defaults filled in, and what is derived from it. Only seen changes; for a new Config
+// the settings are replaced.
 type settings struct {
 	Config
 	seen map[chat.Command]int // calls that reached the faults; under "" those of all commands
@@ -82,8 +83,8 @@ func New(c Config) *Sim {
 	return s
 }
 
-// Start listens on addr, such as "127.0.0.1:0", and serves until Close. It returns the URL to call; if addr has no host,
-// the URL has 127.0.0.1. A simulator can be started once.
+// Start listens on addr, such as "127.0.0.1:0", and serves until Close. It returns the URL to call; if addr has no
+// host, the URL has 127.0.0.1. A simulator can be started once.
 func (s *Sim) Start(addr string) (url string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -223,8 +223,8 @@ func (g *group) fits(changes []change) *rejection {
 	return nil
 }
 
-// change applies the changes, except those that itemCode fails. To add a conversation that is there, or to remove one that
-// is not, is no failure.
+// change applies the changes, except those that itemCode fails. To add a conversation that is there, or to remove one
+// that is not, is no failure.
 func (s *Sim) change(g *group, changes []change, itemCode func(chat.Item) int) []itemResult {
 	results := make([]itemResult, len(changes))
 	for i, c := range changes {

@@ -51,7 +51,7 @@ func open(cfg Config) *Governor {
 	return g
 }
 
-// callers makes calls with n goroutines until ctx ends; call is one call's life at the server.
+// callers makes calls with n goroutines until ctx ends; call is one call at the server.
 func callers(ctx context.Context, t *testing.T, g *Governor, n int, call func(worker int) Outcome) *sync.WaitGroup {
 	var wg sync.WaitGroup
 	for i := range n {
@@ -131,7 +131,7 @@ func TestNoPulse(t *testing.T) {
 	})
 }
 
-// TestServerStandsStill lets the server stop reading now and then: what piles up on the way must not arrive as a pulse.
+// TestServerStandsStill lets the server stop reading now and then: queued calls must not arrive as a pulse.
 func TestServerStandsStill(t *testing.T) {
 	for _, latency := range []time.Duration{0, 50 * time.Millisecond} {
 		synctest.Test(t, func(t *testing.T) {
@@ -212,7 +212,7 @@ func TestTurnOfAUsersNextCall(t *testing.T) {
 	})
 }
 
-// TestSomeHang: calls that are not answered, all on one broken connection, do not keep others from going out for long.
+// TestSomeHang: calls without a response, all on one broken connection, do not keep others from going out for long.
 func TestSomeHang(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := open(Config{Rate: 100})
@@ -237,7 +237,7 @@ func TestSomeHang(t *testing.T) {
 			}).Wait()
 			hanging.Wait()
 			cancel()
-			// The first of those who are answered goes out after three times a trickle: 0.25 + 0.5 + 1 s.
+			// The first of those with a response goes out after three times a trickle: 0.25 + 0.5 + 1 s.
 			if d := a.at[0].Sub(start); d > 1900*time.Millisecond {
 				t.Errorf("round %d: the first response after %v, want 1.75s and a moment", round, d)
 			}
@@ -385,14 +385,14 @@ func TestUnsentIsFreeAtOnce(t *testing.T) {
 	})
 }
 
-// TestThrottleSettlesAndComesBack has a server that takes 120 calls in any second for a while, although the rate is 200.
+// TestThrottleSettlesAndComesBack has a server that accepts 120 calls in any second for a while, although the rate is 200.
 func TestThrottleSettlesAndComesBack(t *testing.T) {
 	for _, latency := range []time.Duration{0, 50 * time.Millisecond} {
 		synctest.Test(t, func(t *testing.T) {
 			g := open(Config{})
 			const throttled = 60 * time.Second
 			var mu sync.Mutex
-			var accepted, refused []time.Duration // since the start
+			var accepted, rejected []time.Duration // since the start
 			start := time.Now()
 			ctx, cancel := context.WithTimeout(t.Context(), throttled+40*time.Second)
 			defer cancel()
@@ -407,7 +407,7 @@ func TestThrottleSettlesAndComesBack(t *testing.T) {
 					inWindow++
 				}
 				if now < throttled && inWindow >= 120 {
-					refused = append(refused, now)
+					rejected = append(rejected, now)
 					return Throttled
 				}
 				accepted = append(accepted, now)
@@ -422,17 +422,17 @@ func TestThrottleSettlesAndComesBack(t *testing.T) {
 				return n
 			}
 			taken := float64(count(accepted, 10*time.Second, throttled)) / 50
-			bad := count(refused, 10*time.Second, throttled)
+			bad := count(rejected, 10*time.Second, throttled)
 			back := float64(count(accepted, throttled+30*time.Second, throttled+40*time.Second)) / 10
-			t.Logf("latency %v: %.1f calls/s of 120, %d refused in 50 s; 30 s later %.1f/s", latency, taken, bad, back)
+			t.Logf("latency %v: %.1f calls/s of 120, %d throttled in 50 s; 30 s later %.1f/s", latency, taken, bad, back)
 			if taken < 0.95*120*float64(time.Second)/float64(time.Second+latency) {
 				t.Errorf("latency %v: settled at %.1f calls a second, want just below 120", latency, taken)
 			}
 			if bad > 50 {
-				t.Errorf("latency %v: %d calls refused in 50 s, want at most one a second", latency, bad)
+				t.Errorf("latency %v: %d calls throttled in 50 s, want at most one a second", latency, bad)
 			}
-			if early := count(refused, 0, 10*time.Second); early > 60 {
-				t.Errorf("latency %v: %d calls refused in the first ten seconds", latency, early)
+			if early := count(rejected, 0, 10*time.Second); early > 60 {
+				t.Errorf("latency %v: %d calls throttled in the first ten seconds", latency, early)
 			}
 			if back < 0.93*200 {
 				t.Errorf("latency %v: %.1f calls a second half a minute after the throttle ended", latency, back)
@@ -624,7 +624,7 @@ func TestOutageOfOneCaller(t *testing.T) {
 		p, _ := g.Acquire(t.Context(), create, "u")
 		p.Done(Responded)
 		if s := g.Snapshot().State; s != Running {
-			t.Errorf("after an answer: %s", s)
+			t.Errorf("after a response: %s", s)
 		}
 	})
 }

@@ -103,7 +103,7 @@ func TestThroughput(t *testing.T) {
 	}
 }
 
-// TestPathSilent lets the path hold everything for a while, both ways. What piled up and what is granted then must not
+// TestPathSilent lets the path hold everything for a while, both ways. The held calls and those granted then must not
 // arrive as a pulse.
 func TestPathSilent(t *testing.T) {
 	for _, silent := range []time.Duration{500 * time.Millisecond, 2600 * time.Millisecond, 5 * time.Second, 8 * time.Second} {

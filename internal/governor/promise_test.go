@@ -69,7 +69,7 @@ func TestPromiseLimitsCalls(t *testing.T) {
 		defer g.Close()
 		right := func() clock.Deadline { return clock.Clock{}.In(time.Hour) }
 		for range 60 { // a usual call takes a second, so that more than 12 may hang
-			g.lane(create).took(time.Now().Add(-time.Second), time.Now())
+			g.lane(create).accepted(time.Now().Add(-time.Second), time.Now())
 		}
 		permits := acquireAll(t, g, 100)
 		out := func() int {

@@ -7,8 +7,8 @@ import (
 	"testing/synctest"
 )
 
-// Room is there as soon as a call that waited for its turn has its permit, or leaves. Calls that wait for another one of
-// their user take none.
+// There is room as soon as a call that waited for its turn has its permit, or leaves. Calls that wait for another call of
+// their user take no room.
 func TestAwaitRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := open(Config{Rate: 1})

@@ -61,7 +61,7 @@ func TestInherited(t *testing.T) {
 // seen returns a MinRTT that has seen enough.
 func seen(d time.Duration) *MinRTT {
 	m := &MinRTT{}
-	for range enoughTrips {
+	for range minSamples {
 		m.Note(d)
 	}
 	return m
@@ -69,7 +69,7 @@ func seen(d time.Duration) *MinRTT {
 
 func TestMinRTT(t *testing.T) {
 	var m MinRTT
-	for i := range enoughTrips {
+	for i := range minSamples {
 		if got := m.credit(); got != 0 {
 			t.Fatalf("credit %v after %d round trips", got, i)
 		}
@@ -179,7 +179,7 @@ func TestCancelledLate(t *testing.T) {
 	})
 }
 
-// TestCancelledSaysNothing: it neither ends nor makes an outage, and a cancelled probe makes place for the next.
+// TestCancelledSaysNothing: a cancelled call neither ends nor begins an outage, and after a cancelled probe there is another.
 func TestCancelledSaysNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := open(Config{})
@@ -217,7 +217,7 @@ func TestCancelledSaysNothing(t *testing.T) {
 		p, _ := g.Acquire(t.Context(), create, "good")
 		p.Done(Responded)
 		if s := g.Snapshot().State; s != Running {
-			t.Errorf("%s after an answer", s)
+			t.Errorf("%s after a response", s)
 		}
 	})
 }
@@ -376,7 +376,7 @@ func TestSilent(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		check("two hang", 3*time.Second)
 		a.Done(Responded)
-		check("one was answered", 0)
+		check("one had a response", 0)
 		time.Sleep(2 * time.Second)
 		check("the other hangs on", 2*time.Second)
 		b.Done(Lost)
