@@ -74,7 +74,7 @@ var Outcomes = []Outcome{Done, Partial, Failed}
 // A ConversationResult says what became of one conversation.
 type ConversationResult struct {
 	Conversation
-	Code string `json:"code"` // "" when it is in the group; else the API's code, or a word where no answer had one
+	Code string `json:"code"` // "" when it is in the group; else the API's code, or a reason where no response had one
 	Info string `json:"info"` // the API's text for a code, for people; never branch on it
 }
 
