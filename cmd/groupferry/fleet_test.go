@@ -337,7 +337,7 @@ func (f *fleet) kill(p *process) {
 
 var servingAt = regexp.MustCompile(`msg="serving metrics and status" url=(\S+)`)
 
-// samples are the metrics of a worker; none while it does not answer.
+// samples are the metrics of a worker; none while it does not respond.
 func (p *process) samples() map[string]float64 {
 	m := servingAt.FindStringSubmatch(p.stderr.String())
 	if m == nil {
@@ -643,7 +643,7 @@ func TestFleetTimeouts(t *testing.T) {
 	f.stopWorkers()
 }
 
-// A leader that stands still for a while and then goes on is one too many.
+// A leader that stands still for a while and then continues is one too many.
 func TestFleetStopped(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, 100, chatsim.Config{Latency: 20 * time.Millisecond, Jitter: 10 * time.Millisecond})
@@ -748,7 +748,7 @@ func TestFleetThrottled(t *testing.T) {
 	}
 	watch := func(until func() bool) {
 		for next := time.Now().Add(every); ; next = next.Add(every) {
-			f.await("the next look", func() bool { return time.Now().After(next) })
+			f.await("the next sample", func() bool { return time.Now().After(next) })
 			c := f.sim.Ledger().Commands[chat.CreateContactGroup]
 			n, throttled := c.Calls-seen.Calls, c.Throttled-seen.Throttled
 			fmt.Fprintf(&log, "%6.1f calls/s, %4.1f%% throttled, pace %5.1f\n",
@@ -875,7 +875,7 @@ func TestFleetPaused(t *testing.T) {
 }
 
 // One import is paused and another one cancelled, and the third does not notice.
-func TestFleetSteeredImports(t *testing.T) {
+func TestFleetPauseAndCancel(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, 60, chatsim.Config{Latency: 5 * time.Millisecond})
 	f.enqueue("paused", 900, 1)
@@ -956,11 +956,11 @@ func TestFleetHalted(t *testing.T) {
 	}})
 	f.startWorkers(2)
 	f.enqueue("i", 400, 1)
-	f.await("the first of these answers", func() bool {
+	f.await("the first of these responses", func() bool {
 		return f.sim.Ledger().Commands[chat.CreateContactGroup].Faulted > 0
 	})
 	f.standsStill(time.Now().Add(followed))
-	t.Logf("%d calls were answered 51013", f.sim.Ledger().Commands[chat.CreateContactGroup].Faulted)
+	t.Logf("%d calls had the response 51013", f.sim.Ledger().Commands[chat.CreateContactGroup].Faulted)
 	f.stopWorkers()
 	back := time.Now()
 	f.startWorkers(2)
