@@ -61,7 +61,7 @@ func (r *repeats) reset() {
 }
 
 // call makes one call as often as it takes: it waits for a permit each time, goes slower when told to, signs again
-// once, and tries again what may pass. A *chat.Error is the API's last word on it; it comes wrapped in errAgain when
+// once, and tries again what may pass. A *chat.Error is the API's final response; it comes wrapped in errAgain when
 // more tries may help later, and in a *governor.HaltedError when every job would fail the same way.
 func call[A any](ctx context.Context, a *attempt, command chat.Command, do func(context.Context) (A, error), code func(A) string) (A, error) {
 	var none A

@@ -54,8 +54,8 @@ var (
 	// errNoUpdate says that update is not offered.
 	errNoUpdate = errors.New("update is not offered")
 
-	// errStale says that what the job knew is too old, or not known in this process: it has to look again.
-	errStale = errors.New("look at the group again")
+	// errStale says that what the job knew is too old, or not known in this process: it has to read the group again.
+	errStale = errors.New("the group has to be read again")
 
 	// errNoEnd says that what a user has cannot be read as a whole.
 	errNoEnd = errors.New("get_contact_group gives no end of the list")
@@ -207,7 +207,7 @@ func (a *attempt) items(places []int) []chat.Item {
 	return items
 }
 
-// rejection tells whether err is the API's last word on a call. Everything else that a call returns is about now: the
+// rejection reports whether err is the API's final response to a call. Everything else that a call returns is about now: the
 // namespace is halted, the time is up, or the job should try again later.
 func rejection(err error) (*chat.Error, bool) {
 	e, ok := err.(*chat.Error) //nolint:errorlint // wrapped, it means something else; see call

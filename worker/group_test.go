@@ -302,7 +302,7 @@ func TestRejectedInBetween(t *testing.T) {
 			cfg := Config{LeaveOn: always, Known: appends(), OnNoResponse: func(err error) { why = err }}
 			err := work(t, cfg, newStream(testJob("anna", "g", 1)), a)
 			if !governor.IsHalted(err) || !strings.Contains(err.Error(), fmt.Sprint(s)) || !strings.Contains(err.Error(), "blocked by policy") {
-				t.Errorf("%d: got %v, want halted, with the words", s, err)
+				t.Errorf("%d: got %v, want halted, with the text", s, err)
 			}
 			if len(a.calls) < repeatsMost || len(a.calls) > 2*callTries || why == nil && s != 404 {
 				t.Errorf("%d: halted after %d calls, told of %v", s, len(a.calls), why)

@@ -1014,7 +1014,7 @@ func TestPriorOutOfReach(t *testing.T) {
 }
 
 // TestPanic is about defects, in the middle of a job and before its first call. The job fails, what a response said
-// holds, and the others go on. Neither the log nor the result tells ids.
+// holds, and the others continue. Neither the log nor the result tells ids.
 func TestPanic(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAPI("append")

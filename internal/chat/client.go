@@ -186,7 +186,7 @@ func (c *Client) Address() string { return c.base.String() }
 // GoString is [Client.String].
 func (c *Client) GoString() string { return c.String() }
 
-// Close closes the connections that no call is using. Calls in flight go on; the client can still be used.
+// Close closes the connections that no call is using. Calls in flight continue; the client can still be used.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 // SigExpiry tells when the UserSig in use ends; zero when a ready one was given that does not tell.

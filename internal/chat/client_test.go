@@ -223,7 +223,7 @@ func TestResponsesWithoutACode(t *testing.T) {
 		name   string
 		status int
 		body   string
-		word   string
+		reason string
 		class  Class
 	}{
 		{"empty", 200, "", WordUndecodable, Retry},
@@ -251,8 +251,8 @@ func TestResponsesWithoutACode(t *testing.T) {
 			t.Errorf("%s: got no error", tt.name)
 			continue
 		}
-		if e.Word() != tt.word || e.Class() != tt.class || e.Code != 0 {
-			t.Errorf("%s: got %s %v %d, want %s %v 0", tt.name, e.Word(), e.Class(), e.Code, tt.word, tt.class)
+		if e.Word() != tt.reason || e.Class() != tt.class || e.Code != 0 {
+			t.Errorf("%s: got %s %v %d, want %s %v 0", tt.name, e.Word(), e.Class(), e.Code, tt.reason, tt.class)
 		}
 	}
 }
@@ -398,7 +398,7 @@ func TestCheck(t *testing.T) {
 	tests := []struct {
 		status int
 		body   string
-		word   string // "": passes
+		reason string // "": passes
 	}{
 		{200, okResponse, ""},
 		{200, code(50001), ""},
@@ -421,12 +421,12 @@ func TestCheck(t *testing.T) {
 	for _, tt := range tests {
 		err := responding(t, tt.status, tt.body).Check(context.Background())
 		var e *Error
-		word := ""
+		reason := ""
 		if errors.As(err, &e) {
-			word = e.Word()
+			reason = e.Word()
 		}
-		if word != tt.word || (err == nil) != (tt.word == "") {
-			t.Errorf("%d %s: got %v, want %q", tt.status, tt.body, err, tt.word)
+		if reason != tt.reason || (err == nil) != (tt.reason == "") {
+			t.Errorf("%d %s: got %v, want %q", tt.status, tt.body, err, tt.reason)
 		}
 	}
 }
@@ -507,7 +507,7 @@ func TestNoErrorHoldsASecret(t *testing.T) {
 	tests := []struct {
 		name   string
 		client *Client
-		word   string
+		reason string
 	}{
 		{"refused", newClient(t, Config{BaseURL: "http://" + gone}), WordRefused},
 		{"closed", raw(func(string, net.Conn) {}), WordReset},
@@ -555,8 +555,8 @@ func TestNoErrorHoldsASecret(t *testing.T) {
 			t.Errorf("%s: got no error", tt.name)
 			continue
 		}
-		if e.Word() != tt.word {
-			t.Errorf("%s: got %s (%v), want %s", tt.name, e.Word(), e, tt.word)
+		if e.Word() != tt.reason {
+			t.Errorf("%s: got %s (%v), want %s", tt.name, e.Word(), e, tt.reason)
 		}
 		expectNoSecret(t, tt.client, e)
 	}

@@ -46,7 +46,7 @@ const (
 	Refresh                   // sign again once and repeat; if it fails again, halt
 	Halt                      // every job would fail the same way: stop all calls and keep the jobs
 	HaltRepeated              // retry; halt when repeated
-	Permanent                 // of this job or this conversation only: record it as failed and go on
+	Permanent                 // of this job or this conversation only: record it as failed and continue
 	ItemRetry                 // of one conversation: try it twice more, then permanent for it
 )
 

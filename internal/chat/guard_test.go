@@ -211,7 +211,7 @@ func TestCancelledOrUnsent(t *testing.T) {
 			})
 			e, err := create(ctx, c, 100)
 			if e == nil || !errors.Is(err, context.Canceled) || e.Unsent() != (looks == 2) {
-				t.Errorf("given up at look %d: got %v, unsent %v", looks, err, e.Unsent())
+				t.Errorf("cancelled at check %d: got %v, unsent %v", looks, err, e.Unsent())
 			}
 		}
 	})
