@@ -113,7 +113,7 @@ func (a *attempt) doneBefore() int {
 	return len(a.before.Conversations) - a.before.FailedConversations()
 }
 
-// final gives the result with the attempts and calls of all generations.
+// final returns the result with the attempts and calls of all generations.
 func (a *attempt) final() job.Result {
 	r := a.result
 	r.Attempts, r.Calls = a.made, a.calls

@@ -44,7 +44,7 @@ type repeats struct {
 	since time.Time
 }
 
-// add counts one, and tells whether it lasts.
+// add counts one, and reports whether it lasts.
 func (r *repeats) add() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -133,7 +133,7 @@ func (a *attempt) write(ctx context.Context) error {
 	return a.writeWhole(ctx)
 }
 
-// canAdd tells whether a call can add to a group that exists.
+// canAdd reports whether a call can add to a group that exists.
 func (a *attempt) canAdd() bool {
 	return a.w.known.offers(chat.UpdateContactGroup) || a.w.known.harmless()
 }
@@ -214,7 +214,7 @@ func rejection(err error) (*chat.Error, bool) {
 	return e, ok
 }
 
-// endsJob tells whether a rejected chunk means that the rest of the job would be rejected too. A chunk that the API
+// endsJob reports whether a rejected chunk means that the rest of the job would be rejected too. A chunk that the API
 // finds malformed says nothing about the others, and neither does a code that nobody knows.
 func endsJob(e *chat.Error) bool {
 	return e.Class() == chat.Permanent && e.Code != chat.CodeBadParameter
@@ -561,7 +561,7 @@ func notOffered(err error) bool {
 	return ok && e.NotOffered()
 }
 
-// unreadable tells whether find failed in a way that is no different the next time.
+// unreadable reports whether find failed in a way that is no different the next time.
 func unreadable(err error) bool {
 	_, ok := rejection(err)
 	return ok || errors.Is(err, errNoEnd)
@@ -581,7 +581,7 @@ func (a *attempt) create(ctx context.Context, items []chat.Item) (chat.Response,
 	return response, err
 }
 
-// stale tells whether what a create relies on is too old: the wait for a permit can be long.
+// stale reports whether what a create relies on is too old: the wait for a permit can be long.
 func (a *attempt) stale() bool {
 	return !a.w.known.harmless() && time.Since(a.foundAt) > staleAfter && !a.foundAt.IsZero()
 }

@@ -66,7 +66,7 @@ func newKnowledge(known Known, save func(Known), log *slog.Logger) *knowledge {
 	}
 }
 
-// create gives what create does to a group that exists, "" when it is not known.
+// create returns what create does to a group that exists, "" when it is not known.
 func (k *knowledge) create() Reading {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -101,7 +101,7 @@ func (n *Known) missing(c chat.Command) *time.Time {
 	return &n.NoGetAt
 }
 
-// offers tells whether update or get can be called, as far as is known.
+// offers reports whether update or get can be called, as far as is known.
 func (k *knowledge) offers(c chat.Command) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -118,7 +118,7 @@ func (k *knowledge) heard(c chat.Command) {
 	}
 }
 
-// missed notes a response that says that update or get is not offered, and tells whether that is to be believed.
+// missed notes a response that says that update or get is not offered, and reports whether that is to be believed.
 func (k *knowledge) missed(e *chat.Error) bool {
 	k.mu.Lock()
 	o := k.offer[e.Command]
@@ -168,7 +168,7 @@ type keys struct {
 	held map[string]chan struct{} // closed when it is let go
 }
 
-// try takes a key that nobody holds, or gives what is closed when its holder lets go.
+// try takes a key that nobody holds, or returns a channel that is closed when its holder releases it.
 func (k *keys) try(key string) (free func(), wait <-chan struct{}) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -67,7 +67,7 @@ type Delivery interface {
 	// Prior returns the result that a retried job replaces; nil when there is none.
 	Prior(context.Context) (*job.Result, error)
 
-	// Earlier tells whether a leader that handed over may have made calls for the job that can still take effect.
+	// Earlier reports whether a leader that handed over may have made calls for the job that can still take effect.
 	Earlier() bool
 
 	// Attempt counts from 1: this delivery, and those before it that were requeued as counted.
@@ -76,7 +76,7 @@ type Delivery interface {
 	// Finish hands over the job's result. It does not wait until the result is written.
 	Finish(job.Result)
 
-	// Requeue gives the job back, to be delivered again after a while. An attempt is counted or not.
+	// Requeue puts the job on the queue again, to be delivered after a while. An attempt is counted or not.
 	Requeue(after time.Duration, counted bool)
 }
 
@@ -128,7 +128,7 @@ type Config struct {
 	// OnNoResponse, unless nil, is called with the error of each call that the API did not respond to, before the pace knows of it.
 	OnNoResponse func(error)
 
-	// LeaveOn tells whether Run returns a halt instead of waiting for its end; nil means that it always waits.
+	// LeaveOn reports whether Run returns a halt instead of waiting for its end; nil means that it always waits.
 	LeaveOn func(cause error) bool
 }
 

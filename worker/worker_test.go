@@ -375,7 +375,7 @@ func testJob(user, group string, n int) job.Job {
 	return j
 }
 
-// startGovernor gives a governor whose lease holds until the test ends.
+// startGovernor returns a governor whose lease holds until the test ends.
 func startGovernor(t *testing.T, cfg governor.Config) *governor.Governor {
 	t.Helper()
 	kick := make(chan struct{}, 1)

@@ -224,7 +224,7 @@ func (c *Client) newSignature(sig Secret, expiry, renewAt time.Time) *signature 
 	}
 }
 
-// signature gives the signature to use now, a new one if it is time.
+// signature returns the signature to use now, a new one if it is time.
 func (c *Client) signature() *signature {
 	s := c.sig.Load()
 	if s.renewAt.IsZero() || wallClock().Before(s.renewAt) {
@@ -290,8 +290,8 @@ func (c *Client) call(ctx context.Context, command Command, request any, respons
 
 var responseTexts = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
-// roundTrip sends body. It gives the HTTP status and fills text, with what came of it if the status is not 200; or the
-// cause why there is none.
+// roundTrip sends body. It returns the HTTP status and fills text; if the status is not 200, with what could be read. If
+// there is no status it returns the cause.
 func (c *Client) roundTrip(ctx context.Context, command Command, body []byte, text *bytes.Buffer) (int, error) {
 	g, limited := guardCall(ctx, c.timeout)
 	defer g.cancel()

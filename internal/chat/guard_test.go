@@ -94,7 +94,7 @@ func create(ctx context.Context, c *Client, conversations int) (*Error, error) {
 	return e, err
 }
 
-// permit gives a context under a permit that lasts for so many looks at it.
+// permit returns a context under a permit that lasts for so many looks at it.
 func permit(ctx context.Context, looks int64) (context.Context, *atomic.Int64) {
 	var looked atomic.Int64
 	return WithDeadline(ctx, time.Now().Add(time.Minute), func() bool { return looked.Add(1) <= looks }), &looked

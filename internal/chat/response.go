@@ -26,7 +26,7 @@ type responseItem struct {
 	ToGroupID string `json:"ToGroupId"`
 }
 
-// item gives the conversation; where the type is missing, the id that is there tells it.
+// item returns the conversation; where the type is missing, the id that is there tells it.
 func (a *responseItem) item() Item {
 	if a.Type.n == GroupChat || a.Type.n == 0 && a.ToAccount == "" {
 		return Item{Type: GroupChat, ID: a.ToGroupID}

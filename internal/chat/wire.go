@@ -75,7 +75,7 @@ func encode(request any) []byte {
 	return body
 }
 
-// Body gives the body that [Client.Create] sends for r, for people who want to see it before.
+// Body returns the body that [Client.Create] sends for r, for people who want to see it before.
 func (r CreateRequest) Body() []byte { return encode(r.wire()) }
 
 func (r CreateRequest) wire() *createBody {

@@ -20,7 +20,7 @@ import (
 	"groupferry/internal/chat"
 )
 
-// start gives a running simulator and a client of it.
+// start returns a running simulator and a client of it.
 func start(t testing.TB, c Config) (*Sim, *chat.Client, string) {
 	t.Helper()
 	sim := New(c)

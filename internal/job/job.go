@@ -145,7 +145,7 @@ var idEncoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadd
 // MaxImportID is the longest import ID in bytes: it becomes a token of subjects and of a key.
 const MaxImportID = 64
 
-// ValidImportID tells whether s can be an import ID: 1 to [MaxImportID] of A–Z, a–z, 0–9, - and _.
+// ValidImportID reports whether s can be an import ID: 1 to [MaxImportID] of A–Z, a–z, 0–9, - and _.
 func ValidImportID(s string) bool {
 	if s == "" || len(s) > MaxImportID {
 		return false

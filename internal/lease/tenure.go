@@ -61,7 +61,7 @@ func (t *Tenure) Kick() {
 	}
 }
 
-// take tries once to take the lease. After an error, found tells whether it was taken all the same.
+// take tries once to take the lease. After an error, found reports whether it was taken all the same.
 func (t *Tenure) take(ctx context.Context) error {
 	return t.write(ctx, t.c.record(t.term, t.before.Calls, max(t.before.Timeout, t.c.cfg.Timeout)))
 }

@@ -13,19 +13,19 @@ import (
 
 // RetryStats says what a retry put on the queue.
 type RetryStats struct {
-	Jobs          int64 // each with what failed of a job
-	Conversations int64 // that failed, and are wanted again
-	Unreadable    int64 // failed jobs that cannot be retried: they could not be read
+	Jobs          int64 // each has the failed conversations of one job
+	Conversations int64 // that are retried
+	Unreadable    int64 // failed jobs that cannot be retried because they could not be read
 }
 
-// Retry puts the failed and partial jobs of an import on the queue again, each with the conversations that failed; if
-// codes are given, with those alone that failed with one of them. What counts is the newest result of a job. Each is put
-// there exactly once, wherever an earlier call was cut off, and however many processes call it; progress, unless nil, gets
-// how many there are.
+// Retry puts the failed and partial jobs of an import on the queue again. Each has the conversations that failed; if
+// there are codes, only those that failed with one of them. The newest result of a job counts. Each job is put there
+// exactly once, also after an earlier call was interrupted, and with any number of processes. Retry calls progress,
+// unless it is nil, with the number of jobs on the queue.
 //
-// The import has to be complete; the error wraps [ErrUnfinished] when it is not, and [ErrCancelled] when it was
-// cancelled, or the retry is, meanwhile. A retry that was cut off is resumed if the codes are the same. The record's
-// Generation counts the retries. A retry for which there are no such failures leaves the import complete.
+// The import has to be complete: else the error wraps [ErrUnfinished]. It wraps [ErrCancelled] if the import was
+// cancelled, or the retry is meanwhile. An interrupted retry is resumed if the codes are the same. The record's
+// Generation counts the retries. If there are no such failures, the import stays complete.
 func (q *Queue) Retry(
 	ctx context.Context, id string, codes []string, progress func(jobs int64),
 ) (Import, RetryStats, error) {
@@ -49,7 +49,7 @@ func (q *Queue) retry(
 	}
 	p := w.last
 	stats := RetryStats{Jobs: p.Jobs, Conversations: p.Conversations, Unreadable: p.Unreadable}
-	if errors.Is(err, errElsewhere) { // and it is over by now
+	if errors.Is(err, errElsewhere) { // and the import is over by now
 		rec, err = q.Import(ctx, id)
 		return rec, RetryStats{Jobs: rec.Retried}, err
 	}
@@ -58,7 +58,7 @@ func (q *Queue) retry(
 	}
 	now, err := q.Update(ctx, id, func(i *Import) {
 		i.enqueued(p)
-		if p.Jobs == 0 && i.same(&rec) && i.live() { // nothing that a leader would have to do
+		if p.Jobs == 0 && i.same(&rec) && i.live() { // nothing to do for a leader
 			i.State, i.Completed, i.Paused = Complete, i.Enqueued, false
 		}
 	})
@@ -73,7 +73,7 @@ func (q *Queue) retry(
 	return now, stats, err
 }
 
-// beginRetry makes a complete import's record one that is being retried, or finds one that is already, for these codes.
+// beginRetry sets the record of a complete import to retrying, or finds that it is being retried with these codes.
 func (q *Queue) beginRetry(ctx context.Context, id string, codes []string) (Import, error) {
 	for {
 		rec, err := q.Import(ctx, id)
@@ -94,12 +94,12 @@ func (q *Queue) beginRetry(ctx context.Context, id string, codes []string) (Impo
 		default:
 			return rec, fmt.Errorf("%w: it is %s", ErrUnfinished, rec.State)
 		}
-		// The end of the generation before may have been cut off. After it, no result of the import comes any more, until
-		// there are jobs of the next one.
+		// The end of the last generation may have been interrupted. After it there are no more results of the import
+		// until there are jobs of the next generation.
 		if err := q.finishEnd(ctx, rec); err != nil {
 			return rec, err
 		}
-		if rec, err = q.Import(ctx, id); err != nil { // with the counts
+		if rec, err = q.Import(ctx, id); err != nil { // it has the counts now
 			return rec, err
 		}
 		s, err := q.conn.StreamState(ctx, q.resultsStream(), q.resultSubject(id, "*"))
@@ -152,7 +152,7 @@ func codeList(codes []string) string {
 	return "the codes " + strings.Join(codes, ",")
 }
 
-// putFailures takes a job for each result that failed, after those that were looked at before:
+// putFailures takes a job for each failed result, after the results that were read earlier:
 //
 //	results of the import  ──── last.After ─────────── source.After ─────────► RetryFrom
 //	                       done │ their jobs wait      │ not read yet
@@ -165,7 +165,7 @@ func (w *writer) putFailures(ctx context.Context) (err error) {
 	w.seen, w.source = w.last.Jobs, checkpoint{
 		After: w.last.After, Looked: w.last.Looked, Conversations: w.last.Conversations, Unreadable: w.last.Unreadable,
 	}
-	// Results of the present retry do not count: they would change what it is about.
+	// Ignore results of the present retry: they would change the list of its jobs.
 	replaced, err := w.q.replacedResults(ctx, &w.rec, w.rec.RetryFrom)
 	if err != nil {
 		return err
@@ -173,15 +173,15 @@ func (w *writer) putFailures(ctx context.Context) (err error) {
 	scan := resultScan{
 		q: w.q, id: w.rec.ID, outcomes: []job.Outcome{job.Partial, job.Failed}, next: w.source.After + 1, upTo: w.rec.RetryFrom,
 	}
-	var refused error
+	var takeErr error
 	err = scan.run(ctx, func(m stored) error {
-		if refused = w.takeFailure(ctx, m, replaced); refused != nil {
+		if takeErr = w.takeFailure(ctx, m, replaced); takeErr != nil {
 			return errStopped
 		}
 		return nil
 	})
-	if refused != nil {
-		return refused
+	if takeErr != nil {
+		return takeErr
 	}
 	if err != nil {
 		return err
@@ -196,7 +196,7 @@ func (w *writer) putFailures(ctx context.Context) (err error) {
 	return w.commit(ctx, true)
 }
 
-// takeFailure looks at one result, and takes a job for what failed in it.
+// takeFailure reads one result, and takes a job for the failed conversations in it.
 func (w *writer) takeFailure(ctx context.Context, m stored, replaced []uint64) error {
 	w.source.After = m.seq
 	w.source.Looked++
@@ -218,7 +218,7 @@ func (w *writer) takeFailure(ctx context.Context, m stored, replaced []uint64) e
 	return w.take(ctx, &j)
 }
 
-// retryJob makes a job of what failed in a result, if anything did that is wanted.
+// retryJob makes a job of the failed conversations in a result that have one of the codes. It may have none.
 func retryJob(rec *Import, seq uint64, r *job.Result) job.Job {
 	j := job.Job{
 		Import: rec.ID, ID: r.Job, FromAccount: r.FromAccount, GroupName: r.GroupName,
