@@ -392,6 +392,12 @@ func TestPlacesAgree(t *testing.T) {
 			t.Errorf("%s: got no %q", test.file, test.holds)
 		}
 	}
+	// The name that rejects have by default is another one each night.
+	for _, path := range []string{"systemd/groupferry-import.service", "kubernetes/cronjob.yaml"} {
+		if strings.Contains(read(t, path), "--rejects") {
+			t.Errorf("%s: the rejects of each night go to one file", path)
+		}
+	}
 	for _, path := range []string{"../samples/groups.csv"} { // what compose imports
 		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s is not there", path)

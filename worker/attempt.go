@@ -63,7 +63,7 @@ func (a *attempt) prepare(ctx context.Context) error {
 		return fmt.Errorf("%w: %w", errUndecodable, err)
 	}
 	a.result = job.Result{
-		Import: j.Import, Job: j.ID, FromAccount: j.FromAccount, GroupName: j.GroupName, Files: j.Files,
+		Import: j.Import, Job: j.ID, FromAccount: j.FromAccount, GroupName: j.GroupName,
 		Generation: j.Generation, Replaces: j.Prior, Started: a.started,
 		Conversations: make([]job.ConversationResult, len(j.Conversations)),
 	}
@@ -93,7 +93,7 @@ func (a *attempt) resume(before *job.Result) {
 		wanted[chat.Item{Type: c.Type, ID: c.ID}] = true
 	}
 	a.before = before
-	a.result.Started, a.result.GroupID, a.result.Files = before.Started, before.GroupID, before.Files
+	a.result.Started, a.result.GroupID = before.Started, before.GroupID
 	a.result.Conversations = slices.Clone(before.Conversations)
 	a.known, a.todo = make([]bool, len(before.Conversations)), nil
 	for i, c := range before.Conversations {

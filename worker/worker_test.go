@@ -368,7 +368,7 @@ func (a *api) count(c chat.Command) (n int) {
 }
 
 func testJob(user, group string, n int) job.Job {
-	j := job.Job{Import: "imp", ID: job.ID("imp", user, group), FromAccount: user, GroupName: group, Files: []string{"f.csv"}}
+	j := job.Job{Import: "imp", ID: job.ID("imp", user, group), FromAccount: user, GroupName: group}
 	for i := range n {
 		j.Conversations = append(j.Conversations, job.Conversation{Type: 1 + i%2, ID: fmt.Sprintf("c%04d", i), Line: int64(i + 2)})
 	}

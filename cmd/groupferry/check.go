@@ -23,11 +23,12 @@ func (p *program) checkCommand() *cobra.Command {
 		Long: `check reads and checks the input as import and run do, and says what they would
 make of it: rows, rejects, groups, calls, and the time that the calls take. It
 needs no queue and no API, and sends nothing. With --rejects it writes the
-rejected rows to a file. With --show it prints the first calls of the first
+rejected rows to a file, or with - to standard output. With --show it prints the first calls of the first
 groups as they would be sent, which is how a --preset or --columns can be tried.
 
 A FILE is CSV or JSONL, also compressed with gzip or zstd; - is standard input.`,
 		Example: `  groupferry check samples/messy.csv
+  groupferry check --rejects bad.csv samples/messy.csv
   groupferry check --preset sdk --show 5 samples/sdk.csv
   groupferry check --output json export/*.jsonl.gz`,
 		Args: files,
@@ -47,9 +48,10 @@ A FILE is CSV or JSONL, also compressed with gzip or zstd; - is standard input.`
 			}
 			r, err := app.Check(cmd.Context(), app.CheckConfig{Input: cfg, Rate: rate, Show: show})
 			p.console.end()
-			if err != nil && !errors.As(err, new(*app.BudgetError)) {
+			if err != nil && !errors.As(err, new(*app.GuardError)) {
 				return err
 			}
+			p.showKept(r.Kept, r.Rejected)
 			if werr := out.write(p.stdout, r, func() string { return checkText(&r, args) }); werr != nil {
 				return werr
 			}

@@ -105,7 +105,7 @@ func (p *program) reportEnqueued(s *app.Namespace, i queue.Import, jobs int64, o
 	}, func() string { return i.ID + "\n" })
 }
 
-// readInput reads the input of import and run, and says which file has its rejects.
+// readInput reads the input of import and run.
 func (p *program) readInput(ctx context.Context, files []string, flags *inputFlags, chunk int) (*app.Input, error) {
 	cfg, err := flags.config(p, files, chunk)
 	if err != nil {
@@ -113,23 +113,24 @@ func (p *program) readInput(ctx context.Context, files []string, flags *inputFla
 	}
 	in, err := app.ReadInput(ctx, cfg)
 	p.console.end()
-	var budget *app.BudgetError
-	switch {
-	case err == nil && in.Record.RejectsFile != "":
-		p.showKept(in.Record.Rejected, in.Record.RejectsFile)
-	case errors.As(err, &budget):
-		p.showKept(budget.Rejected, budget.RejectsFile)
+	var guard *app.GuardError
+	if errors.As(err, &guard) {
+		p.showKept(guard.Rejects, guard.Rejected)
 	}
 	debug.FreeOSMemory() // what sorting took is free for what comes now
 	return in, err
 }
 
-// begin makes the record of an import, or finds that of an earlier run with the same content.
+// begin makes the record of an import, or finds that of an earlier run with the same content; then it keeps the rejects.
 func (p *program) begin(ctx context.Context, s *app.Namespace, in *app.Input) (queue.Import, error) {
 	stored, existed, err := s.Begin(ctx, in.Record)
+	if err == nil {
+		err = in.Rejects.Keep()
+	}
 	if err != nil {
 		return stored, err
 	}
+	p.showKept(in.Rejects, in.Record.Rejected)
 	id, at := stored.ID, stored.Created.Local().Format(time.DateTime)
 	switch {
 	case !existed:

@@ -39,7 +39,7 @@ const (
 	exitUsage       = 2   // usage or configuration
 	exitIncomplete  = 3   // finished, but some rows were rejected or some jobs failed
 	exitHalted      = 4   // every job would fail the same way
-	exitBudget      = 5   // more rejects than --max-rejects: nothing was enqueued
+	exitGuarded     = 5   // a guard stopped it: nothing was enqueued
 	exitUnreachable = 75  // NATS or the API is out of reach
 	exitInterrupted = 130 // by a signal
 )
@@ -50,7 +50,7 @@ const exitCodes = `Exit codes:
   2    usage or configuration
   3    finished, but some rows were rejected or some jobs failed
   4    halted: every job would fail the same way
-  5    more rejects than --max-rejects allows: nothing was enqueued
+  5    no row accepted, or more rejects than allowed: nothing was enqueued
   75   NATS or the API is out of reach
   130  interrupted`
 
@@ -85,7 +85,6 @@ func exitCode(err error) int {
 	var (
 		usage  *usageError
 		config *importer.ConfigError
-		budget *app.BudgetError
 	)
 	switch {
 	case err == nil:
@@ -100,8 +99,8 @@ func exitCode(err error) int {
 		return exitUsage
 	case governor.IsHalted(err):
 		return exitHalted
-	case errors.As(err, &budget):
-		return exitBudget
+	case errors.As(err, new(*app.GuardError)):
+		return exitGuarded
 	case errors.Is(err, broker.ErrUnreachable), errors.Is(err, app.ErrAPIUnreachable):
 		return exitUnreachable
 	}
@@ -114,7 +113,8 @@ func hintFor(err error) string {
 	var e *chat.Error
 	var disk *broker.DiskError
 	var damaged *broker.DamagedError
-	var budget *app.BudgetError
+	var guard *app.GuardError
+	var rejects *app.RejectsError
 	switch {
 	case errors.As(err, &damaged):
 		return damaged.Remedy
@@ -122,8 +122,10 @@ func hintFor(err error) string {
 		return "make room on its disk, or see that it can be written to"
 	case errors.As(err, &h):
 		return h.hint
-	case errors.As(err, &budget) && budget.RejectsFile != "":
-		return "fix the rows in " + budget.RejectsFile + ", or allow more"
+	case errors.As(err, &rejects):
+		return "name another file with --rejects, or - for standard output"
+	case errors.As(err, &guard):
+		return guardHint(guard)
 	case errors.As(err, new(*queue.OtherAppError)):
 		return "name another --namespace, or another --data-dir"
 	case errors.Is(err, queue.ErrOrder):
@@ -134,6 +136,20 @@ func hintFor(err error) string {
 		return e.Remedy()
 	}
 	return ""
+}
+
+func guardHint(e *app.GuardError) string {
+	if e.Rows == 0 {
+		return "--allow-empty takes it all the same"
+	}
+	fix := "fix the rows"
+	if e.Rejects != nil && e.Rejects.File != "" {
+		fix += " in " + e.Rejects.File
+	}
+	if e.Accepted == 0 {
+		return fix + "; if another system wrote the input, see --preset, --owner and --columns"
+	}
+	return fix + ", or allow more"
 }
 
 // An unfinishedError ends with the command that continues.

@@ -244,8 +244,17 @@ func (p *program) showPlan(plan *importer.Plan) error {
 	return nil
 }
 
-func (p *program) showKept(rejected int64, file string) {
-	p.console.print("%s rejected, kept in %s: fix and import that file", rows(rejected), file)
+// showKept says which file has the rejects; it may be nil if none was asked for.
+func (p *program) showKept(r *app.Rejects, rejected int64) {
+	switch {
+	case r == nil:
+	case r.Older != "":
+		p.console.print("note: %s is from an earlier run: no row was rejected in this one", r.Older)
+	case r.Other != "":
+		p.console.print("%s rejected, kept in %s, for %s has other content: fix and import that file", rows(rejected), r.File, r.Other)
+	case r.File != "":
+		p.console.print("%s rejected, kept in %s: fix and import that file", rows(rejected), r.File)
+	}
 }
 
 func rows(n int64) string {

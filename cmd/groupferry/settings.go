@@ -307,6 +307,7 @@ type inputFlags struct {
 	format, delimiter, importID string
 	columns                     map[string]string
 	maxRejects, rejects         string
+	allowEmpty                  bool
 	preset, owner, mapIDs       string
 	spoolDir                    string
 }
@@ -321,13 +322,14 @@ func (i *inputFlags) add(cmd *cobra.Command) {
 	f.StringVar(&i.mapIDs, "map-ids", "", "CSV `file` with the columns old,new; an id that is not in it is rejected")
 	f.StringVar(&i.importID, "import-id", "", "`name` of the import; default: made from the content")
 	f.StringVar(&i.maxRejects, "max-rejects", "", "enqueue nothing if more rows than `N or N%` are rejected")
-	f.StringVar(&i.rejects, "rejects", "", "`file` for rejected rows (default IMPORT-rejects.csv, if there are any)")
+	f.StringVar(&i.rejects, "rejects", "", "`file` for rejected rows, - for standard output (default IMPORT-rejects.csv, if there are any)")
+	f.BoolVar(&i.allowEmpty, "allow-empty", false, "take an input of which no row is accepted")
 	f.StringVar(&i.spoolDir, "spool-dir", "", "`directory` in which large input is sorted (default: that for temporary files)")
 }
 
 func (i *inputFlags) config(p *program, files []string, chunk int) (app.InputConfig, error) {
 	cfg := app.InputConfig{
-		Files: files, Rejects: i.rejects, OnRead: p.showPlan,
+		Files: files, Rejects: i.rejects, Stdout: p.stdout, AllowEmpty: i.allowEmpty, OnRead: p.showPlan,
 		Importer: importer.Config{
 			Format: importer.Format(i.format), Columns: i.columns, ImportID: i.importID, ChunkSize: chunk, Stdin: p.stdin,
 			Preset: i.preset, Owner: i.owner, MapIDs: i.mapIDs, SpoolDir: i.spoolDir, Progress: p.showReading(),
@@ -340,6 +342,9 @@ func (i *inputFlags) config(p *program, files []string, chunk int) (app.InputCon
 		cfg.Importer.Delimiter, _ = utf8.DecodeRuneInString(d)
 	default:
 		return cfg, usagef("--delimiter %q: one character, or \\t", d)
+	}
+	if i.rejects == app.Stdout {
+		p.stdout = p.stderr // what else goes there would be no CSV
 	}
 	var err error
 	cfg.MaxRejects, err = i.budget()

@@ -64,7 +64,7 @@ func (n *namespace) enqueue(id string, jobs int) {
 	var all iter.Seq[job.Job] = func(yield func(job.Job) bool) {
 		for i := range jobs {
 			j := job.Job{
-				Import: id, FromAccount: fmt.Sprintf("user%d", i), GroupName: "g", Files: []string{"f"},
+				Import: id, FromAccount: fmt.Sprintf("user%d", i), GroupName: "g",
 				Conversations: []job.Conversation{{Type: job.OneToOne, ID: "friend", Line: int64(i + 1)}},
 			}
 			j.ID = job.ID(id, j.FromAccount, j.GroupName)

@@ -54,8 +54,9 @@ func (l *ResultLine) fields() []string {
 		group, strconv.Itoa(l.Attempts), l.Job, l.Outcome, l.Finished.UTC().Format(time.RFC3339)}
 }
 
-// resultLines gives a result as one line for each conversation, or a single one for a job of which nothing is known.
-func resultLines(r *job.Result) []ResultLine {
+// resultLines gives a result as one line for each conversation, or a single one for a job of which nothing is known. files
+// are the names of the import's inputs.
+func resultLines(r *job.Result, files []string) []ResultLine {
 	base := ResultLine{
 		FromAccount: r.FromAccount, GroupName: r.GroupName, GroupID: r.GroupID, Attempts: r.Attempts,
 		Job: r.Job, Outcome: string(r.Outcome), Finished: r.Finished,
@@ -67,7 +68,10 @@ func resultLines(r *job.Result) []ResultLine {
 	all := make([]ResultLine, len(r.Conversations))
 	for i, c := range r.Conversations {
 		l := base
-		l.Type, l.Code, l.Reason, l.File, l.Line = c.Type, c.Code, c.Info, r.Files[c.File], c.Line
+		l.Type, l.Code, l.Reason, l.Line = c.Type, c.Code, c.Info, c.Line
+		if c.File < len(files) {
+			l.File = files[c.File]
+		}
 		if c.Type == job.OneToOne {
 			l.ToAccount = c.ID
 		} else {
@@ -91,12 +95,21 @@ func (n *Namespace) ResultLines(ctx context.Context, id string, failed bool) ite
 		outcomes = []job.Outcome{job.Partial, job.Failed}
 	}
 	return func(yield func(ResultLine, error) bool) {
+		var files []string
+		record, err := n.Import(ctx, id)
+		if err == nil {
+			files, err = record.Inputs.Unpack()
+		}
+		if err != nil {
+			yield(ResultLine{}, err)
+			return
+		}
 		for r, err := range n.Results(ctx, id, outcomes...) {
 			if err != nil {
 				yield(ResultLine{}, err)
 				return
 			}
-			for _, l := range resultLines(&r) {
+			for _, l := range resultLines(&r, files) {
 				if failed && l.Code == "" {
 					continue
 				}

@@ -42,7 +42,7 @@ const (
 type Conversation struct {
 	Type int    `json:"type"` // OneToOne or GroupChat
 	ID   string `json:"id"`   // user id or group id, as Type says
-	File int    `json:"file"` // index into the Files of the job or result that holds it
+	File int    `json:"file"` // which input of the import, from 0; the import's record has its name
 	Line int64  `json:"line"` // physical line in that file, from 1
 }
 
@@ -55,7 +55,6 @@ type Job struct {
 	GroupName     string         `json:"group_name"`
 	Generation    int            `json:"generation"` // 0 at first; the n-th retry of the import makes it n
 	Prior         uint64         `json:"prior"`      // in a retry: the sequence, on the results stream, of the result that it is going to replace
-	Files         []string       `json:"files"`      // names of the inputs; what Conversation.File counts into
 	Conversations []Conversation `json:"conversations"`
 }
 
@@ -92,7 +91,6 @@ type Result struct {
 	Replaces      uint64               `json:"replaces"`   // the sequence of the result that this one supersedes; 0 when it is the job's first
 	Attempts      int                  `json:"attempts"`   // attempts that this result took, over all generations
 	Calls         int                  `json:"calls"`      // calls that this result took, over all generations and all attempts of the workers that wrote it
-	Files         []string             `json:"files"`
 	Conversations []ConversationResult `json:"conversations"`
 	Started       time.Time            `json:"started"` // first attempt, by the worker's clock
 	Finished      time.Time            `json:"finished"`
@@ -171,7 +169,6 @@ func (j *Job) AppendJSON(b []byte) []byte {
 	b = appendField(b, "from_account", j.FromAccount)
 	b = appendField(b, "group_name", j.GroupName)
 	b = appendGeneration(b, j.Generation, "prior", j.Prior)
-	b = appendFiles(b, j.Files)
 	b = append(b, `,"conversations":[`...)
 	for i := range j.Conversations {
 		b = appendSeparator(b, i)
@@ -203,7 +200,6 @@ func (r *Result) AppendJSON(b []byte) []byte {
 	b = appendField(b, "started", r.Started.UTC().Format(time.RFC3339Nano))
 	b = appendField(b, "finished", r.Finished.UTC().Format(time.RFC3339Nano))
 	b = appendField(b, "worker", r.Worker)
-	b = appendFiles(b, r.Files)
 	b = append(b, `,"conversations":[`...)
 	for i := range r.Conversations {
 		c := &r.Conversations[i]
@@ -248,17 +244,6 @@ func appendGeneration(b []byte, generation int, key string, seq uint64) []byte {
 		b = strconv.AppendUint(b, seq, 10)
 	}
 	return b
-}
-
-func appendFiles(b []byte, files []string) []byte {
-	b = append(b, `,"files":[`...)
-	for i, f := range files {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = appendString(b, f)
-	}
-	return append(b, ']')
 }
 
 func appendInt(b []byte, key string, n int64) []byte {
@@ -310,13 +295,13 @@ func check(importID, jobID string, generation int) error {
 	return nil
 }
 
-// check checks the i-th conversation of a job or a result with so many files.
-func (c *Conversation) check(i, files int) error {
+// check checks the i-th conversation of a job or a result.
+func (c *Conversation) check(i int) error {
 	if c.Type != OneToOne && c.Type != GroupChat {
 		return fmt.Errorf("conversation %d: type %d", i, c.Type)
 	}
-	if c.File < 0 || c.File >= files {
-		return fmt.Errorf("conversation %d: file %d of %d", i, c.File, files)
+	if c.File < 0 {
+		return fmt.Errorf("conversation %d: file %d", i, c.File)
 	}
 	return nil
 }
@@ -332,7 +317,7 @@ func Decode(b []byte) (Job, error) {
 		err = check(w.Import, w.ID, w.Generation)
 	}
 	for i := 0; err == nil && i < len(w.Conversations); i++ {
-		err = w.Conversations[i].check(i, len(w.Files))
+		err = w.Conversations[i].check(i)
 	}
 	if err == nil && len(w.Conversations) == 0 {
 		err = errors.New("no conversations")
@@ -354,7 +339,7 @@ func DecodeResult(b []byte) (Result, error) {
 		err = check(w.Import, w.Job, w.Generation)
 	}
 	for i := 0; err == nil && i < len(w.Conversations); i++ {
-		err = w.Conversations[i].check(i, len(w.Files))
+		err = w.Conversations[i].check(i)
 	}
 	if err == nil && !slices.Contains(Outcomes, w.Outcome) {
 		err = fmt.Errorf("outcome %q", w.Outcome)

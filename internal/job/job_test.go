@@ -19,7 +19,6 @@ func sampleJob() Job {
 	return Job{
 		Import: "9f2c41d07ab3e655", ID: ID("9f2c41d07ab3e655", "anna", "日本 & friends"),
 		FromAccount: "anna", GroupName: "日本 & friends",
-		Files: []string{"a.csv", "b \"2\".csv"},
 		Conversations: []Conversation{
 			{Type: OneToOne, ID: "bob", Line: 2},
 			{Type: GroupChat, ID: "@TGS#1ABC", File: 1, Line: 70000},
@@ -30,7 +29,7 @@ func sampleJob() Job {
 func sampleResult() Result {
 	return Result{
 		Import: "nightly", Job: "abc", FromAccount: "anna", GroupName: "work", GroupID: 7,
-		Outcome: Partial, Attempts: 2, Calls: 3, Files: []string{"a.csv"}, Worker: "host-1",
+		Outcome: Partial, Attempts: 2, Calls: 3, Worker: "host-1",
 		Started:  time.Date(2026, 1, 2, 3, 4, 5, 600, time.UTC),
 		Finished: time.Date(2026, 1, 2, 3, 4, 6, 0, time.UTC),
 		Conversations: []ConversationResult{
@@ -84,7 +83,7 @@ func TestWireForm(t *testing.T) {
 		t.Errorf("result of a retry: got %+v, %v, want %+v", r2, err, r)
 	}
 	poison := Result{Import: "i", Job: "seq-9", Outcome: Failed, Code: CodeUndecodable, Info: "x",
-		Started: r.Started, Finished: r.Finished, Files: []string{}, Conversations: []ConversationResult{}}
+		Started: r.Started, Finished: r.Finished, Conversations: []ConversationResult{}}
 	p2, err := DecodeResult(poison.AppendJSON(nil))
 	if err != nil || !reflect.DeepEqual(poison, p2) {
 		t.Errorf("undecodable: got %+v, %v, want %+v", p2, err, poison)
@@ -100,8 +99,8 @@ func TestDecodeRefuses(t *testing.T) {
 		"no import":        strings.Replace(ok, `"import":"9f2c41d07ab3e655"`, `"import":""`, 1),
 		"import with dots": strings.Replace(ok, `"import":"9f2c41d07ab3e655"`, `"import":"a.b"`, 1),
 		"type 3":           strings.Replace(ok, `"type":2`, `"type":3`, 1),
-		"file off the end": strings.Replace(ok, `"file":1`, `"file":2`, 1),
-		"no conversations": `{"v":1,"import":"i","job":"j","files":[]}`,
+		"file -1":          strings.Replace(ok, `"file":1`, `"file":-1`, 1),
+		"no conversations": `{"v":1,"import":"i","job":"j"}`,
 		"generation -1":    strings.Replace(ok, `"v":1,`, `"v":1,"generation":-1,`, 1),
 		"cut off":          ok[:len(ok)-5],
 	} {
@@ -182,7 +181,7 @@ func FuzzDecode(f *testing.F) {
 	for range 2 {
 		f.Add(j.AppendJSON(nil))
 		f.Add(r.AppendJSON(nil))
-		j.GroupName, j.Files, j.Generation, j.Prior = "Familie Müller", []string{"a.csv", "b.csv"}, 2, 1<<50
+		j.GroupName, j.Generation, j.Prior = "Familie Müller", 2, 1<<50
 		r.Code, r.Info, r.Generation, r.Replaces = "51000", "gone", 2, 1<<50
 		r.Conversations[1].Info = "no such group"
 	}
@@ -203,7 +202,7 @@ func FuzzDecode(f *testing.F) {
 }
 
 func BenchmarkEncode(b *testing.B) {
-	j := Job{Import: "i", ID: "x", FromAccount: "user", GroupName: "g", Files: []string{"f.csv"}}
+	j := Job{Import: "i", ID: "x", FromAccount: "user", GroupName: "g"}
 	for i := range 100 {
 		j.Conversations = append(j.Conversations, Conversation{Type: OneToOne, ID: "user-12345", Line: int64(i)})
 	}
@@ -216,8 +215,8 @@ func BenchmarkEncode(b *testing.B) {
 
 // BenchmarkDecode reads a job and a result of 20 conversations.
 func BenchmarkDecode(b *testing.B) {
-	j := Job{Import: "i", ID: "x", FromAccount: "user", GroupName: "g", Files: []string{"f.csv"}}
-	r := Result{Import: "i", Job: "x", FromAccount: "user", GroupName: "g", Files: j.Files, Outcome: Done, Started: time.Now()}
+	j := Job{Import: "i", ID: "x", FromAccount: "user", GroupName: "g"}
+	r := Result{Import: "i", Job: "x", FromAccount: "user", GroupName: "g", Outcome: Done, Started: time.Now()}
 	for i := range 20 {
 		c := Conversation{Type: OneToOne, ID: "user-12345", Line: int64(i)}
 		j.Conversations = append(j.Conversations, c)
@@ -239,5 +238,17 @@ func BenchmarkDecode(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// The largest job fits into a message of a server's usual size: 1,000 conversations whose ids need escapes.
+func TestLargestJob(t *testing.T) {
+	j := Job{Import: strings.Repeat("i", MaxImportID), ID: ID("i", "u", "g"), FromAccount: strings.Repeat(`"`, 32),
+		GroupName: strings.Repeat("\x01", 32), Generation: 999, Prior: 1 << 60}
+	for range 1000 {
+		j.Conversations = append(j.Conversations, Conversation{GroupChat, strings.Repeat(`"`, 48), 1 << 30, 1 << 60})
+	}
+	if n := len(j.AppendJSON(nil)); n > 1<<19 {
+		t.Errorf("got %d bytes", n)
 	}
 }

@@ -95,7 +95,8 @@ type Import struct {
 
 	Counts Counts `json:"counts"` // of its results; final, and set while it is over
 
-	Files       []string `json:"files,omitempty"`
+	Files       []string `json:"files,omitempty"`  // as a person named them, and maybe not all
+	Inputs      Names    `json:"inputs,omitempty"` // those that were read; what job.Conversation.File counts into
 	RejectsFile string   `json:"rejects_file,omitempty"`
 }
 

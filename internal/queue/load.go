@@ -406,7 +406,7 @@ func crashedResult(j *job.Job, before *job.Result) job.Result {
 	r := job.Result{
 		Job: j.ID, FromAccount: j.FromAccount, GroupName: j.GroupName, Outcome: job.Failed,
 		Code: CodeCrashed, Info: "the leader was lost three times while this job was under way",
-		Replaces: j.Prior, Attempts: 1, Files: j.Files, Started: time.Now(), Finished: time.Now(),
+		Replaces: j.Prior, Attempts: 1, Started: time.Now(), Finished: time.Now(),
 	}
 	if before == nil {
 		for _, c := range j.Conversations {
@@ -414,7 +414,7 @@ func crashedResult(j *job.Job, before *job.Result) job.Result {
 		}
 		return r
 	}
-	r.GroupID, r.Files, r.Started = before.GroupID, before.Files, before.Started
+	r.GroupID, r.Started = before.GroupID, before.Started
 	r.Attempts, r.Calls = r.Attempts+before.Attempts, before.Calls
 	type item struct {
 		kind int

@@ -222,7 +222,7 @@ func (w *writer) takeFailure(ctx context.Context, m stored, replaced []uint64) e
 func retryJob(rec *Import, seq uint64, r *job.Result) job.Job {
 	j := job.Job{
 		Import: rec.ID, ID: r.Job, FromAccount: r.FromAccount, GroupName: r.GroupName,
-		Generation: rec.Generation, Prior: seq, Files: r.Files,
+		Generation: rec.Generation, Prior: seq,
 	}
 	for _, c := range r.Conversations {
 		if c.Code != "" && (len(rec.RetryCodes) == 0 || slices.Contains(rec.RetryCodes, c.Code)) {

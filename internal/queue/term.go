@@ -482,7 +482,7 @@ func fit(r *job.Result, room int64) []byte {
 	}
 	r.Outcome, r.Code = job.Failed, CodeTooLarge
 	r.Info = fmt.Sprintf("the result has %d bytes, and the server takes %d: raise its max_payload", size, room)
-	r.Conversations, r.Files = nil, nil
+	r.Conversations = nil
 	return r.AppendJSON(nil)
 }
 

@@ -44,7 +44,6 @@ func numberedJobs(id string, n, conversations int) iter.Seq[job.Job] {
 		for i := range n {
 			j := job.Job{
 				Import: id, ID: fmt.Sprintf("job-%d", i), FromAccount: fmt.Sprintf("user%d", i), GroupName: "friends",
-				Files: []string{"in.csv"},
 			}
 			for k := range conversations {
 				j.Conversations = append(j.Conversations, job.Conversation{
@@ -166,7 +165,7 @@ func resultOf(t testing.TB, d *Delivery, failing int) job.Result {
 		t.Fatal(err)
 	}
 	r := job.Result{
-		FromAccount: j.FromAccount, GroupName: j.GroupName, Files: j.Files, Attempts: d.Attempt(), Calls: 1, Worker: "w",
+		FromAccount: j.FromAccount, GroupName: j.GroupName, Attempts: d.Attempt(), Calls: 1, Worker: "w",
 		Started: time.Unix(1e9, 0), Finished: time.Unix(1e9+1, 0),
 	}
 	for i, c := range j.Conversations {
