@@ -26,7 +26,7 @@ const (
 	defaultTimeout     = 10 * time.Second // well above the 3 s after which the API itself gives up
 	defaultMaxConns    = 256              // above what 200 calls a second need at a call time of 1 s
 
-	dialTimeout = 5 * time.Second // half of a call's, so that one failed attempt to connect is told as what it is
+	dialTimeout = 5 * time.Second // half of a call's, so that one failed attempt to connect is reported as such
 
 	// idleTimeout is how long a connection is kept without a call: less than the 60 s or more that servers and
 	// load balancers allow, so that a call seldom meets a connection that the other side is just closing.

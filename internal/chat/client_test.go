@@ -257,7 +257,7 @@ func TestResponsesWithoutACode(t *testing.T) {
 	}
 }
 
-// What a server in between says is told with its status, without the signature; a response of the API counts whatever
+// The response of a server in between is reported with its status, without the signature; a response of the API counts whatever
 // the status is.
 func TestBodyBesideAStatus(t *testing.T) {
 	e := call(t, responding(t, 403, "<b>Blocked</b>\nby policy 7, usersig="+strings.Repeat("secret", 20)+strings.Repeat(" more", 5000)))

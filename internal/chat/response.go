@@ -98,7 +98,7 @@ type getItem struct {
 }
 
 // An integer is read from a JSON number or from a string that holds one. Anything else leaves ok false, and does not
-// make the whole response unreadable: most of them are only told to people.
+// make the whole response unreadable: most of them are only shown to people.
 type integer struct {
 	n  int64
 	ok bool

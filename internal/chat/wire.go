@@ -12,7 +12,7 @@ const (
 
 	updateMembers = 2 // UpdateGroupType; 1 renames
 
-	optNone   = 0 // no operation told
+	optNone   = 0 // no operation given
 	optAdd    = 1 // ContactOptType
 	optRemove = 2
 )

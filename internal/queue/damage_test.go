@@ -72,7 +72,7 @@ func TestTermRetries(t *testing.T) {
 	}
 }
 
-// An import whose results or jobs are not all there never becomes complete, and whoever reads it is told.
+// An import with missing results or jobs never becomes complete, and reading it returns an error.
 func TestDamagedImports(t *testing.T) {
 	q := leaderQueue(t)
 	for _, id := range []string{"result", "job", "state", "fine"} {

@@ -16,8 +16,8 @@ import (
 	"groupferry/internal/job"
 )
 
-// The fence. Jobs of a generation are on the queue only while its record is live, or until whoever ended it has removed
-// them:
+// The fence. Jobs of a generation are on the queue only while its record is live, or until the process that ended it has
+// removed them:
 //
 //	to start and to continue                                 to end
 //	  1 record live                   (compare-and-set)        1 record over                   (compare-and-set)

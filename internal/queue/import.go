@@ -80,7 +80,7 @@ type Import struct {
 	Rejected      int64 `json:"rejected"`
 	Conversations int64 `json:"conversations"`
 	Calls         int64 `json:"calls"` // if none has to be repeated
-	Jobs          int64 `json:"jobs"`  // 0 until Enqueue has counted them, if Begin was not told
+	Jobs          int64 `json:"jobs"`  // 0 until Enqueue has counted them, if Begin did not get it
 
 	// Incarnation is new with each Begin. It tells the data of a deleted import from that of a later one with the same
 	// ID.
