@@ -24,12 +24,12 @@ const (
 	// Conversations that failed in a way that may pass are sent again twice (51007: "retry twice, then permanent").
 	resends = 2
 
-	// A call that is not sent so many times in a row has found no way to the API: making a connection takes longer than a
-	// permit holds. A process that is frozen, or a machine that is suspended, is so once or twice.
+	// After unsentMost unsent tries in a row there is no way to the API: making a connection takes longer than a permit
+	// lasts. A frozen process or a suspended machine causes one or two of them.
 	unsentMost = 10
 
-	// What may come from something in between, as a proxy that is being restarted, is believed when so many calls in a row
-	// ended so, over all jobs and for so long.
+	// A response that may come from something in between, such as a proxy that is being restarted, is believed after
+	// repeatsMost such calls in a row over repeatsTime, counted over all jobs.
 	repeatsMost = 5
 	repeatsTime = 2 * time.Second
 
@@ -60,9 +60,9 @@ func (r *repeats) reset() {
 	r.n = 0
 }
 
-// call makes one call as often as it takes: it waits for a permit each time, goes slower when told to, signs again
-// once, and tries again what may pass. A *chat.Error is the API's final response; it comes wrapped in errAgain when
-// more tries may help later, and in a *governor.HaltedError when every job would fail the same way.
+// call makes one call, and repeats it as necessary: it waits for a permit each time, slows down when throttled, signs
+// again once, and tries again after failures that may pass. A *chat.Error is the API's final response; it comes wrapped
+// in errAgain when more tries may help later, and in a *governor.HaltedError when every job would fail the same way.
 func call[A any](ctx context.Context, a *attempt, command chat.Command, do func(context.Context) (A, error), code func(A) string) (A, error) {
 	var none A
 	tries, unsent, renewed := 0, 0, false
@@ -169,8 +169,9 @@ func (w *Worker) noResponse(err error) {
 	}
 }
 
-// noteNoResponse notes that nobody knows what became of a call: it had no response, or the response was an internal error
-// or timeout of the API, which does not tell either. An unknown code means the same each time, so it needs no check.
+// noteNoResponse notes that nobody knows what became of a call: it had no response, or the response was an internal
+// error or timeout of the API, which does not tell either. An unknown code means the same each time, so it needs no
+// check.
 func (a *attempt) noteNoResponse(command chat.Command, unknown bool) {
 	if command == chat.GetContactGroup {
 		return

@@ -20,8 +20,8 @@ const (
 	Refuse  Reading = "refuse"  // it fails with a code
 )
 
-// Known is what was learned about an API, to be kept for the next run against the same one. The zero value is that
-// nobody tried yet.
+// Known is what was learned about an API, to be kept for the next run against the same one. The zero value means that
+// nothing is known.
 type Known struct {
 	Create   Reading   `json:"create,omitempty"`
 	CreateAt time.Time `json:"create_at,omitzero"` // when that was learned
@@ -32,15 +32,16 @@ type Known struct {
 }
 
 const (
-	// knownFor is how long what create does is taken as known. Then one job learns it anew, by two creates and a read.
+	// knownFor is how long the reading of create is used. After that one job learns it again, by two creates and a
+	// read.
 	knownFor = 7 * 24 * time.Hour
 
 	// askAgain is when a command that was not offered is tried again.
 	askAgain = 10 * time.Minute
 )
 
-// offer is what this process heard of update or get. HTTP 404 stands for a command that is not offered if it lasts and
-// there never was a response: something in between can say 404 for a moment.
+// offer is what this process knows about update or get. HTTP 404 means that the command is not offered if it lasts, and
+// if the command never had a response: something in between can respond with 404 for a moment.
 type offer struct {
 	responded bool
 	notFound  repeats
@@ -76,8 +77,8 @@ func (k *knowledge) create() Reading {
 	return k.known.Create
 }
 
-// harmless reports whether create is known to leave what is in a group that exists. That it was seen to be rejected does not
-// say so: it may have been for something else.
+// harmless reports whether create is known to keep what is in a group that exists. A rejected create does not show
+// that: it may have been rejected for another reason.
 func (k *knowledge) harmless() bool { return k.create() == Append }
 
 func (k *knowledge) learn(r Reading) {
@@ -139,8 +140,8 @@ func (k *knowledge) missed(e *chat.Error) bool {
 	return true
 }
 
-// mayReplace is [ErrMayReplace] with what the API said, and why the group was not read. What it did not say to this
-// process is forgotten, to be asked once more: the error is errStale then.
+// mayReplace returns [ErrMayReplace] with the responses of the API, and why the group was not read. What this process
+// did not learn itself is dropped, to be tried again: then the error is errStale.
 func (k *knowledge) mayReplace(unread error) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
