@@ -2,11 +2,13 @@ package main
 
 import (
 	"bufio"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -50,6 +52,12 @@ func scrape(t testing.TB, url string) map[string]float64 {
 		}
 	}
 	return samples
+}
+
+// buildInfo is the series that says which build is running.
+func buildInfo() string {
+	version, _ := build()
+	return fmt.Sprintf("groupferry_build_info{goversion=%q,revision=%q,version=%q}", runtime.Version(), testRevision, version)
 }
 
 // A run that listens shows how far it is, in the numbers of its report.
@@ -117,6 +125,7 @@ func TestListen(t *testing.T) {
 		`groupferry_conversations_total{outcome="done"}`:            r.Conversations.Done,
 		`groupferry_conversations_total{outcome="failed"}`:          r.Conversations.Failed,
 		`groupferry_job_attempts_total`:                             done,
+		buildInfo():                                                 1,
 		`groupferry_state{state="running"}`:                         1,
 		`groupferry_state{state="halted"}`:                          0,
 		`groupferry_permits_in_use{command="create_contact_group"}`: 1,

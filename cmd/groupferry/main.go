@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -128,6 +129,8 @@ func hintFor(err error) string {
 		return guardHint(guard)
 	case errors.As(err, new(*queue.OtherAppError)):
 		return "name another --namespace, or another --data-dir"
+	case errors.As(err, new(*app.NotQueuedError)):
+		return "their rows are in the input alone: import that with another --import-id"
 	case errors.Is(err, queue.ErrOrder):
 		return "give the input another --import-id to import it as a whole"
 	case errors.Is(err, worker.ErrMayReplace):
@@ -181,12 +184,16 @@ type leftKey struct{}
 // from which it is taken, ends with the first: what reads stops, and workers take no more jobs.
 func untilLeft(ctx context.Context) context.Context { return ctx.Value(leftKey{}).(context.Context) }
 
+// leaveWithin is how long a command may take to end after the second signal, whatever it waits for.
+const leaveWithin = 1500 * time.Millisecond
+
 func run(signals <-chan os.Signal, args []string, getenv func(string) (string, bool), stdin io.Reader, stdout, stderr io.Writer) int {
 	hard, fail := context.WithCancelCause(context.Background())
 	leave := func() { fail(nil) }
 	defer leave()
 	soft, stop := context.WithCancel(context.WithValue(hard, leftKey{}, hard))
 	defer stop()
+	overdue := make(chan struct{}) // closed a while after the second signal
 	p := &program{
 		args: args, getenv: getenv, stdin: stdin, stdout: stdout, stderr: stderr, fail: fail, console: newConsole(stderr),
 	}
@@ -199,6 +206,7 @@ func run(signals <-chan os.Signal, args []string, getenv func(string) (string, b
 				return
 			}
 		}
+		time.AfterFunc(leaveWithin, func() { close(overdue) })
 	}()
 
 	root := p.root()
@@ -206,7 +214,21 @@ func run(signals <-chan os.Signal, args []string, getenv func(string) (string, b
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	cmd, err := root.ExecuteContextC(soft)
+	type result struct {
+		cmd *cobra.Command
+		err error
+	}
+	ended := make(chan result, 1)
+	go func() {
+		cmd, err := root.ExecuteContextC(soft)
+		ended <- result{cmd, err}
+	}()
+	end := result{root, context.Canceled}
+	select {
+	case end = <-ended:
+	case <-overdue: // it is left where it is, as by a kill
+	}
+	cmd, err := end.cmd, end.err
 	p.console.end()
 	var disk *broker.DiskError
 	if errors.As(context.Cause(hard), &disk) || errors.As(err, &disk) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -263,4 +264,24 @@ func TestSecondInterrupt(t *testing.T) {
 	}
 	s.run(exitDone, c.resumeCommand("interrupted; to continue")...)
 	checkState(t, sim, stateOf(rows))
+}
+
+// The second interrupt leaves also where a command is stuck in something that no context ends, such as a write.
+func TestSecondInterruptAnywhere(t *testing.T) {
+	t.Parallel()
+	unread, stdout := io.Pipe()
+	defer unread.Close()
+	signals, code := make(chan os.Signal, 2), make(chan int, 1)
+	getenv := func(string) (string, bool) { return "", false }
+	go func() { code <- run(signals, []string{"--help"}, getenv, strings.NewReader(""), stdout, io.Discard) }()
+	signals <- os.Interrupt
+	signals <- os.Interrupt
+	select {
+	case got := <-code:
+		if got != exitInterrupted {
+			t.Errorf("got exit code %d, want %d", got, exitInterrupted)
+		}
+	case <-time.After(patience):
+		t.Error("it does not end")
+	}
 }

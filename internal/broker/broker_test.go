@@ -215,6 +215,26 @@ func TestRequestOnAConnectionThatBreaks(t *testing.T) {
 	})
 }
 
+// Open ends with its context, also while it waits for a server that says nothing.
+func TestOpenEndsWithItsContext(t *testing.T) {
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		if conn, err := silent.Accept(); err == nil { // now it waits
+			defer conn.Close()
+			cancel()
+			<-t.Context().Done()
+		}
+	}()
+	if _, err := Open(ctx, Config{URL: "nats://" + silent.Addr().String()}); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want it cancelled", err)
+	}
+}
+
 func TestUnreachable(t *testing.T) {
 	const code, text = 10008, "JetStream system temporarily unavailable"
 	for _, err := range []error{ // either of the library's types

@@ -189,8 +189,9 @@ func (c *Client) GoString() string { return c.String() }
 // Close closes the connections that no call is using. Calls in flight continue; the client can still be used.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
-// SigExpiry tells when the UserSig in use ends; zero when a ready one was given that does not tell.
-func (c *Client) SigExpiry() time.Time { return c.sig.Load().expiry }
+// SigExpiry tells when the UserSig ends that the next call would use; zero when a ready one was given that does not tell.
+// One that it is time to renew is renewed: a process that makes no calls must not look as if its UserSig ran out.
+func (c *Client) SigExpiry() time.Time { return c.signature().expiry }
 
 // Renew signs again now, whether or not the UserSig in use has time left. It is an error when a ready UserSig was
 // given: there is no key to sign with.

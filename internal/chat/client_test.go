@@ -683,6 +683,12 @@ func TestSignatureIsRenewed(t *testing.T) {
 	if at := c.sig.Load().renewAt; time.Until(at) < 17*time.Hour || time.Until(at) > 18*time.Hour {
 		t.Errorf("renewal: got in %v, want in 18h", time.Until(at))
 	}
+	// A standby makes no call: its UserSig is renewed when somebody asks how long it lasts.
+	old.expiry = time.Now().Add(time.Hour)
+	c.sig.Store(&old)
+	if left := time.Until(c.SigExpiry()); left < 23*time.Hour {
+		t.Errorf("after the time to renew, without a call: got %v left, want 24h", left)
+	}
 	c.sig.Store(&old)
 	if err := c.Renew(); err != nil || c.sig.Load() == &old {
 		t.Errorf("renew: got %v and the old signature: %v", err, c.sig.Load() == &old)

@@ -16,8 +16,8 @@ import (
 	"groupferry/internal/job"
 )
 
-// The fence. Jobs of a generation are on the queue only while its record is live, or until the process that ended it has
-// removed them:
+// The fence. Jobs of a generation are on the queue only while its record is live, or until whoever ended it has removed
+// them; those that a cancel dropped, which nobody works on any more, until the import is deleted:
 //
 //	to start and to continue                                 to end
 //	  1 record live                   (compare-and-set)        1 record over                   (compare-and-set)
@@ -63,6 +63,9 @@ func (q *Queue) startGeneration(ctx context.Context, i Import) (checkpoint, uint
 		}
 		if seq == 0 {
 			if err := q.checkNoJobs(ctx, i.ID); err != nil {
+				if now, rerr := q.Import(ctx, i.ID); rerr == nil && now.State == Cancelled { // they are what was dropped
+					err = q.notLive(ctx, &i)
+				}
 				return p, 0, err
 			}
 			p = newCheckpoint(&i)
@@ -178,9 +181,10 @@ func (q *Queue) notLive(ctx context.Context, was *Import) error {
 // of reach.
 const drainTime = 3 * time.Second
 
-// Cancel ends an import: its jobs without a result are dropped, its results are kept, and an enqueue of it stops. Jobs
-// in flight get their results if they end within three seconds; later results do not count. If a retry is cancelled,
-// the import is complete, with the failures that were not retried.
+// Cancel ends an import: its jobs without a result are dropped, and its results are kept. An enqueue of it stops there.
+// [Queue.Dropped] reads what was dropped, until the import is deleted.
+// Jobs that are in flight get their results if they end within three seconds; what comes later does not count any more. A
+// retry that is cancelled leaves the import complete, with the failures that it did not get to.
 //
 // Cancelling again finishes what was interrupted. It is an error if the import is complete or being deleted.
 func (q *Queue) Cancel(ctx context.Context, id string) error {
@@ -421,8 +425,18 @@ func (q *Queue) removeEnded(
 			return false, err
 		}
 	}
-	if err := q.purgeJobs(ctx, q.jobsSubject(i.ID), seq); err != nil {
-		return false, err
+	upTo := seq
+	if i.State == Cancelled {
+		d, err := q.droppedFrom(ctx, &i)
+		if err != nil {
+			return false, err
+		}
+		upTo = min(seq, d.first()-1)
+	}
+	if upTo > 0 {
+		if err := q.purgeJobs(ctx, q.jobsSubject(i.ID), upTo); err != nil {
+			return false, err
+		}
 	}
 	if i.State == Deleting {
 		if err := q.purgeResults(ctx, i.ID, end); err != nil {

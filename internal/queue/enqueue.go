@@ -243,7 +243,7 @@ func (w *writer) commit(ctx context.Context, done bool) error {
 		}
 		if api := broker.APIError(err); api != nil && api.ErrorCode == broker.CodeStoreFailed {
 			return fmt.Errorf("stream %s takes no more jobs: %w; its limits have to hold all jobs of the imports that are "+
-				"not over", w.q.jobsStream(), err)
+				"not complete; delete those that were cancelled", w.q.jobsStream(), err)
 		}
 		outrun := broker.LostRace(err)
 		if !outrun && !transient(err) {

@@ -55,8 +55,8 @@
 //
 // # Limits
 //
-// The jobs stream has to hold all jobs of the imports that are not over, and the results stream all results that are
-// kept. A job has to fit into the server's max_payload, 1 MiB by default.
+// The jobs stream has to hold all jobs of the imports that are not over, and what was dropped of the cancelled ones; the
+// results stream all results that are kept. A job has to fit into the server's max_payload, 1 MiB by default.
 package queue
 
 import (

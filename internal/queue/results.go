@@ -311,15 +311,32 @@ func (q *Queue) replacedResults(ctx context.Context, i *Import, upTo uint64) ([]
 	return seqs, err
 }
 
-// A resultScan reads the results of an import with some outcomes, in the order of the stream.
+// A resultScan reads the results of an import with some outcomes, or else its jobs, in the order of the stream.
 type resultScan struct {
 	q        *Queue
 	id       string
-	outcomes []job.Outcome
-	next     uint64 // the first sequence to read
-	upTo     uint64 // the last one; 0 for all that exist at the start
-	end      uint64 // the sequence of the last one
-	read     int64  // how many were read
+	outcomes []job.Outcome // none for the jobs
+	next     uint64        // the first sequence that is wanted
+	upTo     uint64        // the last one; 0 for all that are there when it begins
+	end      uint64        // the sequence of the last one that is there
+	read     int64         // how many were read
+}
+
+func (s *resultScan) stream() (jetstream.Stream, string) {
+	if len(s.outcomes) == 0 {
+		return s.q.jobs, s.q.jobsStream()
+	}
+	return s.q.results, s.q.resultsStream()
+}
+
+func (s *resultScan) subjects() (all []string) {
+	if len(s.outcomes) == 0 {
+		return []string{s.q.jobsSubject(s.id)}
+	}
+	for _, o := range s.outcomes {
+		all = append(all, s.q.resultSubject(s.id, string(o)))
+	}
+	return all
 }
 
 // run calls each with each result, and stops at its first error. The stream's leader says which result is the last. If
@@ -327,8 +344,9 @@ type resultScan struct {
 // the number of results.
 func (s *resultScan) run(ctx context.Context, each func(stored) error) error {
 	s.next = max(s.next, 1)
-	for _, o := range s.outcomes {
-		m, err := s.q.conn.LastMsg(ctx, s.q.resultsStream(), s.q.resultSubject(s.id, string(o)))
+	_, name := s.stream()
+	for _, subject := range s.subjects() {
+		m, err := s.q.conn.LastMsg(ctx, name, subject)
 		if err != nil && !errors.Is(err, broker.ErrNotFound) {
 			return fmt.Errorf("read results of import %s: %w", s.id, err)
 		}
@@ -375,15 +393,13 @@ type pullRequest struct {
 func (s *resultScan) consume(ctx context.Context, each func(stored) error) (done bool, err error) {
 	cfg := jetstream.ConsumerConfig{
 		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: s.next, AckPolicy: jetstream.AckNonePolicy,
-		MemoryStorage: true, Replicas: 1, InactiveThreshold: time.Minute,
+		MemoryStorage: true, Replicas: 1, InactiveThreshold: time.Minute, FilterSubjects: s.subjects(),
 	}
-	for _, o := range s.outcomes {
-		cfg.FilterSubjects = append(cfg.FilterSubjects, s.q.resultSubject(s.id, string(o)))
-	}
-	s.q.conn.Reading() // a consumer that starts within the stream counts what follows
+	stream, name := s.stream()
+	s.q.conn.Reading() // a consumer that begins within the stream counts what comes
 	var consumer jetstream.Consumer
 	err = s.q.conn.Ask(ctx, func(ctx context.Context) (err error) {
-		consumer, err = s.q.results.CreateConsumer(ctx, cfg)
+		consumer, err = stream.CreateConsumer(ctx, cfg)
 		return err
 	})
 	if err != nil {
@@ -394,7 +410,7 @@ func (s *resultScan) consume(ctx context.Context, each func(stored) error) (done
 		// It would end by itself in a minute, but a watched report makes one with each read.
 		ctx, cancel := s.q.conn.Within(context.WithoutCancel(ctx), requestTime)
 		defer cancel()
-		_ = s.q.results.DeleteConsumer(ctx, info.Name)
+		_ = stream.DeleteConsumer(ctx, info.Name)
 	}()
 	nc := s.q.conn.NATS()
 	inbox := nc.NewInbox()
@@ -402,8 +418,8 @@ func (s *resultScan) consume(ctx context.Context, each func(stored) error) (done
 	if err != nil {
 		return false, err
 	}
-	defer sub.Unsubscribe() //nolint:errcheck // it fails only when the connection is gone, and the subscription with it
-	subject := s.q.conn.APIPrefix() + "CONSUMER.MSG.NEXT." + s.q.resultsStream() + "." + info.Name
+	defer sub.Unsubscribe() //nolint:errcheck // it fails with a connection that is gone, and is gone with it
+	subject := s.q.conn.APIPrefix() + "CONSUMER.MSG.NEXT." + name + "." + info.Name
 	for batch := fewResults; ; {
 		s.q.conn.Reading()
 		body, err := json.Marshal(pullRequest{batch, s.findTime(), true})

@@ -23,9 +23,9 @@ type RetryStats struct {
 // exactly once, also after an earlier call was interrupted, and with any number of processes. Retry calls progress,
 // unless it is nil, with the number of jobs on the queue.
 //
-// The import has to be complete: else the error wraps [ErrUnfinished]. It wraps [ErrCancelled] if the import was
-// cancelled, or the retry is meanwhile. An interrupted retry is resumed if the codes are the same. The record's
-// Generation counts the retries. If there are no such failures, the import stays complete.
+// The import has to be complete; the error wraps [ErrUnfinished] when it is not, and [ErrCancelled] when it was
+// cancelled, or the retry is, meanwhile. A retry that was cut off is resumed if the codes are the same. The record's
+// Generation counts the retries. Where there are no such failures nothing is changed: that is no retry.
 func (q *Queue) Retry(
 	ctx context.Context, id string, codes []string, progress func(jobs int64),
 ) (Import, RetryStats, error) {
@@ -39,72 +39,64 @@ func (q *Queue) Retry(
 func (q *Queue) retry(
 	ctx context.Context, id string, codes []string, progress func(jobs int64),
 ) (Import, RetryStats, error) {
-	rec, err := q.beginRetry(ctx, id, codes)
-	if err != nil {
-		return rec, RetryStats{}, err
+	rec, stats, err := q.beginRetry(ctx, id, codes)
+	if err != nil || rec.State != Retrying {
+		return rec, stats, err
 	}
 	w := &writer{q: q, rec: rec, progress: progress}
 	if err = w.open(ctx); err == nil && !w.last.Done {
 		err = w.putFailures(ctx)
 	}
 	p := w.last
-	stats := RetryStats{Jobs: p.Jobs, Conversations: p.Conversations, Unreadable: p.Unreadable}
-	if errors.Is(err, errElsewhere) { // and the import is over by now
+	stats = RetryStats{Jobs: p.Jobs, Conversations: p.Conversations, Unreadable: p.Unreadable}
+	if errors.Is(err, errElsewhere) { // and it is over by now
 		rec, err = q.Import(ctx, id)
 		return rec, RetryStats{Jobs: rec.Retried}, err
 	}
 	if err != nil {
 		return rec, stats, err
 	}
-	now, err := q.Update(ctx, id, func(i *Import) {
-		i.enqueued(p)
-		if p.Jobs == 0 && i.same(&rec) && i.live() { // nothing to do for a leader
-			i.State, i.Completed, i.Paused = Complete, i.Enqueued, false
-		}
-	})
-	if err == nil && now.State == Complete && p.Jobs == 0 {
-		if err = q.finishEnd(ctx, now); err == nil {
-			now, err = q.Import(ctx, id)
-		}
-	}
+	now, err := q.Update(ctx, id, func(i *Import) { i.enqueued(p) })
 	if err == nil && now.Incarnation != rec.Incarnation {
 		err = fmt.Errorf("%w: it was deleted", ErrNoImport)
 	}
 	return now, stats, err
 }
 
-// beginRetry sets the record of a complete import to retrying, or finds that it is being retried with these codes.
-func (q *Queue) beginRetry(ctx context.Context, id string, codes []string) (Import, error) {
+// beginRetry makes a complete import's record one that is being retried, or finds one that is already, for these codes.
+// The record stays complete where there is nothing to retry; the stats then have what cannot be.
+func (q *Queue) beginRetry(ctx context.Context, id string, codes []string) (Import, RetryStats, error) {
+	none := RetryStats{}
 	for {
 		rec, err := q.Import(ctx, id)
 		if err != nil {
-			return rec, err
+			return rec, none, err
 		}
 		switch rec.State {
 		case Complete:
 		case Retrying:
 			if !slices.Equal(rec.RetryCodes, codes) {
-				return rec, fmt.Errorf("%w: a retry of %s was begun and not finished", ErrUnfinished, codeList(rec.RetryCodes))
+				return rec, none, fmt.Errorf("%w: a retry of %s was begun and not finished", ErrUnfinished, codeList(rec.RetryCodes))
 			}
-			return rec, nil
+			return rec, none, nil
 		case Cancelled:
-			return rec, ErrCancelled
+			return rec, none, ErrCancelled
 		case Deleting:
-			return rec, fmt.Errorf("%w: it is being deleted", ErrNoImport)
+			return rec, none, fmt.Errorf("%w: it is being deleted", ErrNoImport)
 		default:
-			return rec, fmt.Errorf("%w: it is %s", ErrUnfinished, rec.State)
+			return rec, none, fmt.Errorf("%w: it is %s", ErrUnfinished, rec.State)
 		}
 		// The end of the last generation may have been interrupted. After it there are no more results of the import
 		// until there are jobs of the next generation.
 		if err := q.finishEnd(ctx, rec); err != nil {
-			return rec, err
+			return rec, none, err
 		}
-		if rec, err = q.Import(ctx, id); err != nil { // it has the counts now
-			return rec, err
+		if rec, err = q.Import(ctx, id); err != nil { // with the counts
+			return rec, none, err
 		}
 		s, err := q.conn.StreamState(ctx, q.resultsStream(), q.resultSubject(id, "*"))
 		if err != nil {
-			return rec, err
+			return rec, none, err
 		}
 		var results, failures int64
 		for _, kind := range job.Outcomes {
@@ -119,9 +111,12 @@ func (q *Queue) beginRetry(ctx context.Context, id string, codes []string) (Impo
 				err = lost(id, "it had %d results when it was complete, and %d are there", rec.Counts.Results, results)
 			}
 			if err != nil {
-				return rec, err
+				return rec, none, err
 			}
 			continue
+		}
+		if found, unreadable, err := q.hasFailures(ctx, rec, codes, s.LastSeq, failures); err != nil || !found {
+			return rec, RetryStats{Unreadable: unreadable}, err
 		}
 		changed := false
 		now, err := q.Update(ctx, id, func(i *Import) {
@@ -136,13 +131,56 @@ func (q *Queue) beginRetry(ctx context.Context, id string, codes []string) (Impo
 			i.Enqueued, i.Completed, i.Counts = time.Time{}, time.Time{}, Counts{}
 		})
 		if err != nil {
-			return rec, err
+			return rec, none, err
 		}
 		if !changed { // another process retries it, or deletes it
 			continue
 		}
-		return now, nil
+		return now, none, nil
 	}
+}
+
+// hasFailures tells whether there is something to retry in a complete import, among so many results of partial and failed
+// jobs up to a sequence; it reads to the first one. If there is nothing, it counts those that could not be read.
+func (q *Queue) hasFailures(
+	ctx context.Context, rec Import, codes []string, upTo uint64, failures int64,
+) (found bool, unreadable int64, err error) {
+	if failures == 0 {
+		return false, 0, nil
+	}
+	replaced, err := q.replacedResults(ctx, &rec, upTo)
+	if err != nil {
+		return false, 0, err
+	}
+	rec.RetryCodes = codes
+	scan := resultScan{q: q, id: rec.ID, outcomes: []job.Outcome{job.Partial, job.Failed}, upTo: upTo}
+	var refused error
+	err = scan.run(ctx, func(m stored) error {
+		if _, old := slices.BinarySearch(replaced, m.seq); old {
+			return nil
+		}
+		r, err := job.DecodeResult(m.Data)
+		if err != nil {
+			refused = fmt.Errorf("result %d: %w", m.seq, err)
+			return errStopped
+		}
+		if len(r.Conversations) == 0 {
+			unreadable++
+		}
+		if found = len(retryJob(&rec, m.seq, &r).Conversations) > 0; found {
+			return errStopped
+		}
+		return nil
+	})
+	switch {
+	case refused != nil:
+		return false, 0, refused
+	case found:
+		return true, 0, nil
+	case err == nil && scan.read < failures:
+		err = lost(rec.ID, "%d results of partial and failed jobs can be read, of %d", scan.read, failures)
+	}
+	return false, unreadable, err
 }
 
 func codeList(codes []string) string {
