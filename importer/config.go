@@ -107,8 +107,10 @@ func normalizeConfig(cfg Config) (options, error) {
 		return refuse("Delimiter",
 			"delimiter %q: want one character that is no letter, digit, underscore, quote or line end", cfg.Delimiter)
 	}
-	if cfg.ImportID != "" && !job.ValidImportID(cfg.ImportID) {
-		return refuse("ImportID", "import id %q: want 1 to %d of A–Z, a–z, 0–9, - and _", cfg.ImportID, job.MaxImportID)
+	// A dash at the beginning would make a flag of it, wherever the id is an argument.
+	if cfg.ImportID != "" && (!job.ValidImportID(cfg.ImportID) || cfg.ImportID[0] == '-') {
+		return refuse("ImportID", "import id %q: want 1 to %d of A–Z, a–z, 0–9, - and _, and no - at its beginning",
+			cfg.ImportID, job.MaxImportID)
 	}
 	switch {
 	case cfg.ChunkSize == 0:

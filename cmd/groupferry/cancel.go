@@ -17,7 +17,7 @@ func (p *program) cancelCommand() *cobra.Command {
 the results so far are kept; 'groupferry status' counts what was dropped.
 The groups that were written stay. To import the same content again, give it
 another --import-id.`,
-		Args: imports(1, 1),
+		Args: p.imports(1, 1),
 	}, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
 		i, err := s.CancelImport(ctx, args[0])
 		if err != nil {

@@ -28,7 +28,7 @@ conversation is in its group. The CSV begins with the columns of an input, so wh
 --summary groups the failures by code instead, each with its count and an example.`,
 		Example: `  groupferry results 3f9a1c0be2d47a55 --failed > failed.csv
   groupferry results 3f9a1c0be2d47a55 --summary`,
-		Args: imports(1, 1),
+		Args: p.imports(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if summary && failed {
 				return usagef("--failed and --summary: one of them")
@@ -39,7 +39,7 @@ conversation is in its group. The CSV begins with the columns of an input, so wh
 					out.format = "text"
 				}
 			}
-			if err := out.check(); err != nil {
+			if err := out.check(p); err != nil {
 				return err
 			}
 			s, err := p.open(cmd.Context(), qf, true)
@@ -50,7 +50,7 @@ conversation is in its group. The CSV begins with the columns of an input, so wh
 			_, damaged := s.ImportStatus(cmd.Context(), args[0])
 			switch {
 			case errors.Is(damaged, queue.ErrNoImport):
-				return hint(damaged, "'groupferry status' lists the imports of %s", s.Where())
+				return hint(damaged, "'%s' lists the imports", s.Conn.Command("status"))
 			case damaged != nil && !errors.As(damaged, new(*broker.DamagedError)):
 				return damaged
 			}
@@ -82,7 +82,7 @@ func failuresText(s *app.Failures) string {
 		fmt.Fprintf(&b, "  %-14s %-9s %s\n", c.Code, count(c.Count), c.Reason)
 		if e.Type != 0 {
 			fmt.Fprintf(&b, "  %24s such as %s in %q of %s, %s:%d\n",
-				"", cmp.Or(e.ToAccount, e.ToGroupID), e.GroupName, e.FromAccount, e.File, e.Line)
+				"", cmp.Or(e.ToAccount, e.ToGroupID), e.GroupName, e.FromAccount, inLine(e.File), e.Line)
 		}
 	}
 	return b.String()

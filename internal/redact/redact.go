@@ -88,15 +88,22 @@ func ServerList(list string) string {
 	return strings.Join(out, ",")
 }
 
-// loginInText finds the login of a URL, to the last @ before white space or a quote.
-var loginInText = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://)[^\s"'<>]*@`)
+// loginInText finds the login of a URL, to the last @ before white space or a quote. An entry of a list that is masked
+// already is found by itself.
+var loginInText = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://)(?:\*\*\*@[A-Za-z0-9.:\[\]-]+,|[^\s"'<>]*@)`)
 
 // Logins masks the login of each URL in a text.
 func Logins(s string) string {
 	if !strings.Contains(s, "://") {
 		return s
 	}
-	return loginInText.ReplaceAllString(s, "${1}"+login+"@")
+	return loginInText.ReplaceAllStringFunc(s, func(found string) string {
+		if strings.HasSuffix(found, ",") {
+			return found
+		}
+		scheme, _, _ := strings.Cut(found, "://")
+		return scheme + "://" + login + "@"
+	})
 }
 
 var (

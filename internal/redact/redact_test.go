@@ -59,6 +59,8 @@ func TestLogins(t *testing.T) {
 		"connect to nats://u:pass-word-1@h:1: no": "connect to nats://***@h:1: no",
 		"nats://u:pass-word-1@a,tls://pass@b":     "nats://***@b",
 		`"proxy http://u:p@ss@h" is none`:         `"proxy http://***@h" is none`,
+		"nats://***@a:1,nats://***@b x":           "nats://***@a:1,nats://***@b x",
+		"nats://***@a:1,nats://u:pass-word-1@b":   "nats://***@a:1,nats://***@b",
 		"https://host/path":                       "https://host/path",
 		"a@b.csv":                                 "a@b.csv",
 	} {
