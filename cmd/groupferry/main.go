@@ -272,8 +272,8 @@ that needs no set-up, or yours. Whatever stops it, the same command continues.
 
 Every flag can be set in the environment: GROUPFERRY_ and its name in capitals,
 such as GROUPFERRY_SDK_APP_ID. The flags --nats-* have NATS_URL, NATS_CREDS and
-NATS_CONTEXT. A flag wins over the environment. Data goes to standard output, the
-rest to standard error.
+NATS_CONTEXT. A flag wins over the environment, also over the variable of a flag
+that it excludes. Data goes to standard output, the rest to standard error.
 
 ` + exitCodes,
 		SilenceErrors:     true,

@@ -70,14 +70,19 @@ func (e *Engine) announce(ctx context.Context) {
 		if !clock.Pause(ctx, announceEvery) {
 			return
 		}
-		e.changeRates(func(r *rates) {
-			for name, o := range r.others {
-				if o.missed++; o.missed > mostMissed {
-					delete(r.others, name)
-				}
-			}
-		})
+		e.forgetSilent()
 	}
+}
+
+// forgetSilent counts an announcement as missed of each process, which the next one of it sets to none.
+func (e *Engine) forgetSilent() {
+	e.changeRates(func(r *rates) {
+		for name, o := range r.others {
+			if o.missed++; o.missed > mostMissed {
+				delete(r.others, name)
+			}
+		}
+	})
 }
 
 // heard takes in what a process announced.
