@@ -39,7 +39,7 @@ type Config struct {
 	// "" means ids stay as they are.
 	MapIDs string
 
-	// ImportID names the import; "" means the first 16 digits of the digest. See [job.ValidImportID].
+	// ImportID names the import; "" means the first 16 digits of the digest. See [job.ValidImportID]; it does not begin with -.
 	ImportID string
 
 	// ChunkSize is how many conversations a call will carry, 1 to 100; 0 means 100. It only affects Summary.Calls.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -49,7 +50,7 @@ type console struct {
 
 func newConsole(w io.Writer) *console {
 	c := &console{w: w, width: 80}
-	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb" && os.Getenv("CI") == "" {
+	if f, _ := w.(*os.File); isTerminal(w) && os.Getenv("TERM") != "dumb" && os.Getenv("CI") == "" {
 		c.terminal = true
 		if width, _, err := term.GetSize(int(f.Fd())); err == nil && width > 20 {
 			c.width = width
@@ -86,6 +87,33 @@ func shown(s string) string { return redact.Visible(redact.Logins(s), "\n\t") }
 
 // inLine makes a text fit to stand in a line, such as the name of a file.
 func inLine(s string) string { return redact.Visible(s, "") }
+
+// A lineWriter makes data fit for the terminal that they go to, line by line. Anywhere else they stay as they are.
+type lineWriter struct {
+	w    io.Writer
+	rest []byte // of a line that has not ended
+}
+
+func (l *lineWriter) Write(b []byte) (int, error) {
+	l.rest = append(l.rest, b...)
+	end := bytes.LastIndexByte(l.rest, '\n') + 1
+	_, err := io.WriteString(l.w, shown(string(l.rest[:end])))
+	l.rest = append(l.rest[:0], l.rest[end:]...)
+	return len(b), err
+}
+
+// data is where data go whose lines all end: standard output.
+func (p *program) data() io.Writer {
+	if isTerminal(p.stdout) {
+		return &lineWriter{w: p.stdout}
+	}
+	return p.stdout
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
 
 // write writes one line, whatever is in it.
 func (c *console) write(prefix, text string) { fmt.Fprintln(c, prefix+inLine(text)) }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"testing"
 
 	"groupferry/internal/app"
@@ -27,6 +28,24 @@ func TestProgressLine(t *testing.T) {
 	for _, test := range tests {
 		if got := progressLine(&test.state, test.totals); got != test.want {
 			t.Errorf("got %q, want %q", got, test.want)
+		}
+	}
+}
+
+// Data that go to a terminal do not steer it, wherever a write ends.
+func TestLineWriter(t *testing.T) {
+	for size := 1; size < 12; size++ {
+		var got bytes.Buffer
+		w := &lineWriter{w: &got}
+		for text := "家,\x1b[2J\u202e\r\nb\tc\n"; text != ""; {
+			n := min(size, len(text))
+			if _, err := w.Write([]byte(text[:n])); err != nil {
+				t.Fatal(err)
+			}
+			text = text[n:]
+		}
+		if want := `家,\u001b[2J\u202e\u000d` + "\nb\tc\n"; got.String() != want {
+			t.Errorf("writes of %d bytes: got %q, want %q", size, got.String(), want)
 		}
 	}
 }

@@ -55,7 +55,7 @@ conversation is in its group. The CSV begins with the columns of an input, so wh
 				return damaged
 			}
 			if !summary {
-				err = app.WriteResults(p.stdout, out.format, s.ResultLines(cmd.Context(), args[0], failed))
+				err = app.WriteResults(p.data(), out.format, s.ResultLines(cmd.Context(), args[0], failed))
 				return cmp.Or(err, damaged) // what can be read is written all the same
 			}
 			f, err := s.Failures(cmd.Context(), args[0])

@@ -106,13 +106,20 @@ func TestConfig(t *testing.T) {
 	for _, url := range []string{"nats://", "http://h:1", "nats://h:port", "nats://u:" + password + "/@h", "a,,b"} {
 		expectConfigError(t, Config{URL: url}, "URL")
 	}
-	expectConfigError(t, Config{URL: "nats://127.0.0.1:1", Creds: filepath.Join(t.TempDir(), "missing")}, "Creds")
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "empty"), password)
+	for _, file := range []string{"missing", "empty", "."} {
+		expectConfigError(t, Config{URL: "nats://127.0.0.1:1", Creds: filepath.Join(dir, file)}, "Creds")
+	}
 	c := open(t, Config{})
 	if c.Namespace() != "groupferry" || c.Replicas() != 1 || c.APIPrefix() != "$JS.API." || c.JoinOnly() || c.Log() == nil {
 		t.Errorf("got namespace %q, %d replicas, prefix %q, join only %t", c.Namespace(), c.Replicas(), c.APIPrefix(), c.JoinOnly())
 	}
 	if got := c.Subject("results", "i", "done"); got != "groupferry.results.i.done" {
 		t.Errorf("got subject %q", got)
+	}
+	if got := open(t, Config{CommandFlags: " --data-dir x"}).Command("retry", "i"); got != "groupferry retry i --data-dir x" {
+		t.Errorf("got command %q", got)
 	}
 	if !c.Connected() || c.MaxPayload() != 1<<20 {
 		t.Errorf("got connected %t, %d bytes; want true and a MiB", c.Connected(), c.MaxPayload())

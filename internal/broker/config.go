@@ -115,11 +115,13 @@ func (c Config) check() error {
 		}
 	}
 	if c.Creds != "" { // the library would say that no server is available
-		f, err := os.Open(c.Creds)
+		b, err := os.ReadFile(c.Creds)
 		if err != nil {
 			return &ConfigError{"Creds", err}
 		}
-		f.Close()
+		if _, err := nkeys.ParseDecoratedUserNKey(b); err != nil {
+			return configErrorf("Creds", "%s: %w", c.Creds, err)
+		}
 	}
 	return nil
 }
