@@ -152,6 +152,9 @@ func TestEnvironment(t *testing.T) {
 				if strings.HasPrefix(name, "nats-") {
 					env = strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
 				}
+				if command == "simulate" && (name == "listen" || name == "rate") { // those of workers are another setting
+					env = strings.Replace(env, "GROUPFERRY_", "GROUPFERRY_SIMULATE_", 1)
+				}
 				values, shown := samplesFor(t, cmd.Flags().Lookup(name))
 				p := newProgram(t, map[string]string{env: values[0]})
 
@@ -185,7 +188,7 @@ func TestEnvironmentErrors(t *testing.T) {
 		{"GROUPFERRY_TIMEOUT", "10", "GROUPFERRY_TIMEOUT"},
 		{"GROUPFERRY_SDK_APP_ID", "-1", "GROUPFERRY_SDK_APP_ID"},
 		{"GROUPFERRY_QUIET", "perhaps", "GROUPFERRY_QUIET"},
-		{"GROUPFERRY_LOG_LEVEL", "loud", "--log-level"},
+		{"GROUPFERRY_LOG_LEVEL", "loud", "GROUPFERRY_LOG_LEVEL"},
 		{"GROUPFERRY_RATE", "", ""},
 		{"GROUPFERRY_HELP", "true", ""},
 	}

@@ -35,7 +35,10 @@ and imported as it is.
 		Args: files,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
-			if err := out.check(); err != nil {
+			if err := out.check(p); err != nil {
+				return err
+			}
+			if err := qf.check(p); err != nil {
 				return err
 			}
 			input, err := p.readInput(ctx, args, &in, chat.MaxItemsPerCall)
@@ -51,7 +54,7 @@ and imported as it is.
 			if err := notSimulated(ctx, s); err != nil {
 				return err
 			}
-			stored, err := p.begin(ctx, s, input, qf.args(p.getenv))
+			stored, err := p.begin(ctx, s, input, qf.args(p))
 			if err != nil {
 				return err
 			}
@@ -95,9 +98,9 @@ func (p *program) reportEnqueued(s *app.Namespace, i queue.Import, jobs int64, o
 		switch {
 		case i.State.Over(): // already printed
 		case i.State != queue.Enqueueing:
-			p.console.print("all jobs were on the queue already; start 'groupferry work' to send them")
+			p.console.print("all jobs were on the queue already; start '%s' to send them", s.Conn.Command("work"))
 		default:
-			p.console.print("queued %s jobs (%s) in %s; start 'groupferry work' to send them", count(jobs), rows(i.Rows), s.Where())
+			p.console.print("queued %s jobs (%s) in %s; start '%s' to send them", count(jobs), rows(i.Rows), s.Where(), s.Conn.Command("work"))
 		}
 	}
 	return out.write(p.stdout, map[string]any{"import": i.ID, "rows": i.Rows, "accepted": i.Accepted,

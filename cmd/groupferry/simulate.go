@@ -45,7 +45,7 @@ single conversations). 50004:10% strikes one call in ten, 51013@50 every call fr
 			for _, s := range faults {
 				f, err := chatsim.ParseFault(s)
 				if err != nil {
-					return usagef("--fault %s: %w", s, err)
+					return usagef("%s %s: %w", p.named("fault"), s, err)
 				}
 				cfg.Faults = append(cfg.Faults, f)
 			}
@@ -55,13 +55,13 @@ single conversations). 50004:10% strikes one call in ten, 51013@50 every call fr
 			for id, code := range failIDs {
 				n, err := strconv.Atoi(code)
 				if err != nil {
-					return usagef("--fail-id %s=%s: the code is a number", id, code)
+					return usagef("%s %s=%s: the code is a number", p.named("fail-id"), id, code)
 				}
 				cfg.FailIDs[id] = n
 			}
 			var err error
 			if keyFile != "" {
-				if cfg.SecretKey, err = p.secret(keyFile, "--secret-key-file", ""); err != nil {
+				if cfg.SecretKey, err = readSecret(keyFile, p.named("secret-key-file")); err != nil {
 					return err
 				}
 			}
@@ -71,7 +71,7 @@ single conversations). 50004:10% strikes one call in ten, 51013@50 every call fr
 			sim := chatsim.New(cfg)
 			url, err := sim.Start(address)
 			if err != nil {
-				return usagef("--listen: %w", err)
+				return usagef("%s: %w", p.named("listen"), err)
 			}
 			defer sim.Close()
 			fmt.Fprint(p.stdout, sim.Hint(url))
@@ -80,11 +80,11 @@ single conversations). 50004:10% strikes one call in ten, 51013@50 every call fr
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&address, "listen", "127.0.0.1:9478", "`address` to serve at")
+	f.StringVar(&address, "listen", "127.0.0.1:9478", "`address` to serve at (or GROUPFERRY_SIMULATE_LISTEN)")
 	f.Uint64Var(&cfg.SDKAppID, "sdk-app-id", chatsim.DemoSDKAppID, "SDKAppID of the app")
 	f.StringVar(&admin, "admin", chat.DefaultAdmin, "app admin `account`")
 	f.StringVar(&keyFile, "secret-key-file", "", "`file` with the secret key of the app (default: a published demo key)")
-	f.IntVar(&cfg.Rate, "rate", chat.MaxRate, "calls of a command in any second; -1 for no limit")
+	f.IntVar(&cfg.Rate, "rate", chat.MaxRate, "calls of a command in any second; -1 for no limit (or GROUPFERRY_SIMULATE_RATE)")
 	f.StringVar(&existing, "existing", string(chatsim.Append), "what create does to a group that is there: `append`, replace or refuse")
 	f.BoolVar(&cfg.NoUpdate, "no-update", false, "do not offer update_contact_group (404)")
 	f.BoolVar(&cfg.NoGet, "no-get", false, "do not offer get_contact_group (404)")
@@ -94,6 +94,9 @@ single conversations). 50004:10% strikes one call in ten, 51013@50 every call fr
 	f.StringArrayVar(&faults, "fault", nil, "inject a `fault`; can be given more than once")
 	f.StringToStringVar(&failIDs, "fail-id", nil, "`ID=CODE` of a user or a conversation that fails")
 	f.Uint64Var(&cfg.Seed, "seed", 0, "of faults and jitter")
+	for _, flag := range []string{"listen", "rate"} { // GROUPFERRY_LISTEN and GROUPFERRY_RATE are those of workers
+		f.SetAnnotation(flag, envAnnotation, []string{envPrefix + "SIMULATE_" + strings.ToUpper(flag)})
+	}
 	p.consoleFlags(cmd)
 	return cmd
 }

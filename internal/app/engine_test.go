@@ -236,7 +236,7 @@ func TestWrongKey(t *testing.T) {
 	wrong := n.start(func(c *EngineConfig) { c.API = n.client("another-key") })
 	select {
 	case err := <-wrong.done:
-		if !governor.IsHalted(err) || !errors.Is(err, errCredentials) {
+		if !governor.IsHalted(err) || !errors.Is(err, ErrCredentials) {
 			t.Errorf("got %v, want it rejected for its credentials", err)
 		}
 	case <-time.After(patience):

@@ -16,6 +16,8 @@ import (
 	"sync/atomic"
 	"time"
 	"unicode"
+
+	"groupferry/internal/redact"
 )
 
 const (
@@ -375,8 +377,7 @@ func (c *Client) clean(s string) string {
 	if s == "" {
 		return ""
 	}
-	sig := c.sig.Load().text
-	secrets := []string{sig, url.QueryEscape(sig)}
+	secrets := redact.SigForms(c.sig.Load().text)
 	if c.key != nil {
 		secrets = append(secrets, c.key.Reveal())
 	}

@@ -476,6 +476,15 @@ func expectNoSecret(t *testing.T, c *Client, err error) {
 			t.Errorf("the %s is in %s", name, out.String())
 		}
 	}
+	standard := strings.NewReplacer("*", "+", "-", "/", "_", "=").Replace(sig)
+	for i := 0; i+16 <= len(sig); i++ {
+		if part := standard[i : i+16]; strings.Contains(out.String(), part) {
+			t.Fatalf("a part of the signature, %s, is in %s", part, out.String())
+		}
+	}
+	if strings.Contains(out.String(), "pass-word-1") {
+		t.Errorf("the password of a proxy is in %s", out.String())
+	}
 }
 
 func TestNoErrorHoldsASecret(t *testing.T) {
@@ -544,6 +553,16 @@ func TestNoErrorHoldsASecret(t *testing.T) {
 			info, _ := json.Marshal(strings.Repeat("x", 200) + r.URL.Query().Get("usersig"))
 			fmt.Fprintf(w, `{"ActionStatus":"FAIL","ErrorCode":70003,"ErrorInfo":%s}`, info)
 		}), "70003"},
+		{"an info that echoes the signature in standard base64", serve(t, func(w http.ResponseWriter, r *http.Request) {
+			sig := strings.NewReplacer("*", "+", "-", "/", "_", "=").Replace(r.URL.Query().Get("usersig"))
+			info, _ := json.Marshal(sig + " or " + url.QueryEscape(sig))
+			fmt.Fprintf(w, `{"ActionStatus":"FAIL","ErrorCode":70003,"ErrorInfo":%s}`, info)
+		}), "70003"},
+		{"a proxy that names itself", serve(t, func(w http.ResponseWriter, r *http.Request) {
+			sig := strings.NewReplacer("*", "+", "-", `\/`, "_", "=").Replace(r.URL.Query().Get("usersig"))
+			w.WriteHeader(502)
+			fmt.Fprintf(w, "via http://proxy:pass-word-1@10.0.0.1: %s", sig)
+		}), "http-502"},
 		{"a body that echoes", serve(t, func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.URL.RawQuery) }), WordUndecodable},
 		{"a value of the wrong shape that echoes", serve(t, func(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprintf(w, `{"GroupResultItem":%q}`, r.URL.RawQuery)

@@ -98,7 +98,7 @@ func (q *Queue) startGeneration(ctx context.Context, i Import) (checkpoint, uint
 			}
 			continue
 		}
-		return p, 0, lost(i.ID, "it is %s, and its checkpoint says that it has ended", record.State)
+		return p, 0, q.lost(i.ID, "it is %s, and its checkpoint says that it has ended", record.State)
 	}
 }
 
@@ -121,15 +121,15 @@ func (q *Queue) checkNoJobs(ctx context.Context, id string) error {
 	} else if err != nil {
 		return err
 	}
-	return lost(id, "it has jobs on the queue, and no checkpoint that counts them")
+	return q.lost(id, "it has jobs on the queue, and no checkpoint that counts them")
 }
 
-// lost returns the error for an import of which the server has lost a part.
-func lost(id, format string, args ...any) error {
+// lost is the error about an import of which the server has lost a part.
+func (q *Queue) lost(id, format string, args ...any) error {
 	return &broker.DamagedError{
 		Path:   "import " + id,
 		What:   fmt.Sprintf(format, args...),
-		Remedy: fmt.Sprintf("cancel it if it is not over, delete it ('groupferry delete %s'), and import its files again", id),
+		Remedy: fmt.Sprintf("cancel it if it is not over, delete it ('%s'), and import its files again", q.conn.Command("delete", id)),
 	}
 }
 
@@ -531,7 +531,7 @@ func (q *Queue) removeStale(ctx context.Context, id string, p checkpoint, seq ui
 		if _, now, err := q.checkpoint(ctx, id); err != nil || now != seq {
 			return err // what was read has changed
 		}
-		return lost(id, "%d jobs of it are on the queue, and there is no record of them", p.Jobs)
+		return q.lost(id, "%d jobs of it are on the queue, and there is no record of them", p.Jobs)
 	}
 	if p.Ended {
 		if err := q.purgeJobs(ctx, q.jobsSubject(id), seq); err != nil {
@@ -559,10 +559,10 @@ func (q *Queue) leftovers(ctx context.Context, id string) (upTo uint64, err erro
 	if seq == 0 {
 		err = q.checkNoJobs(ctx, id)
 	} else if p.Jobs > 0 && !p.Ended {
-		err = lost(id, "%d jobs of it are on the queue, and there is no record of it", p.Jobs)
+		err = q.lost(id, "%d jobs of it are on the queue, and there is no record of it", p.Jobs)
 	}
 	if results > 0 {
-		err = lost(id, "%d results of it are there, and no record of it", results)
+		err = q.lost(id, "%d results of it are there, and no record of it", results)
 	}
 	if err != nil {
 		if _, err := q.Import(ctx, id); err == nil {

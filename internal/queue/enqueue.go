@@ -389,7 +389,7 @@ func (w *writer) catchUp(ctx context.Context) error {
 		return w.q.notLive(ctx, &w.rec)
 	}
 	if seq < w.seq || !p.of(&w.rec) || p.Ended || p.Jobs < w.last.Jobs {
-		return lost(w.rec.ID, "it is %s, and the checkpoint of its first %d jobs is gone", rec.State, w.last.Jobs)
+		return w.q.lost(w.rec.ID, "it is %s, and the checkpoint of its first %d jobs is gone", rec.State, w.last.Jobs)
 	}
 	covered := p.Jobs - w.last.Jobs
 	waiting := int64(len(w.msgs))

@@ -79,8 +79,8 @@ func (q *Queue) damaged(stream, id, what string) error {
 	return &broker.DamagedError{
 		Path: "stream " + stream,
 		What: "import " + id + ": " + what,
-		Remedy: fmt.Sprintf("restore a backup, or export what is there with 'groupferry results %s', delete the import, "+
-			"and import its files again", id),
+		Remedy: fmt.Sprintf("restore a backup, or export what is there with '%s', delete the import, "+
+			"and import its files again", q.conn.Command("results", id)),
 	}
 }
 

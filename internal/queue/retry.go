@@ -108,7 +108,7 @@ func (q *Queue) beginRetry(ctx context.Context, id string, codes []string) (Impo
 		if results != rec.Counts.Results {
 			now, err := q.Import(ctx, id)
 			if err == nil && now.State == Complete && now.same(&rec) {
-				err = lost(id, "it had %d results when it was complete, and %d are there", rec.Counts.Results, results)
+				err = q.lost(id, "it had %d results when it was complete, and %d are there", rec.Counts.Results, results)
 			}
 			if err != nil {
 				return rec, none, err
@@ -178,7 +178,7 @@ func (q *Queue) hasFailures(
 	case found:
 		return true, 0, nil
 	case err == nil && scan.read < failures:
-		err = lost(rec.ID, "%d results of partial and failed jobs can be read, of %d", scan.read, failures)
+		err = q.lost(rec.ID, "%d results of partial and failed jobs can be read, of %d", scan.read, failures)
 	}
 	return false, unreadable, err
 }
@@ -228,7 +228,7 @@ func (w *writer) putFailures(ctx context.Context) (err error) {
 		if now, err := w.q.Import(ctx, w.rec.ID); err != nil || !now.live() || !now.same(&w.rec) {
 			return w.q.notLive(ctx, &w.rec) // it was deleted while its results were read
 		}
-		return lost(w.rec.ID, "%d results of partial and failed jobs can be read, of %d", w.source.Looked, w.rec.RetryOf)
+		return w.q.lost(w.rec.ID, "%d results of partial and failed jobs can be read, of %d", w.source.Looked, w.rec.RetryOf)
 	}
 	w.source.After = w.rec.RetryFrom
 	return w.commit(ctx, true)
