@@ -104,6 +104,35 @@ func TestYAML(t *testing.T) {
 	}
 }
 
+// What does not get better by trying again is not restarted: wrong settings (2), and credentials that the API rejects, or
+// another halt (4).
+func TestNoRestart(t *testing.T) {
+	for path, line := range map[string]string{
+		"systemd/groupferry-worker.service": `(?m)^RestartPreventExitStatus=(.*)$`,
+		"systemd/groupferry-import.service": `(?m)^RestartPreventExitStatus=(.*)$`,
+		"kubernetes/cronjob.yaml":           `action: FailJob\n +onExitCodes:\n.*\n +operator: In\n +values: \[(.*)\]`,
+	} {
+		m := regexp.MustCompile(line).FindStringSubmatch(read(t, path))
+		if m == nil {
+			t.Errorf("%s: got no list of exit codes", path)
+			continue
+		}
+		codes := strings.FieldsFunc(m[1], func(r rune) bool { return r == ' ' || r == ',' })
+		for _, code := range []string{"2", "4"} {
+			if !slices.Contains(codes, code) {
+				t.Errorf("%s: got %q, want %s among them", path, codes, code)
+			}
+		}
+	}
+	// Always is all that a Deployment can do, and Docker has a number of attempts alone.
+	if !strings.Contains(read(t, "kubernetes/worker.yaml"), "CrashLoopBackOff") {
+		t.Error("kubernetes/worker.yaml: got nothing about codes that a Deployment restarts all the same")
+	}
+	if !regexp.MustCompile(`restart: "on-failure:\d+"`).MatchString(read(t, "compose.yaml")) {
+		t.Error("compose.yaml: got no bound on the restarts of the worker")
+	}
+}
+
 func TestAlerts(t *testing.T) {
 	rules := regexp.MustCompile(`(?m)^      - alert: `).Split(read(t, "prometheus/alerts.yaml"), -1)[1:]
 	cases := read(t, "prometheus/alerts_test.yaml")
@@ -392,6 +421,12 @@ func TestPlacesAgree(t *testing.T) {
 	for _, test := range tests {
 		if !strings.Contains(read(t, test.file), test.holds) {
 			t.Errorf("%s: got no %q", test.file, test.holds)
+		}
+	}
+	// The name that rejects have by default is another one each night.
+	for _, path := range []string{"systemd/groupferry-import.service", "kubernetes/cronjob.yaml"} {
+		if strings.Contains(read(t, path), "--rejects") {
+			t.Errorf("%s: the rejects of each night go to one file", path)
 		}
 	}
 	for _, path := range []string{"../samples/groups.csv"} { // what compose imports

@@ -124,7 +124,7 @@ func checkSums(t testing.TB, p *Plan) {
 			continue
 		}
 		before := rejects[i-1]
-		if c := slices.Index(p.files, before.File) - slices.Index(p.files, r.File); c > 0 || c == 0 && before.Line > r.Line {
+		if c := slices.Index(p.Files, before.File) - slices.Index(p.Files, r.File); c > 0 || c == 0 && before.Line > r.Line {
 			t.Errorf("reject %d: got %s:%d after %s:%d", i, r.File, r.Line, before.File, before.Line)
 		}
 	}
@@ -144,17 +144,12 @@ func checkSums(t testing.TB, p *Plan) {
 		if n := len(j.Conversations); n < 1 || n > 1000 {
 			t.Errorf("job %s has %d conversations", j.ID, n)
 		}
-		used := map[int]bool{}
 		for i, c := range j.Conversations {
-			used[c.File] = true
 			if i > 0 {
 				if b := j.Conversations[i-1]; c.File < b.File || c.File == b.File && c.Line < b.Line {
 					t.Errorf("job %s: conversation %d stands before its place", j.ID, i)
 				}
 			}
-		}
-		if len(used) != len(j.Files) {
-			t.Errorf("job %s names %d files and uses %d", j.ID, len(j.Files), len(used))
 		}
 		back, err := job.Decode(j.AppendJSON(nil))
 		if err != nil || back.FromAccount != j.FromAccount || back.GroupName != j.GroupName ||
@@ -180,7 +175,7 @@ func jobTexts(t testing.TB, p *Plan) []string {
 		var b strings.Builder
 		fmt.Fprintf(&b, "%s/%s:", j.FromAccount, j.GroupName)
 		for _, c := range j.Conversations {
-			fmt.Fprintf(&b, " %d:%s@%s:%d", c.Type, c.ID, j.Files[c.File], c.Line)
+			fmt.Fprintf(&b, " %d:%s@%s:%d", c.Type, c.ID, p.Files[c.File], c.Line)
 		}
 		texts = append(texts, b.String())
 	}

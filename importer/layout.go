@@ -67,8 +67,8 @@ func (l *layout) first(n uint32) position {
 	return e.position()
 }
 
-// decodeJob decodes the first job of b. files are the names of the inputs.
-func decodeJob(b []byte, importID string, files []string) (j job.Job, rest []byte) {
+// decodeJob decodes the first job of b.
+func decodeJob(b []byte, importID string) (j job.Job, rest []byte) {
 	size, n := binary.Uvarint(b)
 	b, rest = b[n:][:size], b[n:][size:]
 	text := string(b) // one allocation for all strings of the job
@@ -82,18 +82,13 @@ func decodeJob(b []byte, importID string, files []string) (j job.Job, rest []byt
 	rows, n := binary.Uvarint(b)
 	b = b[n:]
 	j.Conversations = make([]job.Conversation, rows)
-	last := -1
 	for i := range j.Conversations {
 		var e entry
 		e, b = decodeEntry(b)
 		at := e.position()
-		if at.file != last { // rows come in the order of the inputs: a file never comes back
-			last = at.file
-			j.Files = append(j.Files, files[at.file])
-		}
 		bytes := cut(e.bytes, b)
 		j.Conversations[i] = job.Conversation{
-			Type: e.kind(), ID: bytes[2:e.conv], File: len(j.Files) - 1, Line: at.line,
+			Type: e.kind(), ID: bytes[2:e.conv], File: at.file, Line: at.line,
 		}
 	}
 	return j, rest

@@ -37,7 +37,7 @@ func TestSplitPartition(t *testing.T) {
 				b, err := g.spool.get(seg, &buf)
 				for len(b) > 0 && err == nil {
 					var j job.Job
-					j, b = decodeJob(b, "imp", []string{"a.csv"})
+					j, b = decodeJob(b, "imp")
 					jobs[rank] = append(jobs[rank], j)
 				}
 				if err != nil {

@@ -14,10 +14,10 @@ type Plan struct {
 	ImportID string    // Config.ImportID, or the first 16 digits of Digest
 	Digest   string    // SHA-256 of the content and of the options that change jobs, in 64 hexadecimal digits
 	Summary  Summary   //
+	Files    []string  // names of the inputs; what job.Conversation.File counts into
 	Warnings []Warning // about rows that are accepted all the same; by input, then by line; see Summary.Warnings
 	Notices  []string  // what else to report once, such as columns that were ignored
 
-	files   []string // names of the inputs
 	spool   *spool
 	runs    []*run    // in the order of the hashes
 	rejects recordLog // by input, then by line
@@ -82,7 +82,7 @@ func (p *Plan) Jobs() iter.Seq2[job.Job, error] {
 				}
 				for len(b) > 0 {
 					var j job.Job
-					j, b = decodeJob(b, p.ImportID, p.files)
+					j, b = decodeJob(b, p.ImportID)
 					if !yield(j, nil) {
 						return
 					}
@@ -99,7 +99,7 @@ func (p *Plan) Rejects() iter.Seq2[Reject, error] {
 	for _, r := range p.runs {
 		logs = append(logs, &r.overLimit)
 	}
-	return mergeRejects(logs, p.files)
+	return mergeRejects(logs, p.Files)
 }
 
 // WriteRejects writes the rejects as CSV: the five columns of an input, so that the rows can be fixed and imported as

@@ -14,7 +14,7 @@ import (
 	"groupferry/internal/chat"
 )
 
-// TestOrder has users whose groups come one behind the other: the jobs go round all users before one comes again.
+// TestOrder has users whose groups come one behind the other: the jobs take all users in turn before one comes again.
 func TestOrder(t *testing.T) {
 	var b strings.Builder
 	b.WriteString(csvHeader)
@@ -61,8 +61,8 @@ func TestJobsStop(t *testing.T) {
 	}
 }
 
-// TestFilesOfJobs names in each job only the files that it has rows in.
-func TestFilesOfJobs(t *testing.T) {
+// TestFiles has the number of its file in every conversation.
+func TestFiles(t *testing.T) {
 	files(t, map[string]string{
 		"a.csv": csvHeader + "u1,g,1,x1,\nu2,g,1,x1,\n",
 		"b.csv": csvHeader + "u3,g,1,x1,\nu1,g,1,x1,\n",
@@ -77,10 +77,8 @@ func TestFilesOfJobs(t *testing.T) {
 		"u1/g: 1:x2@c.csv:2 1:x3@c.csv:4 1:x1@b.csv:3",
 		"u2/g: 1:x1@a.csv:3",
 		"u3/g: 1:x2@c.csv:3 1:x1@b.csv:2")
-	for _, j := range jobsOf(t, p) {
-		if j.FromAccount == "u2" && !slices.Equal(j.Files, []string{"a.csv"}) {
-			t.Errorf("got files %v, want a.csv alone", j.Files)
-		}
+	if want := []string{"c.csv", "b.csv", "a.csv"}; !slices.Equal(p.Files, want) {
+		t.Errorf("got files %v, want %v", p.Files, want)
 	}
 }
 

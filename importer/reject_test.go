@@ -104,7 +104,7 @@ func TestRejectsOfOneLine(t *testing.T) {
 // TestRejectOrder merges logs that all have rejects of the same lines.
 func TestRejectOrder(t *testing.T) {
 	s := newTestSpool(t, 5000)
-	p := &Plan{files: []string{"a", "b"}, spool: s, rejects: recordLog{spool: s}}
+	p := &Plan{Files: []string{"a", "b"}, spool: s, rejects: recordLog{spool: s}}
 	logs := []*recordLog{&p.rejects}
 	for range 9 {
 		r := &run{overLimit: recordLog{spool: s}}
@@ -121,7 +121,7 @@ func TestRejectOrder(t *testing.T) {
 				if err := log.add(appendReject(nil, position{file, line}, invalid{code, "why"}, new([numColumns]string))); err != nil {
 					t.Fatal(err)
 				}
-				want = append(want, fmt.Sprintf("%s:%d %s", p.files[file], line, code))
+				want = append(want, fmt.Sprintf("%s:%d %s", p.Files[file], line, code))
 			}
 		}
 	}

@@ -63,7 +63,7 @@ func (a *attempt) prepare(ctx context.Context) error {
 		return fmt.Errorf("%w: %w", errUndecodable, err)
 	}
 	a.result = job.Result{
-		Import: j.Import, Job: j.ID, FromAccount: j.FromAccount, GroupName: j.GroupName, Files: j.Files,
+		Import: j.Import, Job: j.ID, FromAccount: j.FromAccount, GroupName: j.GroupName,
 		Generation: j.Generation, Replaces: j.Prior, Started: a.started,
 		Conversations: make([]job.ConversationResult, len(j.Conversations)),
 	}
@@ -93,7 +93,7 @@ func (a *attempt) resume(before *job.Result) {
 		wanted[chat.Item{Type: c.Type, ID: c.ID}] = true
 	}
 	a.before = before
-	a.result.Started, a.result.GroupID, a.result.Files = before.Started, before.GroupID, before.Files
+	a.result.Started, a.result.GroupID = before.Started, before.GroupID
 	a.result.Conversations = slices.Clone(before.Conversations)
 	a.known, a.todo = make([]bool, len(before.Conversations)), nil
 	for i, c := range before.Conversations {
@@ -113,7 +113,7 @@ func (a *attempt) doneBefore() int {
 	return len(a.before.Conversations) - a.before.FailedConversations()
 }
 
-// final gives the result with the attempts and calls of all generations.
+// final returns the result with the attempts and calls of all generations.
 func (a *attempt) final() job.Result {
 	r := a.result
 	r.Attempts, r.Calls = a.made, a.calls
@@ -137,8 +137,8 @@ func (a *attempt) giveUp(err error) {
 	a.fail(code, info)
 }
 
-// fail sets the outcome of a job that ended before its end. What a response said holds; the rest failed with code. A job
-// that could not be read has no conversations, and fails as a whole.
+// fail sets the outcome of a job that ended before its end. What a response said holds; the rest failed with code. A
+// job that could not be read has no conversations, and fails as a whole.
 func (a *attempt) fail(code, info string) {
 	if len(a.result.Conversations) == 0 {
 		a.result.Outcome, a.result.Code, a.result.Info = job.Failed, code, info

@@ -18,7 +18,7 @@ the results so far are kept; 'groupferry status' counts what was dropped.
 The groups that were written stay. 'groupferry results IMPORT --failed' exports what
 was dropped or failed, until the import is deleted; the file can be imported as it
 is. To import all of it again, give it another --import-id.`,
-		Args: imports(1, 1),
+		Args: p.imports(1, 1),
 	}, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
 		i, err := s.CancelImport(ctx, args[0])
 		if err != nil {

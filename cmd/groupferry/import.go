@@ -35,7 +35,10 @@ and imported as it is.
 		Args: files,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
-			if err := out.check(); err != nil {
+			if err := out.check(p); err != nil {
+				return err
+			}
+			if err := qf.check(p); err != nil {
 				return err
 			}
 			input, err := p.readInput(ctx, args, &in, chat.MaxItemsPerCall)
@@ -51,7 +54,7 @@ and imported as it is.
 			if err := notSimulated(ctx, s); err != nil {
 				return err
 			}
-			stored, err := p.begin(ctx, s, input, qf.args(p.getenv))
+			stored, err := p.begin(ctx, s, input, qf.args(p))
 			if err != nil {
 				return err
 			}
@@ -95,9 +98,9 @@ func (p *program) reportEnqueued(s *app.Namespace, i queue.Import, jobs int64, o
 		switch {
 		case i.State.Over(): // already printed
 		case i.State != queue.Enqueueing:
-			p.console.print("all jobs were on the queue already; start 'groupferry work' to send them")
+			p.console.print("all jobs were on the queue already; start '%s' to send them", s.Conn.Command("work"))
 		default:
-			p.console.print("queued %s jobs (%s) in %s; start 'groupferry work' to send them", count(jobs), rows(i.Rows), s.Where())
+			p.console.print("queued %s jobs (%s) in %s; start '%s' to send them", count(jobs), rows(i.Rows), s.Where(), s.Conn.Command("work"))
 		}
 	}
 	return out.write(p.stdout, map[string]any{"import": i.ID, "rows": i.Rows, "accepted": i.Accepted,
@@ -105,7 +108,7 @@ func (p *program) reportEnqueued(s *app.Namespace, i queue.Import, jobs int64, o
 	}, func() string { return i.ID + "\n" })
 }
 
-// readInput reads the input of import and run, and says which file has its rejects.
+// readInput reads the input of import and run.
 func (p *program) readInput(ctx context.Context, files []string, flags *inputFlags, chunk int) (*app.Input, error) {
 	cfg, err := flags.config(p, files, chunk)
 	if err != nil {
@@ -113,24 +116,25 @@ func (p *program) readInput(ctx context.Context, files []string, flags *inputFla
 	}
 	in, err := app.ReadInput(ctx, cfg)
 	p.console.end()
-	var budget *app.BudgetError
-	switch {
-	case err == nil && in.Record.RejectsFile != "":
-		p.showKept(in.Record.Rejected, in.Record.RejectsFile)
-	case errors.As(err, &budget):
-		p.showKept(budget.Rejected, budget.RejectsFile)
+	var guard *app.GuardError
+	if errors.As(err, &guard) {
+		p.showKept(guard.Rejects, guard.Rejected)
 	}
 	debug.FreeOSMemory() // what sorting took is free for what comes now
 	return in, err
 }
 
-// begin makes the record of an import, or finds that of an earlier run with the same content; where is how another command
-// gets to the queue.
+// begin makes the record of an import, or finds that of an earlier run with the same content; then it keeps the rejects.
+// where is how another command gets to the queue.
 func (p *program) begin(ctx context.Context, s *app.Namespace, in *app.Input, where string) (queue.Import, error) {
 	stored, existed, err := s.Begin(ctx, in.Record)
+	if err == nil {
+		err = in.Rejects.Keep()
+	}
 	if err != nil {
 		return stored, err
 	}
+	p.showKept(in.Rejects, in.Record.Rejected)
 	id, at := stored.ID, stored.Created.Local().Format(time.DateTime)
 	switch {
 	case !existed:

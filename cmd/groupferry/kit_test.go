@@ -307,6 +307,7 @@ func newShell(t testing.TB, apiURL string) *shell {
 		"GROUPFERRY_SDK_APP_ID": strconv.Itoa(chatsim.DemoSDKAppID),
 		"GROUPFERRY_SECRET_KEY": testKey,
 		"GROUPFERRY_RATE":       "100000",
+		"GROUPFERRY_APP_LIMIT":  "100000",
 	}}
 	s.env["GROUPFERRY_DATA_DIR"] = s.dir
 	t.Cleanup(func() {

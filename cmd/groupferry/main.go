@@ -24,6 +24,7 @@ import (
 	"groupferry/internal/governor"
 	"groupferry/internal/job"
 	"groupferry/internal/queue"
+	"groupferry/internal/redact"
 	"groupferry/worker"
 )
 
@@ -40,7 +41,7 @@ const (
 	exitUsage       = 2   // usage or configuration
 	exitIncomplete  = 3   // finished, but some rows were rejected or some jobs failed
 	exitHalted      = 4   // every job would fail the same way
-	exitBudget      = 5   // more rejects than --max-rejects: nothing was enqueued
+	exitGuarded     = 5   // a guard stopped it: nothing was enqueued
 	exitUnreachable = 75  // NATS or the API is out of reach
 	exitInterrupted = 130 // by a signal
 )
@@ -51,7 +52,7 @@ const exitCodes = `Exit codes:
   2    usage or configuration
   3    finished, but some rows were rejected or some jobs failed
   4    halted: every job would fail the same way
-  5    more rejects than --max-rejects allows: nothing was enqueued
+  5    no row accepted, or more rejects than allowed: nothing was enqueued
   75   NATS or the API is out of reach
   130  interrupted`
 
@@ -86,7 +87,6 @@ func exitCode(err error) int {
 	var (
 		usage  *usageError
 		config *importer.ConfigError
-		budget *app.BudgetError
 	)
 	switch {
 	case err == nil:
@@ -97,12 +97,12 @@ func exitCode(err error) int {
 		return exitInterrupted
 	case errors.As(err, &usage), errors.As(err, &config), errors.Is(err, broker.ErrTooOld), errors.Is(err, broker.ErrNoJetStream),
 		errors.Is(err, broker.ErrSchema), errors.Is(err, job.ErrVersion), errors.Is(err, worker.ErrMayReplace),
-		errors.As(err, new(*queue.OtherAppError)):
+		errors.As(err, new(*queue.OtherAppError)), errors.As(err, new(*broker.ConfigError)), errors.As(err, new(*broker.AuthError)):
 		return exitUsage
 	case governor.IsHalted(err):
 		return exitHalted
-	case errors.As(err, &budget):
-		return exitBudget
+	case errors.As(err, new(*app.GuardError)):
+		return exitGuarded
 	case errors.Is(err, broker.ErrUnreachable), errors.Is(err, app.ErrAPIUnreachable):
 		return exitUnreachable
 	}
@@ -115,7 +115,8 @@ func hintFor(err error) string {
 	var e *chat.Error
 	var disk *broker.DiskError
 	var damaged *broker.DamagedError
-	var budget *app.BudgetError
+	var guard *app.GuardError
+	var rejects *app.RejectsError
 	switch {
 	case errors.As(err, &damaged):
 		return damaged.Remedy
@@ -123,12 +124,17 @@ func hintFor(err error) string {
 		return "make room on its disk, or see that it can be written to"
 	case errors.As(err, &h):
 		return h.hint
-	case errors.As(err, &budget) && budget.RejectsFile != "":
-		return "fix the rows in " + budget.RejectsFile + ", or allow more"
+	case errors.As(err, &rejects):
+		return "name another file with --rejects, or - for standard output"
+	case errors.As(err, &guard):
+		return guardHint(guard)
 	case errors.As(err, new(*queue.OtherAppError)):
 		return "name another --namespace, or another --data-dir"
 	case errors.As(err, new(*app.NotQueuedError)):
 		return "their rows are in the input alone: import that with another --import-id"
+	case errors.As(err, new(*broker.AuthError)):
+		return "give a user that the server knows: in --nats-url or NATS_URL, as USER:PASSWORD@HOST:PORT, " +
+			"or as a file with --nats-creds or NATS_CREDS"
 	case errors.Is(err, queue.ErrOrder):
 		return "give the input another --import-id to import it as a whole"
 	case errors.Is(err, worker.ErrMayReplace):
@@ -137,6 +143,20 @@ func hintFor(err error) string {
 		return e.Remedy()
 	}
 	return ""
+}
+
+func guardHint(e *app.GuardError) string {
+	if e.Rows == 0 {
+		return "--allow-empty takes it all the same"
+	}
+	fix := "fix the rows"
+	if e.Rejects != nil && e.Rejects.File != "" {
+		fix += " in " + e.Rejects.File
+	}
+	if e.Accepted == 0 {
+		return fix + "; if another system wrote the input, see --preset, --owner and --columns"
+	}
+	return fix + ", or allow more"
 }
 
 // An unfinishedError ends with the command that continues.
@@ -156,6 +176,11 @@ type program struct {
 	stdout, stderr io.Writer
 
 	console *console
+
+	// Of the settings of the command, see fromEnvironment.
+	given   map[string]bool   // flags of the command line
+	fromEnv map[string]string // flags that came from a variable: its name
+	unread  map[string]bool   // flags and variables that a flag goes before
 
 	// fail ends the command at once because nothing can be done any more; the cause is what the program ends with.
 	fail func(cause error)
@@ -231,7 +256,7 @@ func run(signals <-chan os.Signal, args []string, getenv func(string) (string, b
 // explain says what happened, what to do about it, and which command continues.
 func (p *program) explain(err error, cmd *cobra.Command) {
 	if !errors.Is(err, errIncomplete) && !errors.Is(err, errInterrupted) {
-		p.console.error(err)
+		p.console.error(p.inSettings(err))
 		if h := hintFor(err); h != "" {
 			p.console.hint(h)
 		} else if exitCode(err) == exitUsage {
@@ -250,6 +275,28 @@ func (p *program) explain(err error, cmd *cobra.Command) {
 	}
 }
 
+// settingOf has the flag that a field of a package's Config comes from.
+var settingOf = map[string]string{
+	"URL": "nats-url", "Creds": "nats-creds", "Context": "nats-context", "Namespace": "namespace", "Replicas": "replicas",
+
+	"Format": "format", "Delimiter": "delimiter", "Columns": "columns", "ImportID": "import-id", "ChunkSize": "chunk-size",
+	"Preset": "preset", "Owner": "owner", "MapIDs": "map-ids", "SpoolDir": "spool-dir",
+}
+
+// inSettings is the text of an error, with the setting that is wrong in place of the field that it made.
+func (p *program) inSettings(err error) string {
+	text := err.Error()
+	var queue *broker.ConfigError
+	var input *importer.ConfigError
+	switch {
+	case errors.As(err, &queue):
+		text = strings.Replace(text, queue.Error(), p.named(settingOf[queue.Field])+": "+queue.Err.Error(), 1)
+	case errors.As(err, &input) && p.fromEnv[settingOf[input.Field]] != "":
+		text = p.named(settingOf[input.Field]) + ": " + text
+	}
+	return text
+}
+
 func (p *program) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "groupferry",
@@ -263,8 +310,8 @@ that needs no set-up, or yours. Whatever stops it, the same command continues.
 
 Every flag can be set in the environment: GROUPFERRY_ and its name in capitals,
 such as GROUPFERRY_SDK_APP_ID. The flags --nats-* have NATS_URL, NATS_CREDS and
-NATS_CONTEXT. A flag wins over the environment. Data goes to standard output, the
-rest to standard error.
+NATS_CONTEXT. A flag wins over the environment, also over the variable of a flag
+that it excludes. Data goes to standard output, the rest to standard error.
 
 ` + exitCodes,
 		SilenceErrors:     true,
@@ -280,13 +327,34 @@ rest to standard error.
 	)
 	root.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(args) > 0 {
-			return usagef("unknown command %q", args[0])
+			return unknownCommand(root, args[0])
 		}
 		return cmd.Help()
 	}
 	root.Args = cobra.ArbitraryArgs
+	root.SuggestionsMinimumDistance = 2
+	root.InitDefaultHelpCmd()
+	for _, c := range root.Commands() {
+		if c.Name() == "help" { // which takes what it does not know for the root
+			c.Args = func(_ *cobra.Command, args []string) error {
+				if topic, _, err := root.Find(args); err != nil || len(args) > 0 && topic == root {
+					return unknownCommand(root, args[0])
+				}
+				return nil
+			}
+		}
+	}
 	root.Version = version()
 	return root
+}
+
+// unknownCommand says which commands are like one that is not there.
+func unknownCommand(root *cobra.Command, name string) error {
+	err := usagef("unknown command %q", name)
+	if like := root.SuggestionsFor(name); len(like) > 0 {
+		err = hint(err, "did you mean 'groupferry %s'?", strings.Join(like, "' or 'groupferry "))
+	}
+	return err
 }
 
 // files checks the arguments of a command that reads inputs.
@@ -306,11 +374,12 @@ func noArgs(_ *cobra.Command, args []string) error {
 }
 
 // imports checks the arguments of a command that takes import IDs.
-func imports(least, most int) cobra.PositionalArgs {
-	return func(_ *cobra.Command, args []string) error {
+func (p *program) imports(least, most int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
 		switch {
 		case len(args) < least:
-			return hint(usagef("IMPORT is required"), "'groupferry status' lists them")
+			q := queueOf(cmd)
+			return hint(usagef("IMPORT is required"), "'groupferry status%s' lists them", q.args(p))
 		case len(args) > most:
 			return usagef("one import at a time, not %d", len(args))
 		}
@@ -327,8 +396,16 @@ func imports(least, most int) cobra.PositionalArgs {
 // filled in again.
 func (p *program) commandLine() string {
 	words := []string{"groupferry"}
-	for _, a := range p.args {
-		words = append(words, quoted(hideLogin(a)))
+	for i, a := range p.args {
+		switch list, joined := strings.CutPrefix(a, "--nats-url="); {
+		case joined:
+			a = "--nats-url=" + hideLogins(list)
+		case i > 0 && p.args[i-1] == "--nats-url":
+			a = hideLogins(a)
+		default:
+			a = redact.Logins(a)
+		}
+		words = append(words, quoted(a))
 	}
 	return strings.Join(words, " ")
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"io"
 	"strings"
 	"testing"
@@ -49,5 +50,23 @@ func TestWatchIntoFile(t *testing.T) {
 	}
 	if text := stdout.String(); !strings.HasPrefix(text, "import over") || strings.Contains(text, "\x1b") {
 		t.Errorf("got %q, want the status without control characters", text)
+	}
+}
+
+// Data that go to a terminal do not control it, wherever a write ends.
+func TestLineWriter(t *testing.T) {
+	for size := 1; size < 12; size++ {
+		var got bytes.Buffer
+		w := &lineWriter{w: &got}
+		for text := "家,\x1b[2J\u202e\r\nb\tc\n"; text != ""; {
+			n := min(size, len(text))
+			if _, err := w.Write([]byte(text[:n])); err != nil {
+				t.Fatal(err)
+			}
+			text = text[n:]
+		}
+		if want := `家,\u001b[2J\u202e\u000d` + "\nb\tc\n"; got.String() != want {
+			t.Errorf("writes of %d bytes: got %q, want %q", size, got.String(), want)
+		}
 	}
 }

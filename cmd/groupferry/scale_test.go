@@ -244,7 +244,6 @@ func scalePublish() {
 	}
 	j := job.Job{
 		Import: "scale", FromAccount: fmt.Sprintf("user%d", n/scalePerUser/2), GroupName: "Family 12",
-		Files: []string{"shuffled.csv"},
 	}
 	for i := range each {
 		middle := n*scalePerGroup/2 + i

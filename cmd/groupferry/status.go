@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"time"
 
@@ -25,9 +26,9 @@ func (p *program) statusCommand() *cobra.Command {
 		Long: `status shows the imports, newest first: rows, jobs, conversations, the rate over the
 last minute and the time left, and whether everything is halted and why. It can
 look at an embedded server while another groupferry works with it.`,
-		Args: imports(0, 1),
+		Args: p.imports(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := out.check(); err != nil {
+			if err := out.check(p); err != nil {
 				return err
 			}
 			opened, err := p.open(cmd.Context(), qf, true)
@@ -38,17 +39,15 @@ look at an embedded server while another groupferry works with it.`,
 			for {
 				s, err := opened.Status(cmd.Context(), args...)
 				if errors.Is(err, queue.ErrNoImport) {
-					return hint(err, "'groupferry status' lists the imports of %s", opened.Where())
+					return hint(err, "'%s' lists the imports", opened.Conn.Command("status"))
 				}
 				if err != nil {
 					return err
 				}
-				err = out.write(p.stdout, s, func() string {
-					if watch && onTerminal(p.stdout) {
-						return "\x1b[H\x1b[2J" + statusText(&s) // home, clear
-					}
-					return statusText(&s)
-				})
+				if watch && onTerminal(p.stdout) && out.format == "text" {
+					io.WriteString(p.stdout, "\x1b[H\x1b[2J") // home, clear
+				}
+				err = out.write(p.stdout, s, func() string { return statusText(&s) })
 				if err != nil || !watch || s.Over() {
 					return errors.Join(err, s.Damaged)
 				}
@@ -77,7 +76,7 @@ func importText(s *app.ImportStatus, results string) string {
 	if s.Simulated {
 		state += ", simulated"
 	}
-	fmt.Fprintf(&b, "import %s (%s): %s\n", s.Import, strings.Join(s.Files, ", "), state)
+	fmt.Fprintf(&b, "import %s (%s): %s\n", s.Import, fileNames(s.Files), state)
 	rejects := ""
 	if s.RejectsFile != "" {
 		rejects = ", kept in " + s.RejectsFile

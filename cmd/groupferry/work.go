@@ -38,12 +38,15 @@ up to 30 seconds, the second leaves at once; neither loses anything.
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
+			if err := qf.check(p); err != nil {
+				return err
+			}
 			client, err := p.client(&api)
 			if err != nil {
 				return err
 			}
 			defer client.Close()
-			listener, err := listen(address)
+			listener, err := p.listen(address)
 			if err != nil {
 				return err
 			}
@@ -61,7 +64,7 @@ up to 30 seconds, the second leaves at once; neither loses anything.
 				return noData(err)
 			}
 			defer s.Close()
-			resume := "groupferry resume" + qf.args(p.getenv)
+			resume := "groupferry resume" + qf.args(p)
 			cfg := p.processConfig(s, client, &api, "")
 			cfg.Listener, cfg.Drain, cfg.Keep = listener, drain, time.Duration(keep)
 			cfg.Engine.LeaveOnHalt, cfg.Engine.Resume = drain, resume
@@ -73,12 +76,14 @@ up to 30 seconds, the second leaves at once; neither loses anything.
 			err = w.Run(untilLeft(ctx), ctx.Done())
 			p.console.end()
 			switch {
+			case errors.Is(err, app.ErrCredentials): // which halts nothing but this process
+				return &unfinishedError{err, p.commandLine(), true}
 			case governor.IsHalted(err):
 				return &unfinishedError{err, resume + " && " + p.commandLine(), true}
 			case err == nil && drain && ctx.Err() != nil:
 				return &unfinishedError{errInterrupted, p.commandLine(), false}
 			case drain && (err == nil || errors.Is(err, app.ErrAbandoned)): // which was printed
-				return p.reportDrained(ctx, w, qf.args(p.getenv), err == nil)
+				return p.reportDrained(ctx, w, qf.args(p), err == nil)
 			}
 			return err
 		},

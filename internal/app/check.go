@@ -36,11 +36,14 @@ type CheckReport struct {
 	Rate          int               `json:"rate"`
 	Rejected      int64             `json:"rejected"`
 	Rejects       []RejectGroup     `json:"rejects"` // the most frequent first
+	RejectsFile   string            `json:"rejects_file,omitempty"`
 	Rows          int64             `json:"rows"`
 	Seconds       float64           `json:"seconds"` // that the calls take at the rate
 	Users         int64             `json:"users"`
 	Warnings      []CheckWarning    `json:"warnings"`
 	WarningsTotal int64             `json:"warnings_total"`
+
+	Kept *Rejects `json:"-"` // nil if no file was named for them
 }
 
 // A RejectGroup is the rejects with one code and reason.
@@ -60,19 +63,25 @@ type CheckWarning struct {
 }
 
 // Check reads and checks the input, and reports what an import of it would come to. It needs no queue and no API. The
-// error is a *[BudgetError] when more rows are rejected than allowed, and comes with the report then; the other errors are
-// those of [ReadInput].
+// error is a *[GuardError] when nothing would be enqueued, and comes with the report then; the other errors are those of
+// [ReadInput].
 func Check(ctx context.Context, cfg CheckConfig) (CheckReport, error) {
-	plan, err := readPlan(ctx, cfg.Input)
+	in, err := readPlan(ctx, cfg.Input)
 	if err != nil {
 		return CheckReport{}, err
 	}
-	defer plan.Close()
-	rejects := ""
+	defer in.Close()
+	plan := in.Plan
+	var kept *Rejects
+	file := ""
 	if cfg.Input.Rejects != "" {
-		if rejects, err = writeRejects(plan, cfg.Input.Rejects); err != nil {
+		if kept, err = findRejects(plan, cfg.Input.Rejects, cfg.Input.Stdout); err == nil {
+			err = kept.Keep()
+		}
+		if err != nil {
 			return CheckReport{}, err
 		}
+		file = kept.File
 	}
 	calls, err := firstCalls(plan, cfg.Show, cmp.Or(cfg.Input.Importer.ChunkSize, chat.MaxItemsPerCall))
 	if err != nil {
@@ -86,9 +95,9 @@ func Check(ctx context.Context, cfg CheckConfig) (CheckReport, error) {
 	r := CheckReport{
 		Accepted: s.Accepted, Bytes: s.Bytes, Calls: s.Calls, Conversations: s.Conversations, Duplicates: s.Duplicates,
 		Files: s.Files, FirstCalls: []json.RawMessage{}, Groups: s.Jobs, Import: plan.ImportID, Jobs: s.Jobs, Rate: rate,
-		Rejected: s.Rejected, Rejects: rejected, Rows: s.Rows,
+		Rejected: s.Rejected, Rejects: rejected, RejectsFile: file, Rows: s.Rows,
 		Seconds: math.Ceil(float64(s.Calls) / float64(rate)), Users: s.Users,
-		Warnings: []CheckWarning{}, WarningsTotal: s.Warnings,
+		Warnings: []CheckWarning{}, WarningsTotal: s.Warnings, Kept: kept,
 	}
 	for _, c := range calls {
 		r.FirstCalls = append(r.FirstCalls, c.Body())
@@ -96,7 +105,7 @@ func Check(ctx context.Context, cfg CheckConfig) (CheckReport, error) {
 	for _, w := range plan.Warnings {
 		r.Warnings = append(r.Warnings, CheckWarning{w.Text, w.File, w.Line})
 	}
-	return r, cfg.Input.MaxRejects.check(s, rejects)
+	return r, cfg.Input.guard(s, kept)
 }
 
 // firstCalls returns the bodies of the requests with which the first groups would be made.

@@ -2,9 +2,11 @@ package app
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -40,24 +42,34 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-func TestBudget(t *testing.T) {
-	s := importer.Summary{Rows: 200, Rejected: 5}
+func TestGuard(t *testing.T) {
+	some, all, none := importer.Summary{Rows: 200, Accepted: 195, Rejected: 5}, importer.Summary{Rows: 3, Rejected: 3}, importer.Summary{}
 	tests := []struct {
-		b       Budget
-		allowed int64 // -1: the plan is allowed
+		s     importer.Summary
+		b     Budget
+		empty bool
+		want  string // "" if the input is taken
 	}{
-		{Budget{}, -1},
-		{Budget{Limited: true}, 0},
-		{Budget{Limited: true, Rows: 4}, 4},
-		{Budget{Limited: true, Rows: 5}, -1},
-		{Budget{Limited: true, Percent: 2.49}, 4},
-		{Budget{Limited: true, Percent: 2.5}, -1},
+		{some, Budget{}, false, ""},
+		{some, Budget{Limited: true}, false, "5 of 200 rows were rejected, --max-rejects allows 0"},
+		{some, Budget{Limited: true, Rows: 4}, false, "5 of 200 rows were rejected, --max-rejects allows 4"},
+		{some, Budget{Limited: true, Rows: 5}, false, ""},
+		{some, Budget{Limited: true, Percent: 2.49}, false, "5 of 200 rows (2.5%) were rejected, --max-rejects 2.49% allows 4"},
+		{some, Budget{Limited: true, Percent: 2.5}, false, ""},
+		{all, Budget{}, false, "all 3 rows were rejected"},
+		{all, Budget{}, true, ""},
+		{all, Budget{Limited: true, Percent: 1}, true, "3 of 3 rows (100%) were rejected, --max-rejects 1% allows 0"},
+		{none, Budget{}, false, "the input has no rows"},
+		{none, Budget{}, true, ""},
 	}
 	for _, test := range tests {
-		err := test.b.check(s, "file")
-		var e *BudgetError
-		if errors.As(err, &e) != (test.allowed >= 0) || e != nil && *e != (BudgetError{5, 200, test.allowed, "file"}) {
-			t.Errorf("%+v: got %v, want %d allowed", test.b, err, test.allowed)
+		cfg := InputConfig{MaxRejects: test.b, AllowEmpty: test.empty}
+		got := ""
+		if err := cfg.guard(test.s, nil); err != nil {
+			got = strings.TrimSuffix(err.Error(), ": nothing was enqueued")
+		}
+		if got != test.want {
+			t.Errorf("%+v: got %q, want %q", test, got, test.want)
 		}
 	}
 }
@@ -68,8 +80,8 @@ func TestReadInputOverBudget(t *testing.T) {
 	_, err := ReadInput(t.Context(), InputConfig{
 		Files: []string{writeInput(t, "a,g,b", ",g,b")}, Rejects: rejects, MaxRejects: Budget{Limited: true},
 	})
-	var e *BudgetError
-	if !errors.As(err, &e) || e.Rejected != 1 || e.RejectsFile != rejects {
+	var e *GuardError
+	if !errors.As(err, &e) || e.Rejected != 1 || e.Rejects.File != rejects {
 		t.Errorf("got %v, want one reject too many, in %s", err, rejects)
 	}
 	if b, err := os.ReadFile(rejects); err != nil || !strings.Contains(string(b), ",g,1,b,,50002,") {
@@ -80,11 +92,12 @@ func TestReadInputOverBudget(t *testing.T) {
 // An import goes from its file to its results, and through a retry.
 func TestImportToResults(t *testing.T) {
 	n := newNamespace(t, chatsim.Config{Rate: -1, FailIDs: map[string]int{"c": 51007}})
-	in, err := ReadInput(t.Context(), InputConfig{Files: []string{writeInput(t, "a,g,b", "a,g,c", "d,g,e")}})
+	in, err := ReadInput(t.Context(), InputConfig{Files: []string{writeInput(t, "d,g,e"), writeInput(t, "a,g,b", "a,g,c")}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer in.Close()
+	second := in.Plan.Files[1]
 	if _, existed, err := n.Begin(t.Context(), in.Record); existed || err != nil {
 		t.Fatalf("begin: got existed %v, %v", existed, err)
 	}
@@ -100,7 +113,8 @@ func TestImportToResults(t *testing.T) {
 		t.Errorf("status: got %+v, %v, sums %v", s, err, s.CheckSums())
 	}
 	var b strings.Builder
-	if err := WriteResults(&b, CSV, n.ResultLines(t.Context(), id, true)); err != nil || !strings.Contains(b.String(), "\na,g,1,c,,51007,") {
+	if err := WriteResults(&b, CSV, n.ResultLines(t.Context(), id, true)); err != nil || !strings.Contains(b.String(), second+",3,") ||
+		!strings.Contains(b.String(), "\na,g,1,c,,51007,") {
 		t.Errorf("failed results: got %q, %v", &b, err)
 	}
 	f, err := n.Failures(t.Context(), id)
@@ -173,5 +187,46 @@ func TestPauseKeepsAHalt(t *testing.T) {
 	}
 	if h, err := n.Pause(t.Context(), "a test", "resume"); err != nil || h.State != queue.Halted || h.Reason != "the key" {
 		t.Errorf("got %+v, %v", h, err)
+	}
+}
+
+// A group whose rows are in 300 files with very long names is one job like others, and its results name the files.
+func TestManyFiles(t *testing.T) {
+	n := newNamespace(t, chatsim.Config{Rate: -1})
+	dir := filepath.Join(append([]string{t.TempDir()}, slices.Repeat([]string{strings.Repeat("long", 60)}, 15)...)...)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Skip(err)
+	}
+	for i := range 300 {
+		text := fmt.Sprintf("from_account,group_name,to_account\na,g,b%d\n", i)
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("%03d.csv", i)), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	in, err := ReadInput(t.Context(), InputConfig{Files: []string{filepath.Join(dir, "*.csv")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	if _, _, err := n.Begin(t.Context(), in.Record); err != nil {
+		t.Fatal(err)
+	}
+	if stats, err := in.Enqueue(t.Context(), n.Namespace, nil); stats.Jobs != 1 || err != nil {
+		t.Fatalf("enqueue: got %+v, %v; want 1 job", stats, err)
+	}
+	e := n.start(nil)
+	n.awaitComplete(in.Record.ID)
+	lines := 0
+	for l, err := range n.ResultLines(t.Context(), in.Record.ID, false) {
+		if want := filepath.Join(dir, fmt.Sprintf("%03s.csv", strings.TrimPrefix(l.ToAccount, "b"))); err != nil || l.File != want || l.Line != 2 {
+			t.Fatalf("got %+v, %v; want line 2 of %s", l, err, want)
+		}
+		lines++
+	}
+	if lines != 300 {
+		t.Errorf("got %d lines, want 300", lines)
+	}
+	if err := e.end(t); err != nil {
+		t.Error(err)
 	}
 }

@@ -1,7 +1,7 @@
 // Package app is what the commands do, without a terminal: cmd makes configs of its flags, and prints what comes back.
 //
-//	run FILE   ReadInput ─► Open ─► NewProcess ─► Begin ─► Process.RunImport (Input.Enqueue) ─► ImportStatus, NewRunReport
-//	import     ReadInput ─► Open ─► Begin ─► Input.Enqueue
+//	run FILE   ReadInput ─► Open ─► NewProcess ─► Begin, Rejects.Keep ─► Process.RunImport (Input.Enqueue) ─► ImportStatus, NewRunReport
+//	import     ReadInput ─► Open ─► Begin, Rejects.Keep ─► Input.Enqueue
 //	check      Check
 //	work       OpenWaiting ─► NewProcess ─► Process.Run
 //	others     Open ─► a method of Namespace: Status, WriteResults, Failures, Retry, Pause, CancelImport, …

@@ -29,7 +29,8 @@ type EngineConfig struct {
 	RoundTrip *governor.MinRTT // that API feeds; nil: no credit for round trips
 	Name      string           // unlike that of any other process, now or earlier
 	Host      string           // names the process for people
-	Rate      int              // calls a second for each command, unless the namespace has a rate; 0: governor.DefaultRate
+	Rate      int              // calls a second for each command, see rate.go; 0: governor.DefaultRate
+	Limit     int              // calls a second that the app has, whatever the rate of the namespace; 0: nobody knows
 	Timeout   time.Duration    // of a call
 	Clock     clock.Clock      // the zero value is the machine's; tests set the wall clock
 	Worker    worker.Config    // Name, Observer and Log included; LeaveOn is set by the engine
@@ -56,6 +57,7 @@ type Engine struct {
 	gate      *governor.Gate
 	candidate *lease.Candidate
 	state     stateKeeper
+	rates     rates
 	tally     tallyObserver
 
 	lifting    atomic.Bool           // a halt that stands is to be ended by this process: it does not close the gate
@@ -157,6 +159,7 @@ func (e *Engine) Run(ctx context.Context, stop <-chan struct{}) error {
 	})
 	background.Go(func() { e.follow(ctx) })
 	background.Go(func() { e.sample(ctx) })
+	background.Go(func() { e.announce(ctx) })
 	stopAnswering, err := e.cfg.Namespace.Conn.Standby(func() []byte { return e.presence(ctx) })
 	if err != nil {
 		return err
@@ -226,14 +229,7 @@ func (e *Engine) follow(ctx context.Context) {
 	watcher := queue.Watcher{
 		Halt: e.applyHalt,
 		Rate: func(rate int) {
-			if rate <= 0 {
-				rate = e.cfg.Rate
-			}
-			e.state.set(func(s *State) { s.Rate = rate })
-			e.candidate.SetRate(rate)
-			if pace, _ := e.present(); pace != nil {
-				pace.SetRate(rate)
-			}
+			e.changeRates(func(r *rates) { r.set = rate })
 			e.once.Do(func() { close(e.known) }) // the halt comes before the rate
 		},
 		Import: func(id string) {
@@ -379,7 +375,7 @@ func (e *Engine) verify(ctx context.Context, pace *governor.Governor) error {
 				return err
 			}
 			e.state.set(func(s *State) { s.Verified = true })
-		case errors.Is(err, errCredentials):
+		case errors.Is(err, ErrCredentials):
 			return err
 		case governor.IsHalted(err): // by somebody, meanwhile
 		default:
@@ -417,8 +413,8 @@ const (
 	checkLimit = 15 * time.Second
 )
 
-// errCredentials says that the API, or something on the way to it, rejected this process, whose credentials have never worked.
-var errCredentials = errors.New("no call of this process was ever accepted")
+// ErrCredentials says that the API, or something on the way to it, rejected this process, whose credentials have never worked.
+var ErrCredentials = errors.New("no call of this process was ever accepted")
 
 // ErrAPIUnreachable says that the API did not respond before the first call of a job.
 var ErrAPIUnreachable = errors.New("the API is out of reach")
@@ -438,11 +434,11 @@ func (e *Engine) checkCredentials(ctx context.Context, pace *governor.Governor) 
 		case class == chat.Refresh && !renewed:
 			renewed = true
 			if rerr := e.cfg.API.Renew(); rerr != nil {
-				return fmt.Errorf("%w: %w", errCredentials, &governor.HaltedError{Cause: err})
+				return fmt.Errorf("%w: %w", ErrCredentials, &governor.HaltedError{Cause: err})
 			}
 			continue
 		case class == chat.Halt, class == chat.Refresh, rejected >= maxRejections:
-			return fmt.Errorf("%w: %w", errCredentials, &governor.HaltedError{Cause: err})
+			return fmt.Errorf("%w: %w", ErrCredentials, &governor.HaltedError{Cause: err})
 		}
 		if time.Since(start) > checkLimit {
 			if e.cfg.LeaveOnHalt {
@@ -468,7 +464,7 @@ func (e *Engine) checkOnce(ctx context.Context, pace *governor.Governor) (*chat.
 	code, took := "ok", time.Since(start)
 	var failure *chat.Error
 	errors.As(err, &failure)
-	outcome := governor.Answered
+	outcome := governor.Responded
 	switch {
 	case failure == nil:
 	case failure.Unsent():

@@ -66,7 +66,7 @@ func (n *namespace) enqueue(id string, jobs int) {
 	var all iter.Seq[job.Job] = func(yield func(job.Job) bool) {
 		for i := range jobs {
 			j := job.Job{
-				Import: id, FromAccount: fmt.Sprintf("user%d", i), GroupName: "g", Files: []string{"f"},
+				Import: id, FromAccount: fmt.Sprintf("user%d", i), GroupName: "g",
 				Conversations: []job.Conversation{{Type: job.OneToOne, ID: "friend", Line: int64(i + 1)}},
 			}
 			j.ID = job.ID(id, j.FromAccount, j.GroupName)
@@ -236,8 +236,8 @@ func TestWrongKey(t *testing.T) {
 	wrong := n.start(func(c *EngineConfig) { c.API = n.client("another-key") })
 	select {
 	case err := <-wrong.done:
-		if !governor.IsHalted(err) || !errors.Is(err, errCredentials) {
-			t.Errorf("got %v, want it refused for its credentials", err)
+		if !governor.IsHalted(err) || !errors.Is(err, ErrCredentials) {
+			t.Errorf("got %v, want it rejected for its credentials", err)
 		}
 	case <-time.After(patience):
 		t.Fatal("it does not end")
@@ -255,7 +255,7 @@ func TestWrongKey(t *testing.T) {
 	}
 }
 
-// An answer that is about the app's load proves no credentials: a halt that stands is lifted only after one that does.
+// A response about the load of the app proves no credentials: a halt is lifted only after one that does.
 func TestHaltIsLiftedByProof(t *testing.T) {
 	n := newNamespace(t, chatsim.Config{Rate: -1, Faults: []chatsim.Fault{{Kind: "60011"}}})
 	n.enqueue("one", 3)
@@ -263,9 +263,9 @@ func TestHaltIsLiftedByProof(t *testing.T) {
 		t.Fatal(err)
 	}
 	e := n.start(func(c *EngineConfig) { c.LiftHalt, c.LeaveOnHalt = true, true })
-	n.await("answers", func() bool { return n.sim.Ledger().Commands[chat.GetContactGroup].Faulted >= 3 })
+	n.await("responses", func() bool { return n.sim.Ledger().Commands[chat.GetContactGroup].Faulted >= 3 })
 	if h, err := n.Halted(t.Context()); h == nil || err != nil {
-		t.Errorf("got halt %v, %v before any proof, want it to stand", h, err)
+		t.Errorf("got halt %v, %v before any proof, want it to stay", h, err)
 	}
 	if err := n.sim.Configure(func(c *chatsim.Config) { c.Faults = nil }); err != nil {
 		t.Fatal(err)

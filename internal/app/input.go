@@ -1,10 +1,10 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"fmt"
-	"os"
-	"path/filepath"
+	"io"
 	"slices"
 
 	"groupferry/importer"
@@ -17,11 +17,16 @@ type InputConfig struct {
 	Files    []string // names of files, globs, - for Importer.Stdin
 	Importer importer.Config
 
-	// Rejects names the file for rejected rows. "" means IMPORT-rejects.csv; for [Check], no file.
+	// Rejects names the file for rejected rows. "" means IMPORT-rejects.csv; for [Check], no file. [Stdout] is that of
+	// this config.
 	Rejects string
+	Stdout  io.Writer
 
 	// MaxRejects is how many rows may be rejected; the zero value allows all.
 	MaxRejects Budget
+
+	// AllowEmpty takes an input of which no row is accepted.
+	AllowEmpty bool
 
 	// OnRead, unless nil, is called when all is read, before a file is written or the budget is asked: rejects and warnings
 	// can be shown then. Its error ends the reading.
@@ -35,97 +40,104 @@ type Budget struct {
 	Percent float64 // or this share of the rows, if it is not 0
 }
 
-// check returns a *BudgetError when more rows were rejected than allowed.
-func (b Budget) check(s importer.Summary, rejects string) error {
-	allowed := b.Rows
-	if b.Percent > 0 {
-		allowed = int64(b.Percent / 100 * float64(s.Rows))
+func (b Budget) allowed(rows int64) int64 {
+	switch {
+	case !b.Limited:
+		return rows
+	case b.Percent > 0:
+		return int64(b.Percent / 100 * float64(rows))
 	}
-	if !b.Limited || s.Rejected <= allowed {
-		return nil
-	}
-	return &BudgetError{s.Rejected, s.Rows, allowed, rejects}
+	return b.Rows
 }
 
-// A BudgetError says that more rows were rejected than allowed.
-type BudgetError struct {
-	Rejected, Rows, Allowed int64
-	RejectsFile             string // that has them; "" if there is none
+// guard returns a *GuardError for an input of which nothing is to be enqueued.
+func (cfg *InputConfig) guard(s importer.Summary, r *Rejects) error {
+	e := &GuardError{Rows: s.Rows, Rejected: s.Rejected, Accepted: s.Accepted, Rejects: r}
+	switch e.Allowed = cfg.MaxRejects.allowed(s.Rows); {
+	case s.Rejected > e.Allowed:
+		e.Percent = cfg.MaxRejects.Percent
+		return e
+	case s.Accepted == 0 && !cfg.AllowEmpty:
+		return e
+	}
+	return nil
 }
 
-func (e *BudgetError) Error() string {
-	return fmt.Sprintf("%d of %d rows were rejected, --max-rejects allows %d: nothing was enqueued", e.Rejected, e.Rows, e.Allowed)
+// A GuardError says that nothing of an input was enqueued: more rows were rejected than allowed, or none was accepted.
+type GuardError struct {
+	Rows, Accepted, Rejected int64
+
+	Allowed int64   // how many may be rejected
+	Percent float64 // which is this share of the rows; 0 if it is a number
+	Rejects *Rejects
+}
+
+func (e *GuardError) Error() string {
+	var why string
+	switch {
+	case e.Rejected > e.Allowed:
+		why = fmt.Sprintf("%d of %d rows were rejected, --max-rejects allows %d", e.Rejected, e.Rows, e.Allowed)
+		if e.Percent > 0 {
+			why = fmt.Sprintf("%d of %d rows (%.3g%%) were rejected, --max-rejects %g%% allows %d",
+				e.Rejected, e.Rows, 100*float64(e.Rejected)/float64(e.Rows), e.Percent, e.Allowed)
+		}
+	case e.Rows == 0:
+		why = "the input has no rows"
+	default:
+		why = fmt.Sprintf("all %d rows were rejected", e.Rows)
+	}
+	return why + ": nothing was enqueued"
 }
 
 // An Input is what was read for an import. It has to be closed.
 type Input struct {
-	Plan   *importer.Plan
-	Record queue.Import // as the queue is going to keep it
+	Plan    *importer.Plan
+	Record  queue.Import // as the queue is going to keep it
+	Rejects *Rejects     // to be kept once the queue has the record: see [Rejects.Keep]
 }
 
-// ReadInput reads and checks the whole input, writes its rejects to a file, and keeps to the budget. The errors are those
-// of [importer.Read], one about the file of rejects, and a *BudgetError.
+// ReadInput reads and checks the whole input. The errors are those of [importer.Read], of [queue.PackNames], a
+// *RejectsError, and a *GuardError; then the rejects are kept already, for they are what has to be fixed.
 func ReadInput(ctx context.Context, cfg InputConfig) (_ *Input, err error) {
-	plan, err := readPlan(ctx, cfg)
+	in, err := readPlan(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			plan.Close()
+			in.Close()
 		}
 	}()
-	name := cfg.Rejects
-	if name == "" {
-		name = plan.ImportID + "-rejects.csv"
+	if in.Rejects, err = findRejects(in.Plan, cmp.Or(cfg.Rejects, in.Plan.ImportID+"-rejects.csv"), cfg.Stdout); err != nil {
+		return nil, err
 	}
-	rejects, err := writeRejects(plan, name)
+	if err := cfg.guard(in.Plan.Summary, in.Rejects); err != nil {
+		return nil, cmp.Or(in.Rejects.Keep(), err)
+	}
+	in.Record.RejectsFile = in.Rejects.File
+	return in, nil
+}
+
+// readPlan reads the input, and makes its record.
+func readPlan(ctx context.Context, cfg InputConfig) (*Input, error) {
+	plan, err := importer.Read(ctx, cfg.Files, cfg.Importer)
 	if err != nil {
 		return nil, err
 	}
-	if err := cfg.MaxRejects.check(plan.Summary, rejects); err != nil {
+	names, err := queue.PackNames(plan.Files)
+	if err == nil && cfg.OnRead != nil {
+		err = cfg.OnRead(plan)
+	}
+	if err != nil {
+		plan.Close()
 		return nil, err
 	}
 	s := plan.Summary
-	return &Input{plan, queue.Import{
-		ID: plan.ImportID, Digest: plan.Digest, Files: FileNames(cfg.Files), RejectsFile: rejects,
+	return &Input{Plan: plan, Record: queue.Import{
+		ID: plan.ImportID, Digest: plan.Digest, Files: FileNames(cfg.Files), Inputs: names,
 		Rows: s.Rows, Accepted: s.Accepted, Duplicates: s.Duplicates, Rejected: s.Rejected,
 		Conversations: s.Conversations, Calls: s.Calls, Jobs: s.Jobs,
 	}}, nil
-}
-
-func readPlan(ctx context.Context, cfg InputConfig) (*importer.Plan, error) {
-	plan, err := importer.Read(ctx, cfg.Files, cfg.Importer)
-	if err == nil && cfg.OnRead != nil {
-		if err = cfg.OnRead(plan); err != nil {
-			plan.Close()
-		}
-	}
-	return plan, err
-}
-
-// writeRejects writes the file of rejects, if there are any, and returns its name.
-func writeRejects(plan *importer.Plan, name string) (string, error) {
-	if plan.Summary.Rejected == 0 {
-		return "", nil
-	}
-	// Written beside and renamed, so that a crash leaves no half of it under its name.
-	f, err := os.CreateTemp(filepath.Dir(name), ".rejects-*")
-	if err != nil {
-		return "", fmt.Errorf("write rejects: %w", err)
-	}
-	defer os.Remove(f.Name())
-	err = plan.WriteRejects(f)
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), name)
-	}
-	if err != nil {
-		return "", fmt.Errorf("write rejects: %w", err)
-	}
-	return name, nil
 }
 
 // FileNames shortens a list of inputs where a shell has expanded a glob into very many names.

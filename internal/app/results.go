@@ -17,6 +17,7 @@ import (
 	"groupferry/internal/broker"
 	"groupferry/internal/chat"
 	"groupferry/internal/job"
+	"groupferry/internal/queue"
 )
 
 // A ResultLine is what came of one conversation. Its JSON form is read by programs: fields are added, never changed.
@@ -58,19 +59,23 @@ func (l *ResultLine) fields() []string {
 // OutcomeDropped stands, as code and as outcome, for what a cancel dropped.
 const OutcomeDropped = "dropped"
 
-// droppedLines gives a job that was dropped then as one line for each conversation.
-func droppedLines(j *job.Job, at time.Time) []ResultLine {
+// droppedLines gives a job that was dropped then as one line for each conversation. files are the names of the import's
+// inputs.
+func droppedLines(j *job.Job, files []string, at time.Time) []ResultLine {
 	all := make([]ResultLine, len(j.Conversations))
 	for i, c := range j.Conversations {
 		l := &all[i]
 		*l = ResultLine{FromAccount: j.FromAccount, GroupName: j.GroupName, Type: c.Type, Code: OutcomeDropped,
-			Reason: "the import was cancelled", File: j.Files[c.File], Line: c.Line, Job: j.ID, Outcome: OutcomeDropped, Finished: at}
-		l.setTarget(c)
+			Reason: "the import was cancelled", Line: c.Line, Job: j.ID, Outcome: OutcomeDropped, Finished: at}
+		l.setTarget(c, files)
 	}
 	return all
 }
 
-func (l *ResultLine) setTarget(c job.Conversation) {
+func (l *ResultLine) setTarget(c job.Conversation, files []string) {
+	if c.File < len(files) {
+		l.File = files[c.File]
+	}
 	if c.Type == job.OneToOne {
 		l.ToAccount = c.ID
 	} else {
@@ -78,8 +83,9 @@ func (l *ResultLine) setTarget(c job.Conversation) {
 	}
 }
 
-// resultLines gives a result as one line for each conversation, or a single one for a job of which nothing is known.
-func resultLines(r *job.Result) []ResultLine {
+// resultLines gives a result as one line for each conversation, or a single one for a job of which nothing is known. files
+// are the names of the import's inputs.
+func resultLines(r *job.Result, files []string) []ResultLine {
 	base := ResultLine{
 		FromAccount: r.FromAccount, GroupName: r.GroupName, GroupID: r.GroupID, Attempts: r.Attempts,
 		Job: r.Job, Outcome: string(r.Outcome), Finished: r.Finished,
@@ -91,8 +97,8 @@ func resultLines(r *job.Result) []ResultLine {
 	all := make([]ResultLine, len(r.Conversations))
 	for i, c := range r.Conversations {
 		l := base
-		l.Type, l.Code, l.Reason, l.File, l.Line = c.Type, c.Code, c.Info, r.Files[c.File], c.Line
-		l.setTarget(c.Conversation)
+		l.Type, l.Code, l.Reason, l.Line = c.Type, c.Code, c.Info, c.Line
+		l.setTarget(c.Conversation, files)
 		if l.Reason == "" && l.Code != "" {
 			if code, err := strconv.Atoi(l.Code); err == nil {
 				l.Reason = chat.Meaning(code)
@@ -122,7 +128,15 @@ func (n *Namespace) ResultLines(ctx context.Context, id string, failed bool) ite
 		outcomes = []job.Outcome{job.Partial, job.Failed}
 	}
 	return func(yield func(ResultLine, error) bool) {
-		dropped, err := n.Dropped(ctx, id) // before the results, so that a job is in one of the two
+		var files []string
+		record, err := n.Import(ctx, id)
+		if err == nil {
+			files, err = record.Inputs.Unpack()
+		}
+		var dropped *queue.Dropped
+		if err == nil {
+			dropped, err = n.Dropped(ctx, id) // before the results, so that a job is in one of the two
+		}
 		if err != nil {
 			yield(ResultLine{}, err)
 			return
@@ -132,7 +146,7 @@ func (n *Namespace) ResultLines(ctx context.Context, id string, failed bool) ite
 				yield(ResultLine{}, err)
 				return
 			}
-			for _, l := range resultLines(&r) {
+			for _, l := range resultLines(&r, files) {
 				if failed && l.Code == "" {
 					continue
 				}
@@ -151,7 +165,7 @@ func (n *Namespace) ResultLines(ctx context.Context, id string, failed bool) ite
 				return
 			}
 			left--
-			for _, l := range droppedLines(&j, dropped.At) {
+			for _, l := range droppedLines(&j, files, dropped.At) {
 				if !yield(l, nil) {
 					return
 				}

@@ -39,7 +39,11 @@ type State struct {
 
 	Connected bool // to NATS
 	Verified  bool // the credentials of this process have worked
-	Rate      int  // calls a second for each command: that of the namespace, else that of this process
+
+	Rate       int    // calls a second for each command
+	RateSet    int    // by 'groupferry rate'; 0: by nobody
+	RateOf     string // host of the process with the lowest, if processes were started with different ones and none is set
+	RateCapped bool   // it is the limit of the app, which is less
 
 	Stopping bool  // it was told to stop
 	StopsFor int64 // jobs that were in flight then, and may end
@@ -232,6 +236,7 @@ func (e *Engine) report(before, now *State) {
 	case before.Yielded == nil && now.Yielded != nil:
 		e.log.Warn("standing by: another process leads", "cause", now.Yielded)
 	}
+	e.reportRate(before, now)
 	switch {
 	case before.Outage == nil && now.Outage != nil:
 		e.log.Warn("the API is out of reach: probing with one call at a time, no job is lost", "err", now.Outage.Err)

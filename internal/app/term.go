@@ -121,7 +121,7 @@ func (t *term) release(ctx context.Context) {
 	handovers := 0
 	if t.successor != "" {
 		handovers = 1
-		if !t.pace.Snapshot().Answered {
+		if !t.pace.Snapshot().Responded {
 			handovers = t.before.Handovers + 1
 		}
 	}

@@ -79,11 +79,10 @@ func (c *Conn) report(up bool, err error) {
 }
 
 // connectExternal connects to a server that somebody else runs.
-func (c *Conn) connectExternal(ctx context.Context) (err error) {
-	if c.cfg.URL == "" {
-		c.where = "NATS context " + c.cfg.Context
-	} else if c.where, err = redact(c.cfg.URL); err != nil {
-		return err
+func (c *Conn) connectExternal(ctx context.Context) error {
+	c.where = "NATS context " + c.cfg.Context
+	if c.cfg.URL != "" {
+		c.where = c.cfg.servers()
 	}
 	// Longer than this takes only a process that was frozen. A context may have several servers too: one attempt more then.
 	longest := time.Duration(strings.Count(c.cfg.URL, ",")+1)*dialTimeout + oversleep
@@ -97,7 +96,7 @@ func (c *Conn) connectExternal(ctx context.Context) (err error) {
 			return context.Cause(ctx)
 		}
 		if attempt == minAttempts || !Unreachable(err) || time.Since(start) < longest || !clock.Pause(ctx, attemptPause) {
-			return connectError(c.where, err)
+			return c.connectError(err)
 		}
 	}
 }

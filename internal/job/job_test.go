@@ -1,6 +1,7 @@
 package job
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -10,7 +11,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-	"unicode/utf8"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -19,7 +19,6 @@ func sampleJob() Job {
 	return Job{
 		Import: "9f2c41d07ab3e655", ID: ID("9f2c41d07ab3e655", "anna", "日本 & friends"),
 		FromAccount: "anna", GroupName: "日本 & friends",
-		Files: []string{"a.csv", "b \"2\".csv"},
 		Conversations: []Conversation{
 			{Type: OneToOne, ID: "bob", Line: 2},
 			{Type: GroupChat, ID: "@TGS#1ABC", File: 1, Line: 70000},
@@ -30,7 +29,7 @@ func sampleJob() Job {
 func sampleResult() Result {
 	return Result{
 		Import: "nightly", Job: "abc", FromAccount: "anna", GroupName: "work", GroupID: 7,
-		Outcome: Partial, Attempts: 2, Calls: 3, Files: []string{"a.csv"}, Worker: "host-1",
+		Outcome: Partial, Attempts: 2, Calls: 3, Worker: "host-1",
 		Started:  time.Date(2026, 1, 2, 3, 4, 5, 600, time.UTC),
 		Finished: time.Date(2026, 1, 2, 3, 4, 6, 0, time.UTC),
 		Conversations: []ConversationResult{
@@ -84,7 +83,7 @@ func TestWireForm(t *testing.T) {
 		t.Errorf("result of a retry: got %+v, %v, want %+v", r2, err, r)
 	}
 	poison := Result{Import: "i", Job: "seq-9", Outcome: Failed, Code: CodeUndecodable, Info: "x",
-		Started: r.Started, Finished: r.Finished, Files: []string{}, Conversations: []ConversationResult{}}
+		Started: r.Started, Finished: r.Finished, Conversations: []ConversationResult{}}
 	p2, err := DecodeResult(poison.AppendJSON(nil))
 	if err != nil || !reflect.DeepEqual(poison, p2) {
 		t.Errorf("undecodable: got %+v, %v, want %+v", p2, err, poison)
@@ -100,8 +99,8 @@ func TestDecodeRefuses(t *testing.T) {
 		"no import":        strings.Replace(ok, `"import":"9f2c41d07ab3e655"`, `"import":""`, 1),
 		"import with dots": strings.Replace(ok, `"import":"9f2c41d07ab3e655"`, `"import":"a.b"`, 1),
 		"type 3":           strings.Replace(ok, `"type":2`, `"type":3`, 1),
-		"file off the end": strings.Replace(ok, `"file":1`, `"file":2`, 1),
-		"no conversations": `{"v":1,"import":"i","job":"j","files":[]}`,
+		"file -1":          strings.Replace(ok, `"file":1`, `"file":-1`, 1),
+		"no conversations": `{"v":1,"import":"i","job":"j"}`,
 		"generation -1":    strings.Replace(ok, `"v":1,`, `"v":1,"generation":-1,`, 1),
 		"cut off":          ok[:len(ok)-5],
 	} {
@@ -163,80 +162,47 @@ func TestValidImportID(t *testing.T) {
 	}
 }
 
-// FuzzString holds the short way of appendString against encoding/json's.
-func FuzzString(f *testing.F) {
-	for _, s := range []string{"", "abc", `a"b\c`, "日本", "a\nb\x00", "<&>", "\xff\xfe", "\u2028"} {
-		f.Add(s)
+func TestStrings(t *testing.T) {
+	for s, want := range map[string]string{
+		"": "", "abc": "abc", `a"b\c`: `a"b\c`, "日本": "日本", "a\nb\x00": "a\nb\x00", "<&>": "<&>", "\u2028": "\u2028",
+		"\xff\xfe": "\ufffd\ufffd",
+	} {
+		j := sampleJob()
+		j.GroupName = s
+		if got, err := Decode(j.AppendJSON(nil)); err != nil || got.GroupName != want {
+			t.Errorf("%q: got %q, %v, want %q", s, got.GroupName, err, want)
+		}
 	}
-	f.Fuzz(func(t *testing.T, s string) {
-		var got string
-		if err := json.Unmarshal(appendString(nil, s), &got); err != nil {
-			t.Fatal(err)
-		}
-		want := s
-		if !utf8.ValidString(s) {
-			b, _ := json.Marshal(s)
-			json.Unmarshal(b, &want)
-		}
-		if got != want {
-			t.Errorf("got %q, want %q", got, want)
-		}
-	})
 }
 
-// fastDecode reads nothing that encoding/json would read in another way.
-func FuzzFastDecode(f *testing.F) {
+// FuzzDecode reads anything as a job and as a result: what was read is the same when it is written and read again.
+func FuzzDecode(f *testing.F) {
 	j, r := sampleJob(), sampleResult()
 	for range 2 {
 		f.Add(j.AppendJSON(nil))
 		f.Add(r.AppendJSON(nil))
-		j.GroupName, j.Files, j.Generation, j.Prior = "Familie Müller", []string{"a.csv", "b.csv"}, 2, 1<<50
+		j.GroupName, j.Generation, j.Prior = "Familie Müller", 2, 1<<50
 		r.Code, r.Info, r.Generation, r.Replaces = "51000", "gone", 2, 1<<50
 		r.Conversations[1].Info = "no such group"
 	}
-	for _, s := range []string{
-		`{"v":1,"files":[],"conversations":[]}`, `{"v":1,}`, `{"v":1,"files":["a",]}`, `{,"v":1}`, `{"v":1,"calls":01}`, `{"v":1}}`,
-		`{"v":1,"conversations":[{"type":1}],"conversations":[{"id":"a"}]}`, `{"v":1,"files":["a","b"],"files":["c"]}`,
-		`{"v":1,"started":"2026-01-02T03:04:05+01:00"}`, `{"v":1,"started":"2026-01-02T3:04:05Z"}`, `{"v":1,"Job":"a"}`,
-	} {
-		f.Add([]byte(s))
-	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		got, ok := fastDecode(b)
-		if !ok {
-			return
+		if j, err := Decode(b); err == nil {
+			again, err := Decode(j.AppendJSON(nil))
+			if err != nil || !bytes.Equal(j.AppendJSON(nil), again.AppendJSON(nil)) {
+				t.Errorf("%s: got %+v, then %+v, %v", b, j, again, err)
+			}
 		}
-		var want wire
-		if err := json.Unmarshal(b, &want); err != nil || !reflect.DeepEqual(got, &want) {
-			t.Errorf("%s: got %+v, want %+v, %v", b, got, want, err)
+		if r, err := DecodeResult(b); err == nil {
+			again, err := DecodeResult(r.AppendJSON(nil))
+			if err != nil || !bytes.Equal(r.AppendJSON(nil), again.AppendJSON(nil)) {
+				t.Errorf("%s: got %+v, then %+v, %v", b, r, again, err)
+			}
 		}
 	})
 }
 
-// It is the way that nearly all jobs and results take.
-func TestFastDecode(t *testing.T) {
-	j, r := sampleJob(), sampleResult()
-	j.GroupName, j.Files[1], r.Conversations[1].Info = "家族", "b.csv", "no such group"
-	for range 2 {
-		if _, ok := fastDecode(j.AppendJSON(nil)); !ok {
-			t.Errorf("job %+v: not read", j)
-		}
-		if _, ok := fastDecode(r.AppendJSON(nil)); !ok {
-			t.Errorf("result %+v: not read", r)
-		}
-		j.Generation, j.Prior, r.Code, r.Info, r.Generation, r.Replaces = 1, 9, "51000", "gone", 1, 9
-		r.Conversations = nil
-	}
-	for _, odd := range []string{"a\"b", "a\\b", "a\tb", "<b>", "\xff"} {
-		j.GroupName = odd
-		if w, ok := fastDecode(j.AppendJSON(nil)); ok && w.GroupName != odd {
-			t.Errorf("name %q: got %q", odd, w.GroupName)
-		}
-	}
-}
-
 func BenchmarkEncode(b *testing.B) {
-	j := Job{Import: "i", ID: "x", FromAccount: "user", GroupName: "g", Files: []string{"f.csv"}}
+	j := Job{Import: "i", ID: "x", FromAccount: "user", GroupName: "g"}
 	for i := range 100 {
 		j.Conversations = append(j.Conversations, Conversation{Type: OneToOne, ID: "user-12345", Line: int64(i)})
 	}
@@ -247,10 +213,10 @@ func BenchmarkEncode(b *testing.B) {
 	}
 }
 
-// BenchmarkDecode reads what is of 20 conversations the fast way, and as encoding/json reads it.
+// BenchmarkDecode reads a job and a result of 20 conversations.
 func BenchmarkDecode(b *testing.B) {
-	j := Job{Import: "i", ID: "x", FromAccount: "user", GroupName: "g", Files: []string{"f.csv"}}
-	r := Result{Import: "i", Job: "x", FromAccount: "user", GroupName: "g", Files: j.Files, Outcome: Done, Started: time.Now()}
+	j := Job{Import: "i", ID: "x", FromAccount: "user", GroupName: "g"}
+	r := Result{Import: "i", Job: "x", FromAccount: "user", GroupName: "g", Outcome: Done, Started: time.Now()}
 	for i := range 20 {
 		c := Conversation{Type: OneToOne, ID: "user-12345", Line: int64(i)}
 		j.Conversations = append(j.Conversations, c)
@@ -262,9 +228,7 @@ func BenchmarkDecode(b *testing.B) {
 		decode func() error
 	}{
 		{"job", func() error { _, err := Decode(jb); return err }},
-		{"job/json", func() error { _, err := decodeJSON(jb); return err }},
 		{"result", func() error { _, err := DecodeResult(rb); return err }},
-		{"result/json", func() error { _, err := decodeJSON(rb); return err }},
 	} {
 		b.Run(bench.name, func(b *testing.B) {
 			b.ReportAllocs()
@@ -274,5 +238,17 @@ func BenchmarkDecode(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// The largest job fits into a message of a server's usual size: 1,000 conversations whose ids need escapes.
+func TestLargestJob(t *testing.T) {
+	j := Job{Import: strings.Repeat("i", MaxImportID), ID: ID("i", "u", "g"), FromAccount: strings.Repeat(`"`, 32),
+		GroupName: strings.Repeat("\x01", 32), Generation: 999, Prior: 1 << 60}
+	for range 1000 {
+		j.Conversations = append(j.Conversations, Conversation{GroupChat, strings.Repeat(`"`, 48), 1 << 30, 1 << 60})
+	}
+	if n := len(j.AppendJSON(nil)); n > 1<<19 {
+		t.Errorf("got %d bytes", n)
 	}
 }

@@ -287,9 +287,9 @@ func TestCancelAndDeleteDuringEnqueue(t *testing.T) {
 	}
 }
 
-// A batch that was sent before an import was deleted, and comes after it, is refused: also when nothing else was written
+// A batch that was sent before an import was deleted, and comes after it, is rejected: also when nothing else was written
 // since, and by either condition.
-func TestLateBatchIsRefused(t *testing.T) {
+func TestLateBatchIsRejected(t *testing.T) {
 	q := openQueue(t)
 	for _, aside := range []int{0, 1} {
 		for _, again := range []bool{false, true} {
@@ -315,7 +315,7 @@ func TestLateBatchIsRefused(t *testing.T) {
 			}
 			w.aside = aside
 			if err := w.publish(t.Context(), true); !broker.LostRace(err) {
-				t.Errorf("aside %d, begun again %v: got %v, want it refused", aside, again, err)
+				t.Errorf("aside %d, begun again %v: got %v, want it rejected", aside, again, err)
 			}
 			if err := w.commit(t.Context(), true); !errors.Is(err, ErrNoImport) {
 				t.Errorf("aside %d, begun again %v: got %v, want ErrNoImport", aside, again, err)
@@ -368,13 +368,13 @@ func TestDeleteOvertakenByBegin(t *testing.T) {
 		"its results":    func() error { return q.purgeResults(t.Context(), "a", end) },
 		"its record": func() error {
 			if err := q.control.Purge(t.Context(), importKey("a"), jetstream.LastRevision(revision)); !broker.LostRace(err) {
-				return fmt.Errorf("got %v, want it refused", err)
+				return fmt.Errorf("got %v, want it rejected", err)
 			}
 			return nil
 		},
 		"its terminal checkpoint": func() error {
 			if _, err := q.putCheckpoint(t.Context(), "a", p, 0); !broker.LostRace(err) {
-				return fmt.Errorf("got %v, want it refused", err)
+				return fmt.Errorf("got %v, want it rejected", err)
 			}
 			return nil
 		},

@@ -40,7 +40,7 @@ func openQueue(t testing.TB) *Queue {
 func testJob(id string, n int) job.Job {
 	user := fmt.Sprintf("user-%d", n)
 	return job.Job{
-		Import: id, ID: job.ID(id, user, "friends"), FromAccount: user, GroupName: "friends", Files: []string{"a.csv"},
+		Import: id, ID: job.ID(id, user, "friends"), FromAccount: user, GroupName: "friends",
 		Conversations: []job.Conversation{
 			{Type: job.OneToOne, ID: "bob", Line: int64(2*n + 2)},
 			{Type: job.GroupChat, ID: "g1", Line: int64(2*n + 3)},
@@ -48,7 +48,7 @@ func testJob(id string, n int) job.Job {
 	}
 }
 
-// testJobs gives the first n jobs of an import.
+// testJobs returns the first n jobs of an import.
 func testJobs(id string, n int) iter.Seq[job.Job] {
 	return func(yield func(job.Job) bool) {
 		for i := range n {
@@ -206,7 +206,7 @@ func (h *handWriter) complete(t testing.TB) {
 func testResult(id string, n int, codes ...string) job.Result {
 	j := testJob(id, n)
 	r := job.Result{
-		Import: id, Job: j.ID, FromAccount: j.FromAccount, GroupName: j.GroupName, Files: j.Files, Calls: 1, Attempts: 1,
+		Import: id, Job: j.ID, FromAccount: j.FromAccount, GroupName: j.GroupName, Calls: 1, Attempts: 1,
 	}
 	for i, c := range j.Conversations {
 		code := ""

@@ -13,15 +13,15 @@ import (
 
 // RetryStats says what a retry put on the queue.
 type RetryStats struct {
-	Jobs          int64 // each with what failed of a job
-	Conversations int64 // that failed, and are wanted again
-	Unreadable    int64 // failed jobs that cannot be retried: they could not be read
+	Jobs          int64 // each has the failed conversations of one job
+	Conversations int64 // that are retried
+	Unreadable    int64 // failed jobs that cannot be retried because they could not be read
 }
 
-// Retry puts the failed and partial jobs of an import on the queue again, each with the conversations that failed; if
-// codes are given, with those alone that failed with one of them. What counts is the newest result of a job. Each is put
-// there exactly once, wherever an earlier call was cut off, and however many processes call it; progress, unless nil, gets
-// how many there are.
+// Retry puts the failed and partial jobs of an import on the queue again. Each has the conversations that failed; if
+// there are codes, only those that failed with one of them. The newest result of a job counts. Each job is put there
+// exactly once, also after an earlier call was interrupted, and with any number of processes. Retry calls progress,
+// unless it is nil, with the number of jobs on the queue.
 //
 // The import has to be complete; the error wraps [ErrUnfinished] when it is not, and [ErrCancelled] when it was
 // cancelled, or the retry is, meanwhile. A retry that was cut off is resumed if the codes are the same. The record's
@@ -86,8 +86,8 @@ func (q *Queue) beginRetry(ctx context.Context, id string, codes []string) (Impo
 		default:
 			return rec, none, fmt.Errorf("%w: it is %s", ErrUnfinished, rec.State)
 		}
-		// The end of the generation before may have been cut off. After it, no result of the import comes any more, until
-		// there are jobs of the next one.
+		// The end of the last generation may have been interrupted. After it there are no more results of the import
+		// until there are jobs of the next generation.
 		if err := q.finishEnd(ctx, rec); err != nil {
 			return rec, none, err
 		}
@@ -108,7 +108,7 @@ func (q *Queue) beginRetry(ctx context.Context, id string, codes []string) (Impo
 		if results != rec.Counts.Results {
 			now, err := q.Import(ctx, id)
 			if err == nil && now.State == Complete && now.same(&rec) {
-				err = lost(id, "it had %d results when it was complete, and %d are there", rec.Counts.Results, results)
+				err = q.lost(id, "it had %d results when it was complete, and %d are there", rec.Counts.Results, results)
 			}
 			if err != nil {
 				return rec, none, err
@@ -178,7 +178,7 @@ func (q *Queue) hasFailures(
 	case found:
 		return true, 0, nil
 	case err == nil && scan.read < failures:
-		err = lost(rec.ID, "%d results of partial and failed jobs can be read, of %d", scan.read, failures)
+		err = q.lost(rec.ID, "%d results of partial and failed jobs can be read, of %d", scan.read, failures)
 	}
 	return false, unreadable, err
 }
@@ -190,7 +190,7 @@ func codeList(codes []string) string {
 	return "the codes " + strings.Join(codes, ",")
 }
 
-// putFailures takes a job for each result that failed, after those that were looked at before:
+// putFailures takes a job for each failed result, after the results that were read earlier:
 //
 //	results of the import  ──── last.After ─────────── source.After ─────────► RetryFrom
 //	                       done │ their jobs wait      │ not read yet
@@ -203,7 +203,7 @@ func (w *writer) putFailures(ctx context.Context) (err error) {
 	w.seen, w.source = w.last.Jobs, checkpoint{
 		After: w.last.After, Looked: w.last.Looked, Conversations: w.last.Conversations, Unreadable: w.last.Unreadable,
 	}
-	// Results of the present retry do not count: they would change what it is about.
+	// Ignore results of the present retry: they would change the list of its jobs.
 	replaced, err := w.q.replacedResults(ctx, &w.rec, w.rec.RetryFrom)
 	if err != nil {
 		return err
@@ -211,15 +211,15 @@ func (w *writer) putFailures(ctx context.Context) (err error) {
 	scan := resultScan{
 		q: w.q, id: w.rec.ID, outcomes: []job.Outcome{job.Partial, job.Failed}, next: w.source.After + 1, upTo: w.rec.RetryFrom,
 	}
-	var refused error
+	var takeErr error
 	err = scan.run(ctx, func(m stored) error {
-		if refused = w.takeFailure(ctx, m, replaced); refused != nil {
+		if takeErr = w.takeFailure(ctx, m, replaced); takeErr != nil {
 			return errStopped
 		}
 		return nil
 	})
-	if refused != nil {
-		return refused
+	if takeErr != nil {
+		return takeErr
 	}
 	if err != nil {
 		return err
@@ -228,13 +228,13 @@ func (w *writer) putFailures(ctx context.Context) (err error) {
 		if now, err := w.q.Import(ctx, w.rec.ID); err != nil || !now.live() || !now.same(&w.rec) {
 			return w.q.notLive(ctx, &w.rec) // it was deleted while its results were read
 		}
-		return lost(w.rec.ID, "%d results of partial and failed jobs can be read, of %d", w.source.Looked, w.rec.RetryOf)
+		return w.q.lost(w.rec.ID, "%d results of partial and failed jobs can be read, of %d", w.source.Looked, w.rec.RetryOf)
 	}
 	w.source.After = w.rec.RetryFrom
 	return w.commit(ctx, true)
 }
 
-// takeFailure looks at one result, and takes a job for what failed in it.
+// takeFailure reads one result, and takes a job for the failed conversations in it.
 func (w *writer) takeFailure(ctx context.Context, m stored, replaced []uint64) error {
 	w.source.After = m.seq
 	w.source.Looked++
@@ -256,11 +256,11 @@ func (w *writer) takeFailure(ctx context.Context, m stored, replaced []uint64) e
 	return w.take(ctx, &j)
 }
 
-// retryJob makes a job of what failed in a result, if anything did that is wanted.
+// retryJob makes a job of the failed conversations in a result that have one of the codes. It may have none.
 func retryJob(rec *Import, seq uint64, r *job.Result) job.Job {
 	j := job.Job{
 		Import: rec.ID, ID: r.Job, FromAccount: r.FromAccount, GroupName: r.GroupName,
-		Generation: rec.Generation, Prior: seq, Files: r.Files,
+		Generation: rec.Generation, Prior: seq,
 	}
 	for _, c := range r.Conversations {
 		if c.Code != "" && (len(rec.RetryCodes) == 0 || slices.Contains(rec.RetryCodes, c.Code)) {

@@ -11,7 +11,7 @@ import (
 	"groupferry/internal/job"
 )
 
-// completed gives an import of n jobs that is complete: job i failed with code 51007 in one conversation if i%3 is 1, and
+// completed returns an import of n jobs that is complete: job i failed with code 51007 in one conversation if i%3 is 1, and
 // with 50001 and 51007 if it is 2.
 func completed(t *testing.T, q *Queue, id string, n int) *handWriter {
 	t.Helper()

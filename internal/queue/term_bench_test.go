@@ -76,7 +76,7 @@ func manyResults(t testing.TB, q *Queue, id string, n, failEvery int) {
 		for len(p.results) < maxGroup-1 && done < n {
 			r := job.Result{
 				Import: id, Job: "job-" + strconv.Itoa(done), FromAccount: "user" + strconv.Itoa(done), GroupName: "friends",
-				Files: []string{"in.csv"}, Attempts: 1, Calls: 1, Worker: "w",
+				Attempts: 1, Calls: 1, Worker: "w",
 				Started: time.Unix(1e9, 0), Finished: time.Unix(1e9, 0),
 			}
 			for k := range 5 {

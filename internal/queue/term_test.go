@@ -44,7 +44,6 @@ func numberedJobs(id string, n, conversations int) iter.Seq[job.Job] {
 		for i := range n {
 			j := job.Job{
 				Import: id, ID: fmt.Sprintf("job-%d", i), FromAccount: fmt.Sprintf("user%d", i), GroupName: "friends",
-				Files: []string{"in.csv"},
 			}
 			for k := range conversations {
 				j.Conversations = append(j.Conversations, job.Conversation{
@@ -166,7 +165,7 @@ func resultOf(t testing.TB, d *Delivery, failing int) job.Result {
 		t.Fatal(err)
 	}
 	r := job.Result{
-		FromAccount: j.FromAccount, GroupName: j.GroupName, Files: j.Files, Attempts: d.Attempt(), Calls: 1, Worker: "w",
+		FromAccount: j.FromAccount, GroupName: j.GroupName, Attempts: d.Attempt(), Calls: 1, Worker: "w",
 		Started: time.Unix(1e9, 0), Finished: time.Unix(1e9+1, 0),
 	}
 	for i, c := range j.Conversations {
@@ -442,8 +441,8 @@ func take(t testing.TB, term *Term, n int) (all []*Delivery) {
 	return all
 }
 
-// A group whose answer got lost is sent again, and found to be there.
-func TestGroupWithoutAnswer(t *testing.T) {
+// A group whose response was lost is sent again, and found to be there.
+func TestGroupWithoutResponse(t *testing.T) {
 	q := leaderQueue(t)
 	imported(t, q, "imp", 20)
 	term := notRunning(t, q, TermConfig{Term: 1})
@@ -478,8 +477,8 @@ func TestGroupWithoutAnswer(t *testing.T) {
 	}
 }
 
-// The answer got lost, and before the group was sent again another leader began: it is not written twice.
-func TestGroupWithoutAnswerSuperseded(t *testing.T) {
+// The response was lost, and before the group was sent again another leader began: it is not written twice.
+func TestGroupWithoutResponseSuperseded(t *testing.T) {
 	q := leaderQueue(t)
 	imported(t, q, "imp", 20)
 	term := notRunning(t, q, TermConfig{Term: 1})
@@ -600,7 +599,7 @@ func TestTermIsFair(t *testing.T) {
 		}
 		d.Finish(resultOf(t, d, 0))
 	}
-	// Until the import is found the other one goes on; then they take turns.
+	// Until the import is found the other one continues; then they take turns.
 	if done > 5000 {
 		t.Errorf("50 jobs were handed out among %d, want far fewer", done)
 	}
