@@ -104,6 +104,35 @@ func TestYAML(t *testing.T) {
 	}
 }
 
+// What does not get better by trying again is not restarted: wrong settings (2), and credentials that the API rejects, or
+// another halt (4).
+func TestNoRestart(t *testing.T) {
+	for path, line := range map[string]string{
+		"systemd/groupferry-worker.service": `(?m)^RestartPreventExitStatus=(.*)$`,
+		"systemd/groupferry-import.service": `(?m)^RestartPreventExitStatus=(.*)$`,
+		"kubernetes/cronjob.yaml":           `action: FailJob\n +onExitCodes:\n.*\n +operator: In\n +values: \[(.*)\]`,
+	} {
+		m := regexp.MustCompile(line).FindStringSubmatch(read(t, path))
+		if m == nil {
+			t.Errorf("%s: got no list of exit codes", path)
+			continue
+		}
+		codes := strings.FieldsFunc(m[1], func(r rune) bool { return r == ' ' || r == ',' })
+		for _, code := range []string{"2", "4"} {
+			if !slices.Contains(codes, code) {
+				t.Errorf("%s: got %q, want %s among them", path, codes, code)
+			}
+		}
+	}
+	// Always is all that a Deployment can do, and Docker has a number of attempts alone.
+	if !strings.Contains(read(t, "kubernetes/worker.yaml"), "CrashLoopBackOff") {
+		t.Error("kubernetes/worker.yaml: got nothing about codes that a Deployment restarts all the same")
+	}
+	if !regexp.MustCompile(`restart: "on-failure:\d+"`).MatchString(read(t, "compose.yaml")) {
+		t.Error("compose.yaml: got no bound on the restarts of the worker")
+	}
+}
+
 func TestAlerts(t *testing.T) {
 	rules := regexp.MustCompile(`(?m)^      - alert: `).Split(read(t, "prometheus/alerts.yaml"), -1)[1:]
 	cases := read(t, "prometheus/alerts_test.yaml")
@@ -385,7 +414,9 @@ func TestPlacesAgree(t *testing.T) {
 		{"compose.yaml", "stop_grace_period: 60s"},
 		{"systemd/groupferry-worker.service", "TimeoutStopSec=60\n"},
 		{"Dockerfile", "-X main.buildVersion="},
-		{"../cmd/groupferry/settings.go", "\nvar buildVersion string\n"},
+		{"Dockerfile", "-X main.buildRevision="},
+		{"../cmd/groupferry/settings.go", "\n\tbuildVersion  string\n"},
+		{"../cmd/groupferry/settings.go", "\n\tbuildRevision string\n"},
 	}
 	for _, test := range tests {
 		if !strings.Contains(read(t, test.file), test.holds) {

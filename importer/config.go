@@ -39,7 +39,7 @@ type Config struct {
 	// "" means ids stay as they are.
 	MapIDs string
 
-	// ImportID names the import; "" means the first 16 digits of the digest. See [job.ValidImportID].
+	// ImportID names the import; "" means the first 16 digits of the digest. See [job.ValidImportID]; it does not begin with -.
 	ImportID string
 
 	// ChunkSize is how many conversations a call will carry, 1 to 100; 0 means 100. It only affects Summary.Calls.
@@ -107,8 +107,10 @@ func normalizeConfig(cfg Config) (options, error) {
 		return refuse("Delimiter",
 			"delimiter %q: want one character that is no letter, digit, underscore, quote or line end", cfg.Delimiter)
 	}
-	if cfg.ImportID != "" && !job.ValidImportID(cfg.ImportID) {
-		return refuse("ImportID", "import id %q: want 1 to %d of A–Z, a–z, 0–9, - and _", cfg.ImportID, job.MaxImportID)
+	// A dash at the beginning would make a flag of it, wherever the id is an argument.
+	if cfg.ImportID != "" && (!job.ValidImportID(cfg.ImportID) || cfg.ImportID[0] == '-') {
+		return refuse("ImportID", "import id %q: want 1 to %d of A–Z, a–z, 0–9, - and _, and no - at its beginning",
+			cfg.ImportID, job.MaxImportID)
 	}
 	switch {
 	case cfg.ChunkSize == 0:

@@ -33,14 +33,14 @@ A FILE is CSV or JSONL, also compressed with gzip or zstd; - is standard input.`
   groupferry check --output json export/*.jsonl.gz`,
 		Args: files,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := out.check(); err != nil {
+			if err := out.check(p); err != nil {
 				return err
 			}
 			if chunk < 1 || chunk > chat.MaxItemsPerCall {
-				return usagef("--chunk-size %d: 1 to %d", chunk, chat.MaxItemsPerCall)
+				return usagef("%s %d: 1 to %d", p.named("chunk-size"), chunk, chat.MaxItemsPerCall)
 			}
 			if rate < 1 {
-				return usagef("--rate %d: at least 1", rate)
+				return usagef("%s %d: at least 1", p.named("rate"), rate)
 			}
 			cfg, err := in.config(p, args, chunk)
 			if err != nil {
@@ -73,13 +73,13 @@ A FILE is CSV or JSONL, also compressed with gzip or zstd; - is standard input.`
 // checkText says what a check found.
 func checkText(r *app.CheckReport, inputs []string) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "import %s (%s)\n", r.Import, strings.Join(app.FileNames(inputs), ", "))
+	fmt.Fprintf(&b, "import %s (%s)\n", r.Import, fileNames(app.FileNames(inputs)))
 	fmt.Fprintf(&b, "  rows           %-9s accepted %s · duplicates %s · rejected %s\n", count(r.Rows), count(r.Accepted), count(r.Duplicates), count(r.Rejected))
 	fmt.Fprintf(&b, "  groups         %-9s of %s users\n", count(r.Groups), count(r.Users))
 	fmt.Fprintf(&b, "  conversations  %s\n", count(r.Conversations))
 	fmt.Fprintf(&b, "  calls          %-9s at %d a second: %s\n", count(r.Calls), r.Rate, span(time.Duration(r.Seconds)*time.Second))
 	for _, g := range r.Rejects {
-		fmt.Fprintf(&b, "  rejects        %-9s %s: %s; first at %s:%d\n", count(g.Count), g.Code, g.Reason, g.File, g.Line)
+		fmt.Fprintf(&b, "  rejects        %-9s %s: %s; first at %s:%d\n", count(g.Count), g.Code, inLine(g.Reason), inLine(g.File), g.Line)
 	}
 	for _, call := range r.FirstCalls {
 		fmt.Fprintf(&b, "%s\n", call)

@@ -38,7 +38,7 @@ func TestCrashPairs(t *testing.T) {
 				t.Logf("to repeat it: GROUPFERRY_LONG_TESTS=1 go test ./cmd/groupferry -run TestCrashPairs -matrix-seed %d\n%d kills\n%s",
 					seed, p.kills, &p.log)
 			})
-			p.live(binary, seed)
+			p.run(binary, seed)
 		})
 	}
 }
@@ -73,7 +73,7 @@ type pairEnd struct {
 
 var pairEnds = map[string]pairEnd{
 	"import": {
-		[]int{exitDone}, []string{"the import was cancelled", "no such import"},
+		[]int{exitDone, exitIncomplete}, []string{"the import was cancelled", "no such import"},
 		slices.Concat(around("begin", "start", "enqueue", "record-running"), []string{"delete-before", "delete-after"}),
 	},
 	"run": {
@@ -116,7 +116,7 @@ func (p *pairRun) note(format string, v ...any) {
 
 const pairFailing = "friend-1"
 
-func (p *pairRun) live(binary string, seed uint64) {
+func (p *pairRun) run(binary string, seed uint64) {
 	t := p.t
 	sim, url := startSim(t, chatsim.Config{
 		Existing: []chatsim.Existing{chatsim.Append, chatsim.Replace, chatsim.Refuse}[p.rng.IntN(3)],
@@ -150,7 +150,7 @@ func (p *pairRun) live(binary string, seed uint64) {
 			}
 		}
 		if state == "complete" {
-			p.s.run(exitDone, "work", "--drain", "--listen", "off")
+			p.s.run(exitIncomplete, "work", "--drain", "--listen", "off")
 		}
 	}
 	for _, n := range order {
@@ -162,7 +162,10 @@ func (p *pairRun) live(binary string, seed uint64) {
 	}
 
 	// What is left is done, by one process.
-	p.s.run(exitDone, "work", "--drain", "--listen", "off")
+	c := p.s.start("work", "--drain", "--listen", "off")
+	if <-c.done; c.code != exitIncomplete {
+		c.wait(exitDone)
+	}
 	held := rowsOf(sim.State())
 	for n := range pairs {
 		p.account(id(n), held)
@@ -320,6 +323,9 @@ func (p *pairRun) whole(q *app.Namespace, id string, clean bool) {
 	case err != nil:
 		t.Fatal(err)
 	case i.State == queue.Complete, i.State == queue.Cancelled:
+		if i.State == queue.Cancelled { // what was dropped stays
+			delete(onJobs.Subjects, q.Conn.Subject("jobs", id))
+		}
 		if len(onJobs.Subjects) > 0 || results != i.Counts.Results {
 			t.Errorf("%s is %s: got %v on the queue and %d results, want nothing and %d",
 				id, i.State, onJobs.Subjects, results, i.Counts.Results)
@@ -482,7 +488,7 @@ var elsewherePoints = []string{
 // Every failpoint in the source is in a step of the crash matrix, or said to be elsewhere.
 func TestCrashPoints(t *testing.T) {
 	matrix := map[string]bool{}
-	for _, step := range lifeSteps {
+	for _, step := range matrixSteps {
 		for _, point := range step.points {
 			matrix[point] = true
 		}

@@ -21,7 +21,7 @@ content is a new import then.
 
 'groupferry work' and 'groupferry run' do this by themselves to imports that are
 older than --keep.`,
-		Args: imports(1, 1),
+		Args: p.imports(1, 1),
 	}, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
 		err := s.Delete(ctx, args[0])
 		if errors.Is(err, queue.ErrUnfinished) {

@@ -35,7 +35,10 @@ and imported as it is.
 		Args: files,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
-			if err := out.check(); err != nil {
+			if err := out.check(p); err != nil {
+				return err
+			}
+			if err := qf.check(p); err != nil {
 				return err
 			}
 			input, err := p.readInput(ctx, args, &in, chat.MaxItemsPerCall)
@@ -51,7 +54,7 @@ and imported as it is.
 			if err := notSimulated(ctx, s); err != nil {
 				return err
 			}
-			stored, err := p.begin(ctx, s, input)
+			stored, err := p.begin(ctx, s, input, qf.args(p))
 			if err != nil {
 				return err
 			}
@@ -66,7 +69,7 @@ and imported as it is.
 			if err := p.reportEnqueued(s, stored, input.Record.Jobs, out); err != nil {
 				return err
 			}
-			if input.Record.Rejected > 0 {
+			if input.Record.Rejected > 0 || stored.State == queue.Cancelled {
 				return errIncomplete
 			}
 			return nil
@@ -95,9 +98,9 @@ func (p *program) reportEnqueued(s *app.Namespace, i queue.Import, jobs int64, o
 		switch {
 		case i.State.Over(): // already printed
 		case i.State != queue.Enqueueing:
-			p.console.print("all jobs were on the queue already; start 'groupferry work' to send them")
+			p.console.print("all jobs were on the queue already; start '%s' to send them", s.Conn.Command("work"))
 		default:
-			p.console.print("queued %s jobs (%s) in %s; start 'groupferry work' to send them", count(jobs), rows(i.Rows), s.Where())
+			p.console.print("queued %s jobs (%s) in %s; start '%s' to send them", count(jobs), rows(i.Rows), s.Where(), s.Conn.Command("work"))
 		}
 	}
 	return out.write(p.stdout, map[string]any{"import": i.ID, "rows": i.Rows, "accepted": i.Accepted,
@@ -122,7 +125,8 @@ func (p *program) readInput(ctx context.Context, files []string, flags *inputFla
 }
 
 // begin makes the record of an import, or finds that of an earlier run with the same content; then it keeps the rejects.
-func (p *program) begin(ctx context.Context, s *app.Namespace, in *app.Input) (queue.Import, error) {
+// where is how another command gets to the queue.
+func (p *program) begin(ctx context.Context, s *app.Namespace, in *app.Input, where string) (queue.Import, error) {
 	stored, existed, err := s.Begin(ctx, in.Record)
 	if err == nil {
 		err = in.Rejects.Keep()
@@ -135,7 +139,8 @@ func (p *program) begin(ctx context.Context, s *app.Namespace, in *app.Input) (q
 	switch {
 	case !existed:
 	case stored.State == queue.Cancelled:
-		p.console.print("import %s was begun at %s and cancelled: nothing to do; another --import-id imports it again", id, at)
+		p.console.warn("import %s was begun at %s and cancelled: nothing is done; 'groupferry results %s --failed%s' exports "+
+			"what was dropped, another --import-id imports all of it", id, at, id, where)
 	case stored.State == queue.Complete:
 		p.console.print("import %s was begun at %s and is complete: nothing to do", id, at)
 	default:

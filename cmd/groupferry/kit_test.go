@@ -48,11 +48,15 @@ const transcriptEnv = "GROUPFERRY_TEST_TRANSCRIPT"
 const patience = time.Minute
 
 // TestMain lets this binary be groupferry itself when it is called by that name, so that a test can kill it.
+// testRevision stands for what the linker says about a release.
+const testRevision = "0123abc"
+
 func TestMain(m *testing.M) {
 	// The tests wait more than they work, so more of them than there are processors can run at once.
 	if err := flag.Set("test.parallel", "12"); err != nil {
 		panic(err)
 	}
+	buildRevision = testRevision
 	commands := map[string]func(){"groupferry": reenter}
 	maps.Copy(commands, scaleCommands)
 	testscript.Main(m, commands)
@@ -303,6 +307,7 @@ func newShell(t testing.TB, apiURL string) *shell {
 		"GROUPFERRY_SDK_APP_ID": strconv.Itoa(chatsim.DemoSDKAppID),
 		"GROUPFERRY_SECRET_KEY": testKey,
 		"GROUPFERRY_RATE":       "100000",
+		"GROUPFERRY_APP_LIMIT":  "100000",
 	}}
 	s.env["GROUPFERRY_DATA_DIR"] = s.dir
 	t.Cleanup(func() {
@@ -447,10 +452,17 @@ func pendingJobs(t testing.TB, q *app.Namespace, importID string) int64 {
 	return p.Pending + p.InFlight
 }
 
-// results reads what the command results writes, with the flags given; each conversation has to be there once.
+// results reads what the command results writes about jobs with a result, with the flags given; each conversation has to be
+// there once.
 func (s *shell) results(importID string, flags ...string) map[row]app.ResultLine {
 	s.t.Helper()
-	c := s.run(exitDone, append([]string{"results", importID, "--output", "jsonl"}, flags...)...)
+	c := s.start(append([]string{"results", importID, "--output", "jsonl"}, flags...)...)
+	<-c.done
+	code := exitDone
+	if strings.Contains(c.stderr.String(), "was cancelled before they were on the queue") {
+		code = exitFailed
+	}
+	c.wait(code)
 	all := map[row]app.ResultLine{}
 	for d := json.NewDecoder(strings.NewReader(c.stdout.String())); ; {
 		var l app.ResultLine
@@ -459,6 +471,9 @@ func (s *shell) results(importID string, flags ...string) map[row]app.ResultLine
 			return all
 		case err != nil:
 			s.t.Fatal(err)
+		}
+		if l.Outcome == app.OutcomeDropped {
+			continue
 		}
 		r := row{l.FromAccount, l.GroupName, chat.Item{Type: l.Type, ID: cmp.Or(l.ToAccount, l.ToGroupID)}}
 		if _, twice := all[r]; twice {

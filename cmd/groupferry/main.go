@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -23,6 +24,7 @@ import (
 	"groupferry/internal/governor"
 	"groupferry/internal/job"
 	"groupferry/internal/queue"
+	"groupferry/internal/redact"
 	"groupferry/worker"
 )
 
@@ -95,7 +97,7 @@ func exitCode(err error) int {
 		return exitInterrupted
 	case errors.As(err, &usage), errors.As(err, &config), errors.Is(err, broker.ErrTooOld), errors.Is(err, broker.ErrNoJetStream),
 		errors.Is(err, broker.ErrSchema), errors.Is(err, job.ErrVersion), errors.Is(err, worker.ErrMayReplace),
-		errors.As(err, new(*queue.OtherAppError)):
+		errors.As(err, new(*queue.OtherAppError)), errors.As(err, new(*broker.ConfigError)), errors.As(err, new(*broker.AuthError)):
 		return exitUsage
 	case governor.IsHalted(err):
 		return exitHalted
@@ -128,6 +130,11 @@ func hintFor(err error) string {
 		return guardHint(guard)
 	case errors.As(err, new(*queue.OtherAppError)):
 		return "name another --namespace, or another --data-dir"
+	case errors.As(err, new(*app.NotQueuedError)):
+		return "their rows are in the input alone: import that with another --import-id"
+	case errors.As(err, new(*broker.AuthError)):
+		return "give a user that the server knows: in --nats-url or NATS_URL, as USER:PASSWORD@HOST:PORT, " +
+			"or as a file with --nats-creds or NATS_CREDS"
 	case errors.Is(err, queue.ErrOrder):
 		return "give the input another --import-id to import it as a whole"
 	case errors.Is(err, worker.ErrMayReplace):
@@ -170,6 +177,11 @@ type program struct {
 
 	console *console
 
+	// Of the settings of the command, see fromEnvironment.
+	given   map[string]bool   // flags of the command line
+	fromEnv map[string]string // flags that came from a variable: its name
+	unread  map[string]bool   // flags and variables that a flag goes before
+
 	// fail ends the command at once because nothing can be done any more; the cause is what the program ends with.
 	fail func(cause error)
 }
@@ -181,12 +193,16 @@ type leftKey struct{}
 // from which it is taken, ends with the first: what reads stops, and workers take no more jobs.
 func untilLeft(ctx context.Context) context.Context { return ctx.Value(leftKey{}).(context.Context) }
 
+// leaveWithin is how long a command may take to end after the second signal, whatever it waits for.
+const leaveWithin = 1500 * time.Millisecond
+
 func run(signals <-chan os.Signal, args []string, getenv func(string) (string, bool), stdin io.Reader, stdout, stderr io.Writer) int {
 	hard, fail := context.WithCancelCause(context.Background())
 	leave := func() { fail(nil) }
 	defer leave()
 	soft, stop := context.WithCancel(context.WithValue(hard, leftKey{}, hard))
 	defer stop()
+	overdue := make(chan struct{}) // closed a while after the second signal
 	p := &program{
 		args: args, getenv: getenv, stdin: stdin, stdout: stdout, stderr: stderr, fail: fail, console: newConsole(stderr),
 	}
@@ -199,6 +215,7 @@ func run(signals <-chan os.Signal, args []string, getenv func(string) (string, b
 				return
 			}
 		}
+		time.AfterFunc(leaveWithin, func() { close(overdue) })
 	}()
 
 	root := p.root()
@@ -206,7 +223,21 @@ func run(signals <-chan os.Signal, args []string, getenv func(string) (string, b
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	cmd, err := root.ExecuteContextC(soft)
+	type result struct {
+		cmd *cobra.Command
+		err error
+	}
+	ended := make(chan result, 1)
+	go func() {
+		cmd, err := root.ExecuteContextC(soft)
+		ended <- result{cmd, err}
+	}()
+	end := result{root, context.Canceled}
+	select {
+	case end = <-ended:
+	case <-overdue: // it is left where it is, as by a kill
+	}
+	cmd, err := end.cmd, end.err
 	p.console.end()
 	var disk *broker.DiskError
 	if errors.As(context.Cause(hard), &disk) || errors.As(err, &disk) {
@@ -225,7 +256,7 @@ func run(signals <-chan os.Signal, args []string, getenv func(string) (string, b
 // explain says what happened, what to do about it, and which command continues.
 func (p *program) explain(err error, cmd *cobra.Command) {
 	if !errors.Is(err, errIncomplete) && !errors.Is(err, errInterrupted) {
-		p.console.error(err)
+		p.console.error(p.inSettings(err))
 		if h := hintFor(err); h != "" {
 			p.console.hint(h)
 		} else if exitCode(err) == exitUsage {
@@ -244,6 +275,28 @@ func (p *program) explain(err error, cmd *cobra.Command) {
 	}
 }
 
+// settingOf has the flag that a field of a package's Config comes from.
+var settingOf = map[string]string{
+	"URL": "nats-url", "Creds": "nats-creds", "Context": "nats-context", "Namespace": "namespace", "Replicas": "replicas",
+
+	"Format": "format", "Delimiter": "delimiter", "Columns": "columns", "ImportID": "import-id", "ChunkSize": "chunk-size",
+	"Preset": "preset", "Owner": "owner", "MapIDs": "map-ids", "SpoolDir": "spool-dir",
+}
+
+// inSettings is the text of an error, with the setting that is wrong in place of the field that it made.
+func (p *program) inSettings(err error) string {
+	text := err.Error()
+	var queue *broker.ConfigError
+	var input *importer.ConfigError
+	switch {
+	case errors.As(err, &queue):
+		text = strings.Replace(text, queue.Error(), p.named(settingOf[queue.Field])+": "+queue.Err.Error(), 1)
+	case errors.As(err, &input) && p.fromEnv[settingOf[input.Field]] != "":
+		text = p.named(settingOf[input.Field]) + ": " + text
+	}
+	return text
+}
+
 func (p *program) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "groupferry",
@@ -257,8 +310,8 @@ that needs no set-up, or yours. Whatever stops it, the same command continues.
 
 Every flag can be set in the environment: GROUPFERRY_ and its name in capitals,
 such as GROUPFERRY_SDK_APP_ID. The flags --nats-* have NATS_URL, NATS_CREDS and
-NATS_CONTEXT. A flag wins over the environment. Data goes to standard output, the
-rest to standard error.
+NATS_CONTEXT. A flag wins over the environment, also over the variable of a flag
+that it excludes. Data goes to standard output, the rest to standard error.
 
 ` + exitCodes,
 		SilenceErrors:     true,
@@ -274,13 +327,34 @@ rest to standard error.
 	)
 	root.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(args) > 0 {
-			return usagef("unknown command %q", args[0])
+			return unknownCommand(root, args[0])
 		}
 		return cmd.Help()
 	}
 	root.Args = cobra.ArbitraryArgs
+	root.SuggestionsMinimumDistance = 2
+	root.InitDefaultHelpCmd()
+	for _, c := range root.Commands() {
+		if c.Name() == "help" { // which takes what it does not know for the root
+			c.Args = func(_ *cobra.Command, args []string) error {
+				if topic, _, err := root.Find(args); err != nil || len(args) > 0 && topic == root {
+					return unknownCommand(root, args[0])
+				}
+				return nil
+			}
+		}
+	}
 	root.Version = version()
 	return root
+}
+
+// unknownCommand says which commands are like one that is not there.
+func unknownCommand(root *cobra.Command, name string) error {
+	err := usagef("unknown command %q", name)
+	if like := root.SuggestionsFor(name); len(like) > 0 {
+		err = hint(err, "did you mean 'groupferry %s'?", strings.Join(like, "' or 'groupferry "))
+	}
+	return err
 }
 
 // files checks the arguments of a command that reads inputs.
@@ -300,11 +374,12 @@ func noArgs(_ *cobra.Command, args []string) error {
 }
 
 // imports checks the arguments of a command that takes import IDs.
-func imports(least, most int) cobra.PositionalArgs {
-	return func(_ *cobra.Command, args []string) error {
+func (p *program) imports(least, most int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
 		switch {
 		case len(args) < least:
-			return hint(usagef("IMPORT is required"), "'groupferry status' lists them")
+			q := queueOf(cmd)
+			return hint(usagef("IMPORT is required"), "'groupferry status%s' lists them", q.args(p))
 		case len(args) > most:
 			return usagef("one import at a time, not %d", len(args))
 		}
@@ -321,8 +396,16 @@ func imports(least, most int) cobra.PositionalArgs {
 // filled in again.
 func (p *program) commandLine() string {
 	words := []string{"groupferry"}
-	for _, a := range p.args {
-		words = append(words, quoted(hideLogin(a)))
+	for i, a := range p.args {
+		switch list, joined := strings.CutPrefix(a, "--nats-url="); {
+		case joined:
+			a = "--nats-url=" + hideLogins(list)
+		case i > 0 && p.args[i-1] == "--nats-url":
+			a = hideLogins(a)
+		default:
+			a = redact.Logins(a)
+		}
+		words = append(words, quoted(a))
 	}
 	return strings.Join(words, " ")
 }

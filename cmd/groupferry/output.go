@@ -1,12 +1,13 @@
 package main
 
 import (
-	"context"
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -16,7 +17,7 @@ import (
 
 	"groupferry/importer"
 	"groupferry/internal/app"
-	"groupferry/internal/queue"
+	"groupferry/internal/redact"
 )
 
 // The rules of output, which the four small functions of a console obey:
@@ -45,11 +46,15 @@ type console struct {
 	last time.Time
 }
 
+// onTerminal reports whether what is written to w is shown on a terminal that can be written over.
+func onTerminal(w io.Writer) bool {
+	return isTerminal(w) && os.Getenv("TERM") != "dumb" && os.Getenv("CI") == ""
+}
+
 func newConsole(w io.Writer) *console {
 	c := &console{w: w, width: 80}
-	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb" && os.Getenv("CI") == "" {
-		c.terminal = true
-		if width, _, err := term.GetSize(int(f.Fd())); err == nil && width > 20 {
+	if c.terminal = onTerminal(w); c.terminal {
+		if width, _, err := term.GetSize(int(w.(*os.File).Fd())); err == nil && width > 20 {
 			c.width = width
 		}
 	}
@@ -66,17 +71,54 @@ func (c *console) setLog(format string) {
 	}
 }
 
-// Write puts whole lines above the progress line.
+// Write puts whole lines above the progress line. Whatever is in them, a terminal is not controlled by it, and no login of a
+// URL is shown.
 func (c *console) Write(b []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.wipe()
-	n, err := c.w.Write(b)
+	_, err := io.WriteString(c.w, shown(string(b)))
 	if c.line != "" {
 		io.WriteString(c.w, c.line)
 	}
-	return n, err
+	return len(b), err
 }
+
+// shown makes lines fit for a terminal.
+func shown(s string) string { return redact.Visible(redact.Logins(s), "\n\t") }
+
+// inLine makes a text fit to stand in a line, such as the name of a file.
+func inLine(s string) string { return redact.Visible(s, "") }
+
+// A lineWriter makes data fit for the terminal that they go to, line by line. Anywhere else they stay as they are.
+type lineWriter struct {
+	w    io.Writer
+	rest []byte // of a line that has not ended
+}
+
+func (l *lineWriter) Write(b []byte) (int, error) {
+	l.rest = append(l.rest, b...)
+	end := bytes.LastIndexByte(l.rest, '\n') + 1
+	_, err := io.WriteString(l.w, shown(string(l.rest[:end])))
+	l.rest = append(l.rest[:0], l.rest[end:]...)
+	return len(b), err
+}
+
+// data is where data go whose lines all end: standard output.
+func (p *program) data() io.Writer {
+	if isTerminal(p.stdout) {
+		return &lineWriter{w: p.stdout}
+	}
+	return p.stdout
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// write writes one line, whatever is in it.
+func (c *console) write(prefix, text string) { fmt.Fprintln(c, prefix+inLine(text)) }
 
 func (c *console) wipe() {
 	if c.line != "" {
@@ -87,18 +129,22 @@ func (c *console) wipe() {
 // print writes a line for people.
 func (c *console) print(format string, args ...any) {
 	if !c.quiet {
-		fmt.Fprintf(c, format+"\n", args...)
+		c.write("", fmt.Sprintf(format, args...))
 	}
 }
 
 // warn writes a line that --quiet does not silence.
 func (c *console) warn(format string, args ...any) {
-	fmt.Fprintf(c, "groupferry: warning: "+format+"\n", args...)
+	c.write("groupferry: warning: ", fmt.Sprintf(format, args...))
 }
 
-func (c *console) error(err error)    { fmt.Fprintf(c, "groupferry: error: %v\n", err) }
-func (c *console) report(text string) { fmt.Fprintf(c, "groupferry: %s\n", text) }
-func (c *console) hint(text string)   { fmt.Fprintf(c, "groupferry: hint: %s\n", text) }
+// error writes an error, or several that were joined.
+func (c *console) error(text string) {
+	c.write("groupferry: error: ", strings.ReplaceAll(text, "\n", "; "))
+}
+
+func (c *console) report(text string) { c.write("groupferry: ", text) }
+func (c *console) hint(text string)   { c.write("groupferry: hint: ", text) }
 
 // progress shows how far it is; text is asked only when it is to be shown.
 func (c *console) progress(text func() string) {
@@ -178,26 +224,38 @@ func (o *outputFlag) add(cmd *cobra.Command, formats ...string) {
 	cmd.Flags().StringVarP(&o.format, "output", "o", formats[0], "`format` of the output: "+strings.Join(formats, " or "))
 }
 
-func (o *outputFlag) check() error {
-	for _, f := range o.formats {
-		if o.format == f {
-			return nil
-		}
+// check refuses a format that the command does not have. One from the environment that another command has is none of
+// this one's: it writes what it writes by default.
+func (o *outputFlag) check(p *program) error {
+	switch {
+	case slices.Contains(o.formats, o.format):
+		return nil
+	case p.fromEnv["output"] != "" && slices.Contains([]string{"text", "json", app.CSV, app.JSONL}, o.format):
+		o.format = o.formats[0]
+		return nil
 	}
-	return usagef("--output %q: %s", o.format, strings.Join(o.formats, " or "))
+	return usagef("%s %q: %s", p.named("output"), o.format, strings.Join(o.formats, " or "))
 }
 
 // write writes what a program is to read, or what text gives.
 func (o *outputFlag) write(w io.Writer, v any, text func() string) error {
+	var b strings.Builder
 	if o.format == "json" {
-		e := json.NewEncoder(w)
+		e := json.NewEncoder(&b)
 		e.SetEscapeHTML(false)
 		e.SetIndent("", "  ")
-		return e.Encode(v)
+		if err := e.Encode(v); err != nil {
+			return err
+		}
+	} else {
+		b.WriteString(text())
 	}
-	_, err := io.WriteString(w, text())
+	_, err := io.WriteString(w, shown(b.String()))
 	return err
 }
+
+// fileNames lists files in a line.
+func fileNames(files []string) string { return inLine(strings.Join(files, ", ")) }
 
 // maxShown is how many rejects, and how many warnings, are shown one by one. The file has all rejects.
 const maxShown = 50
@@ -257,11 +315,14 @@ func (p *program) showKept(r *app.Rejects, rejected int64) {
 	}
 }
 
-func rows(n int64) string {
+func rows(n int64) string { return things(n, "row") }
+func jobs(n int64) string { return things(n, "job") }
+
+func things(n int64, one string) string {
 	if n == 1 {
-		return "1 row"
+		return "1 " + one
 	}
-	return count(n) + " rows"
+	return count(n) + " " + one + "s"
 }
 
 // showProgress draws the progress line of an import, or of all imports that are not over.
@@ -288,6 +349,8 @@ func progressLine(s *app.State, t app.Totals) string {
 		line += fmt.Sprintf(", %s throttled", count(n))
 	}
 	switch {
+	case s.Stopping:
+		line += ", stopping"
 	case t.Paused:
 		line += ", paused"
 	case s.Mode == app.Standby:
@@ -299,13 +362,4 @@ func progressLine(s *app.State, t app.Totals) string {
 		line += ", " + span(time.Duration(float64(left)/t.Rate*float64(time.Second))) + " left"
 	}
 	return line
-}
-
-// warnHalted says that the namespace is halted or paused already; with paused, only the latter.
-func (p *program) warnHalted(ctx context.Context, s *app.Namespace, paused bool) error {
-	h, err := s.Halted(ctx)
-	if err == nil && h != nil && (!paused || h.State == queue.Paused) {
-		p.console.warn("%s: %s; to continue: %s", h.State, h.Reason, h.Command)
-	}
-	return err
 }

@@ -16,7 +16,7 @@ func (p *program) pauseCommand() *cobra.Command {
 		Long: `pause stops the calls of all workers, those that join later included, until
 'groupferry resume'. With an IMPORT it is that import alone, and the others continue.
 Calls under way end, and nothing is lost.`,
-		Args: imports(0, 1),
+		Args: p.imports(0, 1),
 	}, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
 		if len(args) == 1 {
 			i, err := s.SetImportPaused(ctx, args[0], true)

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"groupferry/internal/app"
+	"groupferry/internal/chat"
 )
 
 func (p *program) rateCommand() *cobra.Command {
@@ -16,9 +17,15 @@ func (p *program) rateCommand() *cobra.Command {
 		Short: "Show or change the calls a second while workers run",
 		Long: `rate sets the calls a second for each command, for all workers, from the next second
 on and for those that join later; it goes before their --rate. Without CALLS it
-shows what is set, and 0 leaves it to the workers again.`,
+shows what is set, and 0 leaves it to the workers again: the lowest --rate of those
+that run is the one that holds.`,
 		Example: "  groupferry rate 160",
-		Args:    cobra.MaximumNArgs(1),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return usagef("one rate at a time, not %d", len(args))
+			}
+			return nil
+		},
 	}, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
 		if len(args) == 0 {
 			rate, err := s.Rate(ctx)
@@ -35,9 +42,12 @@ shows what is set, and 0 leaves it to the workers again.`,
 			return err
 		}
 		if n == 0 {
-			p.console.print("the rate is what the workers were started with")
+			p.console.print("the rate is what the workers were started with: the lowest of theirs")
 		} else {
 			p.console.print("at most %d calls a second for each command", n)
+			if n > chat.MaxRate {
+				p.console.warn("an app has %d calls a second: workers with a --region keep to that, or to their --app-limit", chat.MaxRate)
+			}
 		}
 		return nil
 	})

@@ -23,12 +23,13 @@ func (p *program) resultsCommand() *cobra.Command {
 		Long: `results writes one line for each conversation that has a result: where it came from,
 what the API said about it, and the group it is in. An empty code means that the
 conversation is in its group. The CSV begins with the columns of an input, so what
---failed writes can be fixed and imported as it is.
+--failed writes can be fixed and imported as it is. Of an import that was cancelled
+it also writes what was dropped, with the code dropped.
 
 --summary groups the failures by code instead, each with its count and an example.`,
 		Example: `  groupferry results 3f9a1c0be2d47a55 --failed > failed.csv
   groupferry results 3f9a1c0be2d47a55 --summary`,
-		Args: imports(1, 1),
+		Args: p.imports(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if summary && failed {
 				return usagef("--failed and --summary: one of them")
@@ -39,7 +40,7 @@ conversation is in its group. The CSV begins with the columns of an input, so wh
 					out.format = "text"
 				}
 			}
-			if err := out.check(); err != nil {
+			if err := out.check(p); err != nil {
 				return err
 			}
 			s, err := p.open(cmd.Context(), qf, true)
@@ -50,12 +51,15 @@ conversation is in its group. The CSV begins with the columns of an input, so wh
 			_, damaged := s.ImportStatus(cmd.Context(), args[0])
 			switch {
 			case errors.Is(damaged, queue.ErrNoImport):
-				return hint(damaged, "'groupferry status' lists the imports of %s", s.Where())
+				return hint(damaged, "'%s' lists the imports", s.Conn.Command("status"))
 			case damaged != nil && !errors.As(damaged, new(*broker.DamagedError)):
 				return damaged
 			}
 			if !summary {
-				err = app.WriteResults(p.stdout, out.format, s.ResultLines(cmd.Context(), args[0], failed))
+				err = app.WriteResults(p.data(), out.format, s.ResultLines(cmd.Context(), args[0], failed))
+				if errors.Is(err, queue.ErrUnfinished) {
+					return hint(err, "'groupferry cancel %s%s' finishes it", args[0], qf.args(p))
+				}
 				return cmp.Or(err, damaged) // what can be read is written all the same
 			}
 			f, err := s.Failures(cmd.Context(), args[0])
@@ -76,13 +80,17 @@ conversation is in its group. The CSV begins with the columns of an input, so wh
 // failuresText says what failed, by code.
 func failuresText(s *app.Failures) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "import %s: %s conversations done, %s failed\n", s.Import, count(s.Done), count(s.Failed))
+	fmt.Fprintf(&b, "import %s: %s conversations done, %s failed", s.Import, count(s.Done), count(s.Failed))
+	if s.Dropped > 0 {
+		fmt.Fprintf(&b, ", %s dropped", count(s.Dropped))
+	}
+	b.WriteByte('\n')
 	for _, c := range s.Codes {
 		e := c.Example
 		fmt.Fprintf(&b, "  %-14s %-9s %s\n", c.Code, count(c.Count), c.Reason)
 		if e.Type != 0 {
 			fmt.Fprintf(&b, "  %24s such as %s in %q of %s, %s:%d\n",
-				"", cmp.Or(e.ToAccount, e.ToGroupID), e.GroupName, e.FromAccount, e.File, e.Line)
+				"", cmp.Or(e.ToAccount, e.ToGroupID), e.GroupName, e.FromAccount, inLine(e.File), e.Line)
 		}
 	}
 	return b.String()

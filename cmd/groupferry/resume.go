@@ -16,7 +16,7 @@ func (p *program) resumeCommand() *cobra.Command {
 		Long: `resume ends a pause, or a halt once its cause is fixed: the worker that leads
 continues at once, and those that are started make calls again. 'groupferry status' says why
 they stand still. With an IMPORT it ends the pause of that import.`,
-		Args: imports(0, 1),
+		Args: p.imports(0, 1),
 	}, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
 		if len(args) == 1 {
 			i, err := s.SetImportPaused(ctx, args[0], false)

@@ -28,14 +28,14 @@ stops it, the same command continues, and no job is on the queue twice.
 ` + exitCodes,
 		Example: `  groupferry retry 3f9a1c0be2d47a55
   groupferry retry 3f9a1c0be2d47a55 --code 50001,51007`,
-		Args: imports(1, 1),
+		Args: p.imports(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s, err := p.open(cmd.Context(), qf, true)
 			if err != nil {
 				return err
 			}
 			defer s.Close()
-			return p.retry(cmd.Context(), s, args[0], codes, qf.args(p.getenv))
+			return p.retry(cmd.Context(), s, args[0], codes, qf.args(p))
 		},
 	}
 	cmd.Flags().StringSliceVar(&codes, "code", nil, "only failures with one of these `codes`; default: all")

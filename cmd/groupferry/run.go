@@ -66,7 +66,7 @@ type runner struct {
 
 func (r *runner) run(cmd *cobra.Command, inputs []string) error {
 	ctx := cmd.Context()
-	if err := r.out.check(); err != nil {
+	if err := r.out.check(r.program); err != nil {
 		return err
 	}
 	if r.simulate {
@@ -76,12 +76,15 @@ func (r *runner) run(cmd *cobra.Command, inputs []string) error {
 		}
 		defer cleanUp()
 	}
+	if err := r.queue.check(r.program); err != nil {
+		return err
+	}
 	api, err := r.client(&r.api)
 	if err != nil {
 		return err
 	}
 	defer api.Close()
-	listener, err := listen(r.listen)
+	listener, err := r.program.listen(r.listen)
 	if err != nil {
 		return err
 	}
@@ -108,7 +111,7 @@ func (r *runner) run(cmd *cobra.Command, inputs []string) error {
 	}
 	w.Metrics.Rows(in.Record.Accepted, in.Record.Duplicates, in.Record.Rejected)
 	in.Record.Simulated = r.simulate
-	stored, err := r.begin(ctx, s, in)
+	stored, err := r.begin(ctx, s, in, r.queue.args(r.program))
 	if err != nil {
 		return err
 	}
@@ -129,9 +132,6 @@ func (r *runner) run(cmd *cobra.Command, inputs []string) error {
 
 // work enqueues what is not enqueued yet, and works until the import is over.
 func (r *runner) work(ctx context.Context, w *app.Process, s *app.Namespace, in *app.Input, stored queue.Import) error {
-	if err := r.warnHalted(ctx, s, true); err != nil {
-		return err
-	}
 	var enqueue func(context.Context) error
 	if stored.State == queue.Enqueueing {
 		enqueue = func(ctx context.Context) error {
@@ -148,11 +148,16 @@ func (r *runner) work(ctx context.Context, w *app.Process, s *app.Namespace, in 
 // startSimulator gives the run an API of its own, and a place for its data that is gone afterwards unless one was
 // named: a later run against the real API must not take the simulation's results for its own.
 func (r *runner) startSimulator(cmd *cobra.Command) (cleanUp func(), err error) {
-	if r.api.url != "" || r.api.region != "" {
-		return nil, usagef("--simulate goes without --api-url and --region")
+	simulate := r.named("simulate")
+	if err := oneOf(simulate, r.nameIf(r.api.url != "", "api-url"), r.nameIf(r.api.region != "", "region")); err != nil {
+		return nil, err
 	}
 	if !r.queue.embedded() {
-		return nil, hint(usagef("--simulate works on an embedded server, not on a shared one"),
+		server := r.named("nats-url")
+		if r.queue.url == "" {
+			server = r.named("nats-context")
+		}
+		return nil, hint(usagef("%s works on an embedded server, not on a shared one (%s)", simulate, server),
 			"start 'groupferry simulate' and name it with --api-url")
 	}
 	r.sim = chatsim.New(chatsim.Config{Rate: r.api.rate})
@@ -162,7 +167,7 @@ func (r *runner) startSimulator(cmd *cobra.Command) (cleanUp func(), err error) 
 	}
 	r.api.simulator = url
 	cleanUp = r.sim.Close
-	if _, set := r.getenv(envName("data-dir")); !set && !cmd.Flags().Changed("data-dir") {
+	if !cmd.Flags().Changed("data-dir") { // by a variable neither
 		dir, err := os.MkdirTemp("", "groupferry-simulate-*")
 		if err != nil {
 			r.sim.Close()
@@ -226,7 +231,7 @@ func (r *runner) resultsLine(importID string) string {
 	if r.sim != nil && strings.Contains(r.queue.dataDir, "groupferry-simulate-") {
 		return "" // gone by then
 	}
-	return "groupferry results " + importID + r.queue.args(r.getenv)
+	return "groupferry results " + importID + r.queue.args(r.program)
 }
 
 // runText says what one run did.
@@ -234,8 +239,8 @@ func runText(r *app.RunReport) string {
 	took := time.Duration(r.Seconds * float64(time.Second))
 	s := fmt.Sprintf("  this run       %s calls in %s · throttled %s · repeated %s\n", count(r.Calls), span(took), count(r.Throttled), count(r.Repeated))
 	if sim := r.Simulator; sim != nil {
-		s += fmt.Sprintf("  simulator      %s calls, at most %s in any second · refused %s · bad requests %s · %s conversations in %s groups",
-			count(sim.Calls), count(sim.MaxPerSecond), count(sim.Refused), count(sim.BadRequests), count(sim.Conversations), count(sim.Groups))
+		s += fmt.Sprintf("  simulator      %s calls, at most %s in any second · throttled %s · bad requests %s · %s conversations in %s groups",
+			count(sim.Calls), count(sim.MaxPerSecond), count(sim.Throttled), count(sim.BadRequests), count(sim.Conversations), count(sim.Groups))
 		if sim.Disagrees == "" {
 			s += ": agrees"
 		}

@@ -44,6 +44,9 @@ type stageKey struct{}
 //	ledger FIELD VALUE         look into its ledger; VALUE can be <=N
 //	state FILE...              its groups have to be what these inputs say
 //	nats                       start a NATS server and set NATS_URL
+//	host NAME                  keep the host and the port of NATS_URL in the environment
+//	token NAME                 keep the token of the NATS server in the environment
+//	ugly FILE                  give a file a name that a terminal would obey, and set UGLY
 //
 // $KEY is a file with the secret key, $SAMPLES the directory with the samples. At the end nothing that the program
 // printed or left behind may hold a secret.
@@ -96,6 +99,9 @@ func TestScripts(t *testing.T) {
 			"ledger":  cmdLedger,
 			"state":   cmdState,
 			"nats":    cmdNATS,
+			"host":    cmdHost,
+			"token":   cmdToken,
+			"ugly":    cmdUgly,
 		},
 	})
 }
@@ -192,6 +198,7 @@ func cmdSim(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv("GROUPFERRY_API_URL", base)
 	ts.Setenv("GROUPFERRY_SDK_APP_ID", strconv.Itoa(chatsim.DemoSDKAppID))
 	ts.Setenv("GROUPFERRY_SECRET_KEY", testKey)
+	ts.Setenv("GROUPFERRY_APP_LIMIT", "100000") // so that a --rate needs no warning
 }
 
 func cmdControl(ts *testscript.TestScript, neg bool, args []string) {
@@ -255,4 +262,22 @@ func cmdNATS(ts *testscript.TestScript, neg bool, args []string) {
 	s := onStage(ts)
 	s.more = append(s.more, server.Token)
 	ts.Setenv("NATS_URL", fmt.Sprintf("nats://%s@%s", server.Token, u.Host))
+}
+
+func cmdHost(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, neg, args, 1, 1)
+	_, host, _ := strings.Cut(ts.Getenv("NATS_URL"), "@")
+	ts.Setenv(args[0], host)
+}
+
+func cmdToken(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, neg, args, 1, 1)
+	ts.Setenv(args[0], onStage(ts).more[0])
+}
+
+func cmdUgly(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, neg, args, 1, 1)
+	name := "red\x1b[31m\u202e\nx.csv"
+	ts.Check(os.Rename(ts.MkAbs(args[0]), ts.MkAbs(name)))
+	ts.Setenv("UGLY", name)
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -9,8 +10,8 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"regexp"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -27,6 +28,7 @@ import (
 	"groupferry/internal/chatsim"
 	"groupferry/internal/governor"
 	"groupferry/internal/queue"
+	"groupferry/internal/redact"
 	"groupferry/worker"
 )
 
@@ -39,25 +41,54 @@ const (
 	envUserSig   = envPrefix + "USERSIG"
 )
 
+// envAnnotation of a flag names a variable of its own, where that of its name is another setting.
+const envAnnotation = "groupferry_env"
+
 // envName returns the environment variable of a flag.
-func envName(flag string) string {
-	name := strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+func envName(f *pflag.Flag) string {
+	if own := f.Annotations[envAnnotation]; len(own) > 0 {
+		return own[0]
+	}
+	name := strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
 	if strings.HasPrefix(name, "NATS_") {
 		return name
 	}
 	return envPrefix + name
 }
 
+// rivals has, for each flag, what answers the same question: the variables of those are not read when the flag is given.
+var rivals = map[string][]string{
+	"region":          {"api-url", "simulate"},
+	"api-url":         {"region", "simulate"},
+	"simulate":        {"region", "api-url", "nats-url", "nats-creds", "nats-context"},
+	"secret-key-file": {"usersig-file", envSecretKey, envUserSig},
+	"usersig-file":    {"secret-key-file", envSecretKey, envUserSig},
+	"nats-url":        {"nats-context", "data-dir"},
+	"nats-context":    {"nats-url", "nats-creds", "data-dir"},
+	"data-dir":        {"nats-url", "nats-creds", "nats-context"},
+}
+
 // fromEnvironment sets the flags that were not given, and then the console, which every command has.
 func (p *program) fromEnvironment(cmd *cobra.Command) error {
-	var err error
-	cmd.Flags().VisitAll(func(f *pflag.Flag) {
-		if err != nil || f.Changed || f.Name == "help" || f.Name == "version" {
+	p.given, p.fromEnv, p.unread = map[string]bool{}, map[string]string{}, map[string]bool{}
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		p.given[f.Name] = true
+		if value := f.Value.String(); value == "" || value == "false" {
 			return
 		}
-		if value, ok := p.getenv(envName(f.Name)); ok && value != "" {
+		for _, rival := range rivals[f.Name] {
+			p.unread[rival] = true
+		}
+	})
+	var err error
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if err != nil || f.Changed || p.unread[f.Name] || f.Name == "help" || f.Name == "version" {
+			return
+		}
+		if value, ok := p.getenv(envName(f)); ok && value != "" {
+			p.fromEnv[f.Name] = envName(f)
 			if e := cmd.Flags().Set(f.Name, value); e != nil {
-				err = usagef("%s: %w", envName(f.Name), e)
+				err = usagef("%s: %w", envName(f), e)
 			}
 		}
 	})
@@ -65,6 +96,40 @@ func (p *program) fromEnvironment(cmd *cobra.Command) error {
 		return err
 	}
 	return p.setConsole(cmd)
+}
+
+// named is what people call a setting: the flag, or the variable that it came from.
+func (p *program) named(flag string) string {
+	if env := p.fromEnv[flag]; env != "" {
+		return env
+	}
+	return "--" + flag
+}
+
+// secretEnv reads a secret from the environment, unless a flag goes before it.
+func (p *program) secretEnv(name string) chat.Secret {
+	if p.unread[name] {
+		return ""
+	}
+	s, _ := p.getenv(name)
+	return chat.Secret(strings.TrimSpace(s))
+}
+
+// oneOf refuses two settings of which one can be used. Names are those of [program.named], and "" is one that is not set.
+func oneOf(names ...string) error {
+	names = slices.DeleteFunc(names, func(name string) bool { return name == "" })
+	if len(names) > 1 {
+		return usagef("%s and %s: one of them", strings.Join(names[:len(names)-1], ", "), names[len(names)-1])
+	}
+	return nil
+}
+
+// nameIf is the name of a setting that is set, else "".
+func (p *program) nameIf(set bool, flag string) string {
+	if set {
+		return p.named(flag)
+	}
+	return ""
 }
 
 // consoleFlags are the flags that every command has.
@@ -82,13 +147,13 @@ func (p *program) setConsole(cmd *cobra.Command) error {
 	}
 	format, _ := f.GetString("log-format")
 	if format != "text" && format != "json" {
-		return usagef("--log-format %q: text or json", format)
+		return usagef("%s %q: text or json", p.named("log-format"), format)
 	}
 	p.console.setLog(format)
 	level, _ := f.GetString("log-level")
 	var l slog.Level
 	if err := l.UnmarshalText([]byte(level)); err != nil {
-		return usagef("--log-level %q: debug, info, warn or error", level)
+		return usagef("%s %q: debug, info, warn or error", p.named("log-level"), level)
 	}
 	p.console.quiet, _ = f.GetBool("quiet")
 	if p.console.quiet {
@@ -116,27 +181,51 @@ func (q *queueFlags) add(cmd *cobra.Command) {
 
 // args are the flags that lead another command to the same queue. A URL with a login in it that came from the
 // environment is left there.
-func (q *queueFlags) args(getenv func(string) (string, bool)) string {
-	var s string
+func (q *queueFlags) args(p *program) string {
+	s := ""
 	for _, f := range []struct{ name, value, usual string }{
-		{"nats-url", q.url, ""}, {"nats-creds", q.creds, ""}, {"nats-context", q.context, ""},
+		{"nats-url", hideLogins(q.url), ""}, {"nats-creds", q.creds, ""}, {"nats-context", q.context, ""},
 		{"data-dir", q.dataDir, "groupferry-data"}, {"namespace", q.namespace, "groupferry"},
 	} {
-		if env, _ := getenv(envName(f.name)); f.value == env && hideLogin(env) != env {
-			continue
-		}
-		if f.value != f.usual && (f.name != "data-dir" || q.embedded()) {
-			s += " --" + f.name + " " + quoted(hideLogin(f.value))
+		switch {
+		case f.value == f.usual, f.name == "data-dir" && !q.embedded(), f.name == "nats-creds" && q.embedded():
+		case f.name == "nats-url" && f.value != q.url && p.fromEnv["nats-url"] != "":
+		default:
+			s += " --" + f.name + " " + quoted(f.value)
 		}
 	}
 	return s
 }
 
-// login is the user, the password or the token in a URL.
-var login = regexp.MustCompile(`://[^/@\s]+@`)
+// hideLogins masks what is secret in a list of NATS URLs; one without a login comes back as it is.
+func hideLogins(list string) string {
+	if !strings.Contains(list, "@") {
+		return list
+	}
+	return redact.ServerList(list)
+}
 
-// hideLogin makes a text fit to be printed in which there may be URLs with a login.
-func hideLogin(s string) string { return login.ReplaceAllString(s, "://***@") }
+// queueOf reads the queue flags of a command that may not have all of them.
+func queueOf(cmd *cobra.Command) queueFlags {
+	get := func(name string) string {
+		value, _ := cmd.Flags().GetString(name)
+		return value
+	}
+	return queueFlags{url: get("nats-url"), creds: get("nats-creds"), context: get("nats-context"),
+		dataDir: get("data-dir"), namespace: get("namespace")}
+}
+
+// check finds what is wrong with the flags before anything is done.
+func (q *queueFlags) check(p *program) error {
+	dataDir := ""
+	if p.given["data-dir"] { // one from the environment is for when there is no server
+		dataDir = "--data-dir"
+	}
+	if err := oneOf(p.nameIf(q.url != "", "nats-url"), p.nameIf(q.context != "", "nats-context"), dataDir); err != nil {
+		return err
+	}
+	return q.config(p, false).Validate()
+}
 
 func (q *queueFlags) embedded() bool { return q.url == "" && q.context == "" }
 
@@ -144,12 +233,15 @@ func (q *queueFlags) embedded() bool { return q.url == "" && q.context == "" }
 func (q *queueFlags) config(p *program, joinOnly bool) broker.Config {
 	return broker.Config{
 		URL: q.url, Creds: q.creds, Context: q.context, DataDir: q.dataDir, Namespace: q.namespace,
-		Replicas: q.replicas, Name: "groupferry " + processName(), Log: p.console.log, JoinOnly: joinOnly,
+		Replicas: q.replicas, Name: "groupferry " + processName(), Log: p.console.log, JoinOnly: joinOnly, CommandFlags: q.args(p),
 		OnBroken: func(e *broker.DiskError) { p.fail(e) },
 	}
 }
 
 func (p *program) open(ctx context.Context, q queueFlags, joinOnly bool) (*app.Namespace, error) {
+	if err := q.check(p); err != nil {
+		return nil, err
+	}
 	s, err := app.Open(ctx, q.config(p, joinOnly))
 	return s, noData(err)
 }
@@ -174,9 +266,9 @@ func (p *program) onNamespace(
 			return err
 		}
 		defer s.Close()
-		err = do(cmd.Context(), s, args, qf.args(p.getenv))
+		err = do(cmd.Context(), s, args, qf.args(p))
 		if errors.Is(err, queue.ErrNoImport) {
-			return hint(err, "'groupferry status%s' lists the imports", qf.args(p.getenv))
+			return hint(err, "'groupferry status%s' lists the imports", qf.args(p))
 		}
 		return err
 	}
@@ -191,7 +283,8 @@ type apiFlags struct {
 	app              uint64
 	admin            string
 	keyFile, sigFile string
-	rate, chunk      int
+	rate, appLimit   int
+	chunk            int
 	concurrency      int
 	attempts         int
 	timeout          time.Duration
@@ -209,6 +302,7 @@ func (a *apiFlags) add(cmd *cobra.Command) {
 	f.StringVar(&a.keyFile, "secret-key-file", "", "`file` with the secret key (or "+envSecretKey+")")
 	f.StringVar(&a.sigFile, "usersig-file", "", "`file` with a ready UserSig (or "+envUserSig+"), instead of a key")
 	f.IntVar(&a.rate, "rate", governor.DefaultRate, "calls a second for each command of the app")
+	f.IntVar(&a.appLimit, "app-limit", chat.MaxRate, "calls a second for each command that the vendor allows the app")
 	f.IntVar(&a.chunk, "chunk-size", chat.MaxItemsPerCall, "conversations in a call, at most 100")
 	f.IntVar(&a.concurrency, "concurrency", 256, "jobs in flight at once")
 	f.IntVar(&a.attempts, "max-attempts", 8, "attempts of a job before its failure is final")
@@ -224,80 +318,117 @@ type apiClient struct {
 	minRTT *governor.MinRTT
 }
 
-// client makes the API's client, and says in terms of flags what is missing.
+// client makes the API's client, and says in terms of flags what is missing, all at once.
 func (p *program) client(a *apiFlags) (*apiClient, error) {
 	switch {
 	case a.rate < 1:
-		return nil, usagef("--rate %d: at least 1", a.rate)
+		return nil, usagef("%s %d: at least 1", p.named("rate"), a.rate)
+	case a.appLimit < 1:
+		return nil, usagef("%s %d: at least 1", p.named("app-limit"), a.appLimit)
 	case a.chunk < 1 || a.chunk > chat.MaxItemsPerCall:
-		return nil, usagef("--chunk-size %d: 1 to %d", a.chunk, chat.MaxItemsPerCall)
+		return nil, usagef("%s %d: 1 to %d", p.named("chunk-size"), a.chunk, chat.MaxItemsPerCall)
 	case a.concurrency < 1:
-		return nil, usagef("--concurrency %d: at least 1", a.concurrency)
+		return nil, usagef("%s %d: at least 1", p.named("concurrency"), a.concurrency)
 	case a.attempts < 1:
-		return nil, usagef("--max-attempts %d: at least 1", a.attempts)
+		return nil, usagef("%s %d: at least 1", p.named("max-attempts"), a.attempts)
 	case a.timeout < chat.ServerTimeout:
-		return nil, usagef("--timeout %v: at least %v, for the API can take so long to give up a call that it may still carry out",
-			a.timeout, chat.ServerTimeout)
+		return nil, usagef("%s %v: at least %v, for the API can take so long to give up a call that it may still carry out",
+			p.named("timeout"), a.timeout, chat.ServerTimeout)
 	}
 	minRTT := &governor.MinRTT{}
+	cfg := chat.Config{Admin: a.admin, Timeout: a.timeout, MaxConns: a.concurrency, OnTrip: minRTT.Note}
+	names := map[string]string{ // of the fields of cfg
+		"BaseURL": p.named("api-url"), "SDKAppID": p.named("sdk-app-id"), "Admin": p.named("admin"), "Timeout": p.named("timeout"),
+	}
 	made := func(c *chat.Client, err error) (*apiClient, error) {
 		if err != nil {
-			return nil, &usageError{err}
+			field, why, _ := strings.Cut(err.Error(), ": ")
+			return nil, usagef("%s: %s", cmp.Or(names[field], field), why)
 		}
 		return &apiClient{c, minRTT}, nil
 	}
-	cfg := chat.Config{Admin: a.admin, Timeout: a.timeout, MaxConns: a.concurrency, OnTrip: minRTT.Note}
 	if a.simulator != "" {
 		cfg.BaseURL, cfg.SDKAppID, cfg.SecretKey = a.simulator, chatsim.DemoSDKAppID, chatsim.DemoSecretKey
 		return made(chat.New(cfg))
 	}
-	switch {
-	case a.url != "" && a.region != "":
-		return nil, usagef("--api-url and --region: one of them")
-	case a.url != "":
-		cfg.BaseURL = a.url
-		if chat.InsecureURL(a.url) {
-			p.console.warn("%s is not encrypted: whoever listens can read the UserSig", "--api-url")
+	key, sig := p.secretEnv(envSecretKey), p.secretEnv(envUserSig)
+	keyEnv, sigEnv := "", ""
+	if key != "" {
+		keyEnv = envSecretKey
+	}
+	if sig != "" {
+		sigEnv = envUserSig
+	}
+	keyFile, sigFile := p.nameIf(a.keyFile != "", "secret-key-file"), p.nameIf(a.sigFile != "", "usersig-file")
+	if err := oneOf(p.nameIf(a.url != "", "api-url"), p.nameIf(a.region != "", "region")); err != nil {
+		return nil, err
+	}
+	if err := oneOf(keyFile, keyEnv, sigFile, sigEnv); err != nil {
+		return nil, err
+	}
+	var err error
+	cfg.BaseURL = a.url
+	if a.region != "" {
+		if cfg.BaseURL, err = chat.RegionURL(a.region); err != nil {
+			return nil, usagef("%s: %w", p.named("region"), err)
 		}
-	case a.region != "":
-		url, err := chat.RegionURL(a.region)
-		if err != nil {
-			return nil, usagef("--region: %w", err)
+		if a.rate > a.appLimit {
+			return nil, usagef("%s %d: an app has %d calls a second for each command; if the vendor raised the limit of yours, say so with --app-limit %d",
+				p.named("rate"), a.rate, a.appLimit, a.rate)
 		}
-		cfg.BaseURL = url
-	default:
-		return nil, usagef("--region or --api-url is required (or --simulate with 'run')")
+	}
+	var missing []string
+	if a.url == "" && a.region == "" {
+		missing = append(missing, "--region or --api-url is required (or --simulate with 'run')")
 	}
 	if a.app == 0 {
-		return nil, usagef("--sdk-app-id is required")
+		missing = append(missing, "--sdk-app-id is required")
 	}
-	cfg.SDKAppID = a.app
-	var err error
-	if cfg.SecretKey, err = p.secret(a.keyFile, "--secret-key-file", envSecretKey); err != nil {
-		return nil, err
+	if keyFile+keyEnv+sigFile+sigEnv == "" {
+		missing = append(missing, fmt.Sprintf("no credentials: give --secret-key-file, %s, --usersig-file or %s", envSecretKey, envUserSig))
 	}
-	if cfg.UserSig, err = p.secret(a.sigFile, "--usersig-file", envUserSig); err != nil {
-		return nil, err
+	if len(missing) > 0 {
+		return nil, usagef("%s", strings.Join(missing, "; "))
 	}
-	if cfg.SecretKey == "" && cfg.UserSig == "" {
-		return nil, usagef("no credentials: give --secret-key-file, %s, --usersig-file or %s", envSecretKey, envUserSig)
+	cfg.SDKAppID, cfg.SecretKey, cfg.UserSig = a.app, key, sig
+	names["SecretKey"], names["UserSig"] = cmp.Or(keyFile, keyEnv), cmp.Or(sigFile, sigEnv)
+	if a.keyFile != "" {
+		if cfg.SecretKey, err = readSecret(a.keyFile, keyFile); err != nil {
+			return nil, err
+		}
+	}
+	if a.sigFile != "" {
+		if cfg.UserSig, err = readSecret(a.sigFile, sigFile); err != nil {
+			return nil, err
+		}
+	}
+	if a.rate > a.appLimit { // nobody knows whose API that is
+		p.console.warn("%s %d: an app of the vendor has %d calls a second for each command; --app-limit says that it has more",
+			p.named("rate"), a.rate, a.appLimit)
+	}
+	if chat.InsecureURL(cfg.BaseURL) {
+		p.console.warn("%s is not encrypted: whoever listens can read the UserSig", p.named("api-url"))
 	}
 	return made(chat.New(cfg))
 }
 
-// secret reads a secret from its file, or else from the environment.
-func (p *program) secret(file, flag, env string) (chat.Secret, error) {
-	if file == "" {
-		s, _ := p.getenv(env)
-		return chat.Secret(strings.TrimSpace(s)), nil
+// limit is the most calls a second that the app has, whatever the rate of the namespace; 0 when nobody knows.
+func (a *apiFlags) limit() int {
+	if a.region == "" {
+		return 0
 	}
+	return a.appLimit
+}
+
+// readSecret reads a secret from the file that a setting names.
+func readSecret(file, setting string) (chat.Secret, error) {
 	b, err := os.ReadFile(file)
 	if err != nil {
-		return "", usagef("%s: %w", flag, err)
+		return "", usagef("%s: %w", setting, err)
 	}
 	s := strings.TrimSpace(string(b))
 	if s == "" {
-		return "", usagef("%s: %s is empty", flag, file)
+		return "", usagef("%s: %s is empty", setting, file)
 	}
 	return chat.Secret(s), nil
 }
@@ -341,13 +472,15 @@ func (i *inputFlags) config(p *program, files []string, chunk int) (app.InputCon
 	case utf8.RuneCountInString(d) == 1:
 		cfg.Importer.Delimiter, _ = utf8.DecodeRuneInString(d)
 	default:
-		return cfg, usagef("--delimiter %q: one character, or \\t", d)
+		return cfg, usagef("%s %q: one character, or \\t", p.named("delimiter"), d)
 	}
 	if i.rejects == app.Stdout {
 		p.stdout = p.stderr // what else goes there would be no CSV
 	}
 	var err error
-	cfg.MaxRejects, err = i.budget()
+	if cfg.MaxRejects, err = i.budget(); err != nil {
+		err = usagef("%s %w", p.named("max-rejects"), err)
+	}
 	return cfg, err
 }
 
@@ -359,7 +492,7 @@ func (i *inputFlags) budget() (b app.Budget, err error) {
 	number, percent := strings.CutSuffix(i.maxRejects, "%")
 	n, err := strconv.ParseFloat(number, 64)
 	if err != nil || !(n >= 0) || percent && n > 100 || !percent && n != float64(int64(n)) {
-		return b, usagef("--max-rejects %q: a number of rows, or a share such as 5%%", i.maxRejects)
+		return b, fmt.Errorf("%q: a number of rows, or a share such as 5%%", i.maxRejects)
 	}
 	if percent {
 		return app.Budget{Limited: true, Percent: n}, nil
@@ -402,13 +535,13 @@ func (k *keepFlag) String() string {
 func (k *keepFlag) Type() string { return "time" }
 
 // listen opens the address for metrics and status; "" and "off" mean none.
-func listen(address string) (net.Listener, error) {
+func (p *program) listen(address string) (net.Listener, error) {
 	if address == "" || address == "off" {
 		return nil, nil
 	}
 	l, err := net.Listen("tcp", address)
 	if err != nil {
-		return nil, hint(usagef("--listen: %w", err), "choose another address, or --listen off")
+		return nil, hint(usagef("%s: %w", p.named("listen"), err), "choose another address, or --listen off")
 	}
 	return l, nil
 }
@@ -426,23 +559,24 @@ func (p *program) processConfig(s *app.Namespace, api *apiClient, a *apiFlags, i
 	cfg := app.ProcessConfig{
 		Engine: app.EngineConfig{
 			Namespace: s, API: api.Client, App: id, RoundTrip: api.minRTT,
-			Name: uniqueName(), Host: processName(), Rate: a.rate, Timeout: a.timeout,
+			Name: uniqueName(), Host: processName(), Rate: a.rate, Limit: a.limit(), Timeout: a.timeout,
 			Worker: worker.Config{
 				Concurrency: a.concurrency, ChunkSize: a.chunk, MaxAttempts: a.attempts, AcceptReplace: a.acceptReplace,
 				Name: processName(), Log: p.console.log,
 			},
 			Log: p.console.log,
 		},
-		Version: version(), Import: importID,
+		Import:   importID,
 		OnChange: func(s app.State) { p.showProgress(&s, importID) },
 		OnAbandoned: func(i app.ImportProgress) {
 			next := "import its files again"
 			if i.Import.State == queue.Retrying {
-				next = "groupferry retry " + i.Import.ID
+				next = s.Conn.Command("retry", i.Import.ID)
 			}
 			p.console.warn("import %s is %s, and nothing comes any more; to continue: %s", i.Import.ID, i.Import.State, next)
 		},
 	}
+	cfg.Version, cfg.Revision = build()
 	cfg.Engine.Clock.Wall = wallClock
 	return cfg
 }
@@ -468,26 +602,27 @@ func processName() string {
 	return fmt.Sprintf("%s-%d", host, os.Getpid())
 }
 
-// buildVersion is set by the linker in a release.
-var buildVersion string
+// buildVersion and buildRevision are set by the linker in a release.
+var (
+	buildVersion  string
+	buildRevision string
+)
 
-func version() string {
-	v, revision := buildVersion, ""
+// build says which version this is, and of which revision if that is known: the linker set it, or the go command noted it.
+func build() (version, revision string) {
+	version, revision = buildVersion, buildRevision
 	if info, ok := debug.ReadBuildInfo(); ok {
-		if v == "" {
-			v = info.Main.Version
-		}
+		version = cmp.Or(version, info.Main.Version)
 		for _, s := range info.Settings {
 			if s.Key == "vcs.revision" {
-				revision = s.Value
+				revision = cmp.Or(revision, s.Value)
 			}
 		}
 	}
-	if v == "" {
-		v = "(devel)"
-	}
-	if revision != "" {
-		v += " " + revision
-	}
-	return v
+	return cmp.Or(version, "(devel)"), revision
+}
+
+func version() string {
+	version, revision := build()
+	return strings.TrimSpace(version + " " + revision)
 }

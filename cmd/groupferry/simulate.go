@@ -20,15 +20,15 @@ func (p *program) simulateCommand() *cobra.Command {
 		Use:   "simulate",
 		Short: "Serve the API on a local port, with limits, faults and a ledger",
 		Long: `simulate serves create_contact_group, update_contact_group, get_contact_group and
-del_contact_group as the API would: it checks the UserSig and every limit, refuses
+del_contact_group as the API would: it checks the UserSig and every limit, throttles
 more than --rate calls of a command in any second, and keeps the groups in memory.
 It prints how to point groupferry at it, and when it is stopped, its ledger.
 
 A --fault is [COMMAND/]KIND[:SHARE][@AFTER][+FOR]: KIND is an API code, http-502 (or
-another status), reset, hang, lost (applied, but the answer gets lost), late (the answer
-gets lost, and 2.5 s later it is applied), cut, garbage, or item-51007 (a code for single
-conversations). 50004:10% strikes one call in ten, 51013@50 every call from the 51st on,
-update_contact_group/http-404+1 the first update.
+another status), reset, hang, lost (applied, but the response is lost), late (the response
+is lost, and the call is applied 2.5 s later), cut, garbage, or item-51007 (a code for
+single conversations). 50004:10% strikes one call in ten, 51013@50 every call from the
+51st on, update_contact_group/http-404+1 the first update.
 
   GET  /ledger   what arrived: calls, most in any second, bad requests
   GET  /state    all groups
@@ -45,7 +45,7 @@ update_contact_group/http-404+1 the first update.
 			for _, s := range faults {
 				f, err := chatsim.ParseFault(s)
 				if err != nil {
-					return usagef("--fault %s: %w", s, err)
+					return usagef("%s %s: %w", p.named("fault"), s, err)
 				}
 				cfg.Faults = append(cfg.Faults, f)
 			}
@@ -55,13 +55,13 @@ update_contact_group/http-404+1 the first update.
 			for id, code := range failIDs {
 				n, err := strconv.Atoi(code)
 				if err != nil {
-					return usagef("--fail-id %s=%s: the code is a number", id, code)
+					return usagef("%s %s=%s: the code is a number", p.named("fail-id"), id, code)
 				}
 				cfg.FailIDs[id] = n
 			}
 			var err error
 			if keyFile != "" {
-				if cfg.SecretKey, err = p.secret(keyFile, "--secret-key-file", ""); err != nil {
+				if cfg.SecretKey, err = readSecret(keyFile, p.named("secret-key-file")); err != nil {
 					return err
 				}
 			}
@@ -71,7 +71,7 @@ update_contact_group/http-404+1 the first update.
 			sim := chatsim.New(cfg)
 			url, err := sim.Start(address)
 			if err != nil {
-				return usagef("--listen: %w", err)
+				return usagef("%s: %w", p.named("listen"), err)
 			}
 			defer sim.Close()
 			fmt.Fprint(p.stdout, sim.Hint(url))
@@ -80,11 +80,11 @@ update_contact_group/http-404+1 the first update.
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&address, "listen", "127.0.0.1:9478", "`address` to serve at")
+	f.StringVar(&address, "listen", "127.0.0.1:9478", "`address` to serve at (or GROUPFERRY_SIMULATE_LISTEN)")
 	f.Uint64Var(&cfg.SDKAppID, "sdk-app-id", chatsim.DemoSDKAppID, "SDKAppID of the app")
 	f.StringVar(&admin, "admin", chat.DefaultAdmin, "app admin `account`")
 	f.StringVar(&keyFile, "secret-key-file", "", "`file` with the secret key of the app (default: a published demo key)")
-	f.IntVar(&cfg.Rate, "rate", chat.MaxRate, "calls of a command in any second; -1 for no limit")
+	f.IntVar(&cfg.Rate, "rate", chat.MaxRate, "calls of a command in any second; -1 for no limit (or GROUPFERRY_SIMULATE_RATE)")
 	f.StringVar(&existing, "existing", string(chatsim.Append), "what create does to a group that is there: `append`, replace or refuse")
 	f.BoolVar(&cfg.NoUpdate, "no-update", false, "do not offer update_contact_group (404)")
 	f.BoolVar(&cfg.NoGet, "no-get", false, "do not offer get_contact_group (404)")
@@ -94,6 +94,9 @@ update_contact_group/http-404+1 the first update.
 	f.StringArrayVar(&faults, "fault", nil, "inject a `fault`; can be given more than once")
 	f.StringToStringVar(&failIDs, "fail-id", nil, "`ID=CODE` of a user or a conversation that fails")
 	f.Uint64Var(&cfg.Seed, "seed", 0, "of faults and jitter")
+	for _, flag := range []string{"listen", "rate"} { // GROUPFERRY_LISTEN and GROUPFERRY_RATE are those of workers
+		f.SetAnnotation(flag, envAnnotation, []string{envPrefix + "SIMULATE_" + strings.ToUpper(flag)})
+	}
 	p.consoleFlags(cmd)
 	return cmd
 }
@@ -102,8 +105,8 @@ func writeLedger(p *program, l chatsim.Ledger) error {
 	var b strings.Builder
 	for _, command := range chat.Commands() {
 		if c := l.Commands[command]; c.Calls > 0 {
-			fmt.Fprintf(&b, "%-21s %s calls · ok %s · refused %s · faulted %s · failed %s · most in a second %d, in 100 ms %d\n",
-				command, count(c.Calls), count(c.OK), count(c.Refused), count(c.Faulted), count(c.Failed), c.MaxPerSecond, c.MaxPer100ms)
+			fmt.Fprintf(&b, "%-21s %s calls · ok %s · throttled %s · faulted %s · failed %s · most in a second %d, in 100 ms %d\n",
+				command, count(c.Calls), count(c.OK), count(c.Throttled), count(c.Faulted), count(c.Failed), c.MaxPerSecond, c.MaxPer100ms)
 		}
 	}
 	fmt.Fprintf(&b, "%s conversations in %s groups of %s users · bad requests %s · most calls of one user at once %d\n",

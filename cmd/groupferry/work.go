@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,7 +22,8 @@ func (p *program) workCommand() *cobra.Command {
 		Use:   "work",
 		Short: "Make the calls of the jobs on the queue",
 		Long: `work takes jobs from the queue, makes their calls and writes their results, until it
-is stopped; with --drain, until the queue is empty. Of several workers one leads and
+is stopped; with --drain, until the queue is empty; the last line then says what became of its
+jobs, and the exit code is 3 if one of them failed. Of several workers one leads and
 makes all calls; the others stand by and take over when it stops or dies.
 
 When every job would fail the same way (a wrong key, an edition without groups) it
@@ -35,12 +38,15 @@ up to 30 seconds, the second leaves at once; neither loses anything.
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
+			if err := qf.check(p); err != nil {
+				return err
+			}
 			client, err := p.client(&api)
 			if err != nil {
 				return err
 			}
 			defer client.Close()
-			listener, err := listen(address)
+			listener, err := p.listen(address)
 			if err != nil {
 				return err
 			}
@@ -58,7 +64,7 @@ up to 30 seconds, the second leaves at once; neither loses anything.
 				return noData(err)
 			}
 			defer s.Close()
-			resume := "groupferry resume" + qf.args(p.getenv)
+			resume := "groupferry resume" + qf.args(p)
 			cfg := p.processConfig(s, client, &api, "")
 			cfg.Listener, cfg.Drain, cfg.Keep = listener, drain, time.Duration(keep)
 			cfg.Engine.LeaveOnHalt, cfg.Engine.Resume = drain, resume
@@ -66,19 +72,18 @@ up to 30 seconds, the second leaves at once; neither loses anything.
 			if err != nil {
 				return err
 			}
-			if err := p.warnHalted(ctx, s, false); err != nil {
-				return err
-			}
 			p.console.log.Info("working", "queue", s.Where(), "calls_per_second", api.rate)
 			err = w.Run(untilLeft(ctx), ctx.Done())
 			p.console.end()
 			switch {
+			case errors.Is(err, app.ErrCredentials): // which halts nothing but this process
+				return &unfinishedError{err, p.commandLine(), true}
 			case governor.IsHalted(err):
 				return &unfinishedError{err, resume + " && " + p.commandLine(), true}
-			case errors.Is(err, app.ErrAbandoned):
-				return errIncomplete // already printed
 			case err == nil && drain && ctx.Err() != nil:
 				return &unfinishedError{errInterrupted, p.commandLine(), false}
+			case drain && (err == nil || errors.Is(err, app.ErrAbandoned)): // which was printed
+				return p.reportDrained(ctx, w, qf.args(p), err == nil)
 			}
 			return err
 		},
@@ -91,3 +96,31 @@ up to 30 seconds, the second leaves at once; neither loses anything.
 	p.consoleFlags(cmd)
 	return cmd
 }
+
+// reportDrained says in the last line what became of the jobs that were on the queue. The error is errIncomplete when some
+// of them failed, or not all had a result; where is how another command gets to the queue.
+func (p *program) reportDrained(ctx context.Context, w *app.Process, where string, complete bool) error {
+	all, err := w.Drained(ctx)
+	if err != nil {
+		return err
+	}
+	var n app.JobCounts
+	var failed []string
+	for _, s := range all {
+		n.Add(s.Jobs)
+		if s.Jobs.Partial+s.Jobs.Failed+s.Jobs.Dropped > 0 {
+			failed = append(failed, s.Import)
+		}
+	}
+	for _, id := range failed[:min(len(failed), maxDrainHints)] {
+		p.console.hint(fmt.Sprintf("'groupferry results %s --summary%s' says what failed", id, where))
+	}
+	p.console.report("drained: " + jobs(n.Total) + ": " + outcomesText(&n))
+	if !complete || len(failed) > 0 {
+		return errIncomplete
+	}
+	return nil
+}
+
+// maxDrainHints is for how many imports a command is named.
+const maxDrainHints = 3

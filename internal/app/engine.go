@@ -16,6 +16,7 @@ import (
 	"groupferry/internal/governor"
 	"groupferry/internal/lease"
 	"groupferry/internal/queue"
+	"groupferry/metrics"
 	"groupferry/worker"
 )
 
@@ -28,7 +29,8 @@ type EngineConfig struct {
 	RoundTrip *governor.MinRTT // that API feeds; nil: no credit for round trips
 	Name      string           // unlike that of any other process, now or earlier
 	Host      string           // names the process for people
-	Rate      int              // calls a second for each command, unless the namespace has a rate; 0: governor.DefaultRate
+	Rate      int              // calls a second for each command, see rate.go; 0: governor.DefaultRate
+	Limit     int              // calls a second that the app has, whatever the rate of the namespace; 0: nobody knows
 	Timeout   time.Duration    // of a call
 	Clock     clock.Clock      // the zero value is the machine's; tests set the wall clock
 	Worker    worker.Config    // Name, Observer and Log included; LeaveOn is set by the engine
@@ -55,6 +57,7 @@ type Engine struct {
 	gate      *governor.Gate
 	candidate *lease.Candidate
 	state     stateKeeper
+	rates     rates
 	tally     tallyObserver
 
 	lifting    atomic.Bool           // a halt that stands is to be ended by this process: it does not close the gate
@@ -103,7 +106,7 @@ func NewEngine(ctx context.Context, cfg EngineConfig) (*Engine, error) {
 		e.state.set(func(s *State) { s.Connected = cfg.Namespace.Conn.Connected() })
 	})
 	if e.tally.Observer = cfg.Worker.Observer; e.tally.Observer == nil {
-		e.tally.Observer = newMetrics("")
+		e.tally.Observer = newMetrics(metrics.BuildInfo{})
 	}
 	e.cfg.Worker.Observer = &e.tally
 	e.gate = &governor.Gate{OnHalt: e.halted}
@@ -149,12 +152,14 @@ func (e *Engine) Run(ctx context.Context, stop <-chan struct{}) error {
 	background.Go(func() {
 		select {
 		case <-stop:
+			e.stopping()
 			endStandby()
 		case <-ctx.Done():
 		}
 	})
 	background.Go(func() { e.follow(ctx) })
 	background.Go(func() { e.sample(ctx) })
+	background.Go(func() { e.announce(ctx) })
 	stopAnswering, err := e.cfg.Namespace.Conn.Standby(func() []byte { return e.presence(ctx) })
 	if err != nil {
 		return err
@@ -224,14 +229,7 @@ func (e *Engine) follow(ctx context.Context) {
 	watcher := queue.Watcher{
 		Halt: e.applyHalt,
 		Rate: func(rate int) {
-			if rate <= 0 {
-				rate = e.cfg.Rate
-			}
-			e.state.set(func(s *State) { s.Rate = rate })
-			e.candidate.SetRate(rate)
-			if pace, _ := e.present(); pace != nil {
-				pace.SetRate(rate)
-			}
+			e.changeRates(func(r *rates) { r.set = rate })
 			e.once.Do(func() { close(e.known) }) // the halt comes before the rate
 		},
 		Import: func(id string) {
@@ -301,13 +299,33 @@ func (e *Engine) Leading() bool {
 	return e.term != nil
 }
 
+// stopping notes that this process is to stop, and for how many jobs it waits.
+func (e *Engine) stopping() {
+	inFlight := int64(0)
+	if _, jobs := e.present(); jobs != nil {
+		inFlight = jobs.Snapshot().InFlight
+	}
+	e.state.set(func(s *State) { s.Stopping, s.StopsFor = true, inFlight })
+}
+
+// lapsed reports whether this process leads, and its lease is not renewed.
+func (e *Engine) lapsed() bool {
+	e.mu.Lock()
+	t := e.term
+	e.mu.Unlock()
+	return t != nil && t.tenure.Right().Left() <= 0
+}
+
 // setTerm notes that a term begins, or ends when t is nil.
 func (e *Engine) setTerm(t *term) {
 	e.mu.Lock()
 	e.term = t
 	e.mu.Unlock()
 	e.state.set(func(s *State) {
-		s.Outage = nil
+		s.Outage, s.Lapsed = nil, false
+		if s.Leader == e.cfg.Host { // nobody follows that is known
+			s.Leader = ""
+		}
 		if s.Leading = t != nil; s.Leading {
 			s.Term, s.Previous, s.Inherited, s.Yielded = t.tenure.Term(), t.before.Host, sum(t.before.Calls), nil
 		}
@@ -357,7 +375,7 @@ func (e *Engine) verify(ctx context.Context, pace *governor.Governor) error {
 				return err
 			}
 			e.state.set(func(s *State) { s.Verified = true })
-		case errors.Is(err, errCredentials):
+		case errors.Is(err, ErrCredentials):
 			return err
 		case governor.IsHalted(err): // by somebody, meanwhile
 		default:
@@ -395,8 +413,8 @@ const (
 	checkLimit = 15 * time.Second
 )
 
-// errCredentials says that the API, or something on the way to it, rejected this process, whose credentials have never worked.
-var errCredentials = errors.New("no call of this process was ever accepted")
+// ErrCredentials says that the API, or something on the way to it, rejected this process, whose credentials have never worked.
+var ErrCredentials = errors.New("no call of this process was ever accepted")
 
 // ErrAPIUnreachable says that the API did not respond before the first call of a job.
 var ErrAPIUnreachable = errors.New("the API is out of reach")
@@ -416,11 +434,11 @@ func (e *Engine) checkCredentials(ctx context.Context, pace *governor.Governor) 
 		case class == chat.Refresh && !renewed:
 			renewed = true
 			if rerr := e.cfg.API.Renew(); rerr != nil {
-				return fmt.Errorf("%w: %w", errCredentials, &governor.HaltedError{Cause: err})
+				return fmt.Errorf("%w: %w", ErrCredentials, &governor.HaltedError{Cause: err})
 			}
 			continue
 		case class == chat.Halt, class == chat.Refresh, rejected >= maxRejections:
-			return fmt.Errorf("%w: %w", errCredentials, &governor.HaltedError{Cause: err})
+			return fmt.Errorf("%w: %w", ErrCredentials, &governor.HaltedError{Cause: err})
 		}
 		if time.Since(start) > checkLimit {
 			if e.cfg.LeaveOnHalt {
@@ -446,7 +464,7 @@ func (e *Engine) checkOnce(ctx context.Context, pace *governor.Governor) (*chat.
 	code, took := "ok", time.Since(start)
 	var failure *chat.Error
 	errors.As(err, &failure)
-	outcome := governor.Answered
+	outcome := governor.Responded
 	switch {
 	case failure == nil:
 	case failure.Unsent():
@@ -556,8 +574,8 @@ func (e *Engine) presence(ctx context.Context) []byte {
 // sampleEvery is how often the pace of this process is looked at.
 const sampleEvery = 250 * time.Millisecond
 
-// sample keeps, until ctx ends, what only time brings about: that no call is answered, and for how long calls have waited
-// while none was permitted. It also corrects an outage that was reported in the wrong order.
+// sample keeps, until ctx ends, what only time brings about: that the lease lapses, that no call is answered, and for how
+// long calls have waited while none was permitted. It also corrects an outage that was reported in the wrong order.
 func (e *Engine) sample(ctx context.Context) {
 	const standing = time.Second // waiting that long without a permit begins to count
 	differ := 0
@@ -574,8 +592,8 @@ func (e *Engine) sample(ctx context.Context) {
 				out = now.State == governor.Outage
 			}
 		}
-		if silent != s.Unanswered {
-			e.state.set(func(s *State) { s.Unanswered = silent })
+		if lapsed := e.lapsed(); silent != s.Unanswered || lapsed != s.Lapsed {
+			e.state.set(func(s *State) { s.Unanswered, s.Lapsed = silent, lapsed && s.Leading })
 		}
 		if differ++; out == (s.Outage != nil) {
 			differ = 0

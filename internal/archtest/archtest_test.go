@@ -9,7 +9,7 @@
 //	       │                │               │
 //	       └────────────────┴───┬───────────┘
 //	                            ▼
-//	   internal/: queue ──► broker ──► lease ──► clock      governor ──► clock      job  chat  chatsim
+//	   internal/: queue ──► broker ──► lease ──► clock      governor ──► clock      job  chat  chatsim  redact
 //
 // Every third-party module has one package that imports it, so that it can be replaced there, but for becomingStandard
 // and for NATS, which queue and broker share. A package that gets one more is added to the table here, in the commit
@@ -58,7 +58,7 @@ var layout = map[string]rules{
 	"cmd/groupferry": {
 		own: []string{
 			"importer", "worker", "internal/app",
-			"internal/job", "internal/queue", "internal/broker", "internal/chat", "internal/governor", "internal/chatsim",
+			"internal/job", "internal/queue", "internal/broker", "internal/chat", "internal/governor", "internal/chatsim", "internal/redact",
 		},
 		testOwn: []string{"metrics", "internal/longtest"},
 		modules: []string{"github.com/spf13/cobra", "github.com/spf13/pflag", "golang.org/x/term"},
@@ -94,14 +94,16 @@ var layout = map[string]rules{
 		testOwn: []string{"internal/longtest"},
 	},
 	"internal/broker": {
-		own: []string{"internal/lease", "internal/clock", "internal/job"},
+		own: []string{"internal/lease", "internal/clock", "internal/job", "internal/redact"},
 		modules: []string{"github.com/nats-io/", "github.com/synadia-io/orbit.go/", "github.com/gofrs/flock",
 			"github.com/minio/highwayhash"}, // checksums of the store
 		testOwn: []string{"internal/longtest"},
 	},
-	"internal/lease": {own: []string{"internal/clock"}},
-	"internal/clock": {},
+	"internal/lease":  {own: []string{"internal/clock"}},
+	"internal/clock":  {},
+	"internal/redact": {},
 	"internal/chat": {
+		own:     []string{"internal/redact"},
 		modules: []string{becomingStandard},
 		testOwn: []string{"internal/chatsim"},
 	},

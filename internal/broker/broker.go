@@ -59,8 +59,8 @@ type Conn struct {
 // gives up after about five seconds with an error that wraps [ErrUnreachable]; once open, a connection that is lost is
 // sought again until Close.
 //
-// The other errors that can be told apart are [*DiskError], [*DamagedError], [ErrTooOld], [ErrNoJetStream], [ErrDenied]
-// and [ErrNoData].
+// The other errors that can be told apart are [*ConfigError], [*AuthError], [*DiskError], [*DamagedError], [ErrTooOld],
+// [ErrNoJetStream], [ErrDenied] and [ErrNoData].
 func Open(ctx context.Context, cfg Config) (*Conn, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
@@ -113,8 +113,10 @@ func (c *Conn) Close() error {
 	c.close.Do(func() {
 		c.closed.Store(true)
 		if c.nc != nil {
-			// What was published without waiting for an answer may still be in a buffer; it is not worth an error.
-			_ = c.nc.FlushTimeout(time.Second)
+			if c.nc.IsConnected() {
+				// What was published without waiting for an answer may still be in a buffer; it is not worth an error.
+				_ = c.nc.FlushTimeout(time.Second)
+			}
 			c.nc.Close()
 		}
 		c.life.Load().end()
@@ -143,6 +145,11 @@ func (c *Conn) Replicas() int { return c.cfg.Replicas }
 
 // JoinOnly is that of the Config.
 func (c *Conn) JoinOnly() bool { return c.cfg.JoinOnly }
+
+// Command gives a command line of groupferry that is about this server and namespace.
+func (c *Conn) Command(words ...string) string {
+	return "groupferry " + strings.Join(words, " ") + c.cfg.CommandFlags
+}
 
 // Log is that of the Config, or one that discards.
 func (c *Conn) Log() *slog.Logger { return c.log }

@@ -98,14 +98,18 @@ func debugLog(w *lockedBuffer) *slog.Logger {
 
 func TestConfig(t *testing.T) {
 	for _, name := range []string{"a.b", "a b", "é", "*", "a/b", strings.Repeat("x", 33)} {
-		if _, err := Open(t.Context(), Config{DataDir: t.TempDir(), Namespace: name}); err == nil {
-			t.Errorf("namespace %q: got no error", name)
-		}
+		expectConfigError(t, Config{DataDir: t.TempDir(), Namespace: name}, "Namespace")
 	}
 	for _, n := range []int{-1, 6} {
-		if _, err := Open(t.Context(), Config{DataDir: t.TempDir(), Replicas: n}); err == nil {
-			t.Errorf("%d replicas: got no error", n)
-		}
+		expectConfigError(t, Config{DataDir: t.TempDir(), Replicas: n}, "Replicas")
+	}
+	for _, url := range []string{"nats://", "http://h:1", "nats://h:port", "nats://u:" + password + "/@h", "a,,b"} {
+		expectConfigError(t, Config{URL: url}, "URL")
+	}
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "empty"), password)
+	for _, file := range []string{"missing", "empty", "."} {
+		expectConfigError(t, Config{URL: "nats://127.0.0.1:1", Creds: filepath.Join(dir, file)}, "Creds")
 	}
 	c := open(t, Config{})
 	if c.Namespace() != "groupferry" || c.Replicas() != 1 || c.APIPrefix() != "$JS.API." || c.JoinOnly() || c.Log() == nil {
@@ -114,8 +118,24 @@ func TestConfig(t *testing.T) {
 	if got := c.Subject("results", "i", "done"); got != "groupferry.results.i.done" {
 		t.Errorf("got subject %q", got)
 	}
+	if got := open(t, Config{CommandFlags: " --data-dir x"}).Command("retry", "i"); got != "groupferry retry i --data-dir x" {
+		t.Errorf("got command %q", got)
+	}
 	if !c.Connected() || c.MaxPayload() != 1<<20 {
 		t.Errorf("got connected %t, %d bytes; want true and a MiB", c.Connected(), c.MaxPayload())
+	}
+}
+
+// expectConfigError wants the error of Open to be about that field, and Validate to have the same, before any server is
+// asked. The text has no password.
+func expectConfigError(t *testing.T, cfg Config, field string) {
+	t.Helper()
+	_, opened := Open(t.Context(), cfg)
+	for _, err := range []error{opened, cfg.Validate()} {
+		wrong, ok := errors.AsType[*ConfigError](err)
+		if !ok || wrong.Field != field || errors.Is(err, ErrUnreachable) || strings.Contains(err.Error(), password) {
+			t.Errorf("%v: got %v, want an error about %s", cfg, err, field)
+		}
 	}
 }
 
@@ -145,10 +165,10 @@ func TestAsk(t *testing.T) {
 		{"refused", true, []func(context.Context) error{quick(refused)}, refused, 1, 0},
 		{"disk full", true, []func(context.Context) error{quick(full)}, full, 1, 0},
 		{"no leader", false, []func(context.Context) error{quick(leaderless)}, leaderless, 0, 5050 * time.Millisecond},
-		{"no stream answers", false, []func(context.Context) error{quick(jetstream.ErrNoStreamResponse)}, jetstream.ErrNoStreamResponse, 0, 5050 * time.Millisecond},
+		{"no stream responds", false, []func(context.Context) error{quick(jetstream.ErrNoStreamResponse)}, jetstream.ErrNoStreamResponse, 0, 5050 * time.Millisecond},
 		{"a leader again", false, []func(context.Context) error{quick(leaderless), quick(nil)}, nil, 2, 50 * time.Millisecond},
-		{"no answer", false, []func(context.Context) error{slow}, context.DeadlineExceeded, 1, 5 * time.Second},
-		{"no answer, embedded", true, []func(context.Context) error{slow}, context.DeadlineExceeded, 3, 15100 * time.Millisecond},
+		{"no response", false, []func(context.Context) error{slow}, context.DeadlineExceeded, 1, 5 * time.Second},
+		{"no response, embedded", true, []func(context.Context) error{slow}, context.DeadlineExceeded, 3, 15100 * time.Millisecond},
 		{"handed over", true, []func(context.Context) error{quick(nats.ErrConnectionReconnecting), quick(nil)}, nil, 2, 50 * time.Millisecond},
 		{"frozen", false, []func(context.Context) error{frozen, quick(nil)}, nil, 2, 40050 * time.Millisecond},
 		{"frozen, embedded", true, []func(context.Context) error{frozen, frozen, quick(nil)}, nil, 3, 80100 * time.Millisecond},
@@ -215,6 +235,26 @@ func TestRequestOnAConnectionThatBreaks(t *testing.T) {
 	})
 }
 
+// Open ends with its context, also while it waits for a server that says nothing.
+func TestOpenEndsWithItsContext(t *testing.T) {
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		if conn, err := silent.Accept(); err == nil { // now it waits
+			defer conn.Close()
+			cancel()
+			<-t.Context().Done()
+		}
+	}()
+	if _, err := Open(ctx, Config{URL: "nats://" + silent.Addr().String()}); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want it cancelled", err)
+	}
+}
+
 func TestUnreachable(t *testing.T) {
 	const code, text = 10008, "JetStream system temporarily unavailable"
 	for _, err := range []error{ // either of the library's types
@@ -261,54 +301,6 @@ func TestTooOld(t *testing.T) {
 	}
 }
 
-func TestRedact(t *testing.T) {
-	for in, want := range map[string]string{
-		"nats://host:4222":           "nats://host:4222",
-		"host":                       "nats://host",
-		"host:4222":                  "nats://host:4222",
-		"user:pass-word-1@host:4222": "nats://host:4222",
-		"pass-word-1@a, u:pass-word-1@b:2 ,tls://u:pass-word-1@c": "nats://a,nats://b:2,tls://c",
-		"tls://user:pass-word-1@host:4222":                        "tls://host:4222",
-		"nats://pass-word-1@a:1, nats://b:2?x=pw":                 "nats://a:1,nats://b:2",
-		"nats://a:1/pass-word-1#pass-word-1":                      "nats://a:1",
-		"nats://user:pass-word-1/@host":                           "",
-		"user:pass-word-1/@host":                                  "",
-		"a:1,nats://user:%zzpass-word-1@host":                     "",
-		"nats://user:pass-word-1@":                                "",
-		"a:1,":                                                    "",
-		"nats://user:12,34@host":                                  "",
-		"a:1,u:pass-word-1@b":                                     "",
-		"":                                                        "",
-	} {
-		got, err := redact(in)
-		if got != want || (err == nil) != (want != "") {
-			t.Errorf("%s: got %q, %v; want %q", in, got, err, want)
-		}
-		if err != nil && strings.Contains(err.Error(), password) || strings.Contains(got, password) {
-			t.Errorf("%s: the password is in %q, %v", in, got, err)
-		}
-	}
-}
-
-// FuzzRedact: whatever stands before the last @ of an entry is in nothing that is said.
-func FuzzRedact(f *testing.F) {
-	f.Add("user", "nats://", "host:1")
-	f.Add("user:/?#", "", "host")
-	f.Fuzz(func(t *testing.T, user, scheme, host string) {
-		const secret = "Zq9Zq9Zq9"
-		before := scheme + user
-		if strings.Contains(host, secret) || strings.Contains(host, "@") || strings.Contains(before, ",") && strings.Contains(before, "@") {
-			return
-		}
-		for _, list := range []string{scheme + user + ":" + secret + "@" + host, "u@a:1, " + scheme + secret + user + "@" + host} {
-			got, err := redact(list)
-			if strings.Contains(got, secret) || err != nil && strings.Contains(err.Error(), secret) {
-				t.Errorf("%q: got %q, %v", list, got, err)
-			}
-		}
-	})
-}
-
 func TestStandbys(t *testing.T) {
 	dir := t.TempDir()
 	leader := open(t, Config{DataDir: dir})
@@ -317,7 +309,7 @@ func TestStandbys(t *testing.T) {
 	}
 	other := open(t, Config{DataDir: dir, Namespace: "other"})
 	stops := []func(){}
-	stand := func(c *Conn, text []byte) {
+	standBy := func(c *Conn, text []byte) {
 		stop, err := c.Standby(func() []byte { return text })
 		if err != nil {
 			t.Fatal(err)
@@ -327,21 +319,21 @@ func TestStandbys(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	stand(other, []byte("of another namespace"))
+	standBy(other, []byte("of another namespace"))
 	guests := map[string]bool{}
 	for i := range 3 {
 		name := fmt.Sprint("standby ", i)
 		guests[name] = true
-		stand(open(t, Config{DataDir: dir, JoinOnly: true}), []byte(name))
+		standBy(open(t, Config{DataDir: dir, JoinOnly: true}), []byte(name))
 	}
-	stand(leader, nil) // says nothing
+	standBy(leader, nil) // says nothing
 	got, err := askAll(t.Context(), leader, 500*time.Millisecond)
 	if err != nil || len(got) != len(guests) {
-		t.Errorf("got %q, %v; want the answers of 3", got, err)
+		t.Errorf("got %q, %v; want the responses of 3", got, err)
 	}
 	for _, b := range got {
 		if !guests[string(b)] {
-			t.Errorf("got %q, which is no answer of a guest, or came twice", b)
+			t.Errorf("got %q, which is no response of a guest, or came twice", b)
 		}
 		delete(guests, string(b))
 	}
@@ -358,14 +350,14 @@ func TestStandbys(t *testing.T) {
 	}
 }
 
-// TestStandbyStops stops while an answer is being made: stop returns when it is over.
+// TestStandbyStops stops while a response is being made: stop returns when that is done.
 func TestStandbyStops(t *testing.T) {
 	c := open(t, Config{})
-	asked, answer := make(chan struct{}), make(chan struct{})
+	asked, response := make(chan struct{}), make(chan struct{})
 	over := false
 	stop, err := c.Standby(func() []byte {
 		close(asked)
-		<-answer
+		<-response
 		over = true
 		return []byte("late")
 	})
@@ -383,10 +375,10 @@ func TestStandbyStops(t *testing.T) {
 	stopping.Go(func() {
 		stop()
 		if !over {
-			t.Error("stop returned before the answer was made")
+			t.Error("stop returned before the response was made")
 		}
 	})
-	close(answer)
+	close(response)
 	stopping.Wait()
 	ask.Wait()
 }
@@ -398,11 +390,11 @@ func TestFormatHoldsNoSecret(t *testing.T) {
 	}
 }
 
-// askAll asks the standbys, and gives all their answers.
-func askAll(ctx context.Context, c *Conn, wait time.Duration) (answers [][]byte, err error) {
-	err = c.AskStandbys(ctx, wait, func(answer []byte) bool {
-		answers = append(answers, answer)
+// askAll asks the standbys, and returns all their responses.
+func askAll(ctx context.Context, c *Conn, wait time.Duration) (responses [][]byte, err error) {
+	err = c.AskStandbys(ctx, wait, func(response []byte) bool {
+		responses = append(responses, response)
 		return false
 	})
-	return answers, err
+	return responses, err
 }

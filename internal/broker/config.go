@@ -1,11 +1,17 @@
 package broker
 
 import (
-	"errors"
+	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"log/slog"
-	"net/url"
+	"os"
+	"slices"
 	"strings"
+
+	"github.com/nats-io/nkeys"
+
+	"groupferry/internal/redact"
 )
 
 const (
@@ -58,6 +64,10 @@ type Config struct {
 	// create it.
 	JoinOnly bool
 
+	// CommandFlags, beginning with a blank, are what a groupferry command needs to get to the same server and namespace;
+	// for texts that say what to do.
+	CommandFlags string
+
 	// OnConnection, unless nil, is called when the connection is lost (false, and why if that is known) and when it is
 	// back (true): not for the first connection, and not at Close. It is called from one goroutine, and must not block.
 	OnConnection func(up bool, err error)
@@ -79,13 +89,111 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
+	return c, c.check()
+}
+
+// Validate finds what is wrong with the Config as far as that can be seen without a server. The error is a
+// [*ConfigError].
+func (c Config) Validate() error {
+	_, err := c.withDefaults()
+	return err
+}
+
+func (c Config) check() error {
 	if !validNamespace(c.Namespace) {
-		return c, fmt.Errorf("namespace %q: use 1 to %d of A-Z, a-z, 0-9, - and _", c.Namespace, maxNamespace)
+		return configErrorf("Namespace", "%q: use 1 to %d of A-Z, a-z, 0-9, - and _", c.Namespace, maxNamespace)
 	}
 	if c.Replicas < 1 || c.Replicas > maxReplicas {
-		return c, fmt.Errorf("%d replicas: JetStream keeps 1 to %d", c.Replicas, maxReplicas)
+		return configErrorf("Replicas", "%d: JetStream keeps 1 to %d copies", c.Replicas, maxReplicas)
 	}
-	return c, nil
+	if c.embedded() {
+		return nil
+	}
+	if c.URL != "" {
+		if _, err := redact.Servers(c.URL); err != nil {
+			return &ConfigError{"URL", err}
+		}
+	}
+	if c.Creds != "" { // the library would say that no server is available
+		b, err := os.ReadFile(c.Creds)
+		if err != nil {
+			return &ConfigError{"Creds", err}
+		}
+		if _, err := nkeys.ParseDecoratedUserNKey(b); err != nil {
+			return configErrorf("Creds", "%s: %w", c.Creds, err)
+		}
+	}
+	return nil
+}
+
+// servers lists the hosts of the URL for people.
+func (c Config) servers() string {
+	all, err := redact.Servers(c.URL)
+	if err != nil { // not after check
+		return "external server"
+	}
+	var hosts []string
+	for _, s := range all {
+		hosts = append(hosts, s.URL.String())
+	}
+	return strings.Join(hosts, ",")
+}
+
+// user says for people as whom the server is asked. It holds no secret.
+func (c Config) user() string {
+	if c.Creds != "" {
+		if name := credsUser(c.Creds); name != "" {
+			return "user " + name + " of the credentials file " + c.Creds
+		}
+		return "the user of the credentials file " + c.Creds
+	}
+	if c.URL == "" {
+		return "the user of NATS context " + c.Context
+	}
+	all, _ := redact.Servers(c.URL)
+	var users []string
+	login := false
+	for _, s := range all {
+		if u := fmt.Sprintf("user %q", s.User); s.User != "" && !slices.Contains(users, u) {
+			users = append(users, u)
+		}
+		login = login || s.Login
+	}
+	switch {
+	case len(users) > 0:
+		return strings.Join(users, ", ")
+	case login:
+		return "the token in the URL"
+	}
+	return "a client without user and token"
+}
+
+// credsUser reads the name of a user, and their public key, from a credentials file; "" if there is none.
+func credsUser(file string) string {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return ""
+	}
+	token, err := nkeys.ParseDecoratedJWT(b)
+	if err != nil {
+		return ""
+	}
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		return ""
+	}
+	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
+	if err != nil {
+		return ""
+	}
+	var claims struct {
+		Name    string `json:"name"`
+		Subject string `json:"sub"`
+	}
+	if json.Unmarshal(payload, &claims) != nil || claims.Subject == "" {
+		return ""
+	}
+	return fmt.Sprintf("%q (%s)", claims.Name, claims.Subject)
 }
 
 // Format keeps what the URL may hold out of logs and errors, whatever the verb.
@@ -111,31 +219,4 @@ func validNamespace(s string) bool {
 		}
 	}
 	return true
-}
-
-// redact takes user, password and token out of a list of URLs.
-//
-// The connection cuts a password in two where it has a comma, and so does this: what is left of it would look like a
-// host. So an entry with a user may not come after one without. A password with a comma and an @ cannot be told from two
-// entries.
-func redact(list string) (string, error) {
-	var out []string
-	bare := false // an entry without a user was seen
-	for s := range strings.SplitSeq(list, ",") {
-		s = strings.TrimSpace(s)
-		if !strings.Contains(s, "://") {
-			s = "nats://" + s
-		}
-		at := strings.LastIndex(s, "@")
-		u, err := url.Parse(s)
-		if err != nil || u.Host == "" || at >= 0 && (bare || !strings.HasPrefix(s[at+1:], u.Host)) {
-			// The cause would repeat the text, and a password can be what makes it unreadable. With an @ behind it, what
-			// looks like the host may be a part of the password.
-			return "", errors.New("NATS URL: want nats://host:port, or several of them separated by commas, " +
-				"those with a user first; a comma in a password is written as %2C")
-		}
-		bare = bare || at < 0
-		out = append(out, u.Scheme+"://"+u.Host)
-	}
-	return strings.Join(out, ","), nil
 }

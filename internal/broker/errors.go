@@ -37,6 +37,33 @@ var (
 	ErrDenied = errors.New("NATS denies it")
 )
 
+// A ConfigError says which field of a [Config] cannot be used, and why.
+type ConfigError struct {
+	Field string
+	Err   error
+}
+
+func (e *ConfigError) Error() string { return e.Field + ": " + e.Err.Error() }
+
+func (e *ConfigError) Unwrap() error { return e.Err }
+
+func configErrorf(field, format string, args ...any) error {
+	return &ConfigError{field, fmt.Errorf(format, args...)}
+}
+
+// An AuthError says that a server does not let a user in.
+type AuthError struct {
+	Where string // the server
+	User  string // who asked, for people; no secret
+	Err   error  // what the server said
+}
+
+func (e *AuthError) Error() string {
+	return fmt.Sprintf("%s refuses %s: %v", e.Where, e.User, e.Err)
+}
+
+func (e *AuthError) Unwrap() error { return e.Err }
+
 // A DiskError says why the embedded server cannot write its data: the disk is full or broken, or must not be written
 // to. What it said it has written is there. The server writes again when it is started again.
 type DiskError struct {
@@ -178,14 +205,29 @@ func LostRace(err error) bool {
 		api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant)
 }
 
-// connectError tells a server out of reach from a configuration that nothing can be reached with, and drops the URL
-// that an error of the latter kind repeats.
-func connectError(where string, err error) error {
+// connectError tells a server out of reach from a login that it refuses, and from a configuration that nothing can be
+// reached with. It drops the URL that an error of the latter kind repeats.
+func (c *Conn) connectError(err error) error {
+	field := "URL"
+	if c.cfg.URL == "" {
+		field = "Context"
+	}
+	if file, ok := errors.AsType[*fs.PathError](err); ok { // of credentials, which the library takes for a server that is not there
+		return &ConfigError{field, file}
+	}
+	for _, refused := range []error{nats.ErrAuthorization, nats.ErrAuthExpired, nats.ErrAuthRevoked, nats.ErrAccountAuthExpired} {
+		if errors.Is(err, refused) {
+			return &AuthError{Where: c.where, User: c.cfg.user(), Err: refused}
+		}
+	}
 	if _, ok := errors.AsType[*url.Error](err); ok {
-		return fmt.Errorf("connect to %s: the server's address is not a URL", where)
+		return &ConfigError{field, errors.New("the server's address is not a URL")}
 	}
 	if Unreachable(err) {
-		return fmt.Errorf("%w: %s: %w", ErrUnreachable, where, err)
+		return fmt.Errorf("%w: %s: %w", ErrUnreachable, c.where, err)
 	}
-	return fmt.Errorf("connect to %s: %w", where, err)
+	if field == "Context" { // what it says cannot be used
+		return &ConfigError{field, err}
+	}
+	return fmt.Errorf("connect to %s: %w", c.where, err)
 }

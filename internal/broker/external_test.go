@@ -2,6 +2,7 @@ package broker
 
 import (
 	"bufio"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
 )
 
 // startServer runs a server that is not ours.
@@ -104,38 +106,82 @@ func TestNATSContext(t *testing.T) {
 	s := startServer(t, server.Options{JetStream: true, Username: "someone", Password: password})
 	file := filepath.Join(t.TempDir(), "c.json")
 	content := fmt.Sprintf(`{"url":%q,"user":"someone","password":%q}`, s.ClientURL(), password)
-	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	write(t, file, content)
 	c := open(t, Config{Context: file})
 	ensure(t, c, "s")
 	publish(t, c, "s.a", "x")
 	for name, content := range map[string]string{
-		"bad.json": `{"url":"nats://u:` + password + `@host:port"}`, "none.json": "",
+		"bad.json": `{"url":"nats://u:` + password + `@host:port"}`, "none.json": "", "no.json": "no JSON",
+		"creds.json": fmt.Sprintf(`{"url":%q,"creds":"/missing/creds"}`, s.ClientURL()),
 	} {
 		file := filepath.Join(t.TempDir(), name)
 		if content != "" {
-			if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
-				t.Fatal(err)
-			}
+			write(t, file, content)
 		}
-		if _, err := Open(t.Context(), Config{Context: file}); err == nil || strings.Contains(err.Error(), password) {
-			t.Errorf("%s: got %v, want an error without the password", name, err)
+		_, err := Open(t.Context(), Config{Context: file})
+		wrong, ok := errors.AsType[*ConfigError](err)
+		if !ok || wrong.Field != "Context" || strings.Contains(err.Error(), password) {
+			t.Errorf("%s: got %v, want an error about the context without the password", name, err)
 		}
 	}
 }
 
-func TestWrongPassword(t *testing.T) {
+// TestRefused has a server refuse each kind of login: the error says whose it is, and holds nothing of it.
+func TestRefused(t *testing.T) {
 	s := startServer(t, server.Options{JetStream: true, Username: "someone", Password: "other"})
-	_, err := Open(t.Context(), Config{URL: withPassword(s)})
-	if err == nil || errors.Is(err, ErrUnreachable) || strings.Contains(err.Error(), password) {
-		t.Errorf("got %v, want an error that is no matter of reach and has no password", err)
+	dir := t.TempDir()
+	key, err := nkeys.CreateUser()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seed, err := key.Seed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := key.PublicKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	claims := base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, `{"name":"night","sub":%q}`, public))
+	creds := filepath.Join(dir, "night.creds")
+	write(t, creds, "-----BEGIN NATS USER JWT-----\ne30."+claims+".c2ln\n------END NATS USER JWT------\n\n"+
+		"-----BEGIN USER NKEY SEED-----\n"+string(seed)+"\n------END USER NKEY SEED------\n")
+	named := filepath.Join(dir, "c.json")
+	write(t, named, fmt.Sprintf(`{"url":%q,"user":"someone","password":%q}`, s.ClientURL(), password))
+	for _, test := range []struct {
+		cfg  Config
+		want string
+	}{
+		{Config{URL: withPassword(s)}, `user "someone"`},
+		{Config{URL: strings.Replace(s.ClientURL(), "nats://", "nats://"+password+"@", 1)}, "the token in the URL"},
+		{Config{URL: s.ClientURL()}, "a client without user and token"},
+		{Config{URL: s.ClientURL(), Creds: creds}, `user "night" (` + public + ") of the credentials file " + creds},
+		{Config{Context: named}, "the user of NATS context " + named},
+	} {
+		_, err := Open(t.Context(), test.cfg)
+		refused, ok := errors.AsType[*AuthError](err)
+		if !ok || errors.Is(err, ErrUnreachable) || refused.User != test.want || !errors.Is(err, nats.ErrAuthorization) {
+			t.Errorf("got %v, want one about %s", err, test.want)
+			continue
+		}
+		for _, secret := range []string{password, claims, string(seed)} {
+			if strings.Contains(err.Error(), secret) {
+				t.Errorf("got %v, which holds a secret", err)
+			}
+		}
+	}
+}
+
+func write(t *testing.T, file, content string) {
+	t.Helper()
+	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
 
 // TestDenied has an account that may ask for a stream, and not make one.
 func TestDenied(t *testing.T) {
-	t.Parallel() // a request that is denied gets no answer
+	t.Parallel() // a request that is denied gets no response
 	s := startServer(t, server.Options{JetStream: true, Users: []*server.User{{
 		Username: "someone", Password: password,
 		Permissions: &server.Permissions{Publish: &server.SubjectPermission{

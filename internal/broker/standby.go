@@ -81,3 +81,23 @@ func (c *Conn) AskStandbys(ctx context.Context, wait time.Duration, heard func(a
 	}
 	return nil
 }
+
+func (c *Conn) announceSubject() string { return c.Subject("announce") }
+
+// Announce tells b to all processes of the namespace, this one included. It is a plain NATS message that nobody keeps:
+// who has no connection at the moment does not get it, and while this one has none, nothing is sent.
+func (c *Conn) Announce(b []byte) error {
+	if !c.Connected() {
+		return nil
+	}
+	return c.nc.Publish(c.announceSubject(), b)
+}
+
+// Announcements has heard called for each [Conn.Announce] of any process, one after the other. After stop no call begins.
+func (c *Conn) Announcements(heard func(b []byte)) (stop func(), err error) {
+	sub, err := c.nc.Subscribe(c.announceSubject(), func(m *nats.Msg) { heard(m.Data) })
+	if err != nil {
+		return nil, fmt.Errorf("listen for announcements: %w", err)
+	}
+	return func() { _ = sub.Unsubscribe() }, nil // fails on a closed connection, where it is gone anyway
+}

@@ -7,12 +7,13 @@ import (
 	"io"
 	"net"
 	"os"
-	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
 	"unicode"
 	"unicode/utf8"
+
+	"groupferry/internal/redact"
 )
 
 // maxText bounds a text of the server or the network that is kept, in bytes.
@@ -174,26 +175,13 @@ func networkCause(err error, clean func(string) string) error {
 	return c
 }
 
-var (
-	// sigInText finds a UserSig by its name in a query that a server sent back, whatever was done to its characters.
-	sigInText = regexp.MustCompile(`(?i)(usersig(?:=|%3d|"?\s*:\s*"?))[^&\s"'<>,;)\]}]+`)
-	// sigStart finds a UserSig by its own look: zlib makes the first two characters the same.
-	sigStart = regexp.MustCompile(`eJ[A-Za-z0-9*%_-]{40,}`)
-)
-
-// cleanText makes a text of the server fit to be kept and shown: no secret, no control characters, at most maxText
-// bytes. The secrets are taken out before the cut, which could leave half of one.
+// cleanText makes a text of the server or the network fit to be kept and shown: no secret, no login of a URL (a proxy
+// can have one), no control characters or direction marks, at most maxText bytes. The secrets are taken out before the cut, which could leave half of one.
 func cleanText(s string, secrets ...string) string {
 	if s == "" {
 		return ""
 	}
-	for _, secret := range secrets {
-		if secret != "" {
-			s = strings.ReplaceAll(s, secret, hidden)
-		}
-	}
-	s = sigInText.ReplaceAllString(s, "${1}"+hidden)
-	s = sigStart.ReplaceAllString(s, hidden)
+	s = redact.Logins(redact.UserSigs(s, secrets...))
 	s = strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {
 			return r
