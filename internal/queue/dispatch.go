@@ -80,6 +80,7 @@ type active struct {
 	incarnation string
 	generation  int
 	paused      bool
+	elsewhere   bool  // its target is not that of this process
 	gone        bool  // it was dropped: what comes back is ignored
 	damaged     error // why it cannot become complete
 
@@ -331,7 +332,7 @@ func (d *dispatcher) requeued() (n int64) {
 }
 
 // held tells whether no job of the import may be handed out.
-func (a *active) held() bool { return a.paused || a.hold || a.ending || a.gone }
+func (a *active) held() bool { return a.paused || a.elsewhere || a.hold || a.ending || a.gone }
 
 // take gives the next job of the import that is no suspect.
 func (a *active) take(now time.Time) *entry {

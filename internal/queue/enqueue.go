@@ -70,7 +70,8 @@ type EnqueueStats struct {
 }
 
 // Enqueue puts the jobs of an import on the queue, each exactly once, however often it is called, by however many
-// processes, and wherever an earlier call was cut off; then it sets the record to [Running]. The sequence of jobs must
+// processes, and wherever an earlier call was cut off; then it sets the record to [Running], or [Complete] if there are
+// none, which takes no leader. The sequence of jobs must
 // be the same each time: jobs that are there already are skipped, and the error wraps [ErrOrder] when they are not the
 // ones that were put there, or not as many as the record announced. An import that is enqueued as a whole is not read
 // again.
@@ -99,7 +100,7 @@ func (q *Queue) enqueue(
 	switch rec.State {
 	case Enqueueing:
 	case Cancelled:
-		return EnqueueStats{}, ErrCancelled
+		return EnqueueStats{}, rec.cancelled()
 	case Deleting:
 		return EnqueueStats{}, fmt.Errorf("%w: it is being deleted", ErrNoImport)
 	default:
@@ -120,7 +121,9 @@ func (q *Queue) enqueue(
 	case err == nil && rec.Incarnation != w.rec.Incarnation:
 		err = fmt.Errorf("%w: it was deleted", ErrNoImport)
 	case err == nil && rec.State == Cancelled:
-		err = ErrCancelled
+		err = rec.cancelled()
+	case err == nil && rec.State == Complete && w.last.Jobs == 0:
+		err = q.completed(ctx, rec)
 	}
 	return EnqueueStats{Jobs: w.written, Skipped: w.last.Jobs - w.written}, err
 }

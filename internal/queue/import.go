@@ -44,6 +44,7 @@ func (e *ConflictError) Error() string {
 //	   │              │   └─── retrying          │
 //	   └──────────────┴─────► cancelled ─────────┘
 //
+// An import, or a retry, without jobs is complete when it is enqueued.
 // A retry that is cancelled, as it is enqueued or later, leaves the import complete.
 type ImportState string
 
@@ -59,8 +60,9 @@ const (
 // Over tells whether nothing more is going to be done for the import, unless it is retried.
 func (s ImportState) Over() bool { return s == Complete || s == Cancelled || s == Deleting }
 
-// importVersion is the version of an import record that this package writes, and the newest that it reads.
-const importVersion = 1
+// importVersion is the newest version of an import record that this package reads. The nights of syncs are written with
+// it. Other imports are written as version 1, as they were before there were syncs.
+const importVersion = 2
 
 // An Import is the record of one intake of input. The counts of rows are the importer's; this package keeps them.
 type Import struct {
@@ -95,6 +97,12 @@ type Import struct {
 
 	Counts Counts `json:"counts"` // of its results; final, and set while it is over
 
+	Sync       string `json:"sync,omitempty"`       // the import is a night of this sync
+	Night      int    `json:"night,omitempty"`      // its number
+	Target     string `json:"target,omitempty"`     // of the sync; a leader with another one hands out none of its jobs
+	NextNight  int    `json:"next_night,omitempty"` // the night that takes over from it: it cannot be retried any more
+	Superseded bool   `json:"superseded,omitempty"` // it was not over when that night came, and was cut off
+
 	Files       []string `json:"files,omitempty"`
 	RejectsFile string   `json:"rejects_file,omitempty"`
 }
@@ -109,7 +117,7 @@ func (i *Import) live() bool { return !i.State.Over() }
 
 // enqueued sets what a checkpoint says that is done: all jobs of the record's generation are on the queue. It does
 // nothing if the record says so already, or is over. Whoever sets Complete calls it first: the enqueuer may have been
-// killed before it did.
+// killed before it did. With no jobs the import is complete: there is nothing that a leader would have to do.
 func (i *Import) enqueued(p checkpoint) {
 	if !p.Done || p.Ended || !p.of(i) {
 		return
@@ -123,6 +131,9 @@ func (i *Import) enqueued(p checkpoint) {
 		return
 	}
 	i.State, i.Enqueued = Running, now()
+	if p.Jobs == 0 {
+		i.State, i.Completed, i.Paused = Complete, i.Enqueued, false
+	}
 }
 
 // now is the time for records: in UTC, and without the monotonic part that the wire form does not carry.
@@ -139,7 +150,11 @@ const importPrefix = "import."
 func importKey(id string) string { return importPrefix + id }
 
 func encodeImport(i Import) ([]byte, error) {
-	return json.Marshal(storedImport{importVersion, i})
+	version := 1
+	if i.Sync != "" {
+		version = importVersion
+	}
+	return json.Marshal(storedImport{version, i})
 }
 
 func decodeImport(b []byte) (Import, error) {
@@ -154,8 +169,10 @@ func decodeImport(b []byte) (Import, error) {
 // already with the same digest, the record as stored comes back, and existed is true; with another digest the error is a
 // [*ConflictError].
 //
-// What was cut off is finished first: the deletion of an import of that ID, or the end of one that is over. The error is a [*broker.DamagedError] if there are
-// jobs or results of an import whose record is not there.
+// What was cut off is finished first: the deletion of an import of that ID, or the end of one that is over. The error is a
+// [*broker.DamagedError] if there are jobs or results of an import whose record is not there.
+//
+// A night of a sync can be begun while it is the pending one; the error is a [*NewerNightError] when it is not any more.
 func (q *Queue) Begin(ctx context.Context, i Import) (stored Import, existed bool, err error) {
 	if !job.ValidImportID(i.ID) {
 		return Import{}, false, fmt.Errorf("import ID %q: use 1 to %d of A-Z, a-z, 0-9, - and _", i.ID, job.MaxImportID)
@@ -167,6 +184,9 @@ func (q *Queue) Begin(ctx context.Context, i Import) (stored Import, existed boo
 	i.Created = i.Created.UTC().Round(0)
 	for {
 		stored, existed, err = q.begin(ctx, i)
+		if err == nil {
+			err = q.checkPending(ctx, &stored)
+		}
 		if !errors.Is(err, errStale) {
 			return stored, existed, err
 		}
@@ -198,7 +218,7 @@ func (q *Queue) begin(ctx context.Context, i Import) (stored Import, existed boo
 		return Import{}, false, &ConflictError{ID: i.ID}
 	}
 	if stored.State.Over() { // its end may have been cut off
-		if err := q.drainAndEnd(ctx, stored); err != nil {
+		if err := q.drainAndEnd(ctx, stored, drainTime); err != nil {
 			return Import{}, false, fmt.Errorf("end import %s: %w", i.ID, err)
 		}
 	}
@@ -262,43 +282,20 @@ func (q *Queue) importRecord(ctx context.Context, id string) (Import, uint64, er
 
 // Imports reads the records of all imports, newest first.
 func (q *Queue) Imports(ctx context.Context) ([]Import, error) {
-	var all []Import
-	err := q.conn.Ask(ctx, func(ctx context.Context) (err error) {
-		all, err = q.listImports(ctx)
-		return err
-	})
+	entries, err := q.controlValues(ctx, importKey("*"))
 	if err != nil {
 		return nil, q.fault(ctx, "list imports", err)
 	}
-	return all, nil
-}
-
-func (q *Queue) listImports(ctx context.Context) ([]Import, error) {
-	w, err := q.control.Watch(ctx, importKey("*"), jetstream.IgnoreDeletes())
-	if err != nil {
-		return nil, err
-	}
-	defer w.Stop()
 	var all []Import
-	for {
-		select {
-		case e, ok := <-w.Updates():
-			if !ok {
-				return nil, errors.Join(ctx.Err(), jetstream.ErrConnectionClosed)
-			}
-			if e == nil { // all that was there has come
-				slices.SortFunc(all, func(a, b Import) int { return b.Created.Compare(a.Created) })
-				return all, nil
-			}
-			i, err := decodeImport(e.Value())
-			if err != nil {
-				return nil, err
-			}
-			all = append(all, i)
-		case <-ctx.Done():
-			return nil, ctx.Err()
+	for _, e := range entries {
+		i, err := decodeImport(e.Value())
+		if err != nil {
+			return nil, q.fault(ctx, "list imports", err)
 		}
+		all = append(all, i)
 	}
+	slices.SortFunc(all, func(a, b Import) int { return b.Created.Compare(a.Created) })
+	return all, nil
 }
 
 // OpenImports lists the imports that may have jobs on the queue, in order of their IDs: those with a checkpoint, which is

@@ -24,7 +24,8 @@ type RetryStats struct {
 // how many there are.
 //
 // The import has to be complete; the error wraps [ErrUnfinished] when it is not, and [ErrCancelled] when it was
-// cancelled, or the retry is, meanwhile. A retry that was cut off is resumed if the codes are the same. The record's
+// cancelled, or the retry is, meanwhile. A night of a sync cannot be retried once a newer one has begun to take over from
+// it: the error is a [*NewerNightError]. A retry that was cut off is resumed if the codes are the same. The record's
 // Generation counts the retries. A retry for which there are no such failures leaves the import complete.
 func (q *Queue) Retry(
 	ctx context.Context, id string, codes []string, progress func(jobs int64),
@@ -56,14 +57,9 @@ func (q *Queue) retry(
 	if err != nil {
 		return rec, stats, err
 	}
-	now, err := q.Update(ctx, id, func(i *Import) {
-		i.enqueued(p)
-		if p.Jobs == 0 && i.same(&rec) && i.live() { // nothing that a leader would have to do
-			i.State, i.Completed, i.Paused = Complete, i.Enqueued, false
-		}
-	})
+	now, err := q.Update(ctx, id, func(i *Import) { i.enqueued(p) })
 	if err == nil && now.State == Complete && p.Jobs == 0 {
-		if err = q.finishEnd(ctx, now); err == nil {
+		if err = q.completed(ctx, now); err == nil {
 			now, err = q.Import(ctx, id)
 		}
 	}
@@ -79,6 +75,9 @@ func (q *Queue) beginRetry(ctx context.Context, id string, codes []string) (Impo
 		rec, err := q.Import(ctx, id)
 		if err != nil {
 			return rec, err
+		}
+		if rec.NextNight > 0 && rec.State != Deleting {
+			return rec, rec.newer()
 		}
 		switch rec.State {
 		case Complete:
@@ -125,7 +124,7 @@ func (q *Queue) beginRetry(ctx context.Context, id string, codes []string) (Impo
 		}
 		changed := false
 		now, err := q.Update(ctx, id, func(i *Import) {
-			if changed = i.State == Complete && i.same(&rec); !changed {
+			if changed = i.State == Complete && i.same(&rec) && i.NextNight == 0; !changed {
 				return
 			}
 			i.State, i.Generation, i.RetryCodes = Retrying, i.Generation+1, codes

@@ -51,6 +51,10 @@ type TermConfig struct {
 	// what killed it.
 	Crashed bool
 
+	// Target is which API the calls of this process go to. An import of a sync with another target is left to a leader that
+	// has it, as if it was paused. With "" all imports are handed out.
+	Target string
+
 	// Log gets what happens; nil stands for that of the connection.
 	Log *slog.Logger
 
@@ -505,8 +509,8 @@ func (t *Term) Resync() {
 }
 
 // Idle tells whether there is nothing left to do at the moment: nothing is in flight, requeued or unwritten, every job
-// that is on the queue has its result, and every import whose jobs are all there is complete. Imports that are damaged
-// do not count.
+// that is on the queue has its result, and every import whose jobs are all there is complete. Imports that are damaged,
+// or of another target, do not count.
 func (t *Term) Idle() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -514,7 +518,7 @@ func (t *Term) Idle() bool {
 		return false
 	}
 	for _, a := range t.d.imports {
-		if a.damaged == nil && (!a.atEnd() || a.checkpoint.Done) {
+		if a.damaged == nil && !a.elsewhere && (!a.atEnd() || a.checkpoint.Done) {
 			return false
 		}
 	}
