@@ -101,6 +101,9 @@ func (q *Queue) beginRetry(ctx context.Context, id string, codes []string) (Impo
 		if rec, err = q.Import(ctx, id); err != nil { // with the counts
 			return rec, err
 		}
+		if rec.State != Complete { // another process retries it
+			continue
+		}
 		s, err := q.conn.StreamState(ctx, q.resultsStream(), q.resultSubject(id, "*"))
 		if err != nil {
 			return rec, err
