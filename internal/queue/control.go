@@ -109,6 +109,33 @@ func (q *Queue) controlValue(ctx context.Context, key string) ([]byte, uint64, e
 	return e.Value(), e.Revision(), nil
 }
 
+// controlValues reads all keys of the control bucket that match.
+func (q *Queue) controlValues(ctx context.Context, keys string) (all []jetstream.KeyValueEntry, err error) {
+	err = q.conn.Ask(ctx, func(ctx context.Context) error {
+		all = nil
+		w, err := q.control.Watch(ctx, keys, jetstream.IgnoreDeletes())
+		if err != nil {
+			return err
+		}
+		defer w.Stop()
+		for {
+			select {
+			case e, ok := <-w.Updates():
+				if !ok {
+					return errors.Join(ctx.Err(), jetstream.ErrConnectionClosed)
+				}
+				if e == nil { // all that was there has come
+					return nil
+				}
+				all = append(all, e)
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	})
+	return all, err
+}
+
 // The states of a [Halt].
 const (
 	Halted = "halted" // the API rejected a call in a way that every call would be
@@ -265,6 +292,8 @@ type Watcher struct {
 
 	Import func(id string) // the record of the import changed; a record is in state deleting before it is removed
 	Resync func()          // any record may have changed
+
+	Sync func(Sync) // the record of a sync as it is; each one at first, and after the server was out of reach
 }
 
 const (
@@ -278,9 +307,9 @@ const (
 	watchLife = 365 * 24 * time.Hour
 )
 
-// Watch calls w with the present halt and rate, and again after each change. It returns nil when ctx ends. While the
-// server is out of reach it calls nothing; after that it calls w with the present halt and rate, and Resync. Several
-// quick changes may cause one call.
+// Watch calls w with the present syncs, halt and rate, and again after each change, until ctx ends; it returns nil then. While
+// the server is out of reach nothing is known and nothing is called; afterwards w gets the syncs, the halt and the rate as
+// they are then, and Resync. Changes that follow each other quickly may come as one.
 //
 // The error is that of the first read, or wraps [job.ErrVersion] if a newer binary wrote the halt.
 func (q *Queue) Watch(ctx context.Context, w Watcher) error {
@@ -327,6 +356,16 @@ func (q *Queue) watch(ctx context.Context, w Watcher, first bool) error {
 	if err != nil {
 		return err
 	}
+	syncs := make(map[string]uint64) // newest known revisions
+	if w.Sync != nil {
+		all, err := q.controlValues(ctx, syncPrefix+">")
+		if err != nil {
+			return q.fault(ctx, "list syncs", err)
+		}
+		for _, e := range all {
+			q.watchedSync(w, e, syncs)
+		}
+	}
 	w.halt(halt)
 	w.rate(rate)
 	if !first && w.Resync != nil {
@@ -363,6 +402,8 @@ func (q *Queue) watch(ctx context.Context, w Watcher, first bool) error {
 				w.rate(n)
 			case strings.HasPrefix(key, importPrefix) && w.Import != nil:
 				w.Import(strings.TrimPrefix(key, importPrefix))
+			case strings.HasPrefix(key, syncPrefix) && w.Sync != nil:
+				q.watchedSync(w, e, syncs)
 			}
 		case <-poll.C:
 			last, err := q.lastSeq(ctx, q.controlStream())
@@ -371,6 +412,20 @@ func (q *Queue) watch(ctx context.Context, w Watcher, first bool) error {
 			}
 		}
 	}
+}
+
+// watchedSync calls w with the record of a sync, unless it has a newer one. One that cannot be read stops nobody.
+func (q *Queue) watchedSync(w Watcher, e jetstream.KeyValueEntry, newest map[string]uint64) {
+	if e.Revision() <= newest[e.Key()] {
+		return
+	}
+	newest[e.Key()] = e.Revision()
+	s, err := decodeSync(e.Value(), e.Revision())
+	if err != nil {
+		q.log.Warn("the record of a sync cannot be read", "key", e.Key(), "error", err)
+		return
+	}
+	w.Sync(s.Sync)
 }
 
 func (w *Watcher) halt(h *Halt) {

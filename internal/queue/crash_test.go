@@ -47,9 +47,14 @@ func crashChild(dir, mode string) error {
 	if err != nil {
 		return err
 	}
-	if mode == "lifecycle" {
+	switch mode {
+	case "lifecycle":
 		err = lifecycle(ctx, q)
-	} else {
+	case "nights":
+		err = nightsLife(ctx, q, 0)
+	case "nights-more":
+		err = nightsLife(ctx, q, 1)
+	default:
 		fmt.Println("open")
 		if _, _, err = q.Begin(ctx, Import{ID: "i", Digest: "d"}); err == nil {
 			_, err = q.Enqueue(ctx, "i", testJobs("i", crashJobs), func(n int64) { fmt.Println(n) })

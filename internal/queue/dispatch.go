@@ -81,7 +81,8 @@ type active struct {
 	incarnation string
 	generation  int
 	paused      bool
-	gone        bool  // it was dropped: results of its jobs are ignored
+	elsewhere   bool  // its target is not that of this process
+	gone        bool  // it was dropped: what comes back is ignored
 	damaged     error // why it cannot become complete
 
 	// Jobs that were read.
@@ -332,8 +333,8 @@ func (d *dispatcher) requeued() (n int64) {
 	return n
 }
 
-// held reports whether no job of the import may be handed out.
-func (a *active) held() bool { return a.paused || a.hold || a.ending || a.gone }
+// held tells whether no job of the import may be handed out.
+func (a *active) held() bool { return a.paused || a.elsewhere || a.hold || a.ending || a.gone }
 
 // take returns the next job of the import, suspects excluded.
 func (a *active) take(now time.Time) *entry {

@@ -62,7 +62,7 @@ func TestDropped(t *testing.T) {
 	results("rest", 5, 3, nil, 0, 1, 2)
 	results("none", 3, 3, nil, 0, 1, 2)
 	early := begin(t, q, "all", 2500)
-	if _, err := q.markCancelled(t.Context(), "all"); err != nil {
+	if _, err := q.markOver(t.Context(), "all", 0); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := q.Dropped(t.Context(), "all"); !errors.Is(err, ErrUnfinished) {

@@ -168,11 +168,11 @@ func (q *Queue) notLive(ctx context.Context, was *Import) error {
 	case i.Incarnation != was.Incarnation || i.State == Deleting:
 		return fmt.Errorf("%w: %s was deleted", ErrNoImport, was.ID)
 	case i.State == Cancelled:
-		return ErrCancelled
+		return i.cancelled()
 	case i.Generation != was.Generation:
 		return fmt.Errorf("%w: another retry was begun", ErrUnfinished)
 	case i.Enqueued.IsZero(): // the retry was cancelled while it was enqueued
-		return ErrCancelled
+		return i.cancelled()
 	}
 	return errElsewhere
 }
@@ -188,12 +188,12 @@ const drainTime = 3 * time.Second
 //
 // Cancelling again finishes what was interrupted. It is an error if the import is complete or being deleted.
 func (q *Queue) Cancel(ctx context.Context, id string) error {
-	i, err := q.markCancelled(ctx, id)
+	i, err := q.markOver(ctx, id, 0)
 	if err != nil {
 		return err
 	}
 	if i.State != Deleting {
-		if err := q.drainAndEnd(ctx, i); err != nil {
+		if err := q.drainAndEnd(ctx, i, drainTime); err != nil {
 			return fmt.Errorf("cancel import %s: %w", id, err)
 		}
 	}
@@ -203,8 +203,9 @@ func (q *Queue) Cancel(ctx context.Context, id string) error {
 	return nil
 }
 
-// markCancelled changes a live record to one that is over.
-func (q *Queue) markCancelled(ctx context.Context, id string) (Import, error) {
+// markOver makes a live record one that is over. A night that takes over from the import is noted, also in one that was
+// over before; 0 stands for none.
+func (q *Queue) markOver(ctx context.Context, id string, night int) (Import, error) {
 	for {
 		was, err := q.Import(ctx, id)
 		if err != nil {
@@ -220,8 +221,13 @@ func (q *Queue) markCancelled(ctx context.Context, id string) (Import, error) {
 		other := false
 		i, err := q.Update(ctx, id, func(i *Import) {
 			other = i.live() && !i.same(&was)
+			if other || i.State == Deleting {
+				return
+			}
+			i.NextNight = max(i.NextNight, night)
+			i.Superseded = i.Superseded || night > 0 && i.live()
 			switch {
-			case !i.live(), other:
+			case !i.live():
 				return
 			case i.Generation > 0:
 				i.State, i.Counts = Complete, counts
@@ -236,18 +242,18 @@ func (q *Queue) markCancelled(ctx context.Context, id string) (Import, error) {
 	}
 }
 
-// drainAndEnd is [Queue.finishEnd] for an import that may have jobs in flight.
-func (q *Queue) drainAndEnd(ctx context.Context, i Import) error {
-	if err := q.awaitDrained(ctx, i); err != nil {
+// drainAndEnd is [Queue.finishEnd] for an import of which something may be in flight, for which it waits so long.
+func (q *Queue) drainAndEnd(ctx context.Context, i Import, wait time.Duration) error {
+	if err := q.awaitDrained(ctx, i, wait); err != nil {
 		return err
 	}
 	return q.finishEnd(ctx, i)
 }
 
-// awaitDrained stops an enqueue, and waits until the leader has ended the import or has no job of it in flight, for
-// [drainTime] at most. There may be no leader, so it need not succeed.
-func (q *Queue) awaitDrained(ctx context.Context, i Import) error {
-	for end := time.Now().Add(drainTime); time.Now().Before(end); {
+// awaitDrained stops what is enqueued, and waits until the leader has ended the import, has nothing of it in flight, or
+// wait is over. Nobody may lead, so this is no more than patience.
+func (q *Queue) awaitDrained(ctx context.Context, i Import, wait time.Duration) error {
+	for end := time.Now().Add(wait); time.Now().Before(end); {
 		p, seq, err := q.checkpoint(ctx, i.ID)
 		switch {
 		case err != nil:
@@ -306,22 +312,30 @@ func (q *Queue) ended(ctx context.Context, i *Import) (bool, error) {
 	return seq == 0 || !p.of(i), err
 }
 
-// Delete removes an import with its results, its checkpoint and its record. Its ID is free again. The error wraps
-// [ErrUnfinished] if the import is not over. If Delete is interrupted, the next call or the next [Queue.Begin] of the
-// same import finishes it. It also removes what is left of an import whose record was lost.
+// Delete removes an import with its results, its checkpoint and its record, so that nothing of it is left; its ID is free
+// again. The error wraps [ErrUnfinished] while the import is not over, and is a [*PendingNightError] while the next night
+// of its sync needs its results. Where it was cut off, the next call, or the next
+// [Queue.Begin] of the same import, finishes it. It also removes what is left of an import whose record was lost.
 func (q *Queue) Delete(ctx context.Context, id string) error {
-	i, err := q.Update(ctx, id, func(i *Import) {
-		if i.State.Over() {
-			i.State = Deleting
+	i, err := q.Import(ctx, id)
+	if err == nil && i.State != Deleting && !i.live() {
+		if err := q.checkNotPending(ctx, &i); err != nil {
+			return fmt.Errorf("delete import %s: %w", id, err)
 		}
-	})
+		was := i
+		i, err = q.Update(ctx, id, func(i *Import) {
+			if i.State.Over() && i.Incarnation == was.Incarnation {
+				i.State = Deleting
+			}
+		})
+	}
 	if errors.Is(err, ErrNoImport) {
 		return q.deleteOrphans(ctx, id, err)
 	}
 	if err != nil {
 		return err
 	}
-	if i.live() {
+	if i.State != Deleting {
 		return fmt.Errorf("delete import %s: %w: it is %s", id, ErrUnfinished, i.State)
 	}
 	if err := q.finishEnd(ctx, i); err != nil {
@@ -330,8 +344,8 @@ func (q *Queue) Delete(ctx context.Context, id string) error {
 	return nil
 }
 
-// DeleteOlder deletes the imports that ended longer ago than age, by this machine's clock, and returns their IDs. It
-// finishes interrupted deletions.
+// DeleteOlder deletes the imports that were over longer ago than age, by this machine's clock, and returns their IDs. It
+// finishes each deletion that was cut off. The last night of a sync stays, for the next one needs its results.
 func (q *Queue) DeleteOlder(ctx context.Context, age time.Duration) ([]string, error) {
 	all, err := q.Imports(ctx)
 	if err != nil {
@@ -343,9 +357,11 @@ func (q *Queue) DeleteOlder(ctx context.Context, age time.Duration) ([]string, e
 			continue
 		}
 		err := q.Delete(ctx, i.ID)
+		_, pending := errors.AsType[*PendingNightError](err)
 		switch {
 		case err == nil:
 			gone = append(gone, i.ID)
+		case pending:
 		case !errors.Is(err, ErrNoImport) && !errors.Is(err, ErrUnfinished): // deleted, or retried, by another process
 			return gone, err
 		}
@@ -657,9 +673,12 @@ func (q *Queue) tidy(ctx context.Context, id string) error {
 	case !p.of(&i):
 		return q.removeStale(ctx, id, p, seq)
 	case p.Done:
-		_, err := q.Update(ctx, id, func(now *Import) { now.enqueued(p) })
+		now, err := q.Update(ctx, id, func(now *Import) { now.enqueued(p) })
 		if errors.Is(err, ErrNoImport) {
-			err = nil
+			return nil
+		}
+		if err == nil && now.State == Complete && p.Jobs == 0 {
+			err = q.completed(ctx, now)
 		}
 		return err
 	}

@@ -108,7 +108,7 @@ func TestNoResultAfterTwoCancels(t *testing.T) {
 	first, late := l.next(t), l.next(t)
 	first.Finish(resultOf(t, first, 0))
 	wait(t, "a result", func() bool { return len(written(t, q, "i")) == 1 })
-	i, err := q.markCancelled(t.Context(), "i")
+	i, err := q.markOver(t.Context(), "i", 0)
 	if err == nil {
 		err = q.finishEnd(t.Context(), i)
 	}

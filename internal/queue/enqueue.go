@@ -69,11 +69,12 @@ type EnqueueStats struct {
 	Skipped int64 // on the queue already, by an earlier call or another process
 }
 
-// Enqueue puts each job of an import on the queue exactly once, and then sets the record to [Running]. It can be called
-// any number of times, by any number of processes, and after an earlier call was interrupted anywhere. The sequence of
-// jobs must be the same each time: Enqueue skips the jobs that are there already. The error wraps [ErrOrder] if the
-// jobs differ from those, or in number from what the record announced. If the import is enqueued as a whole, jobs is
-// not read.
+// Enqueue puts the jobs of an import on the queue, each exactly once, however often it is called, by however many
+// processes, and wherever an earlier call was cut off; then it sets the record to [Running], or [Complete] if there are
+// none, which takes no leader. The sequence of jobs must
+// be the same each time: jobs that are there already are skipped, and the error wraps [ErrOrder] when they are not the
+// ones that were put there, or not as many as the record announced. An import that is enqueued as a whole is not read
+// again.
 //
 // After each batch Enqueue calls progress, unless it is nil, with the number of jobs on the queue. If it ends early, by
 // ctx or an error, the record stays [Enqueueing] and the jobs stay on the queue; the leader may have started on them.
@@ -99,7 +100,7 @@ func (q *Queue) enqueue(
 	switch rec.State {
 	case Enqueueing:
 	case Cancelled:
-		return EnqueueStats{}, ErrCancelled
+		return EnqueueStats{}, rec.cancelled()
 	case Deleting:
 		return EnqueueStats{}, fmt.Errorf("%w: it is being deleted", ErrNoImport)
 	default:
@@ -120,7 +121,9 @@ func (q *Queue) enqueue(
 	case err == nil && rec.Incarnation != w.rec.Incarnation:
 		err = fmt.Errorf("%w: it was deleted", ErrNoImport)
 	case err == nil && rec.State == Cancelled:
-		err = ErrCancelled
+		err = rec.cancelled()
+	case err == nil && rec.State == Complete && w.last.Jobs == 0:
+		err = q.completed(ctx, rec)
 	}
 	return EnqueueStats{Jobs: w.written, Skipped: w.last.Jobs - w.written}, err
 }

@@ -44,6 +44,7 @@ func (e *ConflictError) Error() string {
 //	   │              │   └─── retrying          │
 //	   └──────────────┴─────► cancelled ─────────┘
 //
+// An import, or a retry, without jobs is complete when it is enqueued.
 // A retry that is cancelled, as it is enqueued or later, leaves the import complete.
 type ImportState string
 
@@ -95,6 +96,12 @@ type Import struct {
 
 	Counts Counts `json:"counts"` // of its results; final, and set while it is over
 
+	Sync       string `json:"sync,omitempty"`       // the import is a night of this sync
+	Night      int    `json:"night,omitempty"`      // its number
+	Target     string `json:"target,omitempty"`     // of the sync; a leader with another one hands out none of its jobs
+	NextNight  int    `json:"next_night,omitempty"` // the night that takes over from it: it cannot be retried any more
+	Superseded bool   `json:"superseded,omitempty"` // it was not over when that night came, and was cut off
+
 	Files       []string `json:"files,omitempty"`  // as a person named them, and maybe not all
 	Inputs      Names    `json:"inputs,omitempty"` // those that were read; what job.Conversation.File counts into
 	RejectsFile string   `json:"rejects_file,omitempty"`
@@ -108,9 +115,9 @@ func (i *Import) same(other *Import) bool {
 // live reports whether jobs of the record's generation may be on the queue or be put there.
 func (i *Import) live() bool { return !i.State.Over() }
 
-// enqueued sets the record to Running if the checkpoint is done: all jobs of its generation are on the queue. It does
-// nothing if that was set before, or the record is over. Call it before setting Complete: the process that enqueued may
-// have been killed before it called it.
+// enqueued sets what a checkpoint says that is done: all jobs of the record's generation are on the queue. It does
+// nothing if the record says so already, or is over. Whoever sets Complete calls it first: the enqueuer may have been
+// killed before it did. With no jobs the import is complete: there is nothing that a leader would have to do.
 func (i *Import) enqueued(p checkpoint) {
 	if !p.Done || p.Ended || !p.of(i) {
 		return
@@ -124,6 +131,9 @@ func (i *Import) enqueued(p checkpoint) {
 		return
 	}
 	i.State, i.Enqueued = Running, now()
+	if p.Jobs == 0 {
+		i.State, i.Completed, i.Paused = Complete, i.Enqueued, false
+	}
 }
 
 // now returns the time for records: in UTC, without the monotonic reading, which the wire form does not have.
@@ -155,8 +165,10 @@ func decodeImport(b []byte) (Import, error) {
 // with the same digest, Begin returns the stored record, and existed is true; with another digest the error is a
 // [*ConflictError].
 //
-// First it finishes what was interrupted: the deletion of an import with that ID, or the end of one that is over. The
-// error is a [*broker.DamagedError] if there are jobs or results of an import without a record.
+// What was cut off is finished first: the deletion of an import of that ID, or the end of one that is over. The error is a
+// [*broker.DamagedError] if there are jobs or results of an import whose record is not there.
+//
+// A night of a sync can be begun while it is the pending one; the error is a [*NewerNightError] when it is not any more.
 func (q *Queue) Begin(ctx context.Context, i Import) (stored Import, existed bool, err error) {
 	if !job.ValidImportID(i.ID) {
 		return Import{}, false, fmt.Errorf("import ID %q: use 1 to %d of A-Z, a-z, 0-9, - and _", i.ID, job.MaxImportID)
@@ -168,6 +180,9 @@ func (q *Queue) Begin(ctx context.Context, i Import) (stored Import, existed boo
 	i.Created = i.Created.UTC().Round(0)
 	for {
 		stored, existed, err = q.begin(ctx, i)
+		if err == nil {
+			err = q.checkPending(ctx, &stored)
+		}
 		if !errors.Is(err, errStale) {
 			return stored, existed, err
 		}
@@ -198,8 +213,8 @@ func (q *Queue) begin(ctx context.Context, i Import) (stored Import, existed boo
 	if stored.Digest != i.Digest {
 		return Import{}, false, &ConflictError{ID: i.ID}
 	}
-	if stored.State.Over() { // its end may have been interrupted
-		if err := q.drainAndEnd(ctx, stored); err != nil {
+	if stored.State.Over() { // its end may have been cut off
+		if err := q.drainAndEnd(ctx, stored, drainTime); err != nil {
 			return Import{}, false, fmt.Errorf("end import %s: %w", i.ID, err)
 		}
 	}
@@ -263,43 +278,20 @@ func (q *Queue) importRecord(ctx context.Context, id string) (Import, uint64, er
 
 // Imports reads the records of all imports, newest first.
 func (q *Queue) Imports(ctx context.Context) ([]Import, error) {
-	var all []Import
-	err := q.conn.Ask(ctx, func(ctx context.Context) (err error) {
-		all, err = q.listImports(ctx)
-		return err
-	})
+	entries, err := q.controlValues(ctx, importKey("*"))
 	if err != nil {
 		return nil, q.fault(ctx, "list imports", err)
 	}
-	return all, nil
-}
-
-func (q *Queue) listImports(ctx context.Context) ([]Import, error) {
-	w, err := q.control.Watch(ctx, importKey("*"), jetstream.IgnoreDeletes())
-	if err != nil {
-		return nil, err
-	}
-	defer w.Stop()
 	var all []Import
-	for {
-		select {
-		case e, ok := <-w.Updates():
-			if !ok {
-				return nil, errors.Join(ctx.Err(), jetstream.ErrConnectionClosed)
-			}
-			if e == nil { // all records were received
-				slices.SortFunc(all, func(a, b Import) int { return b.Created.Compare(a.Created) })
-				return all, nil
-			}
-			i, err := decodeImport(e.Value())
-			if err != nil {
-				return nil, err
-			}
-			all = append(all, i)
-		case <-ctx.Done():
-			return nil, ctx.Err()
+	for _, e := range entries {
+		i, err := decodeImport(e.Value())
+		if err != nil {
+			return nil, q.fault(ctx, "list imports", err)
 		}
+		all = append(all, i)
 	}
+	slices.SortFunc(all, func(a, b Import) int { return b.Created.Compare(a.Created) })
+	return all, nil
 }
 
 // OpenImports lists the imports that may have jobs on the queue, in order of their IDs. These have a checkpoint, which

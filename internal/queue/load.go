@@ -108,9 +108,11 @@ func (t *Term) load(ctx context.Context, id string, crashed bool) error {
 	if err := t.q.checkCounts(ctx, id, last); err != nil {
 		return err
 	}
+	elsewhere := t.cfg.Target != "" && record.Target != "" && record.Target != t.cfg.Target
 	a := &active{
-		id: id, incarnation: record.Incarnation, generation: record.Generation, paused: record.Paused,
-		// Hand out no job before a state of this term is written, so the next leader knows whether any was.
+		elsewhere: elsewhere,
+		id:        id, incarnation: record.Incarnation, generation: record.Generation, paused: record.Paused,
+		// No job is handed out before a state of this term is written: so the next leader knows whether any was.
 		hold: true, stateWant: true,
 		open: make(map[uint64]*entry), limit: minAhead,
 		checkpoint: p, checkpointSeq: seq, checked: time.Now(), next: 1, jump: true,
@@ -124,6 +126,10 @@ func (t *Term) load(ctx context.Context, id string, crashed bool) error {
 		a.resume(last, crashed)
 	}
 	a.readNext = min(a.next, seq)
+	if elsewhere {
+		t.log.Warn("jobs of an import are not handed out: its sync belongs to another API than this process calls",
+			"import", id, "sync", record.Sync, "target", record.Target, "own", t.cfg.Target)
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	a.rate.add(time.Now(), 0)
@@ -728,7 +734,7 @@ func (t *Term) complete(ctx context.Context, a *active) error {
 		return err
 	}
 	if done {
-		if err := t.q.finishEnd(ctx, record); err != nil {
+		if err := t.q.completed(ctx, record); err != nil {
 			return err
 		}
 	}

@@ -14,7 +14,9 @@
 //	   the leader: a Term, one per namespace                                  ▲
 //	                └── Delivery.Finish ─► a group of results and states, all or nothing
 //
-//	bucket NS-control: import.IMPORT (record of an import), app, halt, rate; each change is a compare-and-set
+//	bucket NS-control: import.IMPORT (record of an import), sync.NAME.HASH (record of a sync), lock.NAME, app, halt, rate;
+//	                   each change is a compare-and-set
+//	object store NS-snapshots: what each sync has put into the app; made with the first snapshot
 //
 // Commands change records; the leader follows them with [Queue.Watch]. Processes that enqueue or retry write jobs. Only
 // the leader writes results. A job and its result are identified by the sequence of the job on the jobs stream.
@@ -47,6 +49,10 @@
 //   - If the disk was full during a batch, and still is at the next start: some jobs of the batch without its checkpoint.
 //     Nobody reads jobs after the newest checkpoint; the next Enqueue or Retry removes them and writes them again.
 //   - While a leader works: see [Term].
+//   - After it made a night of a sync complete, before the sync's record says so: the next night calls [Queue.NoteComplete].
+//   - In [Queue.PutSnapshot]: chunks that no record names. [Queue.DeleteSnapshots] removes them when a later night has
+//     their generation.
+//   - In [Queue.FenceNight]: an import that says which night takes over, and cannot be retried. The next night goes on.
 //
 // Anything else is damage: jobs without a record, a missing checkpoint, counts that differ. It is reported as a
 // [*broker.DamagedError], and only Delete removes anything then.
@@ -80,13 +86,15 @@ type Queue struct {
 	jobs    jetstream.Stream
 	results jetstream.Stream
 	control jetstream.KeyValue
+
+	lockTimes lockTimes
 }
 
 // Open creates the streams and the bucket if needed, and checks that they have the configuration that this package
 // relies on. With JoinOnly it creates none; the error then wraps [broker.ErrNoData]. It changes nothing else. The
 // caller keeps the connection, which has to outlive the Queue.
 func Open(ctx context.Context, conn *broker.Conn) (*Queue, error) {
-	q := &Queue{conn: conn, js: conn.JetStream(), log: conn.Log()}
+	q := &Queue{conn: conn, js: conn.JetStream(), log: conn.Log(), lockTimes: usualLockTimes}
 	var err error
 	q.jobs, err = conn.EnsureStream(ctx, jetstream.StreamConfig{
 		Name:               q.jobsStream(),

@@ -24,7 +24,8 @@ type RetryStats struct {
 // unless it is nil, with the number of jobs on the queue.
 //
 // The import has to be complete; the error wraps [ErrUnfinished] when it is not, and [ErrCancelled] when it was
-// cancelled, or the retry is, meanwhile. A retry that was cut off is resumed if the codes are the same. The record's
+// cancelled, or the retry is, meanwhile. A night of a sync cannot be retried once a newer one has begun to take over from
+// it: the error is a [*NewerNightError]. A retry that was cut off is resumed if the codes are the same. The record's
 // Generation counts the retries. Where there are no such failures nothing is changed: that is no retry.
 func (q *Queue) Retry(
 	ctx context.Context, id string, codes []string, progress func(jobs int64),
@@ -57,6 +58,11 @@ func (q *Queue) retry(
 		return rec, stats, err
 	}
 	now, err := q.Update(ctx, id, func(i *Import) { i.enqueued(p) })
+	if err == nil && now.State == Complete && p.Jobs == 0 {
+		if err = q.completed(ctx, now); err == nil {
+			now, err = q.Import(ctx, id)
+		}
+	}
 	if err == nil && now.Incarnation != rec.Incarnation {
 		err = fmt.Errorf("%w: it was deleted", ErrNoImport)
 	}
@@ -71,6 +77,9 @@ func (q *Queue) beginRetry(ctx context.Context, id string, codes []string) (Impo
 		rec, err := q.Import(ctx, id)
 		if err != nil {
 			return rec, none, err
+		}
+		if rec.NextNight > 0 && rec.State != Deleting {
+			return rec, none, rec.newer()
 		}
 		switch rec.State {
 		case Complete:
@@ -93,6 +102,9 @@ func (q *Queue) beginRetry(ctx context.Context, id string, codes []string) (Impo
 		}
 		if rec, err = q.Import(ctx, id); err != nil { // with the counts
 			return rec, none, err
+		}
+		if rec.State != Complete { // another process retries it
+			continue
 		}
 		s, err := q.conn.StreamState(ctx, q.resultsStream(), q.resultSubject(id, "*"))
 		if err != nil {
@@ -120,7 +132,7 @@ func (q *Queue) beginRetry(ctx context.Context, id string, codes []string) (Impo
 		}
 		changed := false
 		now, err := q.Update(ctx, id, func(i *Import) {
-			if changed = i.State == Complete && i.same(&rec); !changed {
+			if changed = i.State == Complete && i.same(&rec) && i.NextNight == 0; !changed {
 				return
 			}
 			i.State, i.Generation, i.RetryCodes = Retrying, i.Generation+1, codes

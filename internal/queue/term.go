@@ -51,7 +51,11 @@ type TermConfig struct {
 	// may have killed it.
 	Crashed bool
 
-	// Log is the logger; nil means that of the connection.
+	// Target is which API the calls of this process go to. An import of a sync with another target is left to a leader that
+	// has it, as if it was paused. With "" all imports are handed out.
+	Target string
+
+	// Log gets what happens; nil stands for that of the connection.
 	Log *slog.Logger
 
 	// OnComplete, unless nil, is called with the record of each import that this leader completes.
@@ -505,8 +509,9 @@ func (t *Term) Resync() {
 	kick(t.keepKick)
 }
 
-// Idle reports whether there is nothing to do at the moment: nothing is in flight, requeued or unwritten, every job on
-// the queue has its result, and every import that is enqueued as a whole is complete. Damaged imports do not count.
+// Idle tells whether there is nothing left to do at the moment: nothing is in flight, requeued or unwritten, every job
+// that is on the queue has its result, and every import whose jobs are all there is complete. Imports that are damaged,
+// or of another target, do not count.
 func (t *Term) Idle() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -514,7 +519,7 @@ func (t *Term) Idle() bool {
 		return false
 	}
 	for _, a := range t.d.imports {
-		if a.damaged == nil && (!a.atEnd() || a.checkpoint.Done) {
+		if a.damaged == nil && !a.elsewhere && (!a.atEnd() || a.checkpoint.Done) {
 			return false
 		}
 	}
