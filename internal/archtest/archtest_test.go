@@ -87,7 +87,7 @@ var layout = map[string]rules{
 		own:     []string{"internal/job"},
 		modules: []string{"github.com/prometheus/"},
 	},
-	"internal/job": {},
+	"internal/job": {modules: []string{becomingStandard}},
 	"internal/queue": {
 		own:     []string{"internal/job", "internal/broker", "internal/clock"},
 		modules: []string{"github.com/nats-io/", "github.com/synadia-io/orbit.go/"},

@@ -258,10 +258,7 @@ func (c *Client) Check(ctx context.Context) error {
 }
 
 // call makes one call and decodes the response into response. The error is an [*Error] or nil.
-func (c *Client) call(ctx context.Context, command Command, request any, response interface {
-	wireObject
-	base() *baseResponse
-}) error {
+func (c *Client) call(ctx context.Context, command Command, request any, response interface{ base() *baseResponse }) error {
 	text := responseTexts.Get().(*bytes.Buffer)
 	defer responseTexts.Put(text)
 	text.Reset()

@@ -49,7 +49,7 @@ func TestDecode(t *testing.T) {
 		" \n":                                "the response is undecodable: it is empty",
 		"<html>":                             "the response is undecodable: no JSON from byte 0 on",
 		`{"ErrorCode":0]`:                    "the response is undecodable: no JSON from byte 14 on",
-		`{"ErrorCode":0} {}`:                 "the response is undecodable: JSON of another shape",
+		`{"ErrorCode":0} {}`:                 "the response is undecodable: no JSON from byte 16 on",
 		`{"ErrorCode":0}}`:                   "the response is undecodable: no JSON from byte 15 on",
 		"[]":                                 "the response is undecodable: JSON of another shape",
 		`{"ErrorInfo":1}`:                    "the response is undecodable: JSON of another shape",
@@ -93,7 +93,7 @@ func FuzzResponse(f *testing.F) {
 	f.Add([]byte(`{"UpdateGroupResult":[{"ContactResultItem":null}],"ErrorCode":"1"}`))
 	items := []Item{{GroupChat, "b"}, {OneToOne, "a"}, {OneToOne, "a"}}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		for _, response := range []wireObject{new(createResponse), new(updateResponse), new(getResponse)} {
+		for _, response := range []any{new(createResponse), new(updateResponse), new(getResponse)} {
 			err := decode(text, response)
 			if err != nil && !errors.Is(err, errUndecodable) && !errors.Is(err, errCutOff) {
 				t.Errorf("got %v, want undecodable or cut off", err)
@@ -127,9 +127,11 @@ func FuzzResponse(f *testing.F) {
 }
 
 // compareWithStandard checks that encoding/json reads the same. It leaves out what that makes of a member that is there
-// twice, and of the two letters beside those of ASCII that it takes for an s and a k.
+// twice, of the two letters beside those of ASCII that it takes for an s and a k, and of names with a _ or - more.
 func compareWithStandard(t *testing.T, text []byte, got *createResponse) {
-	if !jsontext.Value(bytes.ToLower(text)).IsValid() || bytes.ContainsAny(text, "\u017f\u212a") {
+	lower := bytes.ToLower(text)
+	if !jsontext.Value(lower).IsValid() || bytes.ContainsAny(text, "\u017f\u212a") ||
+		bytes.ContainsAny(bytes.ReplaceAll(lower, []byte("to_account"), nil), "_-") {
 		return
 	}
 	type number struct{ json.RawMessage }

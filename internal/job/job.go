@@ -10,20 +10,20 @@
 // The wire form is JSON with a version. A reader refuses a version that it does not know with [ErrVersion] and never
 // guesses; it takes fields that it does not know in a version that it does, so that fields can be added.
 //
-// The package uses the standard library only.
+// It is written by hand, as that is most of what a row costs an import beside reading it, and read by struct tags.
 package job
 
 import (
 	"crypto/sha256"
 	"encoding/base32"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
-	"unicode/utf8"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 )
 
 // Version is the wire version that this package writes, and the newest that it reads.
@@ -49,13 +49,13 @@ type Conversation struct {
 // A Job is one group to be written. In a retry it has the conversations that failed before and are wanted again; the
 // others are in the result that it is going to replace.
 type Job struct {
-	Import        string // import ID
-	ID            string // [ID] of the import, the user and the group name
-	FromAccount   string // the user whose group it is
-	GroupName     string //
-	Generation    int    // 0 at first; the n-th retry of the import makes it n
-	Prior         uint64 // in a retry: the sequence, on the results stream, of the result that it is going to replace
-	Conversations []Conversation
+	Import        string         `json:"import"`       // import ID
+	ID            string         `json:"job"`          // [ID] of the import, the user and the group name
+	FromAccount   string         `json:"from_account"` // the user whose group it is
+	GroupName     string         `json:"group_name"`
+	Generation    int            `json:"generation"` // 0 at first; the n-th retry of the import makes it n
+	Prior         uint64         `json:"prior"`      // in a retry: the sequence, on the results stream, of the result that it is going to replace
+	Conversations []Conversation `json:"conversations"`
 }
 
 // Outcome says how a job ended.
@@ -79,22 +79,22 @@ type ConversationResult struct {
 
 // A Result is the one final fact about a job. It holds all that a retry needs.
 type Result struct {
-	Import        string
-	Job           string // the job's ID
-	FromAccount   string
-	GroupName     string
-	GroupID       int64 // as the API numbered the group; 0 when no call told
-	Outcome       Outcome
-	Code          string // why the job as a whole failed, if its conversations do not say it
-	Info          string
-	Generation    int    // of the job that led to it
-	Replaces      uint64 // the sequence of the result that this one supersedes; 0 when it is the job's first
-	Attempts      int    // attempts that this result took, over all generations
-	Calls         int    // calls that this result took, over all generations and all attempts of the workers that wrote it
-	Conversations []ConversationResult
-	Started       time.Time // first attempt, by the worker's clock
-	Finished      time.Time
-	Worker        string // who wrote the result
+	Import        string               `json:"import"`
+	Job           string               `json:"job"` // the job's ID
+	FromAccount   string               `json:"from_account"`
+	GroupName     string               `json:"group_name"`
+	GroupID       int64                `json:"group_id"` // as the API numbered the group; 0 when no call told
+	Outcome       Outcome              `json:"outcome"`
+	Code          string               `json:"code"` // why the job as a whole failed, if its conversations do not say it
+	Info          string               `json:"info"`
+	Generation    int                  `json:"generation"` // of the job that led to it
+	Replaces      uint64               `json:"replaces"`   // the sequence of the result that this one supersedes; 0 when it is the job's first
+	Attempts      int                  `json:"attempts"`   // attempts that this result took, over all generations
+	Calls         int                  `json:"calls"`      // calls that this result took, over all generations and all attempts of the workers that wrote it
+	Conversations []ConversationResult `json:"conversations"`
+	Started       time.Time            `json:"started"` // first attempt, by the worker's clock
+	Finished      time.Time            `json:"finished"`
+	Worker        string               `json:"worker"` // who wrote the result
 }
 
 // CodeUndecodable is the code of a result for a message that is no job this binary can read. Such a result has no
@@ -160,7 +160,7 @@ func ValidImportID(s string) bool {
 }
 
 // AppendJSON appends the wire form of j to b: one JSON object whose conversations stand one to a line.
-// Strings are UTF-8; what is not comes out as U+FFFD, as encoding/json does it.
+// Strings are UTF-8; what is not comes out as U+FFFD.
 func (j *Job) AppendJSON(b []byte) []byte {
 	b = append(b, `{"v":`...)
 	b = strconv.AppendInt(b, Version, 10)
@@ -256,147 +256,96 @@ func appendField(b []byte, key, s string) []byte {
 	return appendString(b, s)
 }
 
-// appendString takes the short way for the strings that nearly all are, and encoding/json's for the rest.
 func appendString(b []byte, s string) []byte {
-	unescaped := true
-	for i := range len(s) {
-		c := s[i]
-		if c < ' ' || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' || c >= utf8.RuneSelf {
-			unescaped = false
-			break
+	b, _ = jsontext.AppendQuote(b, s) // the error says that s is no UTF-8
+	return b
+}
+
+// decode reads the wire form of a job or of a result, whose fields are in v beside its version.
+func decode(b []byte, v any, version *int) error {
+	err := json.Unmarshal(b, v)
+	if err != nil && *version <= Version {
+		// A newer form may not fit today's fields at all, whatever its version stands behind.
+		var newer struct {
+			Version int `json:"v"`
+		}
+		if json.Unmarshal(b, &newer) == nil {
+			*version = max(*version, newer.Version)
 		}
 	}
-	if unescaped {
-		b = append(b, '"')
-		b = append(b, s...)
-		return append(b, '"')
+	switch {
+	case *version > Version:
+		return fmt.Errorf("version %d: %w", *version, ErrVersion)
+	case err != nil:
+		return err
+	case *version < 1:
+		return errors.New("no version")
 	}
-	q, err := json.Marshal(s)
-	if err != nil { // a string always marshals
-		panic(err)
-	}
-	return append(b, q...)
+	return nil
 }
 
-// A wire is the wire form of a job or of a result: each has some of the fields.
-type wire struct {
-	Version       int                  `json:"v"`
-	Import        string               `json:"import"`
-	Job           string               `json:"job"`
-	FromAccount   string               `json:"from_account"`
-	GroupName     string               `json:"group_name"`
-	GroupID       int64                `json:"group_id"`
-	Outcome       Outcome              `json:"outcome"`
-	Code          string               `json:"code"`
-	Info          string               `json:"info"`
-	Generation    int                  `json:"generation"`
-	Prior         uint64               `json:"prior"`
-	Replaces      uint64               `json:"replaces"`
-	Attempts      int                  `json:"attempts"`
-	Calls         int                  `json:"calls"`
-	Started       time.Time            `json:"started"`
-	Finished      time.Time            `json:"finished"`
-	Worker        string               `json:"worker"`
-	Conversations []ConversationResult `json:"conversations"`
-}
-
-func decode(b []byte) (*wire, error) {
-	if w, ok := fastDecode(b); ok {
-		return w, w.check()
-	}
-	return decodeJSON(b)
-}
-
-// decodeJSON is decode by encoding/json alone.
-func decodeJSON(b []byte) (*wire, error) {
-	// The version is read by itself first: a newer form may not fit today's struct at all.
-	var v struct {
-		Version int `json:"v"`
-	}
-	if err := json.Unmarshal(b, &v); err != nil {
-		return nil, err
-	}
-	if v.Version > Version {
-		return nil, fmt.Errorf("version %d: %w", v.Version, ErrVersion)
-	}
-	if v.Version < 1 {
-		return nil, errors.New("no version")
-	}
-	var w wire
-	if err := json.Unmarshal(b, &w); err != nil {
-		return nil, err
-	}
-	return &w, w.check()
-}
-
-func (w *wire) check() error {
-	if !ValidImportID(w.Import) || w.Job == "" {
+// check checks what a job and a result have in common.
+func check(importID, jobID string, generation int) error {
+	if !ValidImportID(importID) || jobID == "" {
 		return errors.New("import or job id missing")
 	}
-	if w.Generation < 0 {
-		return fmt.Errorf("generation %d", w.Generation)
+	if generation < 0 {
+		return fmt.Errorf("generation %d", generation)
 	}
-	for i := range w.Conversations {
-		c := &w.Conversations[i]
-		if c.Type != OneToOne && c.Type != GroupChat {
-			return fmt.Errorf("conversation %d: type %d", i, c.Type)
-		}
-		if c.File < 0 {
-			return fmt.Errorf("conversation %d: file %d", i, c.File)
-		}
+	return nil
+}
+
+// check checks the i-th conversation of a job or a result.
+func (c *Conversation) check(i int) error {
+	if c.Type != OneToOne && c.Type != GroupChat {
+		return fmt.Errorf("conversation %d: type %d", i, c.Type)
+	}
+	if c.File < 0 {
+		return fmt.Errorf("conversation %d: file %d", i, c.File)
 	}
 	return nil
 }
 
 // Decode reads the wire form of a job. The error wraps [ErrVersion] when it was written by a newer binary.
 func Decode(b []byte) (Job, error) {
-	w, err := decode(b)
+	var w struct {
+		Version int `json:"v"`
+		Job
+	}
+	err := decode(b, &w, &w.Version)
+	if err == nil {
+		err = check(w.Import, w.ID, w.Generation)
+	}
+	for i := 0; err == nil && i < len(w.Conversations); i++ {
+		err = w.Conversations[i].check(i)
+	}
 	if err == nil && len(w.Conversations) == 0 {
 		err = errors.New("no conversations")
 	}
 	if err != nil {
 		return Job{}, fmt.Errorf("decode job: %w", err)
 	}
-	j := Job{
-		Import:        w.Import,
-		ID:            strings.Clone(w.Job), // this and the user are kept for longer than the job
-		FromAccount:   strings.Clone(w.FromAccount),
-		GroupName:     w.GroupName,
-		Generation:    w.Generation,
-		Prior:         w.Prior,
-		Conversations: make([]Conversation, len(w.Conversations)),
-	}
-	for i := range w.Conversations {
-		j.Conversations[i] = w.Conversations[i].Conversation
-	}
-	return j, nil
+	return w.Job, nil
 }
 
 // DecodeResult reads the wire form of a result. The error wraps [ErrVersion] when it was written by a newer binary.
 func DecodeResult(b []byte) (Result, error) {
-	w, err := decode(b)
+	var w struct {
+		Version int `json:"v"`
+		Result
+	}
+	err := decode(b, &w, &w.Version)
+	if err == nil {
+		err = check(w.Import, w.Job, w.Generation)
+	}
+	for i := 0; err == nil && i < len(w.Conversations); i++ {
+		err = w.Conversations[i].check(i)
+	}
 	if err == nil && !slices.Contains(Outcomes, w.Outcome) {
 		err = fmt.Errorf("outcome %q", w.Outcome)
 	}
 	if err != nil {
 		return Result{}, fmt.Errorf("decode result: %w", err)
 	}
-	return Result{
-		Import:        w.Import,
-		Job:           w.Job,
-		FromAccount:   w.FromAccount,
-		GroupName:     w.GroupName,
-		GroupID:       w.GroupID,
-		Outcome:       w.Outcome,
-		Code:          w.Code,
-		Info:          w.Info,
-		Generation:    w.Generation,
-		Replaces:      w.Replaces,
-		Attempts:      w.Attempts,
-		Calls:         w.Calls,
-		Conversations: w.Conversations,
-		Started:       w.Started,
-		Finished:      w.Finished,
-		Worker:        w.Worker,
-	}, nil
+	return w.Result, nil
 }
