@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -190,23 +191,24 @@ func run(signals <-chan os.Signal, args []string, getenv func(string) (string, b
 	p := &program{
 		args: args, getenv: getenv, stdin: stdin, stdout: stdout, stderr: stderr, fail: fail, console: newConsole(stderr),
 	}
-	go func() {
-		for _, heard := range []func(){stop, leave} {
-			select {
-			case <-signals:
-				heard()
-			case <-hard.Done():
-				return
-			}
-		}
-	}()
-
 	root := p.root()
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	cmd, err := root.ExecuteContextC(soft)
+	cmd, err := root, context.Canceled
+	ended := make(chan struct{})
+	var result struct {
+		cmd *cobra.Command
+		err error
+	}
+	go func() {
+		defer close(ended)
+		result.cmd, result.err = root.ExecuteContextC(soft)
+	}()
+	if awaitEnd(ended, signals, stop, leave) {
+		cmd, err = result.cmd, result.err
+	}
 	p.console.end()
 	var disk *broker.DiskError
 	if errors.As(context.Cause(hard), &disk) || errors.As(err, &disk) {
@@ -220,6 +222,43 @@ func run(signals <-chan os.Signal, args []string, getenv func(string) (string, b
 	}
 	p.explain(err, cmd)
 	return exitCode(err)
+}
+
+// timeToLeave is for what a command has to clean up after the second signal.
+const timeToLeave = 2 * time.Second
+
+// awaitEnd calls stop at the first signal, leave at the second, and reports whether the command ended after that, in time
+// and without a third one. What waits for a pipe to be opened, say, never hears of the end of a context.
+func awaitEnd(ended <-chan struct{}, signals <-chan os.Signal, stop, leave func()) bool {
+	var late <-chan time.Time
+	for heard := 1; ; heard++ {
+		select {
+		case <-signals:
+		case <-late:
+			return false
+		case <-ended:
+			return true
+		}
+		switch heard {
+		case 1:
+			stop()
+		case 2:
+			leave()
+			late = time.After(timeToLeave)
+		default:
+			return false
+		}
+	}
+}
+
+// sayWaiting says at the first signal what is waited for, to a person at a terminal, until the function that it returns is
+// called.
+func (p *program) sayWaiting(ctx context.Context, w *app.Process) (end func() bool) {
+	return context.AfterFunc(ctx, func() {
+		if s := w.State(); p.console.terminal && s.Jobs != nil && s.Jobs.InFlight > 0 {
+			p.console.report(fmt.Sprintf("waiting for %s in flight; press Ctrl-C again to leave at once, which loses nothing", jobs(s.Jobs.InFlight)))
+		}
+	})
 }
 
 // explain says what happened, what to do about it, and which command continues.

@@ -267,6 +267,13 @@ func rows(n int64) string {
 	return count(n) + " rows"
 }
 
+func jobs(n int64) string {
+	if n == 1 {
+		return "1 job"
+	}
+	return count(n) + " jobs"
+}
+
 // showProgress draws the progress line of an import, or of all imports that are not over.
 func (p *program) showProgress(s *app.State, importID string) {
 	if s.Progress == nil {
