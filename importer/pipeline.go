@@ -123,6 +123,9 @@ func (p *pipeline) readSource(ctx context.Context, s source) error {
 	case p.preset.documents:
 		format = formatDocuments
 	case format == FormatAuto:
+		if err := checkDocument(c.head); err != nil {
+			return c.explain(ctx, 0, err)
+		}
 		format = detectFormat(s.name, c.head)
 	}
 	if len(c.head) == 0 {
