@@ -385,7 +385,9 @@ func TestPlacesAgree(t *testing.T) {
 		{"compose.yaml", "stop_grace_period: 60s"},
 		{"systemd/groupferry-worker.service", "TimeoutStopSec=60\n"},
 		{"Dockerfile", "-X main.buildVersion="},
-		{"../cmd/groupferry/settings.go", "\nvar buildVersion string\n"},
+		{"Dockerfile", "-X main.buildRevision="},
+		{"../cmd/groupferry/settings.go", "\n\tbuildVersion  string\n"},
+		{"../cmd/groupferry/settings.go", "\n\tbuildRevision string\n"},
 	}
 	for _, test := range tests {
 		if !strings.Contains(read(t, test.file), test.holds) {

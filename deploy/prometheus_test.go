@@ -23,7 +23,7 @@ import (
 	"groupferry/metrics"
 )
 
-// TestQueries asks a real Prometheus, which scrapes the real metrics while a made-up import goes on, for everything that
+// TestQueries asks a real Prometheus, which scrapes the real metrics during a made-up import, for everything that
 // the dashboard shows: each query must parse, give data, and have the labels that its legend names.
 func TestQueries(t *testing.T) {
 	longtest.Only(t)
@@ -200,15 +200,15 @@ func query(ctx context.Context, base, expr string) ([]result, error) {
 		return nil, err
 	}
 	defer resp.Body.Close()
-	var answer struct {
+	var response struct {
 		Status, Error string
 		Data          struct{ Result []result }
 	}
-	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
-		return nil, fmt.Errorf("decode the answer for %s: %w", expr, err)
+	if err := json.NewDecoder(resp.Body).Decode(&response); err != nil {
+		return nil, fmt.Errorf("decode the response for %s: %w", expr, err)
 	}
-	if answer.Status != "success" {
-		return nil, fmt.Errorf("query %s: %s", expr, answer.Error)
+	if response.Status != "success" {
+		return nil, fmt.Errorf("query %s: %s", expr, response.Error)
 	}
-	return answer.Data.Result, nil
+	return response.Data.Result, nil
 }

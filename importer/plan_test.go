@@ -14,7 +14,7 @@ import (
 	"groupferry/internal/chat"
 )
 
-// TestOrder has users whose groups come one behind the other: the jobs go round all users before one comes again.
+// TestOrder has users whose groups come one behind the other: the jobs take all users in turn before one comes again.
 func TestOrder(t *testing.T) {
 	var b strings.Builder
 	b.WriteString(csvHeader)

@@ -30,7 +30,7 @@ const index = `<!DOCTYPE html>
 
 // Handler serves /metrics, /livez, /readyz and a page at / that links them.
 //
-// /livez says 200 as long as the process can answer at all: a process that waits for NATS or for the API must not be
+// /livez says 200 as long as the process can respond at all: a process that waits for NATS or for the API must not be
 // restarted for it. /readyz says 200 when ready is nil or returns nil, and otherwise 503 with the text of the error,
 // which therefore must hold no secret.
 func (m *Metrics) Handler(ready func() error) http.Handler {
@@ -42,16 +42,16 @@ func (m *Metrics) Handler(ready func() error) http.Handler {
 		Timeout:             scrapeTimeout,
 	}))
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, http.StatusOK, "ok")
+		respond(w, http.StatusOK, "ok")
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if ready != nil {
 			if err := ready(); err != nil {
-				answer(w, http.StatusServiceUnavailable, err.Error())
+				respond(w, http.StatusServiceUnavailable, err.Error())
 				return
 			}
 		}
-		answer(w, http.StatusOK, "ok")
+		respond(w, http.StatusOK, "ok")
 	})
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
@@ -60,7 +60,7 @@ func (m *Metrics) Handler(ready func() error) http.Handler {
 	return mux
 }
 
-func answer(w http.ResponseWriter, status int, text string) {
+func respond(w http.ResponseWriter, status int, text string) {
 	h := w.Header()
 	h.Set("Content-Type", "text/plain; charset=utf-8")
 	h.Set("X-Content-Type-Options", "nosniff")
@@ -69,10 +69,10 @@ func answer(w http.ResponseWriter, status int, text string) {
 	fmt.Fprintln(w, text)
 }
 
-// shutdownTimeout is how long requests in flight may go on after ctx is done; none takes longer than a scrape.
+// shutdownTimeout is how long requests in flight may continue after ctx is done; none takes longer than a scrape.
 const shutdownTimeout = scrapeTimeout + time.Second
 
-// Serve answers on l with h until ctx is done, lets requests in flight finish, and returns nil. It returns the error
+// Serve serves h on l until ctx is done, lets requests in flight finish, and returns nil. It returns the error
 // when l fails earlier. It closes l in any case.
 func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
 	s := &http.Server{

@@ -81,7 +81,7 @@ func TestServe(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 
-	// The request is still in flight when the server is told to stop, and must get its answer all the same.
+	// The request is still in flight when the server is told to stop, and must still get its response.
 	entered, leave := make(chan struct{}), make(chan struct{})
 	served := make(chan error, 1)
 	go func() {
@@ -111,7 +111,7 @@ func TestServe(t *testing.T) {
 	waitRefused(t, l.Addr().String())
 	close(leave)
 	if got := <-replied; got.err != nil || got.body != "in time" {
-		t.Errorf("request in flight: got %q, %v, want an answer", got.body, got.err)
+		t.Errorf("request in flight: got %q, %v, want a response", got.body, got.err)
 	}
 	if err := <-served; err != nil {
 		t.Errorf("serve after a stop: got %v, want nil", err)

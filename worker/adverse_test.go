@@ -57,7 +57,7 @@ func honest(t *testing.T, s *stream, a *api, j job.Job) (failed int) {
 	return failed
 }
 
-// A code for two seconds after the first create looks as if create refused, of an API that replaces.
+// A code for two seconds after the first create looks as if create rejected it, of an API that replaces.
 func TestWrongRefuse(t *testing.T) {
 	for _, code := range []int{59999, 50002, 51008} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {
@@ -153,7 +153,7 @@ func TestPartialRead(t *testing.T) {
 	})
 }
 
-// Something in between answers 404 for a moment, while the first calls are made.
+// Something in between responds with 404 for a moment, while the first calls are made.
 func TestBlip404(t *testing.T) {
 	for _, only := range []chat.Command{"", chat.UpdateContactGroup} {
 		t.Run(string(only), func(t *testing.T) {
@@ -285,7 +285,7 @@ func TestOldNews(t *testing.T) {
 				start := time.Now()
 				a.fault = func(_ int, c chat.Command, _ string) (error, bool) {
 					if d := time.Since(start); d > 30*time.Millisecond && d < time.Hour && c == chat.CreateContactGroup {
-						return &chat.Error{Command: c, Cause: errors.New("refused")}, false
+						return &chat.Error{Command: c, Cause: errors.New("connection refused")}, false
 					}
 					return nil, false
 				}
@@ -352,7 +352,7 @@ func (p *sparing) Create(ctx context.Context, r chat.CreateRequest) (chat.Respon
 	return p.api.Create(ctx, r)
 }
 
-// All that the second create brings is refused, which shows nothing.
+// All conversations of the second create are rejected, which shows nothing.
 func TestWrongAppend(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAPI("replace")
@@ -393,8 +393,8 @@ func TestDeletedTwice(t *testing.T) {
 	})
 }
 
-// Get refuses for good; creates and updates are accepted.
-func TestGetRefuses(t *testing.T) {
+// Get is always rejected; creates and updates are accepted.
+func TestGetRejected(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAPI("append")
 		a.noGet = coded(chat.GetContactGroup, 50001)

@@ -113,7 +113,7 @@ func (a *attempt) doneBefore() int {
 	return len(a.before.Conversations) - a.before.FailedConversations()
 }
 
-// final gives the result with the attempts and calls of all generations.
+// final returns the result with the attempts and calls of all generations.
 func (a *attempt) final() job.Result {
 	r := a.result
 	r.Attempts, r.Calls = a.made, a.calls
@@ -137,8 +137,8 @@ func (a *attempt) giveUp(err error) {
 	a.fail(code, info)
 }
 
-// fail sets the outcome of a job that ended before its end. What a response said holds; the rest failed with code. A job
-// that could not be read has no conversations, and fails as a whole.
+// fail sets the outcome of a job that ended before its end. What a response said holds; the rest failed with code. A
+// job that could not be read has no conversations, and fails as a whole.
 func (a *attempt) fail(code, info string) {
 	if len(a.result.Conversations) == 0 {
 		a.result.Outcome, a.result.Code, a.result.Info = job.Failed, code, info

@@ -24,12 +24,12 @@ const (
 	// Conversations that failed in a way that may pass are sent again twice (51007: "retry twice, then permanent").
 	resends = 2
 
-	// A call that is not sent so many times in a row has found no way to the API: making a connection takes longer than a
-	// permit holds. A process that is frozen, or a machine that is suspended, is so once or twice.
+	// After unsentMost unsent tries in a row there is no way to the API: making a connection takes longer than a permit
+	// lasts. A frozen process or a suspended machine causes one or two of them.
 	unsentMost = 10
 
-	// What may come from something in between, as a proxy that is being restarted, is believed when so many calls in a row
-	// ended so, over all jobs and for so long.
+	// A response that may come from something in between, such as a proxy that is being restarted, is believed after
+	// repeatsMost such calls in a row over repeatsTime, counted over all jobs.
 	repeatsMost = 5
 	repeatsTime = 2 * time.Second
 
@@ -44,7 +44,7 @@ type repeats struct {
 	since time.Time
 }
 
-// add counts one, and tells whether it lasts.
+// add counts one, and reports whether it lasts.
 func (r *repeats) add() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -60,9 +60,9 @@ func (r *repeats) reset() {
 	r.n = 0
 }
 
-// call makes one call as often as it takes: it waits for a permit each time, goes slower when told to, signs again
-// once, and tries again what may pass. A *chat.Error is the API's last word on it; it comes wrapped in errAgain when
-// more tries may help later, and in a *governor.HaltedError when every job would fail the same way.
+// call makes one call, and repeats it as necessary: it waits for a permit each time, slows down when throttled, signs
+// again once, and tries again after failures that may pass. A *chat.Error is the API's final response; it comes wrapped
+// in errAgain when more tries may help later, and in a *governor.HaltedError when every job would fail the same way.
 func call[A any](ctx context.Context, a *attempt, command chat.Command, do func(context.Context) (A, error), code func(A) string) (A, error) {
 	var none A
 	tries, unsent, renewed := 0, 0, false
@@ -150,7 +150,7 @@ func callOnce[A any](ctx context.Context, a *attempt, permit *governor.Permit, c
 		a.w.known.heard(command)
 	}
 	if err != nil && (e == nil || e.Code == 0 || e.Class() == chat.Retry || e.Class() == chat.Unknown) {
-		a.unanswered(command, e != nil && e.Class() == chat.Unknown)
+		a.noteNoResponse(command, e != nil && e.Class() == chat.Unknown)
 	}
 	switch {
 	case err == nil && code != nil:
@@ -169,9 +169,10 @@ func (w *Worker) noResponse(err error) {
 	}
 }
 
-// unanswered notes that nobody knows what became of a call. The API's own internal errors and timeouts do not tell either;
-// what an unknown code means, it says the same each time.
-func (a *attempt) unanswered(command chat.Command, unknown bool) {
+// noteNoResponse notes that nobody knows what became of a call: it had no response, or the response was an internal
+// error or timeout of the API, which does not tell either. An unknown code means the same each time, so it needs no
+// check.
+func (a *attempt) noteNoResponse(command chat.Command, unknown bool) {
 	if command == chat.GetContactGroup {
 		return
 	}
@@ -189,7 +190,7 @@ func outcomeOf(ctx context.Context, err error) governor.Outcome {
 	var e *chat.Error
 	switch {
 	case err == nil:
-		return governor.Answered
+		return governor.Responded
 	case !errors.As(err, &e):
 		return governor.Cancelled // nobody knows whether it was sent
 	case e.Unsent():
@@ -197,7 +198,7 @@ func outcomeOf(ctx context.Context, err error) governor.Outcome {
 	case e.Class() == chat.Throttle:
 		return governor.Throttled
 	case e.Code != 0, e.NotOffered():
-		return governor.Answered
+		return governor.Responded
 	case e.Status == 0 && ctx.Err() != nil:
 		return governor.Cancelled
 	}

@@ -12,8 +12,8 @@ import (
 	"groupferry/internal/job"
 )
 
-// What create_contact_group does to a group that exists is in no document: see [Reading]. What a group holds stays under
-// each of them, also what this job does not name:
+// The documents do not say what create_contact_group does to a group that exists: see [Reading]. Under each reading a
+// group keeps what it holds, also what this job does not name:
 //
 //	group ──► update adds ─────────────────────────────► all else with update
 //	             │ no such group                              ▲
@@ -28,9 +28,9 @@ import (
 //     cannot be carried; that is logged.
 //   - Where get is not offered either, a create could take out what is in the group and nobody would know. Then nothing is
 //     sent, unless the user accepts that.
-//   - What was found out about a group holds for half a minute, for one that does not exist may be made by somebody else.
+//   - What is known about a group is used for half a minute: somebody else may create or delete it.
 //   - A retry adds what failed before. If the group is gone meanwhile, all of it is sent.
-//   - A group one of whose calls had no response is read back in the end, and what is missing is sent again. While a create
+//   - If a call for a group had no response, the group is read in the end, and what is missing is sent again. While a create
 //     without a response may still take effect, nothing else is sent to its group; nor is anything for a job that a leader
 //     which handed over may have made calls for, until these have taken effect.
 //
@@ -38,7 +38,7 @@ import (
 
 // Codes of a result that no code of the API stands for.
 const (
-	CodeUnanswered  = "unanswered" // the API took the call and said nothing about this conversation
+	CodeNoResult    = "no-result" // the response has no result for this conversation
 	CodeNotInGroup  = "not-in-group"
 	CodeNeedsUpdate = "needs-update" // only update_contact_group could add it, and that is not offered
 )
@@ -54,10 +54,10 @@ var (
 	// errNoUpdate says that update is not offered.
 	errNoUpdate = errors.New("update is not offered")
 
-	// errStale says that what the job knew is too old, or not known in this process: it has to look again.
-	errStale = errors.New("look at the group again")
+	// errStale says that what the job knew is too old, or not known in this process: it has to read the group again.
+	errStale = errors.New("the group has to be read again")
 
-	// errNoEnd says that what a user has cannot be read as a whole.
+	// errNoEnd says that the groups of a user cannot be read to the end.
 	errNoEnd = errors.New("get_contact_group gives no end of the list")
 )
 
@@ -106,8 +106,8 @@ func (a *attempt) run(ctx context.Context) error {
 	return nil
 }
 
-// lock keeps the user's other jobs away. They would find at the same time that a group does not exist, and create it twice;
-// and where one of them changes what the user has between two pages of a read, the read misses something.
+// lock locks out the user's other jobs. Two jobs could find at the same time that a group does not exist, and both
+// create it. And if one changed the user's groups between two pages of a read, the read would miss something.
 func (a *attempt) lock(ctx context.Context) (free func(), err error) {
 	for {
 		free, wait := a.w.users.try(a.result.FromAccount)
@@ -133,7 +133,7 @@ func (a *attempt) write(ctx context.Context) error {
 	return a.writeWhole(ctx)
 }
 
-// canAdd tells whether a call can add to a group that exists.
+// canAdd reports whether a call can add to a group that exists.
 func (a *attempt) canAdd() bool {
 	return a.w.known.offers(chat.UpdateContactGroup) || a.w.known.harmless()
 }
@@ -207,20 +207,20 @@ func (a *attempt) items(places []int) []chat.Item {
 	return items
 }
 
-// rejection tells whether err is the API's last word on a call. Everything else that a call returns is about now: the
-// namespace is halted, the time is up, or the job should try again later.
+// rejection reports whether err is the API's final response to a call. Any other error is temporary: the namespace is
+// halted, the time is up, or the job should be tried again later.
 func rejection(err error) (*chat.Error, bool) {
 	e, ok := err.(*chat.Error) //nolint:errorlint // wrapped, it means something else; see call
 	return e, ok
 }
 
-// endsJob tells whether a rejected chunk means that the rest of the job would be rejected too. A chunk that the API
+// endsJob reports whether a rejected chunk means that the rest of the job would be rejected too. A chunk that the API
 // finds malformed says nothing about the others, and neither does a code that nobody knows.
 func endsJob(e *chat.Error) bool {
 	return e.Class() == chat.Permanent && e.Code != chat.CodeBadParameter
 }
 
-// reject records that the API would not have a call with these conversations.
+// reject records that the API rejected a call with these conversations.
 func (a *attempt) reject(places []int, e *chat.Error) {
 	for _, i := range places {
 		a.known[i] = true
@@ -236,7 +236,7 @@ func (a *attempt) need(places []int) {
 	}
 }
 
-// noteAll records what the API said about each conversation, and returns those to be sent again.
+// noteAll records the result of each conversation, and returns those to be sent again.
 func (a *attempt) noteAll(places []int, response chat.Response, last bool) (again []int) {
 	if response.GroupID != 0 {
 		a.result.GroupID = response.GroupID
@@ -250,14 +250,14 @@ func (a *attempt) noteAll(places []int, response chat.Response, last bool) (agai
 	return again
 }
 
-// note records what the API said about one conversation, and tells whether it should be sent again.
+// note records the result of one conversation, and reports whether it should be sent again.
 func (a *attempt) note(c *job.ConversationResult, r chat.ItemResult, last bool) (again bool) {
-	if r.Answered && r.Code == 0 {
+	if r.Reported && r.Code == 0 {
 		c.Code, c.Info = "", ""
 		return false
 	}
-	if !r.Answered {
-		c.Code, c.Info = CodeUnanswered, "the response named other conversations, not this one"
+	if !r.Reported {
+		c.Code, c.Info = CodeNoResult, "the response named other conversations, not this one"
 		return !last
 	}
 	c.Code, c.Info = strconv.Itoa(r.Code), r.Info
@@ -318,8 +318,8 @@ func (a *attempt) sendChunk(ctx context.Context, items []chat.Item) (chat.Respon
 	return response, err
 }
 
-// mayExist tells whether create may have been refused because the group is there by now, from a call of an earlier leader
-// that took effect late. No document says with which code that would be.
+// mayExist reports whether create may have been rejected because the group is there by now, from a call of an earlier
+// leader that took effect late. No document says with which code that would be.
 func mayExist(e *chat.Error) bool {
 	return e.Code == chat.CodeBadParameter || e.Code == chat.CodeTooManyGroups || e.Code != 0 && e.Class() == chat.Unknown
 }
@@ -350,7 +350,7 @@ func (a *attempt) addOrFind(ctx context.Context, items []chat.Item) (chat.Respon
 	case e.Class() == chat.Permanent && e.Code != chat.CodeBadParameter:
 		return response, err
 	}
-	// No document says so, but this too may be how a group is refused that does not exist.
+	// Not documented, but a call for a group that does not exist may be rejected in this way too.
 	if _, ferr := a.find(ctx); ferr != nil && !unreadable(ferr) {
 		return response, ferr
 	}
@@ -360,8 +360,8 @@ func (a *attempt) addOrFind(ctx context.Context, items []chat.Item) (chat.Respon
 	return response, err
 }
 
-// tryCreate writes a chunk into a group that does not exist, in a way that shows what create does to one that does; tried
-// is false if this is not the time for it.
+// tryCreate writes a chunk into a group that does not exist, in a way that shows what create does to one that does;
+// tried is false if this is not the time for it.
 func (a *attempt) tryCreate(ctx context.Context, items []chat.Item) (_ chat.Response, err error, tried bool) {
 	if len(items) < 2 || !a.w.known.offers(chat.GetContactGroup) || !a.w.known.offers(chat.UpdateContactGroup) {
 		return chat.Response{}, nil, false
@@ -401,7 +401,7 @@ func (a *attempt) awaitReading(ctx context.Context, first, second []chat.Item) (
 	return a.w.known.harmless(), err
 }
 
-// experiment creates a group that does not exist with some items, and again with others, and looks what became of it.
+// experiment creates a group that does not exist with some items, and again with others, and reads what became of it.
 // The response is about all of them if create appends; else the group holds some of the items.
 func (a *attempt) experiment(ctx context.Context, some, others []chat.Item) (none chat.Response, err error) {
 	first, err := a.create(ctx, some)
@@ -410,7 +410,7 @@ func (a *attempt) experiment(ctx context.Context, some, others []chat.Item) (non
 	}
 	second, err := a.create(ctx, others)
 	if e, ok := rejection(err); ok {
-		// The others may be what it did not like.
+		// The others may be the reason.
 		_, err = a.create(ctx, some)
 		if again, ok := rejection(err); ok {
 			if again.Code == e.Code {
@@ -436,7 +436,7 @@ func (a *attempt) experiment(ctx context.Context, some, others []chat.Item) (non
 	in, out, accepted := 0, 0, 0 // in and out of the first items, accepted of the others
 	for k, it := range some {
 		switch {
-		case !first.Items[k].Answered || first.Items[k].Code != 0:
+		case !first.Items[k].Reported || first.Items[k].Code != 0:
 		case members[it]:
 			in++
 		default:
@@ -445,7 +445,7 @@ func (a *attempt) experiment(ctx context.Context, some, others []chat.Item) (non
 	}
 	for k, it := range others {
 		switch {
-		case !second.Items[k].Answered || second.Items[k].Code != 0:
+		case !second.Items[k].Reported || second.Items[k].Code != 0:
 		case !members[it]:
 			return none, nil // what was read is not what was written last
 		default:
@@ -537,8 +537,8 @@ func (a *attempt) writeWhole(ctx context.Context) error {
 		gone := 0
 		for k := range others {
 			switch r := response.Items[len(places)+k]; {
-			case r.Answered && r.Code == 0:
-			case pass < carries && (!r.Answered || chat.ClassOf(r.Code) != chat.Permanent):
+			case r.Reported && r.Code == 0:
+			case pass < carries && (!r.Reported || chat.ClassOf(r.Code) != chat.Permanent):
 				lost = true
 			default:
 				gone++
@@ -561,7 +561,7 @@ func notOffered(err error) bool {
 	return ok && e.NotOffered()
 }
 
-// unreadable tells whether find failed in a way that is no different the next time.
+// unreadable reports whether find failed in a way that will not change.
 func unreadable(err error) bool {
 	_, ok := rejection(err)
 	return ok || errors.Is(err, errNoEnd)
@@ -581,7 +581,7 @@ func (a *attempt) create(ctx context.Context, items []chat.Item) (chat.Response,
 	return response, err
 }
 
-// stale tells whether what a create relies on is too old: the wait for a permit can be long.
+// stale reports whether what a create relies on is too old: the wait for a permit can be long.
 func (a *attempt) stale() bool {
 	return !a.w.known.harmless() && time.Since(a.foundAt) > staleAfter && !a.foundAt.IsZero()
 }
@@ -611,8 +611,8 @@ func (a *attempt) waitForLate(ctx context.Context) error {
 	return nil
 }
 
-// check reads the group back and corrects the result by it: what is in the group is done. What is not is sent once more,
-// where that can be done alone, and fails if it is not there then.
+// check reads the group back and corrects the result by it: what is in the group is done. What is not is sent once
+// more, where that can be done alone, and fails if it is not there then.
 func (a *attempt) check(ctx context.Context) error {
 	if !a.w.known.offers(chat.GetContactGroup) {
 		return nil
@@ -698,7 +698,7 @@ func (a *attempt) find(ctx context.Context) (map[chat.Item]bool, error) {
 
 func codeOf(a chat.Response) string {
 	for _, r := range a.Items {
-		if !r.Answered || r.Code != 0 {
+		if !r.Reported || r.Code != 0 {
 			return "partial"
 		}
 	}

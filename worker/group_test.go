@@ -162,7 +162,7 @@ func TestReadBack(t *testing.T) {
 	})
 }
 
-// One HTTP 404 says nothing about a command; several do where it was never answered, until it is.
+// One HTTP 404 says nothing about a command. Several do, until the command has had a response.
 func TestNotFound(t *testing.T) {
 	t.Run("once", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
@@ -183,7 +183,7 @@ func TestNotFound(t *testing.T) {
 			holds(t, s, a, j, job.Done)
 		})
 	})
-	t.Run("after an answer", func(t *testing.T) {
+	t.Run("after a response", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			a := newAPI("append")
 			var missing atomic.Bool
@@ -290,8 +290,8 @@ func TestUnknownCode(t *testing.T) {
 	}
 }
 
-// What something in between answers halts after a few calls, with its status and words.
-func TestRefusedInBetween(t *testing.T) {
+// Responses of something in between halt after a few calls, with its status and text.
+func TestRejectedInBetween(t *testing.T) {
 	for _, s := range []int{401, 403, 404, 407, 451} {
 		synctest.Test(t, func(t *testing.T) {
 			a := newAPI("append")
@@ -302,7 +302,7 @@ func TestRefusedInBetween(t *testing.T) {
 			cfg := Config{LeaveOn: always, Known: appends(), OnNoResponse: func(err error) { why = err }}
 			err := work(t, cfg, newStream(testJob("anna", "g", 1)), a)
 			if !governor.IsHalted(err) || !strings.Contains(err.Error(), fmt.Sprint(s)) || !strings.Contains(err.Error(), "blocked by policy") {
-				t.Errorf("%d: got %v, want halted, with the words", s, err)
+				t.Errorf("%d: got %v, want halted, with the text", s, err)
 			}
 			if len(a.calls) < repeatsMost || len(a.calls) > 2*callTries || why == nil && s != 404 {
 				t.Errorf("%d: halted after %d calls, told of %v", s, len(a.calls), why)

@@ -20,8 +20,8 @@ const (
 	Refuse  Reading = "refuse"  // it fails with a code
 )
 
-// Known is what was learned about an API, to be kept for the next run against the same one. The zero value is that
-// nobody tried yet.
+// Known is what was learned about an API, to be kept for the next run against the same one. The zero value means that
+// nothing is known.
 type Known struct {
 	Create   Reading   `json:"create,omitempty"`
 	CreateAt time.Time `json:"create_at,omitzero"` // when that was learned
@@ -32,15 +32,16 @@ type Known struct {
 }
 
 const (
-	// knownFor is how long what create does is taken as known. Then one job learns it anew, by two creates and a read.
+	// knownFor is how long the reading of create is used. After that one job learns it again, by two creates and a
+	// read.
 	knownFor = 7 * 24 * time.Hour
 
 	// askAgain is when a command that was not offered is tried again.
 	askAgain = 10 * time.Minute
 )
 
-// offer is what this process heard of update or get. HTTP 404 stands for a command that is not offered if it lasts and
-// there never was a response: something in between can say 404 for a moment.
+// offer is what this process knows about update or get. HTTP 404 means that the command is not offered if it lasts, and
+// if the command never had a response: something in between can respond with 404 for a moment.
 type offer struct {
 	responded bool
 	notFound  repeats
@@ -66,7 +67,7 @@ func newKnowledge(known Known, save func(Known), log *slog.Logger) *knowledge {
 	}
 }
 
-// create gives what create does to a group that exists, "" when it is not known.
+// create returns what create does to a group that exists, "" when it is not known.
 func (k *knowledge) create() Reading {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -76,8 +77,8 @@ func (k *knowledge) create() Reading {
 	return k.known.Create
 }
 
-// harmless tells whether create is known to leave what is in a group that exists. That it was seen to be refused does not
-// say so: it may have been for something else.
+// harmless reports whether create is known to keep what is in a group that exists. A rejected create does not show
+// that: it may have been rejected for another reason.
 func (k *knowledge) harmless() bool { return k.create() == Append }
 
 func (k *knowledge) learn(r Reading) {
@@ -101,7 +102,7 @@ func (n *Known) missing(c chat.Command) *time.Time {
 	return &n.NoGetAt
 }
 
-// offers tells whether update or get can be called, as far as is known.
+// offers reports whether update or get can be called, as far as is known.
 func (k *knowledge) offers(c chat.Command) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -118,7 +119,7 @@ func (k *knowledge) heard(c chat.Command) {
 	}
 }
 
-// missed notes a response that says that update or get is not offered, and tells whether that is to be believed.
+// missed notes a response that says that update or get is not offered, and reports whether that is to be believed.
 func (k *knowledge) missed(e *chat.Error) bool {
 	k.mu.Lock()
 	o := k.offer[e.Command]
@@ -139,8 +140,8 @@ func (k *knowledge) missed(e *chat.Error) bool {
 	return true
 }
 
-// mayReplace is [ErrMayReplace] with what the API said, and why the group was not read. What it did not say to this
-// process is forgotten, to be asked once more: the error is errStale then.
+// mayReplace returns [ErrMayReplace] with the responses of the API, and why the group was not read. What this process
+// did not learn itself is dropped, to be tried again: then the error is errStale.
 func (k *knowledge) mayReplace(unread error) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -168,7 +169,7 @@ type keys struct {
 	held map[string]chan struct{} // closed when it is let go
 }
 
-// try takes a key that nobody holds, or gives what is closed when its holder lets go.
+// try takes a key that nobody holds, or returns a channel that is closed when its holder releases it.
 func (k *keys) try(key string) (free func(), wait <-chan struct{}) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -10,23 +10,23 @@
 //	                                          Finish(result)
 //
 // Each of the slots does one job at a time: it takes a job, makes the job's calls, and either finishes the job with a
-// result or requeues it. A job is taken only when there is a slot for it, so none waits in a buffer here. Who gives out
-// the jobs keeps what is in flight, requeued and tried how often; a job whose result was not kept is done again, and doing
-// a job again leads to the same groups.
+// result or requeues it. A job is taken only when there is a slot for it, so none waits in a buffer here. The queue
+// keeps track of the jobs in flight, of requeued jobs and of attempts. A job whose result was not stored is done again,
+// and doing a job again leads to the same groups.
 //
-// What goes wrong is handled in one of four ways, by the class of the code. The call is repeated here: it was throttled,
-// was not sent, or failed in a way that may pass. The whole job is requeued, which counts as an attempt. What failed is
-// recorded: the result says partial or failed. Or everything halts, because every job would fail the same way. During an
-// outage nothing counts as an attempt. A panic ends one job as failed, not the process. See [chat.Class] and
+// A failure is handled in one of four ways, by the class of the code. The call is repeated here: it was throttled, was
+// not sent, or failed in a way that may pass. The whole job is requeued, which counts as an attempt. What failed is
+// recorded: the result says partial or failed. Or everything halts, because every job would fail the same way. During
+// an outage nothing counts as an attempt. A panic ends one job as failed, not the process. See [chat.Class] and
 // [internal/governor].
 //
 // # Performance
 //
-// Measured on 2 cores of a virtual machine: one `work --drain` took 0.20 to 0.27 CPU seconds for 1,000 jobs, of 10,000 with
-// 20 conversations each, embedded server included and every result synced to disk. Without a limit and without latency it
-// made 4,800 to 5,500 calls a second, 24 times what the API takes and more. At 200 calls a second, 1,000 jobs took 0.65 CPU seconds; a bare loop of
-// as many calls took 0.37. More than half of the time goes into the calls themselves, a fifth into the batches that the
-// results are written with. This measures it again:
+// Measured on 2 cores of a virtual machine: one `work --drain` took 0.20 to 0.27 CPU seconds for 1,000 jobs, of 10,000
+// with 20 conversations each, embedded server included and every result synced to disk. Without a limit and without
+// latency it made 4,800 to 5,500 calls a second, 24 times what the API takes and more. At 200 calls a second, 1,000
+// jobs took 0.65 CPU seconds; a bare loop of as many calls took 0.37. More than half of the time goes into the calls
+// themselves, a fifth into the batches that the results are written with. This measures it again:
 //
 //	go test ./cmd/groupferry -run '^$' -bench Drain -benchtime 3x
 package worker
@@ -53,8 +53,8 @@ import (
 
 // Jobs is where jobs come from.
 type Jobs interface {
-	// Next waits for a job. It is not called again before it returned. An error that is not about ctx says that there
-	// are no more jobs to be had here, and ends Run.
+	// Next waits for a job. It is not called again before it returned. An error that is not about ctx means that there
+	// are no more jobs here, and ends Run.
 	Next(ctx context.Context) (Delivery, error)
 }
 
@@ -67,7 +67,7 @@ type Delivery interface {
 	// Prior returns the result that a retried job replaces; nil when there is none.
 	Prior(context.Context) (*job.Result, error)
 
-	// Earlier tells whether a leader that handed over may have made calls for the job that can still take effect.
+	// Earlier reports whether a leader that handed over may have made calls for the job that can still take effect.
 	Earlier() bool
 
 	// Attempt counts from 1: this delivery, and those before it that were requeued as counted.
@@ -76,7 +76,7 @@ type Delivery interface {
 	// Finish hands over the job's result. It does not wait until the result is written.
 	Finish(job.Result)
 
-	// Requeue gives the job back, to be delivered again after a while. An attempt is counted or not.
+	// Requeue puts the job on the queue again, to be delivered after a while. An attempt is counted or not.
 	Requeue(after time.Duration, counted bool)
 }
 
@@ -96,14 +96,14 @@ type Pace interface {
 	AwaitResume(context.Context) error
 }
 
-// Observer is told what happens; it is never asked. Its methods are called from many goroutines at once.
+// An Observer is notified of events. Its methods are called from many goroutines at once.
 type Observer interface {
-	// CallDone tells of one call that was sent: "ok", "partial" (some conversations failed) or the code of its error.
+	// CallDone reports one call that was sent: "ok", "partial" (some conversations failed) or the code of its error.
 	CallDone(command, code string, d time.Duration)
 	Retry(command string)
 	JobStarted()
 	JobDone(outcome string, conversationsDone, conversationsFailed int, d time.Duration, attempts int)
-	// JobRequeued tells that a job left without a result: "retry", "stop" or "halt".
+	// JobRequeued reports that a job was requeued without a result: "retry", "stop" or "halt".
 	JobRequeued(reason string)
 }
 
@@ -117,18 +117,19 @@ type Config struct {
 	Observer    Observer      // may be nil
 	Log         *slog.Logger  // may be nil
 
-	// Known is what an earlier run learned about this API. OnKnown, unless nil, is called with each change of it; it must
-	// not block.
+	// Known is what an earlier run learned about this API. OnKnown, unless nil, is called with each change of it; it
+	// must not block.
 	Known   Known
 	OnKnown func(Known)
 
-	// AcceptReplace lets create be called where it may take out what a group holds, and nobody can tell.
+	// AcceptReplace allows create even if it may remove what a group holds, and there is no way to check that.
 	AcceptReplace bool
 
-	// OnNoResponse, unless nil, is called with the error of each call that the API did not respond to, before the pace knows of it.
+	// OnNoResponse, unless nil, is called with the error of each call that the API did not respond to, before the pace
+	// knows of it.
 	OnNoResponse func(error)
 
-	// LeaveOn tells whether Run returns a halt instead of waiting for its end; nil means that it always waits.
+	// LeaveOn reports whether Run returns a halt instead of waiting for its end; nil means that it always waits.
 	LeaveOn func(cause error) bool
 }
 
@@ -140,12 +141,12 @@ const (
 	retryFirst = time.Second
 	retryMost  = time.Minute
 
-	// forgetAfter is when nothing is kept any more of a job that was requeued and has not come back: its import was
+	// forgetAfter is how long the state of a requeued job is kept that is not delivered again: its import was
 	// cancelled.
 	forgetAfter = time.Hour
 )
 
-// CodePanic is the code of what a job did not get done because a defect of this program ended it.
+// CodePanic is the code of conversations that were not done because a defect of this program ended their job.
 const CodePanic = "panic"
 
 // A Worker works on jobs. Use New.
@@ -212,19 +213,20 @@ func New(cfg Config, jobs Jobs, api API, pace Pace) *Worker {
 }
 
 // Run works until stop is closed, ctx ends, or it cannot continue. It stops in two phases. When stop is closed it takes
-// no more jobs, lets those in flight continue for the grace time and requeues the rest. When ctx ends it requeues all of
-// them at once.
+// no more jobs, lets those in flight continue for the grace time and requeues the rest. When ctx ends it requeues all
+// of them at once.
 //
 // It returns nil when it was stopped, a *governor.HaltedError when it was halted and configured to leave then, and
-// otherwise [ErrMayReplace], the error of Jobs.Next or governor.ErrClosed; jobs in flight then have the grace time as well.
+// otherwise [ErrMayReplace], the error of Jobs.Next or governor.ErrClosed; jobs in flight then have the grace time as
+// well.
 func (w *Worker) Run(ctx context.Context, stop <-chan struct{}) error {
 	working, leave := context.WithCancel(ctx) // phase two: no more calls
 	defer leave()
 	taking, stopTaking := context.WithCancel(working) // phase one: no more jobs
 	defer stopTaking()
 
-	// The slots stay for all jobs: a goroutine for each job would have to grow its stack each time. There is always one that
-	// waits for a job, until there are as many as may be.
+	// The slots stay for all jobs: a goroutine for each job would have to grow its stack each time. There is always one
+	// that waits for a job, until there are as many as may be.
 	var slots errgroup.Group
 	var started atomic.Int64
 	var add func()
@@ -278,7 +280,8 @@ func (w *Worker) work(working, taking context.Context, add func()) error {
 	}
 }
 
-// take waits for a job, and before that for the end of a halt. One slot at a time waits; the others wait for their turn.
+// take waits for a job, and before that for the end of a halt. One slot at a time waits; the others wait for their
+// turn.
 func (w *Worker) take(taking context.Context) (Delivery, error) {
 	select {
 	case w.turn <- struct{}{}:
@@ -370,7 +373,7 @@ func (w *Worker) handle(ctx context.Context, d Delivery) error {
 	return nil
 }
 
-// finish hands over the result.
+// finish passes the result on.
 func (w *Worker) finish(d Delivery, a *attempt, start time.Time) {
 	r := a.final()
 	r.Worker, r.Finished = w.cfg.Name, time.Now()
@@ -415,7 +418,8 @@ func (w *Worker) requeue(d Delivery, reason string, after time.Duration, counted
 	d.Requeue(after, counted)
 }
 
-// earlierUntil is when the calls of an earlier leader for a job have taken effect, if they ever do; zero if there are none.
+// earlierUntil is when the calls of an earlier leader for a job have taken effect, if they ever do; zero if there are
+// none.
 func (w *Worker) earlierUntil(d Delivery) time.Time {
 	if !d.Earlier() || w.known.harmless() {
 		return time.Time{}

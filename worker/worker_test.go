@@ -235,13 +235,13 @@ type api struct {
 	renewed  int
 	latency  time.Duration
 
-	// fault may answer in the API's stead; applied tells it to answer only after the call took effect.
+	// fault may respond in place of the API; applied tells it to respond only after the call took effect.
 	fault func(n int, command chat.Command, user string) (err error, applied bool)
 	item  func(chat.Item) int // code of a conversation
 
-	// late may tell that a call has no answer, and takes effect 2.5 s later.
+	// late may say that a call has no response, and takes effect 2.5 s later.
 	late  func(command chat.Command) bool
-	short bool // an answer leaves out the last conversation, once
+	short bool // a response leaves out the last conversation, once
 }
 
 func newAPI(existing string) *api {
@@ -283,21 +283,21 @@ func (a *api) call(c chat.Command, user string, apply func() (chat.Response, err
 }
 
 func (a *api) add(key string, items []chat.Item) chat.Response {
-	answer := chat.Response{GroupID: 7}
+	response := chat.Response{GroupID: 7}
 	for i, it := range items {
-		r := chat.ItemResult{Item: it, Answered: true}
+		r := chat.ItemResult{Item: it, Reported: true}
 		if a.item != nil {
 			r.Code = a.item(it)
 		}
 		if a.short && i == len(items)-1 {
-			a.short, r.Answered = false, false
+			a.short, r.Reported = false, false
 		}
-		if r.Code == 0 && r.Answered {
+		if r.Code == 0 && r.Reported {
 			a.groups[key][it] = true
 		}
-		answer.Items = append(answer.Items, r)
+		response.Items = append(response.Items, r)
 	}
-	return answer
+	return response
 }
 
 func (a *api) Create(_ context.Context, r chat.CreateRequest) (chat.Response, error) {
@@ -375,7 +375,7 @@ func testJob(user, group string, n int) job.Job {
 	return j
 }
 
-// startGovernor gives a governor whose lease holds until the test ends.
+// startGovernor returns a governor whose lease holds until the test ends.
 func startGovernor(t *testing.T, cfg governor.Config) *governor.Governor {
 	t.Helper()
 	kick := make(chan struct{}, 1)
@@ -712,7 +712,7 @@ func TestOutageBurnsNoAttempt(t *testing.T) {
 		end := time.Now().Add(10 * time.Minute)
 		a.fault = func(_ int, c chat.Command, _ string) (error, bool) {
 			if time.Now().Before(end) {
-				return &chat.Error{Command: c, Cause: errors.New("refused")}, false
+				return &chat.Error{Command: c, Cause: errors.New("connection refused")}, false
 			}
 			return nil, false
 		}
@@ -823,7 +823,7 @@ func TestSignsAgainOnce(t *testing.T) {
 
 		a.fault = func(_ int, c chat.Command, _ string) (error, bool) { return coded(c, 70001), false }
 		if err := work(t, Config{Known: appends(), LeaveOn: always}, newStream(j), a); !governor.IsHalted(err) {
-			t.Errorf("refused with a new signature too: got %v, want halted", err)
+			t.Errorf("rejected with a new signature too: got %v, want halted", err)
 		}
 		a.fault = func(_ int, c chat.Command, _ string) (error, bool) { return coded(c, 60004), false }
 		if err := work(t, Config{Known: appends(), LeaveOn: always}, newStream(j), a); !governor.IsHalted(err) {
@@ -1013,8 +1013,8 @@ func TestPriorOutOfReach(t *testing.T) {
 	})
 }
 
-// TestPanic is about defects, in the middle of a job and before its first call. The job fails, what an answer said
-// holds, and the others go on. Neither the log nor the result tells ids.
+// TestPanic is about defects, in the middle of a job and before its first call. The job fails, what a response said
+// holds, and the others continue. Neither the log nor the result tells ids.
 func TestPanic(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAPI("append")
@@ -1192,18 +1192,18 @@ func TestOutcomeOf(t *testing.T) {
 		err  error
 		want governor.Outcome
 	}{
-		{"well", live, nil, governor.Answered},
-		{"well, as the context ended", gone, nil, governor.Answered},
-		{"a code", live, coded(c, 50001), governor.Answered},
-		{"a code, as the context ended", gone, coded(c, 51013), governor.Answered},
+		{"well", live, nil, governor.Responded},
+		{"well, as the context ended", gone, nil, governor.Responded},
+		{"a code", live, coded(c, 50001), governor.Responded},
+		{"a code, as the context ended", gone, coded(c, 51013), governor.Responded},
 		{"slower", live, coded(c, 60007), governor.Throttled},
 		{"slower, as the context ended", gone, coded(c, 60011), governor.Throttled},
-		{"not offered, or something in between", live, status(c, 404), governor.Answered},
-		{"not offered", live, coded(c, 60009), governor.Answered},
+		{"not offered, or something in between", live, status(c, 404), governor.Responded},
+		{"not offered", live, coded(c, 60009), governor.Responded},
 		{"something in between", live, status(c, 502), governor.Lost},
 		{"something in between, as the context ended", gone, status(c, 502), governor.Lost},
 		{"forbidden by something in between", live, status(c, 403), governor.Lost},
-		{"no answer", live, &chat.Error{Command: c, Cause: os.ErrDeadlineExceeded}, governor.Lost},
+		{"no response", live, &chat.Error{Command: c, Cause: os.ErrDeadlineExceeded}, governor.Lost},
 		{"given up", gone, &chat.Error{Command: c, Cause: context.Canceled}, governor.Cancelled},
 		{"given up before it was sent", gone, before, governor.Unsent},
 		{"not sent", live, unsent, governor.Unsent},

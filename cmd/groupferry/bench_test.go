@@ -14,7 +14,7 @@ import (
 )
 
 // BenchmarkPace writes 2,000 groups at the default rate to a simulator that enforces the limit, and says what arrived
-// there: calls a second from the first to the last, the most in any second and in any 100 ms, and how many were refused.
+// there: calls a second from the first to the last, the most in any second and in any 100 ms, and how many were throttled.
 func BenchmarkPace(b *testing.B) {
 	for _, bench := range []struct {
 		name            string
@@ -30,7 +30,7 @@ func BenchmarkPace(b *testing.B) {
 			}
 			file := writeRows(b, makeRows(30, sizes...))
 			var rate float64
-			var most, mostPer100ms, refused int
+			var most, mostPer100ms, throttled int
 			for b.Loop() {
 				sim := chatsim.New(chatsim.Config{SecretKey: testKey, Latency: bench.latency, Jitter: bench.jitter})
 				var mu sync.Mutex
@@ -55,12 +55,12 @@ func BenchmarkPace(b *testing.B) {
 				l := sim.Ledger().Commands[chat.CreateContactGroup]
 				rate += float64(calls-1) / last.Sub(first).Seconds()
 				most, mostPer100ms = max(most, l.MaxPerSecond), max(mostPer100ms, l.MaxPer100ms)
-				refused += l.Refused
+				throttled += l.Throttled
 			}
 			b.ReportMetric(rate/float64(b.N), "calls/s")
 			b.ReportMetric(float64(most), "most/s")
 			b.ReportMetric(float64(mostPer100ms), "most/100ms")
-			b.ReportMetric(float64(refused), "refused")
+			b.ReportMetric(float64(throttled), "throttled")
 		})
 	}
 }

@@ -15,8 +15,9 @@ func (p *program) cancelCommand() *cobra.Command {
 		Short: "Drop the jobs of an import that have not started",
 		Long: `cancel drops the jobs of an import that have no result. Calls under way end, and
 the results so far are kept; 'groupferry status' counts what was dropped.
-The groups that were written stay. To import the same content again, give it
-another --import-id.`,
+The groups that were written stay. 'groupferry results IMPORT --failed' exports what
+was dropped or failed, until the import is deleted; the file can be imported as it
+is. To import all of it again, give it another --import-id.`,
 		Args: imports(1, 1),
 	}, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
 		i, err := s.CancelImport(ctx, args[0])
@@ -27,7 +28,11 @@ another --import-id.`,
 			p.console.print("retry %d of import %s is cancelled: %s conversations failed", i.Retry.Generation, i.Import, count(i.Conversations.Failed))
 			return nil
 		}
-		p.console.print("import %s is cancelled: %s of %s jobs had a result", args[0], count(i.Jobs.Total-i.Jobs.Pending-i.Jobs.Dropped), count(i.Jobs.Total))
+		p.console.print("import %s is cancelled: %s of %s jobs had a result",
+			args[0], count(i.Jobs.Total-i.Jobs.Pending-i.Jobs.Dropped), count(i.Jobs.Total))
+		if i.Jobs.Dropped > 0 {
+			p.console.print("'groupferry results %s --failed%s' exports what was dropped or failed", args[0], where)
+		}
 		return nil
 	})
 }

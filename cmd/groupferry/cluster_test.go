@@ -51,7 +51,7 @@ func leader(t testing.TB, nodes []*natsProcess, stream string) *natsProcess {
 }
 
 // On a cluster of three, with three copies of each stream: a node is killed, the leader of the jobs is killed, all are
-// restarted one after the other, and for a while there is no quorum. The run goes on through all of it.
+// restarted one after the other, and for a while there is no quorum. The run continues through all of it.
 func TestCluster(t *testing.T) {
 	longtest.Only(t)
 	t.Parallel()
@@ -106,7 +106,7 @@ func TestCluster(t *testing.T) {
 	nodes[1].kill()
 	nodes[2].kill()
 	told := len(run.stderr.String())
-	await(t, "a word about the queue", func() bool { return len(run.stderr.String()) > told })
+	await(t, "a line about the queue", func() bool { return len(run.stderr.String()) > told })
 	if p := s.spawn("status"); p.wait() != exitUnreachable {
 		t.Errorf("status without a quorum: got exit code %d, want %d\n%s", p.cmd.ProcessState.ExitCode(), exitUnreachable, &p.stderr)
 	}

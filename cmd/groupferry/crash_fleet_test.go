@@ -18,10 +18,11 @@ import (
 	"groupferry/internal/queue"
 )
 
-// A crashRun is the life of an import in a fleet, on a NATS server or a cluster of its own: two imports at once, three
-// workers, two retries at once, and another import that is cancelled while they work. Processes are killed at failpoints
-// and at random moments, held where somebody else goes on meanwhile, or stopped as a service is; servers are killed too.
-// Whoever is gone comes again. In the end everything has to be accounted for.
+// A crashRun takes an import in a fleet through all its steps, on a NATS server or a cluster of its own: two imports at
+// once, three workers, two retries at once, and another import that is cancelled while they work. Processes are killed
+// at failpoints and at random moments, held while somebody else continues, or stopped as a service is; servers are
+// killed too.
+// Killed and stopped processes are started again. In the end everything has to be accounted for.
 type crashRun struct {
 	t     *testing.T
 	s     *shell
@@ -63,25 +64,25 @@ var (
 	fleetCancel = around("record-cancelled", "end", "end-results", "drop")
 )
 
-// TestCrashFleet is the crash matrix of a fleet; -matrix N adds a quarter of N lives.
+// TestCrashFleet is the crash matrix of a fleet; -matrix N adds a quarter of N runs.
 func TestCrashFleet(t *testing.T) {
 	crashFleets(t, 2+*matrixRuns/4, func(t *testing.T) []*natsProcess { return []*natsProcess{startNATS(t)} })
 }
 
 // TestCrashCluster is the same on a cluster of three with three copies of each stream, whose servers are killed one after
-// the other, or while another one is not back yet; -matrix N adds an eighth of N lives.
+// the other, or while another one is not back yet; -matrix N adds an eighth of N runs.
 func TestCrashCluster(t *testing.T) {
 	crashFleets(t, 1+*matrixRuns/8, func(t *testing.T) []*natsProcess { return startCluster(t) })
 }
 
-func crashFleets(t *testing.T, lives int, startNodes func(*testing.T) []*natsProcess) {
+func crashFleets(t *testing.T, runs int, startNodes func(*testing.T) []*natsProcess) {
 	longtest.Only(t)
 	t.Parallel()
 	binary := withFailpoints(t)
 	if _, err := natsServer(); err != nil {
 		t.Fatal(err)
 	}
-	for n := range lives {
+	for n := range runs {
 		seed := nthSeed(n)
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			t.Parallel()
@@ -92,7 +93,7 @@ func crashFleets(t *testing.T, lives int, startNodes func(*testing.T) []*natsPro
 					name, seed, q.kills, q.natsKills, &q.log)
 			})
 			q.nodes = startNodes(t)
-			q.live(binary)
+			q.run(binary)
 		})
 	}
 }
@@ -101,7 +102,7 @@ func (q *crashRun) note(format string, v ...any) {
 	fmt.Fprintf(&q.log, "%6.2f "+format+"\n", append([]any{time.Since(q.start).Seconds()}, v...)...)
 }
 
-func (q *crashRun) live(binary string) {
+func (q *crashRun) run(binary string) {
 	t := q.t
 	const (
 		failing     = "friend-1"
@@ -141,9 +142,9 @@ func (q *crashRun) live(binary string) {
 	// Two imports at once: each job is on the queue once.
 	file := writeRows(t, rows)
 	q.troubleNATS(time.Second)
-	q.both(fleetImport, nil, "import", "--import-id", "life", file)
+	q.both(fleetImport, nil, "import", "--import-id", "first", file)
 	q.awaitNodes()
-	if pending, want := pendingJobs(t, at, "life"), int64(len(sizes)+1); pending != want {
+	if pending, want := pendingJobs(t, at, "first"), int64(len(sizes)+1); pending != want {
 		t.Fatalf("import: got %d jobs on the queue, want %d", pending, want)
 	}
 
@@ -153,8 +154,8 @@ func (q *crashRun) live(binary string) {
 	for i := range 3 {
 		q.add(fmt.Sprintf("worker %d", i), "work", "--listen", "off", "--concurrency", slots)
 	}
-	q.awaitComplete("life")
-	q.redoCrashed("life")
+	q.awaitComplete("first")
+	q.redoCrashed("first")
 	q.check("work", good, len(rows)-len(good))
 
 	// Two retries at once: what failed is done.
@@ -163,10 +164,10 @@ func (q *crashRun) live(binary string) {
 	}
 	q.disasters = 3
 	q.troubleNATS(3 * time.Second)
-	q.both(fleetRetry, []string{"not finished"}, "retry", "life")
-	q.awaitComplete("life")
+	q.both(fleetRetry, []string{"not finished"}, "retry", "first")
+	q.awaitComplete("first")
 	q.awaitLate()
-	q.redoCrashed("life")
+	q.redoCrashed("first")
 	q.check("retry", rows, 0)
 
 	// An import is cancelled while it is worked on, slowly.
@@ -210,13 +211,13 @@ func (q *crashRun) live(binary string) {
 	if l.BadRequests > 0 {
 		t.Errorf("got bad requests %+v, want none", l.BadSamples)
 	}
-	// The simulator goes on with a call whose time is over for its caller, and on a machine that is too slow it has to.
+	// The simulator continues a call whose caller has timed out. On a slow machine that happens.
 	if most := late(); l.MostAtOnce > 1 {
-		say := t.Errorf
+		report := t.Errorf
 		if most >= callTimeout/4 {
-			say = t.Logf
+			report = t.Logf
 		}
-		say("got %d calls of one user at once, want 1; woken %v late at most", l.MostAtOnce, most)
+		report("got %d calls of one user at once, want 1; woken %v late at most", l.MostAtOnce, most)
 	}
 }
 
@@ -247,7 +248,7 @@ func (q *crashRun) awaitNodes() {
 		n.ready()
 	}
 	await(q.t, "the streams", func() bool {
-		_, err := q.q.Progress(q.t.Context(), "life")
+		_, err := q.q.Progress(q.t.Context(), "first")
 		return !errors.Is(err, broker.ErrUnreachable)
 	})
 }
@@ -257,7 +258,7 @@ func (q *crashRun) check(after string, inApp []row, failed int) {
 	q.t.Helper()
 	q.awaitNodes()
 	checkState(q.t, q.sim, stateOf(inApp))
-	s, err := q.q.ImportStatus(q.t.Context(), "life")
+	s, err := q.q.ImportStatus(q.t.Context(), "first")
 	if err != nil {
 		q.t.Fatal(err)
 	}
@@ -268,13 +269,13 @@ func (q *crashRun) check(after string, inApp []row, failed int) {
 		q.t.Errorf("%s: got %+v and %+v, want %d conversations failed and nothing pending",
 			after, s.Conversations, s.Jobs, failed)
 	}
-	if got := len(q.s.results("life")); int64(got) != s.Conversations.Total {
+	if got := len(q.s.results("first")); int64(got) != s.Conversations.Total {
 		q.t.Errorf("%s: got results of %d conversations, want %d", after, got, s.Conversations.Total)
 	}
-	if got := len(q.s.results("life", "--failed")); got != failed {
+	if got := len(q.s.results("first", "--failed")); got != failed {
 		q.t.Errorf("%s: got failed results of %d conversations, want %d", after, got, failed)
 	}
-	if pending := pendingJobs(q.t, q.q, "life"); pending != 0 {
+	if pending := pendingJobs(q.t, q.q, "first"); pending != 0 {
 		q.t.Errorf("%s: got %d jobs on the queue, want none", after, pending)
 	}
 }

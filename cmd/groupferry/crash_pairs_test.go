@@ -38,7 +38,7 @@ func TestCrashPairs(t *testing.T) {
 				t.Logf("to repeat it: GROUPFERRY_LONG_TESTS=1 go test ./cmd/groupferry -run TestCrashPairs -matrix-seed %d\n%d kills\n%s",
 					seed, p.kills, &p.log)
 			})
-			p.live(binary, seed)
+			p.run(binary, seed)
 		})
 	}
 }
@@ -116,7 +116,7 @@ func (p *pairRun) note(format string, v ...any) {
 
 const pairFailing = "friend-1"
 
-func (p *pairRun) live(binary string, seed uint64) {
+func (p *pairRun) run(binary string, seed uint64) {
 	t := p.t
 	sim, url := startSim(t, chatsim.Config{
 		Existing: []chatsim.Existing{chatsim.Append, chatsim.Replace, chatsim.Refuse}[p.rng.IntN(3)],
@@ -482,7 +482,7 @@ var elsewherePoints = []string{
 // Every failpoint in the source is in a step of the crash matrix, or said to be elsewhere.
 func TestCrashPoints(t *testing.T) {
 	matrix := map[string]bool{}
-	for _, step := range lifeSteps {
+	for _, step := range matrixSteps {
 		for _, point := range step.points {
 			matrix[point] = true
 		}

@@ -85,7 +85,7 @@ func (s *shell) wantBroken(why error, args ...string) {
 	}
 }
 
-// The disk is full, at various moments. Each command says so and ends; when there is room, it goes on, and nothing is
+// The disk is full, at various moments. Each command says so and ends; when there is space, it continues, and nothing is
 // lost or doubled.
 func TestDiskFull(t *testing.T) {
 	t.Parallel()
@@ -97,7 +97,7 @@ func TestDiskFull(t *testing.T) {
 	file := writeRows(t, rows)
 	for _, test := range []struct {
 		name   string
-		before []string // while there is room
+		before []string // while there is space
 		free   int64
 		args   []string
 	}{
@@ -154,7 +154,7 @@ func TestDiskReadOnly(t *testing.T) {
 	rows := makeRows(62, 3, 2, 1)
 	file := writeRows(t, rows)
 	run := []string{"run", "--import-id", "read-only", file}
-	verbs := [][]string{
+	commands := [][]string{
 		run, {"import", "--import-id", "read-only", file}, {"work", "--drain", "--listen", "off"}, {"status"},
 	}
 	sim, url := startSim(t, chatsim.Config{})
@@ -166,7 +166,7 @@ func TestDiskReadOnly(t *testing.T) {
 	d.protect(false)
 	s.run(exitDone, "import", "--import-id", "read-only", file)
 	d.protect(true)
-	for _, args := range verbs {
+	for _, args := range commands {
 		s.wantBroken(syscall.EROFS, args...)
 	}
 	d.protect(false)

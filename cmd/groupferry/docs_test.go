@@ -222,8 +222,8 @@ func between(text, mark string) (string, bool) {
 func TestReadmeCopies(t *testing.T) {
 	fenced := func(s string) string { return "```\n" + strings.TrimRight(s, "\n") + "\n```\n" }
 	wants := map[string]string{"help: exit codes": fenced(exitCodes), "metrics": metrics.Table(), "help: root": fenced(helpText(t, ""))}
-	for _, verb := range verbs(t)[1:] {
-		wants["help: "+verb] = fenced(helpText(t, verb))
+	for _, command := range commandNames(t)[1:] {
+		wants["help: "+command] = fenced(helpText(t, command))
 	}
 	copies := map[string]int{}
 	for _, name := range documents {
@@ -317,7 +317,7 @@ var (
 	inQuotes = regexp.MustCompile("`groupferry ([^`]+)`")
 	// In a unit of systemd.
 	inUnit = regexp.MustCompile(`^Exec\w+=[-+!@:]*/\S*/groupferry (.+)$`)
-	// A list in YAML on one line; what is not groupferry's begins with no verb.
+	// A list in YAML on one line; what is not groupferry's begins with no command.
 	inList = regexp.MustCompile(`^\s*(?:command|args): \[([a-z]+(?:, .*)?)\]$`)
 	// The beginning of a list in YAML over several lines.
 	listStart = regexp.MustCompile(`^(\s*)(?:command|args):$`)

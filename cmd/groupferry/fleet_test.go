@@ -33,7 +33,7 @@ import (
 //	   ▼
 //	nats-server
 //
-// A test asserts what always has to be so: never over the limit, nobody refused, everything done in the end. How fast it
+// A test asserts what always has to be so: never over the limit, no call throttled, everything done in the end. How fast it
 // went and how long the fleet stood still is logged (-v), for this depends on the machine.
 
 var long = flag.Bool("long", false, "fleet tests: outages, pauses and imports of a length that people know; with -timeout 30m")
@@ -337,7 +337,7 @@ func (f *fleet) kill(p *process) {
 
 var servingAt = regexp.MustCompile(`msg="serving metrics and status" url=(\S+)`)
 
-// samples are the metrics of a worker; none while it does not answer.
+// samples are the metrics of a worker; none while it does not respond.
 func (p *process) samples() map[string]float64 {
 	m := servingAt.FindStringSubmatch(p.stderr.String())
 	if m == nil {
@@ -435,8 +435,8 @@ func (f *fleet) checkPace() {
 		if c.MaxPer100ms > mostPer100ms && late <= smooth {
 			f.t.Errorf("%s: got %d calls in 100 ms, want at most %d", command, c.MaxPer100ms, mostPer100ms)
 		}
-		if c.Refused != 0 {
-			f.t.Errorf("%s: got %d calls refused, want none", command, c.Refused)
+		if c.Throttled != 0 {
+			f.t.Errorf("%s: got %d calls throttled, want none", command, c.Throttled)
 		}
 		if c.Calls > 1 {
 			f.t.Logf("%s: %s; woken %v late at most", command, paceText(c), late.Round(time.Millisecond))
@@ -643,7 +643,7 @@ func TestFleetTimeouts(t *testing.T) {
 	f.stopWorkers()
 }
 
-// A leader that stands still for a while and then goes on is one too many.
+// A leader that stands still for a while and then continues is one too many.
 func TestFleetStopped(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, 100, chatsim.Config{Latency: 20 * time.Millisecond, Jitter: 10 * time.Millisecond})
@@ -748,11 +748,11 @@ func TestFleetThrottled(t *testing.T) {
 	}
 	watch := func(until func() bool) {
 		for next := time.Now().Add(every); ; next = next.Add(every) {
-			f.await("the next look", func() bool { return time.Now().After(next) })
+			f.await("the next sample", func() bool { return time.Now().After(next) })
 			c := f.sim.Ledger().Commands[chat.CreateContactGroup]
-			n, refused := c.Calls-seen.Calls, c.Refused-seen.Refused
-			fmt.Fprintf(&log, "%6.1f calls/s, %4.1f%% refused, pace %5.1f\n",
-				float64(n)/every.Seconds(), 100*float64(refused)/float64(max(n, 1)), effective())
+			n, throttled := c.Calls-seen.Calls, c.Throttled-seen.Throttled
+			fmt.Fprintf(&log, "%6.1f calls/s, %4.1f%% throttled, pace %5.1f\n",
+				float64(n)/every.Seconds(), 100*float64(throttled)/float64(max(n, 1)), effective())
 			seen = c
 			if until() {
 				return
@@ -774,9 +774,9 @@ func TestFleetThrottled(t *testing.T) {
 	f.checkAttempts()
 	f.stopWorkers()
 	c := f.sim.Ledger().Commands[chat.CreateContactGroup]
-	t.Logf("%d of %d calls refused\n%s", c.Refused, c.Calls, &log)
-	if share := float64(c.Refused) / float64(c.Calls); share >= 0.05 {
-		t.Errorf("refused: got %.1f%% of the calls, want less than 5%%", 100*share)
+	t.Logf("%d of %d calls throttled\n%s", c.Throttled, c.Calls, &log)
+	if share := float64(c.Throttled) / float64(c.Calls); share >= 0.05 {
+		t.Errorf("throttled: got %.1f%% of the calls, want less than 5%%", 100*share)
 	}
 }
 
@@ -875,7 +875,7 @@ func TestFleetPaused(t *testing.T) {
 }
 
 // One import is paused and another one cancelled, and the third does not notice.
-func TestFleetSteeredImports(t *testing.T) {
+func TestFleetPauseAndCancel(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, 60, chatsim.Config{Latency: 5 * time.Millisecond})
 	f.enqueue("paused", 900, 1)
@@ -956,11 +956,11 @@ func TestFleetHalted(t *testing.T) {
 	}})
 	f.startWorkers(2)
 	f.enqueue("i", 400, 1)
-	f.await("the first of these answers", func() bool {
+	f.await("the first of these responses", func() bool {
 		return f.sim.Ledger().Commands[chat.CreateContactGroup].Faulted > 0
 	})
 	f.standsStill(time.Now().Add(followed))
-	t.Logf("%d calls were answered 51013", f.sim.Ledger().Commands[chat.CreateContactGroup].Faulted)
+	t.Logf("%d calls had the response 51013", f.sim.Ledger().Commands[chat.CreateContactGroup].Faulted)
 	f.stopWorkers()
 	back := time.Now()
 	f.startWorkers(2)

@@ -26,8 +26,8 @@ func newProgram(t testing.TB, env map[string]string) *program {
 	}
 }
 
-// verbs names all verbs; "" is the root.
-func verbs(t testing.TB) []string {
+// commandNames returns the names of all commands; "" is the root.
+func commandNames(t testing.TB) []string {
 	names := []string{""}
 	for _, c := range newProgram(t, nil).root().Commands() {
 		if !c.Hidden && c.Name() != "help" {
@@ -37,27 +37,27 @@ func verbs(t testing.TB) []string {
 	return names
 }
 
-// find gives the command of a verb, as new.
-func find(t testing.TB, p *program, verb string) *cobra.Command {
+// find returns a new command of that name.
+func find(t testing.TB, p *program, command string) *cobra.Command {
 	t.Helper()
 	root := p.root()
-	if verb == "" {
+	if command == "" {
 		return root
 	}
 	for _, c := range root.Commands() {
-		if c.Name() == verb {
+		if c.Name() == command {
 			return c
 		}
 	}
-	t.Fatalf("verb %q: got none", verb)
+	t.Fatalf("command %q: got none", command)
 	return nil
 }
 
-func helpText(t testing.TB, verb string) string {
+func helpText(t testing.TB, command string) string {
 	t.Helper()
 	args := []string{"--help"}
-	if verb != "" {
-		args = []string{verb, "--help"}
+	if command != "" {
+		args = []string{command, "--help"}
 	}
 	var stdout, stderr bytes.Buffer
 	code := run(nil, args, func(string) (string, bool) { return "", false }, strings.NewReader(""), &stdout, &stderr)
@@ -67,19 +67,19 @@ func helpText(t testing.TB, verb string) string {
 	return stdout.String()
 }
 
-func helpFile(verb string) string {
-	if verb == "" {
-		verb = "root"
+func helpFile(command string) string {
+	if command == "" {
+		command = "root"
 	}
-	return filepath.Join("testdata", "help", verb+".txt")
+	return filepath.Join("testdata", "help", command+".txt")
 }
 
 func TestHelp(t *testing.T) {
 	known := map[string]bool{}
-	for _, verb := range verbs(t) {
-		file := helpFile(verb)
+	for _, command := range commandNames(t) {
+		file := helpFile(command)
 		known[file] = true
-		got := helpText(t, verb)
+		got := helpText(t, command)
 		if *update {
 			if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
 				t.Fatal(err)
@@ -90,7 +90,7 @@ func TestHelp(t *testing.T) {
 		if err != nil {
 			t.Errorf("%v; go test ./cmd/groupferry -run TestHelp -update writes it", err)
 		} else if got != string(want) {
-			t.Errorf("groupferry %s --help: got\n%s\nwant (go test ./cmd/groupferry -run TestHelp -update writes it anew)\n%s", verb, got, want)
+			t.Errorf("groupferry %s --help: got\n%s\nwant (go test ./cmd/groupferry -run TestHelp -update writes it anew)\n%s", command, got, want)
 		}
 	}
 	files, err := filepath.Glob(filepath.Join("testdata", "help", "*.txt"))
@@ -99,7 +99,7 @@ func TestHelp(t *testing.T) {
 	}
 	for _, file := range files {
 		if !known[file] {
-			t.Errorf("%s: there is no such verb", file)
+			t.Errorf("%s: there is no such command", file)
 		}
 	}
 }
@@ -137,17 +137,17 @@ func samplesFor(t testing.TB, f *pflag.Flag) (values, shown [2]string) {
 	return values, values
 }
 
-// Every flag of every verb comes from the environment too, and the flag wins.
+// Every flag of every command comes from the environment too, and the flag wins.
 func TestEnvironment(t *testing.T) {
-	for _, verb := range verbs(t)[1:] {
+	for _, command := range commandNames(t)[1:] {
 		var flags []string
-		cmd := find(t, newProgram(t, nil), verb)
+		cmd := find(t, newProgram(t, nil), command)
 		cmd.Flags().VisitAll(func(f *pflag.Flag) { flags = append(flags, f.Name) })
 		if len(flags) < 3 {
-			t.Errorf("%s: got flags %q, want more", verb, flags)
+			t.Errorf("%s: got flags %q, want more", command, flags)
 		}
 		for _, name := range flags {
-			t.Run(verb+" "+name, func(t *testing.T) {
+			t.Run(command+" "+name, func(t *testing.T) {
 				env := "GROUPFERRY_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
 				if strings.HasPrefix(name, "nats-") {
 					env = strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
@@ -155,7 +155,7 @@ func TestEnvironment(t *testing.T) {
 				values, shown := samplesFor(t, cmd.Flags().Lookup(name))
 				p := newProgram(t, map[string]string{env: values[0]})
 
-				c := find(t, p, verb)
+				c := find(t, p, command)
 				if err := p.fromEnvironment(c); err != nil {
 					t.Fatal(err)
 				}
@@ -163,7 +163,7 @@ func TestEnvironment(t *testing.T) {
 					t.Errorf("%s=%s: got %q, want %q", env, values[0], got, shown[0])
 				}
 
-				c = find(t, p, verb)
+				c = find(t, p, command)
 				if err := c.ParseFlags([]string{"--" + name + "=" + values[1]}); err != nil {
 					t.Fatal(err)
 				}
@@ -203,16 +203,16 @@ func TestEnvironmentErrors(t *testing.T) {
 
 // Secrets come from a file or the environment: no flag takes one, where every process of the machine could read it.
 func TestNoFlagTakesASecret(t *testing.T) {
-	for _, verb := range verbs(t) {
-		find(t, newProgram(t, nil), verb).Flags().VisitAll(func(f *pflag.Flag) {
+	for _, command := range commandNames(t) {
+		find(t, newProgram(t, nil), command).Flags().VisitAll(func(f *pflag.Flag) {
 			if slices.Contains([]string{"secret-key", "usersig", "key", "token", "password"}, f.Name) {
-				t.Errorf("%s: got flag --%s", verb, f.Name)
+				t.Errorf("%s: got flag --%s", command, f.Name)
 			}
 		})
 	}
 }
 
-// parses tells what is wrong with a command line after the word groupferry: a verb or a flag that there is not.
+// parses returns what is wrong with a command line after the word groupferry: an unknown command or flag.
 func parses(t testing.TB, args []string) error {
 	t.Helper()
 	p := newProgram(t, nil)
@@ -222,7 +222,7 @@ func parses(t testing.TB, args []string) error {
 	case err != nil:
 		return err
 	case cmd == root && len(rest) > 0 && !strings.HasPrefix(rest[0], "-"):
-		return fmt.Errorf("unknown verb %q", rest[0])
+		return fmt.Errorf("unknown command %q", rest[0])
 	}
 	cmd.InitDefaultHelpFlag()
 	cmd.InitDefaultVersionFlag()
@@ -237,12 +237,12 @@ func parses(t testing.TB, args []string) error {
 
 // The examples of the help texts are command lines that there are.
 func TestExamples(t *testing.T) {
-	for _, verb := range verbs(t) {
-		c := find(t, newProgram(t, nil), verb)
+	for _, command := range commandNames(t) {
+		c := find(t, newProgram(t, nil), command)
 		for line := range strings.Lines(c.Example) {
 			command, found := strings.CutPrefix(strings.TrimSpace(line), "groupferry ")
 			if !found {
-				t.Errorf("%s: example %q does not call groupferry", verb, line)
+				t.Errorf("%s: example %q does not call groupferry", command, line)
 				continue
 			}
 			args, err := shellWords(command)
@@ -250,7 +250,7 @@ func TestExamples(t *testing.T) {
 				err = parses(t, args)
 			}
 			if err != nil {
-				t.Errorf("%s: example %q: %v", verb, line, err)
+				t.Errorf("%s: example %q: %v", command, line, err)
 			}
 		}
 	}

@@ -51,7 +51,7 @@ and imported as it is.
 			if err := notSimulated(ctx, s); err != nil {
 				return err
 			}
-			stored, err := p.begin(ctx, s, input)
+			stored, err := p.begin(ctx, s, input, qf.args(p.getenv))
 			if err != nil {
 				return err
 			}
@@ -66,7 +66,7 @@ and imported as it is.
 			if err := p.reportEnqueued(s, stored, input.Record.Jobs, out); err != nil {
 				return err
 			}
-			if input.Record.Rejected > 0 {
+			if input.Record.Rejected > 0 || stored.State == queue.Cancelled {
 				return errIncomplete
 			}
 			return nil
@@ -122,7 +122,8 @@ func (p *program) readInput(ctx context.Context, files []string, flags *inputFla
 }
 
 // begin makes the record of an import, or finds that of an earlier run with the same content; then it keeps the rejects.
-func (p *program) begin(ctx context.Context, s *app.Namespace, in *app.Input) (queue.Import, error) {
+// where is how another command gets to the queue.
+func (p *program) begin(ctx context.Context, s *app.Namespace, in *app.Input, where string) (queue.Import, error) {
 	stored, existed, err := s.Begin(ctx, in.Record)
 	if err == nil {
 		err = in.Rejects.Keep()
@@ -135,7 +136,8 @@ func (p *program) begin(ctx context.Context, s *app.Namespace, in *app.Input) (q
 	switch {
 	case !existed:
 	case stored.State == queue.Cancelled:
-		p.console.print("import %s was begun at %s and cancelled: nothing to do; another --import-id imports it again", id, at)
+		p.console.warn("import %s was begun at %s and cancelled: nothing is done; 'groupferry results %s --failed%s' exports "+
+			"what was dropped, another --import-id imports all of it", id, at, id, where)
 	case stored.State == queue.Complete:
 		p.console.print("import %s was begun at %s and is complete: nothing to do", id, at)
 	default:

@@ -20,8 +20,8 @@ import (
 	"groupferry/internal/longtest"
 )
 
-// A journal writes down the calls that arrive at a simulator: from which life of the program, for which group, with how
-// many conversations, and when they were answered. A life calls under a path of its own.
+// A journal writes down the calls that arrive at a simulator: from which process, for which group, with how many
+// conversations, and when the response was sent. Each process calls under a path of its own.
 type journal struct {
 	sim *chatsim.Sim
 
@@ -30,9 +30,9 @@ type journal struct {
 }
 
 type entry struct {
-	life     int
-	items    int
-	answered time.Time // zero until then
+	proc      int // number of the process
+	items     int
+	responded time.Time // zero until then
 }
 
 func (j *journal) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -41,7 +41,7 @@ func (j *journal) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	r.Body = io.NopCloser(bytes.NewReader(body))
-	life, rest, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+	proc, rest, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	r.URL.Path = "/" + rest
 	var call struct {
 		User   string `json:"From_Account"`
@@ -63,7 +63,7 @@ func (j *journal) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if len(call.Create) == 1 {
 		group, e.items = call.Create[0].GroupName, len(call.Create[0].ContactItem)
 	}
-	if e.life, err = strconv.Atoi(life); err != nil {
+	if e.proc, err = strconv.Atoi(proc); err != nil {
 		http.Error(w, err.Error(), http.StatusNotFound)
 		return
 	}
@@ -76,7 +76,7 @@ func (j *journal) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	said := &lastWrite{ResponseWriter: w}
 	j.sim.ServeHTTP(said, r)
 	j.mu.Lock()
-	e.answered = time.Now()
+	e.responded = time.Now()
 	if bytes.Contains(said.bytes, []byte(`"ErrorCode":51009`)) {
 		e.items = 0 // nothing was written: there is no such group
 	}
@@ -120,20 +120,20 @@ func TestFifteenKills(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
 
-	lifeOf := map[string]int{} // by the end of the worker's name
+	procOf := map[string]int{} // by the end of the worker's name
 	var killed []time.Time
 	var last *process
-	for life := range kills + 1 {
-		s.env["GROUPFERRY_API_URL"] = fmt.Sprintf("%s/%d", server.URL, life)
+	for proc := range kills + 1 {
+		s.env["GROUPFERRY_API_URL"] = fmt.Sprintf("%s/%d", server.URL, proc)
 		last = s.spawn("run", "--import-id", "killed", "--output", "json", file)
-		lifeOf[fmt.Sprintf("-%d", last.cmd.Process.Pid)] = life
-		if life == kills {
+		procOf[fmt.Sprintf("-%d", last.cmd.Process.Pid)] = proc
+		if proc == kills {
 			break
 		}
 		before := created(sim)
-		more := 1 + rng.IntN((jobs-before)/(kills+1-life))
+		more := 1 + rng.IntN((jobs-before)/(kills+1-proc))
 		if last.killWhen(func() bool { return created(sim) >= before+more }) {
-			t.Fatalf("ended with exit code %d after %d kills:\n%s\n%s", last.wait(), life, &last.stdout, &last.stderr)
+			t.Fatalf("ended with exit code %d after %d kills:\n%s\n%s", last.wait(), proc, &last.stdout, &last.stderr)
 		}
 		killed = append(killed, time.Now())
 	}
@@ -169,25 +169,25 @@ func TestFifteenKills(t *testing.T) {
 	}
 	calls.mu.Lock()
 	defer calls.mu.Unlock()
-	again, unanswered, answered, reads := 0, 0, 0, 0
+	again, noResponse, responded, reads := 0, 0, 0, 0
 	for key, entries := range calls.entries {
 		r := results[key]
-		writer, ok := lifeOf[r.Worker[strings.LastIndexByte(r.Worker, '-'):]]
+		writer, ok := procOf[r.Worker[strings.LastIndexByte(r.Worker, '-'):]]
 		if !ok {
 			t.Errorf("%q: got a result of %q, which is none of the processes", key, r.Worker)
 		}
 		own := 0
 		for _, e := range entries {
 			switch {
-			case e.life == writer:
+			case e.proc == writer:
 				own++
-			case e.life > writer:
-				t.Errorf("%q: got a call of process %d, though process %d wrote a result", key, e.life, writer)
-			case e.answered.IsZero() || e.answered.After(killed[e.life]):
-				unanswered++
+			case e.proc > writer:
+				t.Errorf("%q: got a call of process %d, though process %d wrote a result", key, e.proc, writer)
+			case e.responded.IsZero() || e.responded.After(killed[e.proc]):
+				noResponse++
 				again += e.items
 			default:
-				answered++
+				responded++
 				again += e.items
 			}
 		}
@@ -203,7 +203,7 @@ func TestFifteenKills(t *testing.T) {
 	if again != l.Readded {
 		t.Errorf("got %d conversations sent twice, and %d in calls of processes that were killed", l.Readded, again)
 	}
-	t.Logf("%d kills, %d jobs: %d of %d conversations sent twice (%.1f %%), by %d calls whose answer came after the "+
+	t.Logf("%d kills, %d jobs: %d of %d conversations sent twice (%.1f %%), by %d calls whose response came after the "+
 		"kill and %d whose result was not written by then; woken %v late at most", kills, jobs, l.Readded, len(rows),
-		100*float64(l.Readded)/float64(len(rows)), unanswered, answered, late().Round(time.Millisecond))
+		100*float64(l.Readded)/float64(len(rows)), noResponse, responded, late().Round(time.Millisecond))
 }

@@ -48,11 +48,15 @@ const transcriptEnv = "GROUPFERRY_TEST_TRANSCRIPT"
 const patience = time.Minute
 
 // TestMain lets this binary be groupferry itself when it is called by that name, so that a test can kill it.
+// testRevision stands for what the linker says about a release.
+const testRevision = "0123abc"
+
 func TestMain(m *testing.M) {
 	// The tests wait more than they work, so more of them than there are processors can run at once.
 	if err := flag.Set("test.parallel", "12"); err != nil {
 		panic(err)
 	}
+	buildRevision = testRevision
 	commands := map[string]func(){"groupferry": reenter}
 	maps.Copy(commands, scaleCommands)
 	testscript.Main(m, commands)

@@ -2,11 +2,13 @@ package main
 
 import (
 	"bufio"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -27,7 +29,7 @@ func freeAddress(t testing.TB) string {
 	return l.Addr().String()
 }
 
-// scrape gives the samples of a page of metrics by their name with labels; none while nobody answers.
+// scrape returns the samples of a page of metrics by their name with labels; none while nobody responds.
 func scrape(t testing.TB, url string) map[string]float64 {
 	t.Helper()
 	response, err := http.Get(url)
@@ -52,6 +54,12 @@ func scrape(t testing.TB, url string) map[string]float64 {
 	return samples
 }
 
+// buildInfo is the series that says which build is running.
+func buildInfo() string {
+	version, _ := build()
+	return fmt.Sprintf("groupferry_build_info{goversion=%q,revision=%q,version=%q}", runtime.Version(), testRevision, version)
+}
+
 // A run that listens shows how far it is, in the numbers of its report.
 func TestListen(t *testing.T) {
 	t.Parallel()
@@ -62,7 +70,7 @@ func TestListen(t *testing.T) {
 	rows := makeRows(15, sizes...)
 	accepted := len(rows)
 	rows = append(rows, rows[0], rows[1], row{"nobody", "", rows[0].item})
-	// With one job in flight the calls come one by one, and the create after the first 21 gets no answer: the numbers stand
+	// With one job in flight the calls come one by one, and the create after the first 21 gets no response: the numbers stand
 	// still then. One of the first jobs makes two creates, to find out what that does.
 	const done = 20
 	sim, url := startSim(t, chatsim.Config{
@@ -82,7 +90,7 @@ func TestListen(t *testing.T) {
 		}
 		return n
 	}
-	await(t, "the call that gets no answer", func() bool {
+	await(t, "the call that gets no response", func() bool {
 		if created(sim) < 2+done {
 			return false // and the page is read after this call began, so the jobs before it are counted to the end
 		}
@@ -117,6 +125,7 @@ func TestListen(t *testing.T) {
 		`groupferry_conversations_total{outcome="done"}`:            r.Conversations.Done,
 		`groupferry_conversations_total{outcome="failed"}`:          r.Conversations.Failed,
 		`groupferry_job_attempts_total`:                             done,
+		buildInfo():                                                 1,
 		`groupferry_state{state="running"}`:                         1,
 		`groupferry_state{state="halted"}`:                          0,
 		`groupferry_permits_in_use{command="create_contact_group"}`: 1,
@@ -135,6 +144,6 @@ func TestListen(t *testing.T) {
 		t.Errorf("end of the UserSig: got %v, want it after %v", got, want)
 	}
 	if _, err := http.Get(base + "/livez"); err == nil {
-		t.Error("after the end: got an answer, want none")
+		t.Error("after the end: got a response, want none")
 	}
 }

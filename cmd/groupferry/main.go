@@ -129,6 +129,8 @@ func hintFor(err error) string {
 		return guardHint(guard)
 	case errors.As(err, new(*queue.OtherAppError)):
 		return "name another --namespace, or another --data-dir"
+	case errors.As(err, new(*app.NotQueuedError)):
+		return "their rows are in the input alone: import that with another --import-id"
 	case errors.Is(err, queue.ErrOrder):
 		return "give the input another --import-id to import it as a whole"
 	case errors.Is(err, worker.ErrMayReplace):
@@ -182,33 +184,51 @@ type leftKey struct{}
 // from which it is taken, ends with the first: what reads stops, and workers take no more jobs.
 func untilLeft(ctx context.Context) context.Context { return ctx.Value(leftKey{}).(context.Context) }
 
+// leaveWithin is how long a command may take to end after the second signal, whatever it waits for.
+const leaveWithin = 1500 * time.Millisecond
+
 func run(signals <-chan os.Signal, args []string, getenv func(string) (string, bool), stdin io.Reader, stdout, stderr io.Writer) int {
 	hard, fail := context.WithCancelCause(context.Background())
 	leave := func() { fail(nil) }
 	defer leave()
 	soft, stop := context.WithCancel(context.WithValue(hard, leftKey{}, hard))
 	defer stop()
+	overdue := make(chan struct{}) // closed a while after the second signal
 	p := &program{
 		args: args, getenv: getenv, stdin: stdin, stdout: stdout, stderr: stderr, fail: fail, console: newConsole(stderr),
 	}
+	go func() {
+		for _, heard := range []func(){stop, leave} {
+			select {
+			case <-signals:
+				heard()
+			case <-hard.Done():
+				return
+			}
+		}
+		time.AfterFunc(leaveWithin, func() { close(overdue) })
+	}()
+
 	root := p.root()
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	cmd, err := root, context.Canceled
-	ended := make(chan struct{})
-	var result struct {
+	type result struct {
 		cmd *cobra.Command
 		err error
 	}
+	ended := make(chan result, 1)
 	go func() {
-		defer close(ended)
-		result.cmd, result.err = root.ExecuteContextC(soft)
+		cmd, err := root.ExecuteContextC(soft)
+		ended <- result{cmd, err}
 	}()
-	if awaitEnd(ended, signals, stop, leave) {
-		cmd, err = result.cmd, result.err
+	end := result{root, context.Canceled}
+	select {
+	case end = <-ended:
+	case <-overdue: // it is left where it is, as by a kill
 	}
+	cmd, err := end.cmd, end.err
 	p.console.end()
 	var disk *broker.DiskError
 	if errors.As(context.Cause(hard), &disk) || errors.As(err, &disk) {
@@ -222,33 +242,6 @@ func run(signals <-chan os.Signal, args []string, getenv func(string) (string, b
 	}
 	p.explain(err, cmd)
 	return exitCode(err)
-}
-
-// timeToLeave is for what a command has to clean up after the second signal.
-const timeToLeave = 2 * time.Second
-
-// awaitEnd calls stop at the first signal, leave at the second, and reports whether the command ended after that, in time
-// and without a third one. What waits for a pipe to be opened, say, never hears of the end of a context.
-func awaitEnd(ended <-chan struct{}, signals <-chan os.Signal, stop, leave func()) bool {
-	var late <-chan time.Time
-	for heard := 1; ; heard++ {
-		select {
-		case <-signals:
-		case <-late:
-			return false
-		case <-ended:
-			return true
-		}
-		switch heard {
-		case 1:
-			stop()
-		case 2:
-			leave()
-			late = time.After(timeToLeave)
-		default:
-			return false
-		}
-	}
 }
 
 // sayWaiting says at the first signal what is waited for, to a person at a terminal, until the function that it returns is

@@ -22,7 +22,7 @@ import (
 )
 
 var (
-	matrixRuns = flag.Int("matrix", 0, "so many lives of an import with random crashes, beside the short form")
+	matrixRuns = flag.Int("matrix", 0, "number of random crash runs, beside the short form")
 	matrixSeed = flag.Uint64("matrix-seed", 1, "of the first of them, the next has one more; 0: random ones. A failure tells its own")
 )
 
@@ -34,15 +34,15 @@ func nthSeed(n int) uint64 {
 	return *matrixSeed + uint64(n)
 }
 
-// The crash matrix lives the life of an import again and again: run, retry, run, and for a second import: import,
-// cancel, delete; and for a third, two imports at once. Each command is killed a few times, at failpoints (see
+// A run of the crash matrix takes an import through all its steps: run, retry, run; a second import through import,
+// cancel, delete; and a third one is imported by two processes at once. Each command is killed a few times, at failpoints (see
 // internal/broker, which has them in builds with the tag failpoint) or at random moments, and called again each time,
 // until it ends by itself. The embedded server dies with it. After each of them everything has to be accounted for.
 //
 // Pairs of commands at once are in crash_pairs_test.go, the crash runs of a fleet in crash_fleet_test.go.
 
-// A step of a life, with the failpoints that it passes, in their order.
-type lifeStep struct {
+// A step of a run of the matrix, with the failpoints that it passes, in their order.
+type matrixStep struct {
 	name   string
 	points []string
 }
@@ -55,7 +55,7 @@ func around(names ...string) []string {
 	return points
 }
 
-var lifeSteps = []lifeStep{
+var matrixSteps = []matrixStep{
 	{"run", slices.Concat([]string{"heal-before", "heal-after", "embedded-locked"}, around("stream"),
 		[]string{"embedded-started"}, around("lease"), []string{"lead"}, around("begin", "start", "marker"),
 		[]string{"grant"}, around("enqueue", "record-running"), []string{"fetch-after"}, around("group"),
@@ -110,24 +110,24 @@ func withFailpoints(t testing.TB) string {
 	return path
 }
 
-// TestCrashMatrix covers each failpoint of each step once; with -matrix N it goes on with N random lives.
+// TestCrashMatrix covers each failpoint of each step once; with -matrix N it continues with N random runs.
 func TestCrashMatrix(t *testing.T) {
 	longtest.Only(t)
 	t.Parallel()
 	binary := withFailpoints(t)
 	seen := &reached{at: map[string]bool{}}
-	t.Run("lives", func(t *testing.T) {
-		const lives = 8
-		for n := range lives {
+	t.Run("short", func(t *testing.T) {
+		const runs = 8
+		for n := range runs {
 			t.Run(fmt.Sprint(n), func(t *testing.T) {
 				t.Parallel()
 				crashes := map[string][]crash{}
-				for _, step := range lifeSteps {
-					for i := n; i < len(step.points); i += lives {
+				for _, step := range matrixSteps {
+					for i := n; i < len(step.points); i += runs {
 						crashes[step.name] = append(crashes[step.name], crash{point: step.points[i], pass: 1})
 					}
 				}
-				live(t, binary, uint64(n), crashes, seen)
+				runMatrix(t, binary, uint64(n), crashes, seen)
 			})
 		}
 		for n := range *matrixRuns {
@@ -135,29 +135,29 @@ func TestCrashMatrix(t *testing.T) {
 			t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 				t.Parallel()
 				t.Logf("to repeat it: GROUPFERRY_LONG_TESTS=1 go test ./cmd/groupferry -run TestCrashMatrix -matrix 1 -matrix-seed %d", seed)
-				live(t, binary, seed, randomCrashes(seed), seen)
+				runMatrix(t, binary, seed, randomCrashes(seed), seen)
 			})
 		}
 	})
 	// On a busy machine a point that is only come by in time can be missed once.
 	if missed := seen.missed(); len(missed) > 0 {
 		t.Logf("missed at first: %v", missed)
-		t.Run("missed", func(t *testing.T) { live(t, binary, 0, missed, seen) })
+		t.Run("missed", func(t *testing.T) { runMatrix(t, binary, 0, missed, seen) })
 	}
 	for step, crashes := range seen.missed() {
 		t.Errorf("%s did not come by %v", step, crashes)
 	}
-	t.Logf("%d lives, %d kills", seen.lives, seen.kills)
+	t.Logf("%d runs, %d kills", seen.runs, seen.kills)
 }
 
 func randomCrashes(seed uint64) map[string][]crash {
 	rng := rand.New(rand.NewPCG(seed, 7))
 	crashes := map[string][]crash{}
-	for _, step := range lifeSteps {
+	for _, step := range matrixSteps {
 		for range 1 + rng.IntN(4) {
 			c := crash{point: step.points[rng.IntN(len(step.points))], pass: 1 + rng.IntN(6)}
 			if strings.HasPrefix(c.point, "heal-") {
-				c.point = "embedded-locked" // streams are made once in a life
+				c.point = "embedded-locked" // streams are made once in a run
 			}
 			if rng.IntN(3) == 0 {
 				c = crash{after: time.Duration(rng.IntN(1500)) * time.Millisecond}
@@ -170,15 +170,15 @@ func randomCrashes(seed uint64) map[string][]crash {
 
 // reached is which crashes came about.
 type reached struct {
-	mu           sync.Mutex
-	at           map[string]bool // step and point
-	kills, lives int
+	mu          sync.Mutex
+	at          map[string]bool // step and point
+	kills, runs int
 }
 
 // missed gives the failpoints of each step that nobody came by.
 func (r *reached) missed() map[string][]crash {
 	missed := map[string][]crash{}
-	for _, step := range lifeSteps {
+	for _, step := range matrixSteps {
 		for _, point := range step.points {
 			// Who is to die within two milliseconds may have ended by then.
 			if !r.at[step.name+" "+point] && !strings.HasSuffix(point, "-inside") {
@@ -189,8 +189,8 @@ func (r *reached) missed() map[string][]crash {
 	return missed
 }
 
-// A life is one import from its begin to its end, and a second one.
-type life struct {
+// A matrixRun is one run of the crash matrix, on an embedded server of its own.
+type matrixRun struct {
 	t       *testing.T
 	s       *shell
 	sim     *chatsim.Sim
@@ -203,29 +203,29 @@ type life struct {
 
 // do calls a command until it ends by itself, with the crashes of its step on the way, and checks how it ended. A
 // command that was killed when all was done may find nothing to do, and end as the codes say.
-func (l *life) do(step string, codes []int, args ...string) *process {
-	l.t.Helper()
-	for _, c := range l.crashes[step] {
+func (m *matrixRun) do(step string, codes []int, args ...string) *process {
+	m.t.Helper()
+	for _, c := range m.crashes[step] {
 		if strings.HasPrefix(c.point, "heal-") { // there is something to heal only then
-			l.crash(step, crash{point: "begin-before", pass: 1}, codes, args)
-			l.halfMade()
+			m.crash(step, crash{point: "begin-before", pass: 1}, codes, args)
+			m.halfMade()
 		}
-		l.crash(step, c, codes, args)
+		m.crash(step, c, codes, args)
 	}
-	p := l.s.spawn(args...)
+	p := m.s.spawn(args...)
 	if code := p.wait(); !slices.Contains(codes, code) {
-		l.t.Fatalf("%s after the crashes %v: got exit code %d, want one of %v\n%s\n%s",
-			step, l.crashes[step], code, codes, &p.stdout, &p.stderr)
+		m.t.Fatalf("%s after the crashes %v: got exit code %d, want one of %v\n%s\n%s",
+			step, m.crashes[step], code, codes, &p.stdout, &p.stderr)
 	}
 	return p
 }
 
 // crash calls a command that is to be killed; it may end before.
-func (l *life) crash(step string, c crash, codes []int, args []string) {
-	l.t.Helper()
-	l.s.env["GROUPFERRY_FAILPOINT"] = c.String()
-	p := l.s.spawn(args...)
-	delete(l.s.env, "GROUPFERRY_FAILPOINT")
+func (m *matrixRun) crash(step string, c crash, codes []int, args []string) {
+	m.t.Helper()
+	m.s.env["GROUPFERRY_FAILPOINT"] = c.String()
+	p := m.s.spawn(args...)
+	delete(m.s.env, "GROUPFERRY_FAILPOINT")
 	if c.point == "" {
 		after := time.Now().Add(c.after)
 		p.killWhen(func() bool { return time.Now().After(after) })
@@ -233,33 +233,33 @@ func (l *life) crash(step string, c crash, codes []int, args []string) {
 	code := p.wait()
 	if code >= 0 {
 		if !slices.Contains(codes, code) {
-			l.t.Fatalf("%s, to be killed at %s: got exit code %d, want one of %v\n%s\n%s",
+			m.t.Fatalf("%s, to be killed at %s: got exit code %d, want one of %v\n%s\n%s",
 				step, c, code, codes, &p.stdout, &p.stderr)
 		}
 		return
 	}
-	l.kills++
-	l.seen.mu.Lock()
-	l.seen.kills++
-	l.seen.at[step+" "+c.point] = true
-	l.seen.mu.Unlock()
+	m.kills++
+	m.seen.mu.Lock()
+	m.seen.kills++
+	m.seen.at[step+" "+c.point] = true
+	m.seen.mu.Unlock()
 }
 
 // halfMade leaves of the streams, in which there is nothing yet, what a kill leaves of one that is being made.
-func (l *life) halfMade() {
-	l.t.Helper()
-	sums, err := filepath.Glob(filepath.Join(l.s.dir, "jetstream", "*", "streams", "*", "meta.sum"))
+func (m *matrixRun) halfMade() {
+	m.t.Helper()
+	sums, err := filepath.Glob(filepath.Join(m.s.dir, "jetstream", "*", "streams", "*", "meta.sum"))
 	if err != nil || len(sums) == 0 {
-		l.t.Fatalf("got %q, %v; want the streams of a process that was killed", sums, err)
+		m.t.Fatalf("got %q, %v; want the streams of a process that was killed", sums, err)
 	}
 	for _, sum := range sums {
 		if err := os.Remove(sum); err != nil {
-			l.t.Fatal(err)
+			m.t.Fatal(err)
 		}
 	}
 }
 
-func live(t *testing.T, binary string, seed uint64, crashes map[string][]crash, seen *reached) {
+func runMatrix(t *testing.T, binary string, seed uint64, crashes map[string][]crash, seen *reached) {
 	const failing = "friend-1"
 	slots := []int{4, 64}[seed/3%2]
 	sizes := []int{230}
@@ -278,74 +278,74 @@ func live(t *testing.T, binary string, seed uint64, crashes map[string][]crash, 
 		Existing: []chatsim.Existing{chatsim.Append, chatsim.Replace, chatsim.Refuse}[seed%3],
 		FailIDs:  map[string]int{failing: chat.CodeUserNotImported},
 	})
-	l := &life{t: t, s: newShell(t, url), sim: sim, crashes: crashes, seen: seen}
-	l.s.program = binary
-	l.s.env["GROUPFERRY_TIMEOUT"] = "3s"
+	m := &matrixRun{t: t, s: newShell(t, url), sim: sim, crashes: crashes, seen: seen}
+	m.s.program = binary
+	m.s.env["GROUPFERRY_TIMEOUT"] = "3s"
 	file := writeRows(t, rows)
-	run := []string{"run", "--import-id", "life", "--concurrency", fmt.Sprint(slots), "--output", "json", file}
+	run := []string{"run", "--import-id", "first", "--concurrency", fmt.Sprint(slots), "--output", "json", file}
 
 	// Everything but what fails is in its group, and what fails is in a result.
-	p := l.redoCrashed(l.do("run", []int{exitIncomplete}, run...), run)
-	l.check(p, good, len(rows), len(rows)-len(good))
+	p := m.redoCrashed(m.do("run", []int{exitIncomplete}, run...), run)
+	m.check(p, good, len(rows), len(rows)-len(good))
 	calls := len(sizes) + 2 // one group takes three
-	if got, most := l.calls(), calls+l.kills*3*slots; got < calls || got > 2*most {
-		t.Errorf("run: got %d calls after %d kills, want %d to %d", got, l.kills, calls, most)
+	if got, most := m.calls(), calls+m.kills*3*slots; got < calls || got > 2*most {
+		t.Errorf("run: got %d calls after %d kills, want %d to %d", got, m.kills, calls, most)
 	}
 
 	// What failed is done, and nothing else again but what was in flight at a kill.
 	if err := sim.Configure(func(c *chatsim.Config) { c.FailIDs = nil }); err != nil {
 		t.Fatal(err)
 	}
-	l.generation++
-	l.retry()
-	if got := l.s.onQueue("life"); got != int64(bad) {
+	m.generation++
+	m.retry()
+	if got := m.s.onQueue("first"); got != int64(bad) {
 		t.Errorf("retry: got %d jobs on the queue, want %d", got, bad)
 	}
-	before, kills := l.calls(), l.kills
-	p = l.redoCrashed(l.do("again", []int{exitDone, exitIncomplete}, run...), run)
-	l.check(p, rows, len(rows), 0)
-	if got, most := l.calls()-before, bad+(l.kills-kills)*2*slots; got > 2*most {
-		t.Errorf("retry: got %d calls after %d kills, want at most %d", got, l.kills-kills, most)
+	before, kills := m.calls(), m.kills
+	p = m.redoCrashed(m.do("again", []int{exitDone, exitIncomplete}, run...), run)
+	m.check(p, rows, len(rows), 0)
+	if got, most := m.calls()-before, bad+(m.kills-kills)*2*slots; got > 2*most {
+		t.Errorf("retry: got %d calls after %d kills, want at most %d", got, m.kills-kills, most)
 	}
 
 	// Each job of another import is on the queue once; then it is gone without a trace.
-	l.do("import", []int{exitDone}, "import", "--import-id", "second", file)
-	if got := l.s.onQueue("second"); got != int64(len(sizes)) {
+	m.do("import", []int{exitDone}, "import", "--import-id", "second", file)
+	if got := m.s.onQueue("second"); got != int64(len(sizes)) {
 		t.Errorf("import: got %d jobs on the queue, want %d", got, len(sizes))
 	}
-	l.do("cancel", []int{exitDone}, "cancel", "second")
-	if got := l.s.onQueue("second"); got != 0 {
+	m.do("cancel", []int{exitDone}, "cancel", "second")
+	if got := m.s.onQueue("second"); got != 0 {
 		t.Errorf("cancel: got %d jobs on the queue, want none", got)
 	}
-	l.do("delete", []int{exitDone, exitFailed}, "delete", "second") // exitFailed: there is none any more
-	if p := l.s.spawn("status", "second"); p.wait() != exitFailed || !strings.Contains(p.stderr.String(), "no such import") {
+	m.do("delete", []int{exitDone, exitFailed}, "delete", "second") // exitFailed: there is none any more
+	if p := m.s.spawn("status", "second"); p.wait() != exitFailed || !strings.Contains(p.stderr.String(), "no such import") {
 		t.Errorf("delete: the import is still there:\n%s", &p.stdout)
 	}
 
 	// Two at once, of which one stands still for a while before one of its pieces.
-	l.s.env["GROUPFERRY_FAILPOINT"] = fmt.Sprintf("enqueue-before:%d:1s", 1+seed%4)
-	slow := l.s.spawn("import", "--import-id", "third", file)
-	delete(l.s.env, "GROUPFERRY_FAILPOINT")
-	quick := l.s.spawn("import", "--import-id", "third", file)
+	m.s.env["GROUPFERRY_FAILPOINT"] = fmt.Sprintf("enqueue-before:%d:1s", 1+seed%4)
+	slow := m.s.spawn("import", "--import-id", "third", file)
+	delete(m.s.env, "GROUPFERRY_FAILPOINT")
+	quick := m.s.spawn("import", "--import-id", "third", file)
 	if got := codes(slow, quick); !slices.Equal(got, []int{exitDone, exitDone}) {
 		t.Fatalf("two imports: got exit codes %v, want 0 and 0\n%s\n%s", got, &slow.stderr, &quick.stderr)
 	}
-	if got := l.s.onQueue("third"); got != int64(len(sizes)) {
+	if got := m.s.onQueue("third"); got != int64(len(sizes)) {
 		t.Errorf("two imports: got %d jobs on the queue, want %d", got, len(sizes))
 	}
 	checkState(t, sim, stateOf(rows))
 	seen.mu.Lock()
-	seen.lives++
+	seen.runs++
 	seen.mu.Unlock()
 }
 
 // redoCrashed retries what failed because it may have been in flight when three leaders in a row were killed, and gives
 // the last run, with its report.
-func (l *life) redoCrashed(p *process, run []string) *process {
-	l.t.Helper()
+func (m *matrixRun) redoCrashed(p *process, run []string) *process {
+	m.t.Helper()
 	for {
 		n := 0
-		for _, line := range l.s.results("life", "--failed") {
+		for _, line := range m.s.results("first", "--failed") {
 			if line.Code == queue.CodeCrashed {
 				n++
 			}
@@ -353,56 +353,56 @@ func (l *life) redoCrashed(p *process, run []string) *process {
 		if n == 0 {
 			return p
 		}
-		l.t.Logf("%d conversations are suspected of three crashes", n)
-		l.generation++
-		l.s.run(exitDone, "retry", "life", "--code", queue.CodeCrashed)
-		p = l.s.spawn(run...)
+		m.t.Logf("%d conversations are suspected of three crashes", n)
+		m.generation++
+		m.s.run(exitDone, "retry", "first", "--code", queue.CodeCrashed)
+		p = m.s.spawn(run...)
 		p.wait()
 	}
 }
 
 // retry puts what failed on the queue again. A retry that was killed when it was done finds its jobs there and says so.
-func (l *life) retry() {
-	l.t.Helper()
-	p := l.do("retry", []int{exitDone, exitFailed}, "retry", "life")
-	if l.t.Failed() {
+func (m *matrixRun) retry() {
+	m.t.Helper()
+	p := m.do("retry", []int{exitDone, exitFailed}, "retry", "first")
+	if m.t.Failed() {
 		return
 	}
 	if p.cmd.ProcessState.ExitCode() == exitFailed && !strings.Contains(p.stderr.String(), "not finished") {
-		l.t.Fatalf("retry: got\n%s", &p.stderr)
+		m.t.Fatalf("retry: got\n%s", &p.stderr)
 	}
 }
 
-func (l *life) calls() int {
+func (m *matrixRun) calls() int {
 	n := 0
 	for _, command := range []chat.Command{chat.CreateContactGroup, chat.UpdateContactGroup} {
-		n += l.sim.Ledger().Commands[command].Calls
+		n += m.sim.Ledger().Commands[command].Calls
 	}
 	return n
 }
 
 // check looks at the app, the report of a run, the results and the queue.
-func (l *life) check(p *process, inApp []row, conversations, failed int) {
-	l.t.Helper()
-	checkState(l.t, l.sim, stateOf(inApp))
+func (m *matrixRun) check(p *process, inApp []row, conversations, failed int) {
+	m.t.Helper()
+	checkState(m.t, m.sim, stateOf(inApp))
 	var r app.ImportStatus
 	if err := json.Unmarshal([]byte(p.stdout.String()), &r); err != nil {
-		l.t.Fatalf("%v\n%s", err, &p.stdout)
+		m.t.Fatalf("%v\n%s", err, &p.stdout)
 	}
 	want := app.ConversationCounts{Total: int64(conversations), Done: int64(conversations - failed), Failed: int64(failed)}
 	if r.Conversations != want {
-		l.t.Errorf("conversations: got %+v, want %+v", r.Conversations, want)
+		m.t.Errorf("conversations: got %+v, want %+v", r.Conversations, want)
 	}
-	if l.generation > 0 && (r.Retry == nil || r.Retry.Generation != l.generation || r.Retry.Pending != 0) {
-		l.t.Errorf("retry: got %+v, want generation %d and none pending", r.Retry, l.generation)
+	if m.generation > 0 && (r.Retry == nil || r.Retry.Generation != m.generation || r.Retry.Pending != 0) {
+		m.t.Errorf("retry: got %+v, want generation %d and none pending", r.Retry, m.generation)
 	}
-	if got := len(l.s.results("life")); got != conversations {
-		l.t.Errorf("results: got %d conversations, want %d", got, conversations)
+	if got := len(m.s.results("first")); got != conversations {
+		m.t.Errorf("results: got %d conversations, want %d", got, conversations)
 	}
-	if got := len(l.s.results("life", "--failed")); got != failed {
-		l.t.Errorf("results: got %d failed conversations, want %d", got, failed)
+	if got := len(m.s.results("first", "--failed")); got != failed {
+		m.t.Errorf("results: got %d failed conversations, want %d", got, failed)
 	}
-	if got := l.s.onQueue("life"); got != 0 {
-		l.t.Errorf("got %d jobs on the queue, want none", got)
+	if got := m.s.onQueue("first"); got != 0 {
+		m.t.Errorf("got %d jobs on the queue, want none", got)
 	}
 }

@@ -11,6 +11,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"groupferry/internal/app"
+	"groupferry/internal/chatsim"
 )
 
 // natsServer builds the server that is in go.mod, beside the program itself, and gives its path.
@@ -103,6 +106,50 @@ func (b *natsProcess) isReady() bool {
 	}
 	response.Body.Close()
 	return response.StatusCode == http.StatusOK
+}
+
+// A leader and a standby that lose NATS say so: neither is ready, and neither counts as the leader. One signal ends them.
+func TestLostNATS(t *testing.T) {
+	t.Parallel()
+	_, url := startSim(t, chatsim.Config{})
+	nats := startNATS(t)
+	s := newShell(t, url)
+	s.env["NATS_URL"] = "nats://" + nats.client
+	s.run(exitDone, "import", writeRows(t, makeRows(11, 1)))
+	states := func(base string) (leader float64, state string, ready int) {
+		samples := scrape(t, base+"/metrics")
+		for name, value := range samples {
+			if rest, ok := strings.CutPrefix(name, `groupferry_state{state="`); ok && value == 1 {
+				state = strings.TrimSuffix(rest, `"}`)
+			}
+		}
+		if response, err := http.Get(base + "/readyz"); err == nil {
+			response.Body.Close()
+			ready = response.StatusCode
+		}
+		return samples["groupferry_leader"], state, ready
+	}
+	var calls []*call
+	var bases []string
+	for _, want := range []string{app.Running, app.Standby} {
+		address := freeAddress(t)
+		calls, bases = append(calls, s.start("work", "--listen", address)), append(bases, "http://"+address)
+		await(t, "a process that is "+want, func() bool {
+			_, state, ready := states("http://" + address)
+			return state == want && ready == http.StatusOK
+		})
+	}
+	nats.kill()
+	for i, c := range calls {
+		await(t, "a process that has noticed", func() bool {
+			leader, state, ready := states(bases[i])
+			return leader == 0 && state == app.Leaderless && ready == http.StatusServiceUnavailable
+		})
+		c.signals <- os.Interrupt
+	}
+	for _, c := range calls {
+		c.wait(exitDone)
+	}
 }
 
 // kill is kill -9.

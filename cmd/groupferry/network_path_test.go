@@ -228,7 +228,7 @@ func TestPath(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	say := func(text string) time.Duration {
+	echo := func(text string) time.Duration {
 		start := time.Now()
 		c.Write([]byte(text))
 		b := make([]byte, len(text))
@@ -244,13 +244,13 @@ func TestPath(t *testing.T) {
 		}
 		return time.Since(start)
 	}
-	if d := say("hello"); d < 60*time.Millisecond {
+	if d := echo("hello"); d < 60*time.Millisecond {
 		t.Errorf("round trip: got %v, want 60ms at least", d)
 	}
 	p.down.shut()
 	time.AfterFunc(200*time.Millisecond, p.heal)
-	if d := say("again"); d < 200*time.Millisecond {
-		t.Errorf("cut in one direction: got an answer after %v, want none for 200ms", d)
+	if d := echo("again"); d < 200*time.Millisecond {
+		t.Errorf("cut in one direction: got a response after %v, want none for 200ms", d)
 	}
 	p.cut()
 	if c, err := net.Dial("tcp", p.address); err == nil {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -16,7 +15,6 @@ import (
 
 	"groupferry/importer"
 	"groupferry/internal/app"
-	"groupferry/internal/queue"
 )
 
 // The rules of output, which the four small functions of a console obey:
@@ -45,11 +43,16 @@ type console struct {
 	last time.Time
 }
 
+// onTerminal tells whether what is written to w is shown on a terminal that can be written over.
+func onTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb" && os.Getenv("CI") == ""
+}
+
 func newConsole(w io.Writer) *console {
 	c := &console{w: w, width: 80}
-	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb" && os.Getenv("CI") == "" {
-		c.terminal = true
-		if width, _, err := term.GetSize(int(f.Fd())); err == nil && width > 20 {
+	if c.terminal = onTerminal(w); c.terminal {
+		if width, _, err := term.GetSize(int(w.(*os.File).Fd())); err == nil && width > 20 {
 			c.width = width
 		}
 	}
@@ -260,18 +263,14 @@ func (p *program) showKept(r *app.Rejects, rejected int64) {
 	}
 }
 
-func rows(n int64) string {
-	if n == 1 {
-		return "1 row"
-	}
-	return count(n) + " rows"
-}
+func rows(n int64) string { return things(n, "row") }
+func jobs(n int64) string { return things(n, "job") }
 
-func jobs(n int64) string {
+func things(n int64, one string) string {
 	if n == 1 {
-		return "1 job"
+		return "1 " + one
 	}
-	return count(n) + " jobs"
+	return count(n) + " " + one + "s"
 }
 
 // showProgress draws the progress line of an import, or of all imports that are not over.
@@ -298,6 +297,8 @@ func progressLine(s *app.State, t app.Totals) string {
 		line += fmt.Sprintf(", %s throttled", count(n))
 	}
 	switch {
+	case s.Stopping:
+		line += ", stopping"
 	case t.Paused:
 		line += ", paused"
 	case s.Mode == app.Standby:
@@ -309,13 +310,4 @@ func progressLine(s *app.State, t app.Totals) string {
 		line += ", " + span(time.Duration(float64(left)/t.Rate*float64(time.Second))) + " left"
 	}
 	return line
-}
-
-// warnHalted says that the namespace is halted or paused already; with paused, only the latter.
-func (p *program) warnHalted(ctx context.Context, s *app.Namespace, paused bool) error {
-	h, err := s.Halted(ctx)
-	if err == nil && h != nil && (!paused || h.State == queue.Paused) {
-		p.console.warn("%s: %s; to continue: %s", h.State, h.Reason, h.Command)
-	}
-	return err
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"io"
+	"strings"
 	"testing"
 
 	"groupferry/internal/app"
@@ -22,11 +24,30 @@ func TestProgressLine(t *testing.T) {
 		{app.State{Mode: app.Standby, Leader: "host-1"}, app.Totals{Jobs: 3, Pending: 3}, "0 of 3 jobs done, sent by host-1"},
 		{app.State{Mode: app.Running}, app.Totals{Jobs: 3, Pending: 3, Rate: 1, Paused: true}, "0 of 3 jobs done, 1 jobs/s, paused"},
 		{app.State{Mode: app.Halted, Halt: halted}, app.Totals{Jobs: 3, Pending: 3, Rate: 1}, "0 of 3 jobs done, 1 jobs/s, halted"},
+		{app.State{Mode: app.Running, Stopping: true}, app.Totals{Jobs: 3, Pending: 3}, "0 of 3 jobs done, stopping"},
 		{app.State{Mode: app.OutOfReach}, app.Totals{Jobs: 3, Pending: 3}, "0 of 3 jobs done, outage"},
 	}
 	for _, test := range tests {
 		if got := progressLine(&test.state, test.totals); got != test.want {
 			t.Errorf("got %q, want %q", got, test.want)
 		}
+	}
+}
+
+// What is written into a file is not cleared, even when standard error is a terminal.
+func TestWatchIntoFile(t *testing.T) {
+	s := newShell(t, "")
+	s.run(exitDone, "import", "--import-id", "over", writeRows(t, makeRows(12, 1)))
+	s.run(exitDone, "cancel", "over") // so there is nothing to wait for
+	var stdout buffer
+	p := &program{getenv: func(string) (string, bool) { return "", false }, stdout: &stdout, console: newConsole(io.Discard)}
+	p.console.terminal = true
+	root := p.root()
+	root.SetArgs([]string{"status", "--watch", "--data-dir", s.dir})
+	if err := root.ExecuteContext(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if text := stdout.String(); !strings.HasPrefix(text, "import over") || strings.Contains(text, "\x1b") {
+		t.Errorf("got %q, want the status without control characters", text)
 	}
 }

@@ -23,7 +23,8 @@ func (p *program) resultsCommand() *cobra.Command {
 		Long: `results writes one line for each conversation that has a result: where it came from,
 what the API said about it, and the group it is in. An empty code means that the
 conversation is in its group. The CSV begins with the columns of an input, so what
---failed writes can be fixed and imported as it is.
+--failed writes can be fixed and imported as it is. Of an import that was cancelled
+it also writes what was dropped, with the code dropped.
 
 --summary groups the failures by code instead, each with its count and an example.`,
 		Example: `  groupferry results 3f9a1c0be2d47a55 --failed > failed.csv
@@ -56,6 +57,9 @@ conversation is in its group. The CSV begins with the columns of an input, so wh
 			}
 			if !summary {
 				err = app.WriteResults(p.stdout, out.format, s.ResultLines(cmd.Context(), args[0], failed))
+				if errors.Is(err, queue.ErrUnfinished) {
+					return hint(err, "'groupferry cancel %s%s' finishes it", args[0], qf.args(p.getenv))
+				}
 				return cmp.Or(err, damaged) // what can be read is written all the same
 			}
 			f, err := s.Failures(cmd.Context(), args[0])
@@ -76,7 +80,11 @@ conversation is in its group. The CSV begins with the columns of an input, so wh
 // failuresText says what failed, by code.
 func failuresText(s *app.Failures) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "import %s: %s conversations done, %s failed\n", s.Import, count(s.Done), count(s.Failed))
+	fmt.Fprintf(&b, "import %s: %s conversations done, %s failed", s.Import, count(s.Done), count(s.Failed))
+	if s.Dropped > 0 {
+		fmt.Fprintf(&b, ", %s dropped", count(s.Dropped))
+	}
+	b.WriteByte('\n')
 	for _, c := range s.Codes {
 		e := c.Example
 		fmt.Fprintf(&b, "  %-14s %-9s %s\n", c.Code, count(c.Count), c.Reason)

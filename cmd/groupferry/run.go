@@ -108,7 +108,7 @@ func (r *runner) run(cmd *cobra.Command, inputs []string) error {
 	}
 	w.Metrics.Rows(in.Record.Accepted, in.Record.Duplicates, in.Record.Rejected)
 	in.Record.Simulated = r.simulate
-	stored, err := r.begin(ctx, s, in)
+	stored, err := r.begin(ctx, s, in, r.queue.args(r.getenv))
 	if err != nil {
 		return err
 	}
@@ -129,9 +129,6 @@ func (r *runner) run(cmd *cobra.Command, inputs []string) error {
 
 // work enqueues what is not enqueued yet, and works until the import is over.
 func (r *runner) work(ctx context.Context, w *app.Process, s *app.Namespace, in *app.Input, stored queue.Import) error {
-	if err := r.warnHalted(ctx, s, true); err != nil {
-		return err
-	}
 	var enqueue func(context.Context) error
 	if stored.State == queue.Enqueueing {
 		enqueue = func(ctx context.Context) error {
@@ -235,8 +232,8 @@ func runText(r *app.RunReport) string {
 	took := time.Duration(r.Seconds * float64(time.Second))
 	s := fmt.Sprintf("  this run       %s calls in %s · throttled %s · repeated %s\n", count(r.Calls), span(took), count(r.Throttled), count(r.Repeated))
 	if sim := r.Simulator; sim != nil {
-		s += fmt.Sprintf("  simulator      %s calls, at most %s in any second · refused %s · bad requests %s · %s conversations in %s groups",
-			count(sim.Calls), count(sim.MaxPerSecond), count(sim.Refused), count(sim.BadRequests), count(sim.Conversations), count(sim.Groups))
+		s += fmt.Sprintf("  simulator      %s calls, at most %s in any second · throttled %s · bad requests %s · %s conversations in %s groups",
+			count(sim.Calls), count(sim.MaxPerSecond), count(sim.Throttled), count(sim.BadRequests), count(sim.Conversations), count(sim.Groups))
 		if sim.Disagrees == "" {
 			s += ": agrees"
 		}

@@ -307,7 +307,7 @@ func TestHaltAndGoOn(t *testing.T) {
 	rows := makeRows(3, sizes...)
 	sim, url := startSim(t, chatsim.Config{Faults: []chatsim.Fault{{Kind: "51013", After: 50}}})
 	s := newShell(t, url)
-	const hands = 8 // each can have a call under way when the first halt comes
+	const slots = 8 // each can have a call under way when the first halt comes
 	c := s.run(exitHalted, "run", "--rate", "200", "--concurrency", "8", "--data-dir", s.dir, writeRows(t, rows))
 	c.wantErr("51013", "groupferry: error: ", "groupferry: hint: ", "edition")
 	l := sim.Ledger()
@@ -315,16 +315,16 @@ func TestHaltAndGoOn(t *testing.T) {
 	for _, n := range l.Commands {
 		calls += n.Calls
 	}
-	if calls < 51 || calls > 50+hands {
-		t.Errorf("calls: got %d, want 51 to %d", calls, 50+hands)
+	if calls < 51 || calls > 50+slots {
+		t.Errorf("calls: got %d, want 51 to %d", calls, 50+slots)
 	}
 	if text := s.run(exitDone, "status").stdout.String(); !strings.Contains(text, "halted by ") || !strings.Contains(text, "51013") {
-		t.Errorf("status: got no word of the halt:\n%s", text)
+		t.Errorf("status: got nothing about the halt:\n%s", text)
 	}
 
 	// The same again, before anything was fixed, changes nothing.
-	goOn := c.resumeCommand("to continue, once that is fixed")
-	s.run(exitHalted, goOn...).wantErr("51013")
+	resume := c.resumeCommand("to continue, once that is fixed")
+	s.run(exitHalted, resume...).wantErr("51013")
 	if got := sim.Ledger().Conversations; got != l.Conversations {
 		t.Errorf("conversations after a try that halted: got %d, want %d", got, l.Conversations)
 	}
@@ -332,7 +332,7 @@ func TestHaltAndGoOn(t *testing.T) {
 	if err := sim.Configure(func(c *chatsim.Config) { c.Faults = nil }); err != nil {
 		t.Fatal(err)
 	}
-	s.run(exitDone, goOn...)
+	s.run(exitDone, resume...)
 	checkState(t, sim, stateOf(rows))
 	if got := sim.Ledger().Readded; got != 0 {
 		t.Errorf("conversations sent twice: got %d, want 0", got)
@@ -382,7 +382,7 @@ func TestHaltBeforeAnyJob(t *testing.T) {
 				t.Errorf("the UserSig is told:\n%s", &c.stderr)
 			}
 
-			goOn := c.resumeCommand("to continue, once that is fixed")
+			resume := c.resumeCommand("to continue, once that is fixed")
 			s.env = right
 			err := sim.Configure(func(c *chatsim.Config) {
 				c.Edition, c.Disabled, c.Admins = chatsim.Ultimate, false, []string{chat.DefaultAdmin}
@@ -390,13 +390,13 @@ func TestHaltBeforeAnyJob(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			s.run(exitDone, goOn...)
+			s.run(exitDone, resume...)
 			checkState(t, sim, stateOf(rows))
 		})
 	}
 }
 
-// At the default rate, against a simulator that refuses what is over it.
+// At the default rate, against a simulator that throttles what is over it.
 func TestPace(t *testing.T) {
 	sizes := make([]int, 1000)
 	for i := range sizes {
@@ -410,8 +410,8 @@ func TestPace(t *testing.T) {
 	c := s.run(exitDone, "run", "--output", "json", writeRows(t, rows))
 	checkState(t, sim, stateOf(rows))
 	got := sim.Ledger().Commands[chat.CreateContactGroup]
-	if got.Calls != 1000 || got.MaxPerSecond > 200 || got.Refused != 0 || got.OverLimit != 0 {
-		t.Errorf("got %+v, want 1000 calls, none refused, at most 200 in a second", got)
+	if got.Calls != 1000 || got.MaxPerSecond > 200 || got.Throttled != 0 || got.OverLimit != 0 {
+		t.Errorf("got %+v, want 1000 calls, none throttled, at most 200 in a second", got)
 	}
 	if got.MaxPer100ms > mostPer100ms && late() <= smooth {
 		t.Errorf("got %d calls in 100 ms, want at most %d", got.MaxPer100ms, mostPer100ms)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -433,7 +434,7 @@ func (p *program) processConfig(s *app.Namespace, api *apiClient, a *apiFlags, i
 			},
 			Log: p.console.log,
 		},
-		Version: version(), Import: importID,
+		Import:   importID,
 		OnChange: func(s app.State) { p.showProgress(&s, importID) },
 		OnAbandoned: func(i app.ImportProgress) {
 			next := "import its files again"
@@ -443,6 +444,7 @@ func (p *program) processConfig(s *app.Namespace, api *apiClient, a *apiFlags, i
 			p.console.warn("import %s is %s, and nothing comes any more; to continue: %s", i.Import.ID, i.Import.State, next)
 		},
 	}
+	cfg.Version, cfg.Revision = build()
 	cfg.Engine.Clock.Wall = wallClock
 	return cfg
 }
@@ -468,26 +470,27 @@ func processName() string {
 	return fmt.Sprintf("%s-%d", host, os.Getpid())
 }
 
-// buildVersion is set by the linker in a release.
-var buildVersion string
+// buildVersion and buildRevision are set by the linker in a release.
+var (
+	buildVersion  string
+	buildRevision string
+)
 
-func version() string {
-	v, revision := buildVersion, ""
+// build says which version this is, and of which revision if that is known: the linker set it, or the go command noted it.
+func build() (version, revision string) {
+	version, revision = buildVersion, buildRevision
 	if info, ok := debug.ReadBuildInfo(); ok {
-		if v == "" {
-			v = info.Main.Version
-		}
+		version = cmp.Or(version, info.Main.Version)
 		for _, s := range info.Settings {
 			if s.Key == "vcs.revision" {
-				revision = s.Value
+				revision = cmp.Or(revision, s.Value)
 			}
 		}
 	}
-	if v == "" {
-		v = "(devel)"
-	}
-	if revision != "" {
-		v += " " + revision
-	}
-	return v
+	return cmp.Or(version, "(devel)"), revision
+}
+
+func version() string {
+	version, revision := build()
+	return strings.TrimSpace(version + " " + revision)
 }

@@ -20,15 +20,15 @@ func (p *program) simulateCommand() *cobra.Command {
 		Use:   "simulate",
 		Short: "Serve the API on a local port, with limits, faults and a ledger",
 		Long: `simulate serves create_contact_group, update_contact_group, get_contact_group and
-del_contact_group as the API would: it checks the UserSig and every limit, refuses
+del_contact_group as the API would: it checks the UserSig and every limit, throttles
 more than --rate calls of a command in any second, and keeps the groups in memory.
 It prints how to point groupferry at it, and when it is stopped, its ledger.
 
 A --fault is [COMMAND/]KIND[:SHARE][@AFTER][+FOR]: KIND is an API code, http-502 (or
-another status), reset, hang, lost (applied, but the answer gets lost), late (the answer
-gets lost, and 2.5 s later it is applied), cut, garbage, or item-51007 (a code for single
-conversations). 50004:10% strikes one call in ten, 51013@50 every call from the 51st on,
-update_contact_group/http-404+1 the first update.
+another status), reset, hang, lost (applied, but the response is lost), late (the response
+is lost, and the call is applied 2.5 s later), cut, garbage, or item-51007 (a code for
+single conversations). 50004:10% strikes one call in ten, 51013@50 every call from the
+51st on, update_contact_group/http-404+1 the first update.
 
   GET  /ledger   what arrived: calls, most in any second, bad requests
   GET  /state    all groups
@@ -102,8 +102,8 @@ func writeLedger(p *program, l chatsim.Ledger) error {
 	var b strings.Builder
 	for _, command := range chat.Commands() {
 		if c := l.Commands[command]; c.Calls > 0 {
-			fmt.Fprintf(&b, "%-21s %s calls · ok %s · refused %s · faulted %s · failed %s · most in a second %d, in 100 ms %d\n",
-				command, count(c.Calls), count(c.OK), count(c.Refused), count(c.Faulted), count(c.Failed), c.MaxPerSecond, c.MaxPer100ms)
+			fmt.Fprintf(&b, "%-21s %s calls · ok %s · throttled %s · faulted %s · failed %s · most in a second %d, in 100 ms %d\n",
+				command, count(c.Calls), count(c.OK), count(c.Throttled), count(c.Faulted), count(c.Failed), c.MaxPerSecond, c.MaxPer100ms)
 		}
 	}
 	fmt.Fprintf(&b, "%s conversations in %s groups of %s users · bad requests %s · most calls of one user at once %d\n",

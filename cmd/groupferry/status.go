@@ -44,7 +44,7 @@ look at an embedded server while another groupferry works with it.`,
 					return err
 				}
 				err = out.write(p.stdout, s, func() string {
-					if watch && p.console.terminal {
+					if watch && onTerminal(p.stdout) {
 						return "\x1b[H\x1b[2J" + statusText(&s) // home, clear
 					}
 					return statusText(&s)
@@ -77,12 +77,6 @@ func importText(s *app.ImportStatus, results string) string {
 	if s.Simulated {
 		state += ", simulated"
 	}
-	dropped := func(n int64) string {
-		if n == 0 {
-			return ""
-		}
-		return " · dropped " + count(n)
-	}
 	fmt.Fprintf(&b, "import %s (%s): %s\n", s.Import, strings.Join(s.Files, ", "), state)
 	rejects := ""
 	if s.RejectsFile != "" {
@@ -90,11 +84,10 @@ func importText(s *app.ImportStatus, results string) string {
 	}
 	fmt.Fprintf(&b, "  rows           %-9s accepted %s · duplicates %s · rejected %s%s\n",
 		count(s.Rows), count(s.Accepted), count(s.Duplicates), count(s.Rejected), rejects)
-	fmt.Fprintf(&b, "  jobs           %-9s done %s · partial %s · failed %s · pending %s%s\n",
-		count(s.Jobs.Total), count(s.Jobs.Done), count(s.Jobs.Partial), count(s.Jobs.Failed), count(s.Jobs.Pending), dropped(s.Jobs.Dropped))
+	fmt.Fprintf(&b, "  jobs           %-9s %s\n", count(s.Jobs.Total), outcomesText(&s.Jobs))
 	fmt.Fprintf(&b, "  conversations  %-9s done %s · failed %s · pending %s%s\n",
 		count(s.Conversations.Total), count(s.Conversations.Done), count(s.Conversations.Failed), count(s.Conversations.Pending),
-		dropped(s.Conversations.Dropped))
+		droppedText(s.Conversations.Dropped))
 	if r := s.Retry; r != nil {
 		fmt.Fprintf(&b, "  retry %-8d %-9s pending %s", r.Generation, count(r.Jobs), count(r.Pending))
 		if len(r.Codes) > 0 {
@@ -116,6 +109,19 @@ func importText(s *app.ImportStatus, results string) string {
 		fmt.Fprintf(&b, "  results        %s\n", results)
 	}
 	return b.String()
+}
+
+// outcomesText says what became of jobs.
+func outcomesText(n *app.JobCounts) string {
+	return fmt.Sprintf("done %s · partial %s · failed %s · pending %s%s",
+		count(n.Done), count(n.Partial), count(n.Failed), count(n.Pending), droppedText(n.Dropped))
+}
+
+func droppedText(n int64) string {
+	if n == 0 {
+		return ""
+	}
+	return " · dropped " + count(n)
 }
 
 // statusText says how far all imports are, and whether and why no call is made.

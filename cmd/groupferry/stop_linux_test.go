@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -63,26 +62,4 @@ func TestInterruptAtTerminal(t *testing.T) {
 	})
 	c.signals <- os.Interrupt
 	c.wait(exitInterrupted)
-}
-
-// Where a command hears of no signal, as it waits for somebody to read from a pipe, two are enough all the same.
-func TestInterruptAnywhere(t *testing.T) {
-	t.Parallel()
-	pipe := filepath.Join(t.TempDir(), "pipe")
-	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
-		t.Skip(err)
-	}
-	s := newShell(t, "")
-	bad := filepath.Join(t.TempDir(), "bad.csv")
-	if err := os.WriteFile(bad, []byte("from_account,group_name,to_account\n,g,b\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	c := s.start("check", "--rejects", pipe, bad)
-	await(t, "the reject", func() bool { return strings.Contains(c.stderr.String(), "from_account is empty") })
-	c.signals <- os.Interrupt
-	c.signals <- os.Interrupt
-	c.wait(exitInterrupted)
-	if r, err := os.OpenFile(pipe, os.O_RDONLY|syscall.O_NONBLOCK, 0); err == nil {
-		r.Close() // which lets the command go
-	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -228,7 +229,7 @@ func TestInterrupt(t *testing.T) {
 	}
 }
 
-// An interrupt before anything was begun ends with the command that goes on, not with what it cut short.
+// An interrupt before anything was begun prints the command that resumes, not what it interrupted.
 func TestInterruptAtStart(t *testing.T) {
 	t.Parallel()
 	_, url := startSim(t, chatsim.Config{})
@@ -242,12 +243,12 @@ func TestInterruptAtStart(t *testing.T) {
 			t.Errorf("%q: got an error, want none:\n%s", args, &c.stderr)
 		}
 		if got := c.resumeCommand("interrupted; to continue"); !slices.Equal(got, args) {
-			t.Errorf("%q: got %q to go on, want the same", args, got)
+			t.Errorf("%q: got %q to resume, want the same", args, got)
 		}
 	}
 }
 
-// The second interrupt leaves at once, also where calls get no answer, and loses nothing.
+// The second interrupt leaves at once, also if calls get no response, and loses nothing.
 func TestSecondInterrupt(t *testing.T) {
 	t.Parallel()
 	rows := makeRows(9, 3, 4, 5)
@@ -288,5 +289,25 @@ func TestInterruptWhileReading(t *testing.T) {
 		if got := c.resumeCommand("interrupted; to continue"); !slices.Equal(got, args) {
 			t.Errorf("%q: got %q to go on, want the same", args, got)
 		}
+	}
+}
+
+// The second interrupt leaves also where a command is stuck in something that no context ends, such as a write.
+func TestSecondInterruptAnywhere(t *testing.T) {
+	t.Parallel()
+	unread, stdout := io.Pipe()
+	defer unread.Close()
+	signals, code := make(chan os.Signal, 2), make(chan int, 1)
+	getenv := func(string) (string, bool) { return "", false }
+	go func() { code <- run(signals, []string{"--help"}, getenv, strings.NewReader(""), stdout, io.Discard) }()
+	signals <- os.Interrupt
+	signals <- os.Interrupt
+	select {
+	case got := <-code:
+		if got != exitInterrupted {
+			t.Errorf("got exit code %d, want %d", got, exitInterrupted)
+		}
+	case <-time.After(patience):
+		t.Error("it does not end")
 	}
 }

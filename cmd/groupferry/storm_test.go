@@ -361,8 +361,8 @@ func (s *storm) checkStorm() {
 		if c.MaxPerSecond > stormRate {
 			s.t.Errorf("%s: got %d calls in a second, want at most %d", command, c.MaxPerSecond, stormRate)
 		}
-		if c.Refused > 0 {
-			s.t.Errorf("%s: got %d calls refused, want none", command, c.Refused)
+		if c.Throttled > 0 {
+			s.t.Errorf("%s: got %d calls throttled, want none", command, c.Throttled)
 		}
 		if c.Calls > 1 {
 			s.t.Logf("%s: %s", command, paceText(c))

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,7 +22,8 @@ func (p *program) workCommand() *cobra.Command {
 		Use:   "work",
 		Short: "Make the calls of the jobs on the queue",
 		Long: `work takes jobs from the queue, makes their calls and writes their results, until it
-is stopped; with --drain, until the queue is empty. Of several workers one leads and
+is stopped; with --drain, until the queue is empty; the last line then says what became of its
+jobs, and the exit code is 3 if one of them failed. Of several workers one leads and
 makes all calls; the others stand by and take over when it stops or dies.
 
 When every job would fail the same way (a wrong key, an edition without groups) it
@@ -66,9 +69,6 @@ up to 30 seconds, the second leaves at once; neither loses anything.
 			if err != nil {
 				return err
 			}
-			if err := p.warnHalted(ctx, s, false); err != nil {
-				return err
-			}
 			p.console.log.Info("working", "queue", s.Where(), "calls_per_second", api.rate)
 			defer p.sayWaiting(ctx, w)()
 			err = w.Run(untilLeft(ctx), ctx.Done())
@@ -76,10 +76,10 @@ up to 30 seconds, the second leaves at once; neither loses anything.
 			switch {
 			case governor.IsHalted(err):
 				return &unfinishedError{err, resume + " && " + p.commandLine(), true}
-			case errors.Is(err, app.ErrAbandoned):
-				return errIncomplete // already printed
 			case err == nil && drain && ctx.Err() != nil:
 				return &unfinishedError{errInterrupted, p.commandLine(), false}
+			case drain && (err == nil || errors.Is(err, app.ErrAbandoned)): // which was printed
+				return p.reportDrained(ctx, w, qf.args(p.getenv), err == nil)
 			}
 			return err
 		},
@@ -92,3 +92,31 @@ up to 30 seconds, the second leaves at once; neither loses anything.
 	p.consoleFlags(cmd)
 	return cmd
 }
+
+// reportDrained says in the last line what became of the jobs that were on the queue. The error is errIncomplete when some
+// of them failed, or not all had a result; where is how another command gets to the queue.
+func (p *program) reportDrained(ctx context.Context, w *app.Process, where string, complete bool) error {
+	all, err := w.Drained(ctx)
+	if err != nil {
+		return err
+	}
+	var n app.JobCounts
+	var failed []string
+	for _, s := range all {
+		n.Add(s.Jobs)
+		if s.Jobs.Partial+s.Jobs.Failed+s.Jobs.Dropped > 0 {
+			failed = append(failed, s.Import)
+		}
+	}
+	for _, id := range failed[:min(len(failed), maxDrainHints)] {
+		p.console.hint(fmt.Sprintf("'groupferry results %s --summary%s' says what failed", id, where))
+	}
+	p.console.report("drained: " + jobs(n.Total) + ": " + outcomesText(&n))
+	if !complete || len(failed) > 0 {
+		return errIncomplete
+	}
+	return nil
+}
+
+// maxDrainHints is for how many imports a command is named.
+const maxDrainHints = 3

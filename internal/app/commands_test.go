@@ -3,6 +3,7 @@ package app
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -150,6 +151,28 @@ func TestPauseAndCancel(t *testing.T) {
 	}
 	if s, err := n.CancelImport(t.Context(), "one"); err != nil || s.Jobs.Dropped != 3 || s.Conversations.Pending != 0 || !s.Over() {
 		t.Errorf("cancel: got %+v, %v", s, err)
+	}
+	// What was dropped is among its results, until it is deleted.
+	var b strings.Builder
+	if err := WriteResults(&b, CSV, n.ResultLines(t.Context(), "one", true)); err != nil || strings.Count(b.String(), ",dropped,") != 6 {
+		t.Errorf("results: got %q, %v; want 3 lines of what was dropped", &b, err)
+	}
+	if f, err := n.Failures(t.Context(), "one"); err != nil || f.Dropped != 3 || f.Failed != 0 || f.Codes[0].Count != 3 {
+		t.Errorf("failures: got %+v, %v; want 3 dropped", f, err)
+	}
+	if err := n.Delete(t.Context(), "one"); err != nil {
+		t.Error(err)
+	}
+	// What was not on the queue cannot be among them.
+	if _, _, err := n.Begin(t.Context(), queue.Import{ID: "early", Digest: "early", Jobs: 5}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.CancelImport(t.Context(), "early"); err != nil {
+		t.Fatal(err)
+	}
+	var missing *NotQueuedError
+	if err := WriteResults(io.Discard, CSV, n.ResultLines(t.Context(), "early", false)); !errors.As(err, &missing) || missing.Jobs != 5 {
+		t.Errorf("results of one that was cancelled before its jobs were on the queue: got %v, want 5 missing", err)
 	}
 	if _, err := n.Status(t.Context(), "two"); !errors.Is(err, queue.ErrNoImport) {
 		t.Errorf("status of an import that is not there: got %v", err)

@@ -16,6 +16,7 @@ import (
 	"groupferry/internal/governor"
 	"groupferry/internal/lease"
 	"groupferry/internal/queue"
+	"groupferry/metrics"
 	"groupferry/worker"
 )
 
@@ -103,7 +104,7 @@ func NewEngine(ctx context.Context, cfg EngineConfig) (*Engine, error) {
 		e.state.set(func(s *State) { s.Connected = cfg.Namespace.Conn.Connected() })
 	})
 	if e.tally.Observer = cfg.Worker.Observer; e.tally.Observer == nil {
-		e.tally.Observer = newMetrics("")
+		e.tally.Observer = newMetrics(metrics.BuildInfo{})
 	}
 	e.cfg.Worker.Observer = &e.tally
 	e.gate = &governor.Gate{OnHalt: e.halted}
@@ -149,6 +150,7 @@ func (e *Engine) Run(ctx context.Context, stop <-chan struct{}) error {
 	background.Go(func() {
 		select {
 		case <-stop:
+			e.stopping()
 			endStandby()
 		case <-ctx.Done():
 		}
@@ -301,13 +303,33 @@ func (e *Engine) Leading() bool {
 	return e.term != nil
 }
 
+// stopping notes that this process is to stop, and for how many jobs it waits.
+func (e *Engine) stopping() {
+	inFlight := int64(0)
+	if _, jobs := e.present(); jobs != nil {
+		inFlight = jobs.Snapshot().InFlight
+	}
+	e.state.set(func(s *State) { s.Stopping, s.StopsFor = true, inFlight })
+}
+
+// lapsed reports whether this process leads, and its lease is not renewed.
+func (e *Engine) lapsed() bool {
+	e.mu.Lock()
+	t := e.term
+	e.mu.Unlock()
+	return t != nil && t.tenure.Right().Left() <= 0
+}
+
 // setTerm notes that a term begins, or ends when t is nil.
 func (e *Engine) setTerm(t *term) {
 	e.mu.Lock()
 	e.term = t
 	e.mu.Unlock()
 	e.state.set(func(s *State) {
-		s.Outage = nil
+		s.Outage, s.Lapsed = nil, false
+		if s.Leader == e.cfg.Host { // nobody follows that is known
+			s.Leader = ""
+		}
 		if s.Leading = t != nil; s.Leading {
 			s.Term, s.Previous, s.Inherited, s.Yielded = t.tenure.Term(), t.before.Host, sum(t.before.Calls), nil
 		}
@@ -446,7 +468,7 @@ func (e *Engine) checkOnce(ctx context.Context, pace *governor.Governor) (*chat.
 	code, took := "ok", time.Since(start)
 	var failure *chat.Error
 	errors.As(err, &failure)
-	outcome := governor.Answered
+	outcome := governor.Responded
 	switch {
 	case failure == nil:
 	case failure.Unsent():
@@ -556,8 +578,8 @@ func (e *Engine) presence(ctx context.Context) []byte {
 // sampleEvery is how often the pace of this process is looked at.
 const sampleEvery = 250 * time.Millisecond
 
-// sample keeps, until ctx ends, what only time brings about: that no call is answered, and for how long calls have waited
-// while none was permitted. It also corrects an outage that was reported in the wrong order.
+// sample keeps, until ctx ends, what only time brings about: that the lease lapses, that no call is answered, and for how
+// long calls have waited while none was permitted. It also corrects an outage that was reported in the wrong order.
 func (e *Engine) sample(ctx context.Context) {
 	const standing = time.Second // waiting that long without a permit begins to count
 	differ := 0
@@ -574,8 +596,8 @@ func (e *Engine) sample(ctx context.Context) {
 				out = now.State == governor.Outage
 			}
 		}
-		if silent != s.Unanswered {
-			e.state.set(func(s *State) { s.Unanswered = silent })
+		if lapsed := e.lapsed(); silent != s.Unanswered || lapsed != s.Lapsed {
+			e.state.set(func(s *State) { s.Unanswered, s.Lapsed = silent, lapsed && s.Leading })
 		}
 		if differ++; out == (s.Outage != nil) {
 			differ = 0

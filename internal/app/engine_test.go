@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"log/slog"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -235,7 +237,7 @@ func TestWrongKey(t *testing.T) {
 	select {
 	case err := <-wrong.done:
 		if !governor.IsHalted(err) || !errors.Is(err, errCredentials) {
-			t.Errorf("got %v, want it refused for its credentials", err)
+			t.Errorf("got %v, want it rejected for its credentials", err)
 		}
 	case <-time.After(patience):
 		t.Fatal("it does not end")
@@ -253,7 +255,7 @@ func TestWrongKey(t *testing.T) {
 	}
 }
 
-// An answer that is about the app's load proves no credentials: a halt that stands is lifted only after one that does.
+// A response about the load of the app proves no credentials: a halt is lifted only after one that does.
 func TestHaltIsLiftedByProof(t *testing.T) {
 	n := newNamespace(t, chatsim.Config{Rate: -1, Faults: []chatsim.Fault{{Kind: "60011"}}})
 	n.enqueue("one", 3)
@@ -261,9 +263,9 @@ func TestHaltIsLiftedByProof(t *testing.T) {
 		t.Fatal(err)
 	}
 	e := n.start(func(c *EngineConfig) { c.LiftHalt, c.LeaveOnHalt = true, true })
-	n.await("answers", func() bool { return n.sim.Ledger().Commands[chat.GetContactGroup].Faulted >= 3 })
+	n.await("responses", func() bool { return n.sim.Ledger().Commands[chat.GetContactGroup].Faulted >= 3 })
 	if h, err := n.Halted(t.Context()); h == nil || err != nil {
-		t.Errorf("got halt %v, %v before any proof, want it to stand", h, err)
+		t.Errorf("got halt %v, %v before any proof, want it to stay", h, err)
 	}
 	if err := n.sim.Configure(func(c *chatsim.Config) { c.Faults = nil }); err != nil {
 		t.Fatal(err)
@@ -277,26 +279,102 @@ func TestHaltIsLiftedByProof(t *testing.T) {
 	}
 }
 
-// A halt of the leader is the namespace's, and ends whoever is to leave then.
+// A logOf keeps the attributes of the log lines from the level ERROR on.
+type logOf struct {
+	slog.Handler
+	mu     sync.Mutex
+	errors []map[string]string
+}
+
+func newLog() *logOf { return &logOf{Handler: slog.DiscardHandler} }
+
+func (l *logOf) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelError }
+
+func (l *logOf) Handle(_ context.Context, r slog.Record) error {
+	line := map[string]string{}
+	r.Attrs(func(a slog.Attr) bool { line[a.Key] = a.Value.String(); return true })
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.errors = append(l.errors, line)
+	return nil
+}
+
+// wantHalt checks that the log has one error: the halt, with all that somebody needs to know.
+func (l *logOf) wantHalt(t *testing.T, who string) {
+	t.Helper()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.errors) != 1 {
+		t.Errorf("%s: got errors %v in the log, want one", who, l.errors)
+		return
+	}
+	e := l.errors[0]
+	if e["code"] != "51013" || !strings.Contains(e["reason"], "51013") || e["remedy"] == "" || e["to_continue"] != "groupferry resume" {
+		t.Errorf("%s: got %v in the log, want code, reason, remedy, and the command that continues", who, e)
+	}
+}
+
+// A halt of the leader is the namespace's, and ends whoever is to leave then. Each process logs it once.
 func TestHalted(t *testing.T) {
 	n := newNamespace(t, chatsim.Config{Rate: -1, Faults: []chatsim.Fault{{Kind: "51013", After: 1}}})
 	n.enqueue("one", 30)
-	leader := n.start(nil)
+	logs := map[string]*logOf{"leader": newLog(), "standby": newLog(), "one that leaves": newLog()}
+	logTo := func(who string) func(*EngineConfig) {
+		return func(c *EngineConfig) {
+			c.Log, c.LeaveOnHalt = slog.New(logs[who]), who == "one that leaves"
+		}
+	}
+	leader := n.start(logTo("leader"))
 	n.await("the halt", func() bool { return leader.State().Mode == Halted })
 	n.await("the stored halt", func() bool {
 		h, err := n.Halted(t.Context())
 		return err == nil && h != nil && h.Code == "51013" && h.Remedy != "" && h.Command == "groupferry resume"
 	})
-	standby := n.start(func(c *EngineConfig) { c.LeaveOnHalt = true })
+	standby := n.start(logTo("standby"))
+	leaves := n.start(logTo("one that leaves"))
 	select {
-	case err := <-standby.done:
+	case err := <-leaves.done:
 		if !governor.IsHalted(err) {
 			t.Errorf("standby: got %v, want it halted", err)
 		}
 	case <-time.After(patience):
 		t.Fatal("the standby does not leave")
 	}
-	if err := leader.end(t); err != nil {
-		t.Error(err)
+	n.await("the halt at the standby", func() bool { return standby.State().Mode == Halted })
+	for _, e := range []*engineRun{standby, leader} {
+		if err := e.end(t); err != nil {
+			t.Error(err)
+		}
+	}
+	for who, log := range logs {
+		log.wantHalt(t, who)
+	}
+}
+
+// Without a response of the API a stop does not wait for what is in flight.
+func TestStopWithoutAPI(t *testing.T) {
+	t.Parallel()
+	for name, noticed := range map[string]func(*State) bool{
+		chatsim.Reset: func(s *State) bool { return s.Outage != nil },
+		chatsim.Hang:  func(s *State) bool { return s.Unanswered },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			n := newNamespace(t, chatsim.Config{Rate: -1})
+			n.enqueue("one", 20)
+			e := n.start(func(c *EngineConfig) { c.Worker.Grace = time.Hour })
+			n.awaitComplete("one")
+			if err := n.sim.Configure(func(c *chatsim.Config) { c.Faults = []chatsim.Fault{{Kind: name}} }); err != nil {
+				t.Fatal(err)
+			}
+			n.enqueue("two", 20)
+			n.await("the outage", func() bool { s := e.State(); return noticed(&s) })
+			if err := e.end(t); err != nil {
+				t.Error(err)
+			}
+			if s := e.State(); !s.Stopping || s.StopsFor == 0 {
+				t.Errorf("got stopping %v for %d jobs, want it to stop with some in flight", s.Stopping, s.StopsFor)
+			}
+		})
 	}
 }

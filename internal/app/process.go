@@ -22,7 +22,8 @@ import (
 // ProcessConfig says how a process works, and when it ends.
 type ProcessConfig struct {
 	Engine   EngineConfig // OnGrant, OnComplete, OnImport and Worker.Observer are set by the process
-	Version  string       // of this program, for the metrics
+	Version  string       // of this program, for the metrics; its revision may be unknown
+	Revision string
 	Listener net.Listener // where metrics and readiness are served; nil for nowhere
 
 	Import string        // end when this import is over
@@ -54,12 +55,13 @@ type Process struct {
 	log     *slog.Logger
 	changed chan struct{}          // one place: the record of an import changed
 	quiet   map[string]quietImport // by ID; of the goroutine that reads the progress
+	before  []queue.Import         // with Drain: all imports, before anything was done
 }
 
 // NewProcess returns a process. Nothing happens before Run. The error is a *[queue.OtherAppError] when the namespace
 // belongs to another app; it may also belong to nobody yet.
 func NewProcess(ctx context.Context, cfg ProcessConfig) (*Process, error) {
-	p := &Process{cfg: cfg, Metrics: newMetrics(cfg.Version), changed: make(chan struct{}, 1), quiet: map[string]quietImport{}}
+	p := &Process{cfg: cfg, Metrics: newMetrics(metrics.BuildInfo{Version: cfg.Version, Revision: cfg.Revision}), changed: make(chan struct{}, 1), quiet: map[string]quietImport{}}
 	engine := cfg.Engine
 	engine.OnGrant = p.Metrics.Granted
 	engine.Worker.Observer = metricsObserver{p.Metrics}
@@ -82,6 +84,12 @@ func NewProcess(ctx context.Context, cfg ProcessConfig) (*Process, error) {
 	})
 	if err == nil && have != nil && *have != cfg.Engine.App {
 		err = &queue.OtherAppError{Want: cfg.Engine.App, Have: *have}
+	}
+	if err == nil && cfg.Drain {
+		err = p.begin(ctx, "list the imports", func() (err error) {
+			p.before, err = cfg.Engine.Namespace.Imports(ctx)
+			return err
+		})
 	}
 	if err != nil {
 		return nil, err
@@ -124,8 +132,16 @@ func (p *Process) Run(ctx context.Context, stop <-chan struct{}) error {
 		})
 	}
 	finished := make(chan struct{}) // closed when the engine has to stop
+	finish := sync.OnceFunc(func() { close(finished) })
+	watchers.Go(func() { // also while the progress is read, which takes seconds without NATS
+		select {
+		case <-stop:
+			finish()
+		case <-watching.Done():
+		}
+	})
 	var overErr error
-	watchers.Go(func() { overErr = p.watchProgress(watching, stop, sync.OnceFunc(func() { close(finished) })) })
+	watchers.Go(func() { overErr = p.watchProgress(watching, stop, finish) })
 	err := p.Engine.Run(ctx, finished)
 	stopWatching()
 	watchers.Wait()
@@ -175,6 +191,34 @@ func (p *Process) RunImport(ctx context.Context, stop <-chan struct{}, enqueue f
 	return err
 }
 
+// Drained returns what the imports have come to, newest first, that were not over when this process was made, or came
+// later. It is for Drain, after Run. An import that is damaged, or deleted meanwhile, is left out.
+func (p *Process) Drained(ctx context.Context) ([]ImportStatus, error) {
+	n := p.cfg.Engine.Namespace
+	now, err := n.Imports(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var all []ImportStatus
+	for _, i := range now {
+		wasOver := func(b queue.Import) bool {
+			return b.ID == i.ID && b.Incarnation == i.Incarnation && b.Generation == i.Generation && b.State.Over()
+		}
+		if slices.ContainsFunc(p.before, wasOver) {
+			continue
+		}
+		s, err := n.ImportStatus(ctx, i.ID)
+		switch {
+		case errors.Is(err, queue.ErrNoImport), errors.As(err, new(*broker.DamagedError)):
+		case err != nil:
+			return nil, err
+		default:
+			all = append(all, s)
+		}
+	}
+	return all, nil
+}
+
 // pass calls OnChange for each change until ctx ends.
 func (p *Process) pass(ctx context.Context) {
 	for {
@@ -199,8 +243,8 @@ const (
 	tidyEvery = time.Hour
 )
 
-// watchProgress keeps the progress in the state until ctx ends. It calls end when stop is closed, or all is done that
-// this process is for; the error is about the latter.
+// watchProgress keeps the progress in the state until ctx ends. It calls end when all is done that this process is for,
+// unless stop was closed before; the error is about that.
 func (p *Process) watchProgress(ctx context.Context, stop <-chan struct{}, end func()) error {
 	defer end()
 	var result error
@@ -225,7 +269,6 @@ func (p *Process) watchProgress(ctx context.Context, stop <-chan struct{}, end f
 		select {
 		case <-stop:
 			stop, done = nil, true
-			end()
 		case <-ctx.Done():
 			return result
 		case <-p.changed:
@@ -355,7 +398,7 @@ func (n *Namespace) DeleteOld(ctx context.Context, keep time.Duration, log *slog
 func (p *Process) pace() metrics.Pace {
 	s := p.State()
 	m := metrics.Pace{
-		State: s.Mode, Commands: map[string]metrics.Lane{}, Leader: s.Leading,
+		State: s.Mode, Commands: map[string]metrics.Lane{}, Leader: s.Leading && !s.Lapsed,
 		LeaderChanges: s.LeaderChanges, Standstill: s.Standstill,
 	}
 	for command, l := range s.Commands {
@@ -389,7 +432,7 @@ func (o metricsObserver) CallDone(command, code string, d time.Duration) {
 	o.Metrics.CallDone(command, code, d)
 }
 
-func newMetrics(version string) *metrics.Metrics {
+func newMetrics(build metrics.BuildInfo) *metrics.Metrics {
 	var commands, codes []string
 	for _, c := range chat.Commands() {
 		commands = append(commands, string(c))
@@ -397,7 +440,7 @@ func newMetrics(version string) *metrics.Metrics {
 	for _, c := range chat.Codes() {
 		codes = append(codes, strconv.Itoa(c))
 	}
-	return metrics.New(metrics.Config{Build: metrics.BuildInfo{Version: version}, Commands: commands, Codes: codes})
+	return metrics.New(metrics.Config{Build: build, Commands: commands, Codes: codes})
 }
 
 // untilStopped returns a context that ends with ctx, or when stop is closed.

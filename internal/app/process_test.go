@@ -217,7 +217,7 @@ func TestServedState(t *testing.T) {
 	running.Wait()
 }
 
-// The state has an outage with its last error, until the API answers.
+// The state has an outage with its last error, until the API responds.
 func TestOutageInState(t *testing.T) {
 	n := newNamespace(t, chatsim.Config{Rate: -1})
 	n.enqueue("one", 50)

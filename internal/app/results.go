@@ -7,6 +7,7 @@ import (
 	"encoding/csv"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"iter"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	"groupferry/internal/broker"
 	"groupferry/internal/chat"
 	"groupferry/internal/job"
+	"groupferry/internal/queue"
 )
 
 // A ResultLine is what came of one conversation. Its JSON form is read by programs: fields are added, never changed.
@@ -32,7 +34,7 @@ type ResultLine struct {
 	GroupID     int64     `json:"group_id"`
 	Attempts    int       `json:"attempts"`
 	Job         string    `json:"job"`
-	Outcome     string    `json:"outcome"` // of the job
+	Outcome     string    `json:"outcome"` // of the job; OutcomeDropped when it has none
 	Finished    time.Time `json:"finished"`
 }
 
@@ -54,6 +56,33 @@ func (l *ResultLine) fields() []string {
 		group, strconv.Itoa(l.Attempts), l.Job, l.Outcome, l.Finished.UTC().Format(time.RFC3339)}
 }
 
+// OutcomeDropped stands, as code and as outcome, for what a cancel dropped.
+const OutcomeDropped = "dropped"
+
+// droppedLines gives a job that was dropped then as one line for each conversation. files are the names of the import's
+// inputs.
+func droppedLines(j *job.Job, files []string, at time.Time) []ResultLine {
+	all := make([]ResultLine, len(j.Conversations))
+	for i, c := range j.Conversations {
+		l := &all[i]
+		*l = ResultLine{FromAccount: j.FromAccount, GroupName: j.GroupName, Type: c.Type, Code: OutcomeDropped,
+			Reason: "the import was cancelled", Line: c.Line, Job: j.ID, Outcome: OutcomeDropped, Finished: at}
+		l.setTarget(c, files)
+	}
+	return all
+}
+
+func (l *ResultLine) setTarget(c job.Conversation, files []string) {
+	if c.File < len(files) {
+		l.File = files[c.File]
+	}
+	if c.Type == job.OneToOne {
+		l.ToAccount = c.ID
+	} else {
+		l.ToGroupID = c.ID
+	}
+}
+
 // resultLines gives a result as one line for each conversation, or a single one for a job of which nothing is known. files
 // are the names of the import's inputs.
 func resultLines(r *job.Result, files []string) []ResultLine {
@@ -69,14 +98,7 @@ func resultLines(r *job.Result, files []string) []ResultLine {
 	for i, c := range r.Conversations {
 		l := base
 		l.Type, l.Code, l.Reason, l.Line = c.Type, c.Code, c.Info, c.Line
-		if c.File < len(files) {
-			l.File = files[c.File]
-		}
-		if c.Type == job.OneToOne {
-			l.ToAccount = c.ID
-		} else {
-			l.ToGroupID = c.ID
-		}
+		l.setTarget(c.Conversation, files)
 		if l.Reason == "" && l.Code != "" {
 			if code, err := strconv.Atoi(l.Code); err == nil {
 				l.Reason = chat.Meaning(code)
@@ -87,8 +109,19 @@ func resultLines(r *job.Result, files []string) []ResultLine {
 	return all
 }
 
-// ResultLines reads the results of an import, a line for each conversation; with failed, of those alone that are not in
-// their group. An error is the last thing it yields; see [queue.Queue.Results].
+// A NotQueuedError says that an import was cancelled before all of its jobs were on the queue.
+type NotQueuedError struct {
+	Import string
+	Jobs   int64
+}
+
+func (e *NotQueuedError) Error() string {
+	return fmt.Sprintf("%d dropped jobs of import %s are missing here: it was cancelled before they were on the queue", e.Jobs, e.Import)
+}
+
+// ResultLines reads the results of an import, and what a cancel of it dropped, a line for each conversation; with failed,
+// of those alone that are not in their group. An error is the last thing it yields: a *NotQueuedError, or one of
+// [queue.Queue.Results], [queue.Queue.Dropped] and [queue.Dropped.All].
 func (n *Namespace) ResultLines(ctx context.Context, id string, failed bool) iter.Seq2[ResultLine, error] {
 	var outcomes []job.Outcome // all
 	if failed {
@@ -99,6 +132,10 @@ func (n *Namespace) ResultLines(ctx context.Context, id string, failed bool) ite
 		record, err := n.Import(ctx, id)
 		if err == nil {
 			files, err = record.Inputs.Unpack()
+		}
+		var dropped *queue.Dropped
+		if err == nil {
+			dropped, err = n.Dropped(ctx, id) // before the results, so that a job is in one of the two
 		}
 		if err != nil {
 			yield(ResultLine{}, err)
@@ -117,6 +154,25 @@ func (n *Namespace) ResultLines(ctx context.Context, id string, failed bool) ite
 					return
 				}
 			}
+		}
+		if dropped == nil {
+			return
+		}
+		left := dropped.Jobs
+		for j, err := range dropped.All(ctx) {
+			if err != nil {
+				yield(ResultLine{}, err)
+				return
+			}
+			left--
+			for _, l := range droppedLines(&j, files, dropped.At) {
+				if !yield(l, nil) {
+					return
+				}
+			}
+		}
+		if left > 0 {
+			yield(ResultLine{}, &NotQueuedError{id, left})
 		}
 	}
 }
@@ -156,10 +212,11 @@ func WriteResults(w io.Writer, format string, lines iter.Seq2[ResultLine, error]
 
 // Failures are what failed in an import, by code. Their JSON form is read by programs: fields are added, never changed.
 type Failures struct {
-	Import string        `json:"import"`
-	Done   int64         `json:"done"` // conversations
-	Failed int64         `json:"failed"`
-	Codes  []FailureCode `json:"codes"` // the most frequent first
+	Import  string        `json:"import"`
+	Done    int64         `json:"done"` // conversations
+	Failed  int64         `json:"failed"`
+	Dropped int64         `json:"dropped,omitempty"` // by cancel
+	Codes   []FailureCode `json:"codes"`             // the most frequent first
 }
 
 // A FailureCode is what failed with one code.
@@ -182,7 +239,11 @@ func (n *Namespace) Failures(ctx context.Context, id string) (Failures, error) {
 		if err != nil {
 			return s, err
 		}
-		s.Failed++
+		if l.Outcome == OutcomeDropped {
+			s.Dropped++
+		} else {
+			s.Failed++
+		}
 		c := byCode[l.Code]
 		if c == nil {
 			c = &FailureCode{Code: l.Code, Reason: l.Reason, Example: l}

@@ -15,7 +15,7 @@ import (
 const (
 	Running    = "running"    // it leads, and calls may go out
 	Standby    = "standby"    // another process leads
-	Leaderless = "leaderless" // nobody is known to lead
+	Leaderless = "leaderless" // nobody is known to lead, or NATS is out of reach
 	Paused     = "paused"     // a person said wait
 	Halted     = "halted"     // every job would fail the same way
 	OutOfReach = "outage"     // it leads and the API is out of reach
@@ -35,10 +35,14 @@ type State struct {
 	Previous      string // who led before this process; "" for nobody
 	Inherited     int    // calls of that one that could still be in flight when this process began to lead
 	Yielded       error  // why it stands by after it has led; nil while it leads
+	Lapsed        bool   // while it leads: its lease could not be renewed in time, and no call may be made until it is
 
 	Connected bool // to NATS
 	Verified  bool // the credentials of this process have worked
 	Rate      int  // calls a second for each command: that of the namespace, else that of this process
+
+	Stopping bool  // it was told to stop
+	StopsFor int64 // jobs that were in flight then, and may end
 
 	Halt       *Halt   // why no call may be made; nil while they may
 	Outage     *Outage // while this process leads and calls fail one after another without a response
@@ -56,7 +60,7 @@ type State struct {
 type Halt struct {
 	queue.Halt
 	Cause error
-	own   bool // this process halted the namespace
+	own   bool // this process halts the namespace
 }
 
 // An Outage is that the API is out of reach.
@@ -121,7 +125,7 @@ func (s *State) Ready() error {
 	if s.Halt != nil {
 		return &governor.HaltedError{Cause: s.Halt.Cause}
 	}
-	if !s.Connected {
+	if !s.Connected || s.Lapsed {
 		return errors.New("NATS is out of reach")
 	}
 	return nil
@@ -177,6 +181,9 @@ func (e *Engine) State() State {
 func (e *Engine) Watch() (State, <-chan struct{}) {
 	s, changed := e.state.get()
 	s.Mode = Leaderless
+	if !s.Connected || s.Lapsed { // who led may not lead any more
+		s.Leader = ""
+	}
 	if s.Leader != "" {
 		s.Mode = Standby
 	}
@@ -187,7 +194,7 @@ func (e *Engine) Watch() (State, <-chan struct{}) {
 		}
 		s.Outage = &out
 	}
-	if s.Leading {
+	if s.Leading && !s.Lapsed {
 		s.Leader, s.Mode = e.cfg.Host, Running
 		if s.Outage != nil {
 			s.Mode = OutOfReach
@@ -231,9 +238,17 @@ func (e *Engine) report(before, now *State) {
 	case before.Outage != nil && now.Outage == nil && now.Leading:
 		e.log.Info("the API responds again")
 	}
-	if h := now.Halt; before.Halt == nil && h != nil && h.own {
+	switch h := now.Halt; {
+	case before.Halt == nil && h != nil && IsPause(h.Cause):
+		e.log.Warn("paused", "reason", h.Reason, "by", h.By, "to_continue", h.Command)
+	case before.Halt == nil && h != nil:
 		e.log.Error("halted: every job would fail the same way", "code", h.Code, "reason", h.Reason, "remedy", h.Remedy,
-			"to_continue", h.Command)
+			"by", h.By, "to_continue", h.Command)
+	case before.Halt != nil && h == nil:
+		e.log.Info("resumed")
+	}
+	if !before.Stopping && now.Stopping && now.StopsFor > 0 {
+		e.log.Info("stopping: jobs in flight may end, for up to 30 s; a second signal leaves at once", "in_flight", now.StopsFor)
 	}
 }
 

@@ -53,6 +53,17 @@ type JobCounts struct {
 	Dropped  int64 `json:"dropped"` // by cancel
 }
 
+// Add adds the jobs of another import.
+func (n *JobCounts) Add(other JobCounts) {
+	n.Total += other.Total
+	n.Done += other.Done
+	n.Partial += other.Partial
+	n.Failed += other.Failed
+	n.Pending += other.Pending
+	n.InFlight += other.InFlight
+	n.Dropped += other.Dropped
+}
+
 // ConversationCounts are the conversations of an import by what became of them.
 type ConversationCounts struct {
 	Total   int64 `json:"total"`

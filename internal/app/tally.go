@@ -91,7 +91,7 @@ type RunReport struct {
 type SimulatorReport struct {
 	Calls         int64  `json:"calls"`
 	MaxPerSecond  int    `json:"max_per_second"`
-	Refused       int    `json:"refused"`
+	Throttled     int    `json:"throttled"`
 	BadRequests   int    `json:"bad_requests"`
 	Groups        int    `json:"groups"`
 	Conversations int    `json:"conversations"`
@@ -107,7 +107,7 @@ func NewRunReport(n Tally, took time.Duration, l *chatsim.Ledger) *RunReport {
 	s := &SimulatorReport{BadRequests: l.BadRequests, Groups: l.Groups, Conversations: l.Conversations}
 	for _, c := range l.Commands {
 		s.Calls += int64(c.Calls)
-		s.Refused += c.Refused
+		s.Throttled += c.Throttled
 		s.MaxPerSecond = max(s.MaxPerSecond, c.MaxPerSecond)
 	}
 	switch groups := n.Done + n.Partial; {

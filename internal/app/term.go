@@ -121,7 +121,7 @@ func (t *term) release(ctx context.Context) {
 	handovers := 0
 	if t.successor != "" {
 		handovers = 1
-		if !t.pace.Snapshot().Answered {
+		if !t.pace.Snapshot().Responded {
 			handovers = t.before.Handovers + 1
 		}
 	}
@@ -238,7 +238,7 @@ func (t *term) cutGraceShort(ctx context.Context, stopWorking func()) {
 	for {
 		s, changed := t.e.state.get()
 		left := t.tenure.Right().Left() // more with each renewal
-		if left <= 0 || s.Outage != nil {
+		if left <= 0 || s.Outage != nil || s.Unanswered {
 			stopWorking()
 			return
 		}
@@ -255,7 +255,7 @@ func (t *term) cutGraceShort(ctx context.Context, stopWorking func()) {
 // when the process is to leave at once.
 const (
 	closing     = 10 * time.Second
-	closingAway = 2 * time.Second
+	closingAway = time.Second
 	leaving     = time.Second
 )
 

@@ -113,8 +113,10 @@ func (c *Conn) Close() error {
 	c.close.Do(func() {
 		c.closed.Store(true)
 		if c.nc != nil {
-			// What was published without waiting for an answer may still be in a buffer; it is not worth an error.
-			_ = c.nc.FlushTimeout(time.Second)
+			if c.nc.IsConnected() {
+				// What was published without waiting for an answer may still be in a buffer; it is not worth an error.
+				_ = c.nc.FlushTimeout(time.Second)
+			}
 			c.nc.Close()
 		}
 		c.life.Load().end()

@@ -145,10 +145,10 @@ func TestAsk(t *testing.T) {
 		{"refused", true, []func(context.Context) error{quick(refused)}, refused, 1, 0},
 		{"disk full", true, []func(context.Context) error{quick(full)}, full, 1, 0},
 		{"no leader", false, []func(context.Context) error{quick(leaderless)}, leaderless, 0, 5050 * time.Millisecond},
-		{"no stream answers", false, []func(context.Context) error{quick(jetstream.ErrNoStreamResponse)}, jetstream.ErrNoStreamResponse, 0, 5050 * time.Millisecond},
+		{"no stream responds", false, []func(context.Context) error{quick(jetstream.ErrNoStreamResponse)}, jetstream.ErrNoStreamResponse, 0, 5050 * time.Millisecond},
 		{"a leader again", false, []func(context.Context) error{quick(leaderless), quick(nil)}, nil, 2, 50 * time.Millisecond},
-		{"no answer", false, []func(context.Context) error{slow}, context.DeadlineExceeded, 1, 5 * time.Second},
-		{"no answer, embedded", true, []func(context.Context) error{slow}, context.DeadlineExceeded, 3, 15100 * time.Millisecond},
+		{"no response", false, []func(context.Context) error{slow}, context.DeadlineExceeded, 1, 5 * time.Second},
+		{"no response, embedded", true, []func(context.Context) error{slow}, context.DeadlineExceeded, 3, 15100 * time.Millisecond},
 		{"handed over", true, []func(context.Context) error{quick(nats.ErrConnectionReconnecting), quick(nil)}, nil, 2, 50 * time.Millisecond},
 		{"frozen", false, []func(context.Context) error{frozen, quick(nil)}, nil, 2, 40050 * time.Millisecond},
 		{"frozen, embedded", true, []func(context.Context) error{frozen, frozen, quick(nil)}, nil, 3, 80100 * time.Millisecond},
@@ -213,6 +213,26 @@ func TestRequestOnAConnectionThatBreaks(t *testing.T) {
 			t.Error("what is asked on the next connection ended too")
 		}
 	})
+}
+
+// Open ends with its context, also while it waits for a server that says nothing.
+func TestOpenEndsWithItsContext(t *testing.T) {
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		if conn, err := silent.Accept(); err == nil { // now it waits
+			defer conn.Close()
+			cancel()
+			<-t.Context().Done()
+		}
+	}()
+	if _, err := Open(ctx, Config{URL: "nats://" + silent.Addr().String()}); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want it cancelled", err)
+	}
 }
 
 func TestUnreachable(t *testing.T) {
@@ -317,7 +337,7 @@ func TestStandbys(t *testing.T) {
 	}
 	other := open(t, Config{DataDir: dir, Namespace: "other"})
 	stops := []func(){}
-	stand := func(c *Conn, text []byte) {
+	standBy := func(c *Conn, text []byte) {
 		stop, err := c.Standby(func() []byte { return text })
 		if err != nil {
 			t.Fatal(err)
@@ -327,21 +347,21 @@ func TestStandbys(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	stand(other, []byte("of another namespace"))
+	standBy(other, []byte("of another namespace"))
 	guests := map[string]bool{}
 	for i := range 3 {
 		name := fmt.Sprint("standby ", i)
 		guests[name] = true
-		stand(open(t, Config{DataDir: dir, JoinOnly: true}), []byte(name))
+		standBy(open(t, Config{DataDir: dir, JoinOnly: true}), []byte(name))
 	}
-	stand(leader, nil) // says nothing
+	standBy(leader, nil) // says nothing
 	got, err := askAll(t.Context(), leader, 500*time.Millisecond)
 	if err != nil || len(got) != len(guests) {
-		t.Errorf("got %q, %v; want the answers of 3", got, err)
+		t.Errorf("got %q, %v; want the responses of 3", got, err)
 	}
 	for _, b := range got {
 		if !guests[string(b)] {
-			t.Errorf("got %q, which is no answer of a guest, or came twice", b)
+			t.Errorf("got %q, which is no response of a guest, or came twice", b)
 		}
 		delete(guests, string(b))
 	}
@@ -358,14 +378,14 @@ func TestStandbys(t *testing.T) {
 	}
 }
 
-// TestStandbyStops stops while an answer is being made: stop returns when it is over.
+// TestStandbyStops stops while a response is being made: stop returns when that is done.
 func TestStandbyStops(t *testing.T) {
 	c := open(t, Config{})
-	asked, answer := make(chan struct{}), make(chan struct{})
+	asked, response := make(chan struct{}), make(chan struct{})
 	over := false
 	stop, err := c.Standby(func() []byte {
 		close(asked)
-		<-answer
+		<-response
 		over = true
 		return []byte("late")
 	})
@@ -383,10 +403,10 @@ func TestStandbyStops(t *testing.T) {
 	stopping.Go(func() {
 		stop()
 		if !over {
-			t.Error("stop returned before the answer was made")
+			t.Error("stop returned before the response was made")
 		}
 	})
-	close(answer)
+	close(response)
 	stopping.Wait()
 	ask.Wait()
 }
@@ -398,11 +418,11 @@ func TestFormatHoldsNoSecret(t *testing.T) {
 	}
 }
 
-// askAll asks the standbys, and gives all their answers.
-func askAll(ctx context.Context, c *Conn, wait time.Duration) (answers [][]byte, err error) {
-	err = c.AskStandbys(ctx, wait, func(answer []byte) bool {
-		answers = append(answers, answer)
+// askAll asks the standbys, and returns all their responses.
+func askAll(ctx context.Context, c *Conn, wait time.Duration) (responses [][]byte, err error) {
+	err = c.AskStandbys(ctx, wait, func(response []byte) bool {
+		responses = append(responses, response)
 		return false
 	})
-	return answers, err
+	return responses, err
 }

@@ -47,7 +47,7 @@ func startCluster(t *testing.T) []*server.Server {
 	return servers
 }
 
-// TestCluster asks each server of a cluster, and goes on when the one goes that leads the stream.
+// TestCluster asks each server of a cluster, and continues when the one that leads the stream stops.
 func TestCluster(t *testing.T) {
 	longtest.Only(t)
 	t.Parallel() // elections take seconds

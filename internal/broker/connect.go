@@ -89,9 +89,12 @@ func (c *Conn) connectExternal(ctx context.Context) (err error) {
 	longest := time.Duration(strings.Count(c.cfg.URL, ",")+1)*dialTimeout + oversleep
 	for attempt := 1; ; attempt++ {
 		start := time.Now()
-		set, err := c.dial()
+		set, err := c.dialUntil(ctx)
 		if err == nil {
 			return c.useJetStream(set.JSDomain, set.JSAPIPrefix)
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
 		if attempt == minAttempts || !Unreachable(err) || time.Since(start) < longest || !clock.Pause(ctx, attemptPause) {
 			return connectError(c.where, err)
@@ -99,18 +102,42 @@ func (c *Conn) connectExternal(ctx context.Context) (err error) {
 	}
 }
 
+// dialUntil is dial, but ends with ctx, which the library does not know.
+func (c *Conn) dialUntil(ctx context.Context) (natscontext.Settings, error) {
+	var nc *nats.Conn
+	var set natscontext.Settings
+	var err error
+	dialed := make(chan struct{})
+	go func() {
+		defer close(dialed)
+		nc, set, err = c.dial()
+	}()
+	select {
+	case <-dialed:
+		c.nc = nc
+		return set, err
+	case <-ctx.Done():
+		go func() {
+			if <-dialed; nc != nil {
+				nc.Close()
+			}
+		}()
+		return natscontext.Settings{}, context.Cause(ctx)
+	}
+}
+
 // dial makes the connection to an external server. The settings are those of a context.
-func (c *Conn) dial() (set natscontext.Settings, err error) {
+func (c *Conn) dial() (nc *nats.Conn, set natscontext.Settings, err error) {
 	opts := c.connectOptions()
 	if c.cfg.Creds != "" {
 		opts = append(opts, nats.UserCredentials(c.cfg.Creds))
 	}
 	if c.cfg.URL != "" {
-		c.nc, err = nats.Connect(c.cfg.URL, opts...)
+		nc, err = nats.Connect(c.cfg.URL, opts...)
 	} else {
-		c.nc, set, err = natscontext.Connect(c.cfg.Context, opts...)
+		nc, set, err = natscontext.Connect(c.cfg.Context, opts...)
 	}
-	return set, err
+	return nc, set, err
 }
 
 // useJetStream takes JetStream as it is reached from here: a context can say that it is in another domain, or that an

@@ -176,7 +176,7 @@ func newTestEmbedded(dir string) *embedded {
 	return newEmbedded(dir, slog.New(slog.DiscardHandler), func(*DiskError) {})
 }
 
-func TestLockedButNobodyAnswers(t *testing.T) {
+func TestLockedButNoResponse(t *testing.T) {
 	t.Parallel() // it waits for as long as Open does
 	dir := t.TempDir()
 	e := newTestEmbedded(dir)
@@ -345,7 +345,7 @@ func TestTokenIsInNoLog(t *testing.T) {
 	}
 }
 
-func TestCloseWhileNobodyAnswers(t *testing.T) {
+func TestCloseWithoutResponse(t *testing.T) {
 	dir := t.TempDir()
 	owner := open(t, Config{DataDir: dir})
 	guest := open(t, Config{DataDir: dir})

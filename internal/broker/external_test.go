@@ -135,7 +135,7 @@ func TestWrongPassword(t *testing.T) {
 
 // TestDenied has an account that may ask for a stream, and not make one.
 func TestDenied(t *testing.T) {
-	t.Parallel() // a request that is denied gets no answer
+	t.Parallel() // a request that is denied gets no response
 	s := startServer(t, server.Options{JetStream: true, Users: []*server.User{{
 		Username: "someone", Password: password,
 		Permissions: &server.Permissions{Publish: &server.SubjectPermission{

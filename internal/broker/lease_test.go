@@ -108,7 +108,7 @@ func TestLeaseRace(t *testing.T) {
 	}
 }
 
-// A deafProxy passes on what clients say, and, while it is deaf, nothing of what the server answers.
+// A deafProxy passes on what clients say, and, while it is deaf, no responses of the server.
 type deafProxy struct {
 	l    net.Listener
 	deaf atomic.Bool
@@ -162,8 +162,8 @@ func newDeafProxy(t *testing.T, to string) *deafProxy {
 	return p
 }
 
-// TestLeaseAnswerLost replaces the lease and gets no answer: that is no ErrMoved, and a read tells what became of it.
-func TestLeaseAnswerLost(t *testing.T) {
+// TestLeaseResponseLost replaces the lease and gets no response: that is no ErrMoved, and a read shows what became of it.
+func TestLeaseResponseLost(t *testing.T) {
 	s := startServer(t, serverOptions)
 	proxy := newDeafProxy(t, s.Addr().String())
 	near := leaseOf(t, open(t, Config{URL: s.ClientURL()}))
@@ -177,14 +177,14 @@ func TestLeaseAnswerLost(t *testing.T) {
 	defer cancel()
 	_, err = far.Replace(ctx, []byte("two"), first)
 	if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, lease.ErrMoved) {
-		t.Errorf("no answer: got %v, want the end of the context", err)
+		t.Errorf("no response: got %v, want the end of the context", err)
 	}
 	waitFor(t, "the write", func() bool {
 		b, _, err := near.Read(t.Context())
 		return err == nil && string(b) == "two"
 	})
 	proxy.deaf.Store(false)
-	// An answer that never came leaves a gap in the stream of bytes, so this connection is lost, and there is a next one.
+	// A response that never came leaves a gap in the stream of bytes, so this connection is lost, and there is a next one.
 	waitFor(t, "a read on the far side", func() bool {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()

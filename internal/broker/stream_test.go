@@ -100,7 +100,7 @@ func TestReadMessages(t *testing.T) {
 	}
 }
 
-// TestPagesOfSubjects has somebody answer as the server does that has more subjects than go into one answer.
+// TestPagesOfSubjects responds as a server that has more subjects than fit into one response.
 func TestPagesOfSubjects(t *testing.T) {
 	c := open(t, Config{})
 	pages := fake(nil)

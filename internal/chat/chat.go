@@ -44,7 +44,7 @@ func Commands() []Command {
 const PathPrefix = "/v4/recentcontact/"
 
 // The limits of the API. Their source is the vendor's document of create_contact_group, and for the two ids that of
-// the account and group systems; the code is what the API answers past the limit.
+// the account and group systems. The code is that of the response to a call over the limit.
 const (
 	MaxItemsPerCall          = 100  // conversations in one call; 51006
 	MaxConversationsPerGroup = 1000 // 51008
@@ -92,12 +92,12 @@ type Response struct {
 	Items   []ItemResult // one for each conversation of the request, in its order; Add before Remove
 }
 
-// An ItemResult is what the API said about one conversation.
+// An ItemResult is the result of one conversation.
 type ItemResult struct {
 	Item
-	Code     int    // 0: done, if Answered
+	Code     int    // 0: done, if Reported
 	Info     string // the server's text for a code, cleaned and cut; for people
-	Answered bool   // false: the server said nothing about it, so it is not done
+	Reported bool   // the response has a result for the conversation; if false, it is not done
 }
 
 // A Page is a part of a user's groups.

@@ -26,7 +26,7 @@ const (
 	defaultTimeout     = 10 * time.Second // well above the 3 s after which the API itself gives up
 	defaultMaxConns    = 256              // above what 200 calls a second need at a call time of 1 s
 
-	dialTimeout = 5 * time.Second // half of a call's, so that one failed attempt to connect is told as what it is
+	dialTimeout = 5 * time.Second // half of a call's, so that one failed attempt to connect is reported as such
 
 	// idleTimeout is how long a connection is kept without a call: less than the 60 s or more that servers and
 	// load balancers allow, so that a call seldom meets a connection that the other side is just closing.
@@ -186,11 +186,12 @@ func (c *Client) Address() string { return c.base.String() }
 // GoString is [Client.String].
 func (c *Client) GoString() string { return c.String() }
 
-// Close closes the connections that no call is using. Calls in flight go on; the client can still be used.
+// Close closes the connections that no call is using. Calls in flight continue; the client can still be used.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
-// SigExpiry tells when the UserSig in use ends; zero when a ready one was given that does not tell.
-func (c *Client) SigExpiry() time.Time { return c.sig.Load().expiry }
+// SigExpiry tells when the UserSig ends that the next call would use; zero when a ready one was given that does not tell.
+// One that it is time to renew is renewed: a process that makes no calls must not look as if its UserSig ran out.
+func (c *Client) SigExpiry() time.Time { return c.signature().expiry }
 
 // Renew signs again now, whether or not the UserSig in use has time left. It is an error when a ready UserSig was
 // given: there is no key to sign with.
@@ -224,7 +225,7 @@ func (c *Client) newSignature(sig Secret, expiry, renewAt time.Time) *signature 
 	}
 }
 
-// signature gives the signature to use now, a new one if it is time.
+// signature returns the signature to use now, a new one if it is time.
 func (c *Client) signature() *signature {
 	s := c.sig.Load()
 	if s.renewAt.IsZero() || wallClock().Before(s.renewAt) {
@@ -290,8 +291,8 @@ func (c *Client) call(ctx context.Context, command Command, request any, respons
 
 var responseTexts = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
-// roundTrip sends body. It gives the HTTP status and fills text, with what came of it if the status is not 200; or the
-// cause why there is none.
+// roundTrip sends body. It returns the HTTP status and fills text; if the status is not 200, with what could be read. If
+// there is no status it returns the cause.
 func (c *Client) roundTrip(ctx context.Context, command Command, body []byte, text *bytes.Buffer) (int, error) {
 	g, limited := guardCall(ctx, c.timeout)
 	defer g.cancel()

@@ -25,7 +25,7 @@ const (
 	testApp = 1400000000
 )
 
-// serve gives a client of a server that answers with h.
+// serve returns a client of a server with handler h.
 func serve(t testing.TB, h http.HandlerFunc) *Client {
 	t.Helper()
 	server := httptest.NewServer(h)
@@ -49,8 +49,8 @@ func newClient(t testing.TB, c Config) *Client {
 	return client
 }
 
-// answering serves one fixed response.
-func answering(t testing.TB, status int, body string) *Client {
+// responding serves one fixed response.
+func responding(t testing.TB, status int, body string) *Client {
 	return serve(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(status)
 		io.WriteString(w, body)
@@ -217,13 +217,13 @@ func TestBaseURLPrefixAndOddAdmin(t *testing.T) {
 	}
 }
 
-func TestAnswersWithoutACode(t *testing.T) {
+func TestResponsesWithoutACode(t *testing.T) {
 	big := `{"ActionStatus":"OK","ErrorCode":0,"x":"` + strings.Repeat("x", maxResponse) + `"}`
 	tests := []struct {
 		name   string
 		status int
 		body   string
-		word   string
+		reason string
 		class  Class
 	}{
 		{"empty", 200, "", WordUndecodable, Retry},
@@ -246,32 +246,32 @@ func TestAnswersWithoutACode(t *testing.T) {
 		{"no content", 204, "", "http-204", Retry},
 	}
 	for _, tt := range tests {
-		e := call(t, answering(t, tt.status, tt.body))
+		e := call(t, responding(t, tt.status, tt.body))
 		if e == nil {
 			t.Errorf("%s: got no error", tt.name)
 			continue
 		}
-		if e.Word() != tt.word || e.Class() != tt.class || e.Code != 0 {
-			t.Errorf("%s: got %s %v %d, want %s %v 0", tt.name, e.Word(), e.Class(), e.Code, tt.word, tt.class)
+		if e.Word() != tt.reason || e.Class() != tt.class || e.Code != 0 {
+			t.Errorf("%s: got %s %v %d, want %s %v 0", tt.name, e.Word(), e.Class(), e.Code, tt.reason, tt.class)
 		}
 	}
 }
 
-// What a server in between says is told with its status, without the signature; a response of the API counts whatever
+// The response of a server in between is reported with its status, without the signature; a response of the API counts whatever
 // the status is.
 func TestBodyBesideAStatus(t *testing.T) {
-	e := call(t, answering(t, 403, "<b>Blocked</b>\nby policy 7, usersig="+strings.Repeat("secret", 20)+strings.Repeat(" more", 5000)))
+	e := call(t, responding(t, 403, "<b>Blocked</b>\nby policy 7, usersig="+strings.Repeat("secret", 20)+strings.Repeat(" more", 5000)))
 	want := "create_contact_group: HTTP status 403: <b>Blocked</b> by policy 7, usersig=" + hidden
 	if e == nil || !strings.HasPrefix(e.Error(), want) || len(e.Info) > maxText || e.Remedy() == "" {
 		t.Errorf("got %v with remedy %q, want %s", e, e.Remedy(), want)
 	}
-	e = call(t, answering(t, 403, `{"ActionStatus":"FAIL","ErrorCode":60021}`))
+	e = call(t, responding(t, 403, `{"ActionStatus":"FAIL","ErrorCode":60021}`))
 	if e == nil || e.Code != 60021 || e.Status != 0 {
 		t.Errorf("got %+v, want code 60021", e)
 	}
 }
 
-func TestAnswersWithACode(t *testing.T) {
+func TestResponsesWithACode(t *testing.T) {
 	tests := []struct{ body, want string }{
 		{`{"ActionStatus":"FAIL","ErrorCode":50002,"ErrorInfo":"bad\u0000name"}`,
 			"create_contact_group: 50002 bad parameter: bad name"},
@@ -279,7 +279,7 @@ func TestAnswersWithACode(t *testing.T) {
 		{`{"ActionStatus":"FAIL","ErrorCode":"60007","New":[{}]}`, "create_contact_group: 60007 over the call limit of this command"},
 	}
 	for _, tt := range tests {
-		if e := call(t, answering(t, 200, tt.body)); e == nil || e.Error() != tt.want {
+		if e := call(t, responding(t, 200, tt.body)); e == nil || e.Error() != tt.want {
 			t.Errorf("got %v, want %s", e, tt.want)
 		}
 	}
@@ -301,7 +301,7 @@ func TestResultsStandInTheOrderOfTheRequest(t *testing.T) {
 	}
 	done := func(it Item, code int) ItemResult { return ItemResult{it, code, fmt.Sprintf("i%d", code), true} }
 	open := func(it Item) ItemResult { return ItemResult{Item: it} }
-	bare := func(it Item) ItemResult { return ItemResult{Item: it, Answered: true} }
+	bare := func(it Item) ItemResult { return ItemResult{Item: it, Reported: true} }
 
 	tests := []struct {
 		name     string
@@ -327,7 +327,7 @@ func TestResultsStandInTheOrderOfTheRequest(t *testing.T) {
 		{"no type of a group", strings.ReplaceAll(wrap(result(g, 0, 0)), `"Type":2,`, ""), []Item{g}, []ItemResult{done(g, 0)}, 12},
 	}
 	for _, tt := range tests {
-		c := answering(t, 200, tt.response)
+		c := responding(t, 200, tt.response)
 		got, err := c.Create(context.Background(), CreateRequest{"u", "g", tt.items})
 		if want := (Response{tt.groupID, tt.create}); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: got %+v, %v, want %+v", tt.name, got, err, want)
@@ -357,7 +357,7 @@ func TestResultsStandInTheOrderOfTheRequest(t *testing.T) {
 		{"nothing", okResponse, Response{0, []ItemResult{bare(a), bare(a)}}},
 	}
 	for _, tt := range updates {
-		c := answering(t, 200, tt.response)
+		c := responding(t, 200, tt.response)
 		got, err := c.Update(context.Background(), UpdateRequest{"u", "g", []Item{a}, []Item{a}})
 		if err != nil || !reflect.DeepEqual(got, tt.want) {
 			t.Errorf("update, %s: got %+v, %v, want %+v", tt.name, got, err, tt.want)
@@ -366,7 +366,7 @@ func TestResultsStandInTheOrderOfTheRequest(t *testing.T) {
 }
 
 func TestGetReadsAPage(t *testing.T) {
-	c := answering(t, 200, `{"ContactItem":[{"Type":1,"To_Account":"a","ContactGroupId":[1,2],"Timestamp":5},`+
+	c := responding(t, 200, `{"ContactItem":[{"Type":1,"To_Account":"a","ContactGroupId":[1,2],"Timestamp":5},`+
 		`{"Type":2,"ToGroupId":"@g","ContactGroupId":["2"]}],"GroupItem":[{"GroupName":"x","GroupId":1},`+
 		`{"GroupName":"y","GroupId":2}],"CompleteFlag":0,"NextStartIndex":100,"ActionStatus":"OK","ErrorCode":0}`)
 	got, err := c.Get(context.Background(), "u", 0)
@@ -378,17 +378,17 @@ func TestGetReadsAPage(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, %v, want %+v", got, err, want)
 	}
-	c = answering(t, 200, `{"CompleteFlag":1,"ActionStatus":"OK","ErrorCode":0}`)
+	c = responding(t, 200, `{"CompleteFlag":1,"ActionStatus":"OK","ErrorCode":0}`)
 	if got, err := c.Get(context.Background(), "u", 0); err != nil || !got.Complete {
 		t.Errorf("got %+v, %v, want the last page", got, err)
 	}
 }
 
 func TestDeleteOfNothingIsDone(t *testing.T) {
-	if err := answering(t, 200, `{"ActionStatus":"FAIL","ErrorCode":51009}`).Delete(context.Background(), "u", "g"); err != nil {
+	if err := responding(t, 200, `{"ActionStatus":"FAIL","ErrorCode":51009}`).Delete(context.Background(), "u", "g"); err != nil {
 		t.Errorf("got %v, want no error", err)
 	}
-	if err := answering(t, 200, `{"ActionStatus":"FAIL","ErrorCode":50001}`).Delete(context.Background(), "u", "g"); err == nil {
+	if err := responding(t, 200, `{"ActionStatus":"FAIL","ErrorCode":50001}`).Delete(context.Background(), "u", "g"); err == nil {
 		t.Error("got no error for 50001")
 	}
 }
@@ -398,7 +398,7 @@ func TestCheck(t *testing.T) {
 	tests := []struct {
 		status int
 		body   string
-		word   string // "": passes
+		reason string // "": passes
 	}{
 		{200, okResponse, ""},
 		{200, code(50001), ""},
@@ -419,14 +419,14 @@ func TestCheck(t *testing.T) {
 		{200, "?", WordUndecodable},
 	}
 	for _, tt := range tests {
-		err := answering(t, tt.status, tt.body).Check(context.Background())
+		err := responding(t, tt.status, tt.body).Check(context.Background())
 		var e *Error
-		word := ""
+		reason := ""
 		if errors.As(err, &e) {
-			word = e.Word()
+			reason = e.Word()
 		}
-		if word != tt.word || (err == nil) != (tt.word == "") {
-			t.Errorf("%d %s: got %v, want %q", tt.status, tt.body, err, tt.word)
+		if reason != tt.reason || (err == nil) != (tt.reason == "") {
+			t.Errorf("%d %s: got %v, want %q", tt.status, tt.body, err, tt.reason)
 		}
 	}
 }
@@ -507,7 +507,7 @@ func TestNoErrorHoldsASecret(t *testing.T) {
 	tests := []struct {
 		name   string
 		client *Client
-		word   string
+		reason string
 	}{
 		{"refused", newClient(t, Config{BaseURL: "http://" + gone}), WordRefused},
 		{"closed", raw(func(string, net.Conn) {}), WordReset},
@@ -530,7 +530,7 @@ func TestNoErrorHoldsASecret(t *testing.T) {
 		{"a bad redirect that echoes", raw(func(q string, c net.Conn) {
 			fmt.Fprintf(c, "HTTP/1.1 302 Found\r\nLocation: http://%%zz/%s\r\nContent-Length: 0\r\n\r\n", q)
 		}), "http-302"},
-		{"TLS that is none", newClient(t, Config{BaseURL: "https" + strings.TrimPrefix(answering(t, 200, okResponse).base.String(), "http")}),
+		{"TLS that is none", newClient(t, Config{BaseURL: "https" + strings.TrimPrefix(responding(t, 200, okResponse).base.String(), "http")}),
 			WordNetwork},
 		{"an info that echoes the query", serve(t, func(w http.ResponseWriter, r *http.Request) {
 			info, _ := json.Marshal("bad query " + r.URL.RawQuery)
@@ -555,8 +555,8 @@ func TestNoErrorHoldsASecret(t *testing.T) {
 			t.Errorf("%s: got no error", tt.name)
 			continue
 		}
-		if e.Word() != tt.word {
-			t.Errorf("%s: got %s (%v), want %s", tt.name, e.Word(), e, tt.word)
+		if e.Word() != tt.reason {
+			t.Errorf("%s: got %s (%v), want %s", tt.name, e.Word(), e, tt.reason)
 		}
 		expectNoSecret(t, tt.client, e)
 	}
@@ -683,6 +683,12 @@ func TestSignatureIsRenewed(t *testing.T) {
 	if at := c.sig.Load().renewAt; time.Until(at) < 17*time.Hour || time.Until(at) > 18*time.Hour {
 		t.Errorf("renewal: got in %v, want in 18h", time.Until(at))
 	}
+	// A standby makes no call: its UserSig is renewed when somebody asks how long it lasts.
+	old.expiry = time.Now().Add(time.Hour)
+	c.sig.Store(&old)
+	if left := time.Until(c.SigExpiry()); left < 23*time.Hour {
+		t.Errorf("after the time to renew, without a call: got %v left, want 24h", left)
+	}
 	c.sig.Store(&old)
 	if err := c.Renew(); err != nil || c.sig.Load() == &old {
 		t.Errorf("renew: got %v and the old signature: %v", err, c.sig.Load() == &old)
@@ -742,10 +748,10 @@ func TestInsecureURL(t *testing.T) {
 
 // TestOnTrip checks that a round trip is the way there and back, without what it takes to connect.
 func TestOnTrip(t *testing.T) {
-	const answerAfter = 30 * time.Millisecond
+	const respondAfter = 30 * time.Millisecond
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
-		time.Sleep(answerAfter)
+		time.Sleep(respondAfter)
 		io.WriteString(w, `{"ActionStatus":"OK","ErrorCode":0,"GroupItem":[],"ContactItem":[],"CompleteFlag":1}`)
 	}))
 	defer server.Close()
@@ -767,8 +773,8 @@ func TestOnTrip(t *testing.T) {
 		}
 		whole := time.Since(start)
 		mu.Lock()
-		if d := trips[len(trips)-1]; d < answerAfter || d > whole {
-			t.Errorf("got a round trip of %v, want %v to %v, the whole call", d, answerAfter, whole)
+		if d := trips[len(trips)-1]; d < respondAfter || d > whole {
+			t.Errorf("got a round trip of %v, want %v to %v, the whole call", d, respondAfter, whole)
 		}
 		mu.Unlock()
 	}

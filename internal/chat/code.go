@@ -46,7 +46,7 @@ const (
 	Refresh                   // sign again once and repeat; if it fails again, halt
 	Halt                      // every job would fail the same way: stop all calls and keep the jobs
 	HaltRepeated              // retry; halt when repeated
-	Permanent                 // of this job or this conversation only: record it as failed and go on
+	Permanent                 // of this job or this conversation only: record it as failed and continue
 	ItemRetry                 // of one conversation: try it twice more, then permanent for it
 )
 
@@ -147,7 +147,7 @@ func lookup(code int) codeFacts {
 	return codes[i]
 }
 
-// ClassOf gives the class of a code that the API answered; [Unknown] for one that is in no document.
+// ClassOf returns the class of a code of the API; [Unknown] for one that is not documented.
 func ClassOf(code int) Class {
 	return lookup(code).class
 }

@@ -71,7 +71,7 @@ func TestErrorTellsWhatToDo(t *testing.T) {
 		class      Class
 		transport  bool
 		notOffered bool
-		word       string
+		reason     string
 		text       string
 	}{
 		{Error{Code: 51013, Info: "buy"}, Halt, false, false, "51013", "c: 51013 the app's edition lacks the feature: buy"},
@@ -108,8 +108,8 @@ func TestErrorTellsWhatToDo(t *testing.T) {
 		if got := e.NotOffered(); got != tt.notOffered {
 			t.Errorf("not offered of %v: got %v, want %v", &e, got, tt.notOffered)
 		}
-		if got := e.Word(); got != tt.word {
-			t.Errorf("word of %v: got %q, want %q", &e, got, tt.word)
+		if got := e.Word(); got != tt.reason {
+			t.Errorf("reason of %v: got %q, want %q", &e, got, tt.reason)
 		}
 		if got := e.Error(); tt.text != "" && got != tt.text {
 			t.Errorf("text: got %q, want %q", got, tt.text)
@@ -119,7 +119,7 @@ func TestErrorTellsWhatToDo(t *testing.T) {
 		}
 		known := e.Code != 0 || e.Status != 0 || slices.Contains(Words(), e.Word())
 		if !known {
-			t.Errorf("word of %v: %q is not listed", &e, e.Word())
+			t.Errorf("reason of %v: %q is not listed", &e, e.Word())
 		}
 	}
 }

@@ -81,7 +81,7 @@ func (g *guard) take(conn net.Conn) {
 	guarded.guard.Store(g)
 }
 
-// pass tells whether bytes of the call may be written now. Where they may not the call is over: the transport must not
+// pass reports whether bytes of the call may be written now. Where they may not the call is over: the transport must not
 // try another connection.
 func (g *guard) pass() bool {
 	g.mu.Lock()
@@ -95,7 +95,7 @@ func (g *guard) pass() bool {
 	return ok
 }
 
-// close lets no more bytes pass. It tells whether the call had a connection, and whether a byte of it may have left.
+// close lets no more bytes pass. It reports whether the call had a connection, and whether a byte of it may have left.
 func (g *guard) close() (connected, written bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

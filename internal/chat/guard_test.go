@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// A tapServer answers every call well and counts what reaches it: connections, bytes beside those of handshakes, and
+// A tapServer accepts every call and counts what reaches it: connections, bytes beside those of handshakes, and
 // calls.
 type tapServer struct {
 	*httptest.Server
@@ -94,7 +94,7 @@ func create(ctx context.Context, c *Client, conversations int) (*Error, error) {
 	return e, err
 }
 
-// permit gives a context under a permit that lasts for so many looks at it.
+// permit returns a context under a permit that lasts for so many looks at it.
 func permit(ctx context.Context, looks int64) (context.Context, *atomic.Int64) {
 	var looked atomic.Int64
 	return WithDeadline(ctx, time.Now().Add(time.Minute), func() bool { return looked.Add(1) <= looks }), &looked
@@ -211,7 +211,7 @@ func TestCancelledOrUnsent(t *testing.T) {
 			})
 			e, err := create(ctx, c, 100)
 			if e == nil || !errors.Is(err, context.Canceled) || e.Unsent() != (looks == 2) {
-				t.Errorf("given up at look %d: got %v, unsent %v", looks, err, e.Unsent())
+				t.Errorf("cancelled at check %d: got %v, unsent %v", looks, err, e.Unsent())
 			}
 		}
 	})

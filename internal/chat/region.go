@@ -28,7 +28,7 @@ func Regions() []string {
 	return names
 }
 
-// RegionURL gives the base URL of a region. The error for an unknown name lists the known ones.
+// RegionURL returns the base URL of a region. The error for an unknown name lists the known ones.
 func RegionURL(name string) (string, error) {
 	for _, r := range regions {
 		if r.name == name {
@@ -38,7 +38,7 @@ func RegionURL(name string) (string, error) {
 	return "", fmt.Errorf("region %q is none of %s", name, strings.Join(Regions(), ", "))
 }
 
-// InsecureURL tells whether u is plain http to a host that is not this machine: the UserSig, which is as good as a
+// InsecureURL reports whether u is plain http to a host that is not this machine: the UserSig, which is as good as a
 // password, would cross the network readable. It is false for a URL that cannot be parsed; [New] refuses that.
 func InsecureURL(u string) bool {
 	p, err := url.Parse(u)

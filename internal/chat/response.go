@@ -26,7 +26,7 @@ type responseItem struct {
 	ToGroupID string `json:"ToGroupId"`
 }
 
-// item gives the conversation; where the type is missing, the id that is there tells it.
+// item returns the conversation; where the type is missing, the id that is there tells it.
 func (a *responseItem) item() Item {
 	if a.Type.n == GroupChat || a.Type.n == 0 && a.ToAccount == "" {
 		return Item{Type: GroupChat, ID: a.ToGroupID}
@@ -98,7 +98,7 @@ type getItem struct {
 }
 
 // An integer is read from a JSON number or from a string that holds one. Anything else leaves ok false, and does not
-// make the whole response unreadable: most of them are only told to people.
+// make the whole response unreadable: most of them are only shown to people.
 type integer struct {
 	n  int64
 	ok bool

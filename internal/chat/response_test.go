@@ -110,17 +110,17 @@ func FuzzResponse(f *testing.F) {
 				told += len(g.ResultItem)
 			}
 			out := m.match(nil, items, optNone)
-			answered := 0
+			reported := 0
 			for i, r := range out {
 				if r.Item != items[i] {
 					t.Errorf("result %d: got %v, want %v", i, r.Item, items[i])
 				}
-				if r.Answered {
-					answered++
+				if r.Reported {
+					reported++
 				}
 			}
-			if len(out) != len(items) || answered > told {
-				t.Errorf("got %d results, %d answered by %d", len(out), answered, told)
+			if len(out) != len(items) || reported > told {
+				t.Errorf("got %d results, %d reported by %d", len(out), reported, told)
 			}
 		}
 	})

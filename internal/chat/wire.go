@@ -12,7 +12,7 @@ const (
 
 	updateMembers = 2 // UpdateGroupType; 1 renames
 
-	optNone   = 0 // no operation told
+	optNone   = 0 // no operation given
 	optAdd    = 1 // ContactOptType
 	optRemove = 2
 )
@@ -75,7 +75,7 @@ func encode(request any) []byte {
 	return body
 }
 
-// Body gives the body that [Client.Create] sends for r, for people who want to see it before.
+// Body returns the body that [Client.Create] sends for r, for people who want to see it before.
 func (r CreateRequest) Body() []byte { return encode(r.wire()) }
 
 func (r CreateRequest) wire() *createBody {
@@ -104,8 +104,8 @@ func (c *Client) Create(ctx context.Context, r CreateRequest) (Response, error) 
 }
 
 // Update adds conversations to a group that exists and takes others out of it. An accepted update whose response has no
-// list of conversations at all counts as done for every one, for documents do not agree on its shape; a list that is
-// too short leaves the rest unanswered.
+// list of conversations at all counts as done for every one, for documents do not agree on its shape. If the list is too
+// short, the rest is not Reported.
 func (c *Client) Update(ctx context.Context, r UpdateRequest) (Response, error) {
 	body := updateBody{FromAccount: r.FromAccount, UpdateType: updateGroup}
 	body.UpdateGroup.UpdateGroupType = updateMembers
@@ -140,10 +140,10 @@ func (c *Client) Update(ctx context.Context, r UpdateRequest) (Response, error) 
 		items = m.match(items, r.Remove, optRemove)
 	} else {
 		for _, it := range r.Add {
-			items = append(items, ItemResult{Item: it, Answered: true})
+			items = append(items, ItemResult{Item: it, Reported: true})
 		}
 		for _, it := range r.Remove {
-			items = append(items, ItemResult{Item: it, Answered: true})
+			items = append(items, ItemResult{Item: it, Reported: true})
 		}
 	}
 	response.Items = items
@@ -210,13 +210,13 @@ func (m *matcher) add(list []responseResult) {
 	}
 }
 
-// match appends a result for each of items to out. Every result of the response serves one conversation only, so that a
-// conversation that is asked for twice has to be answered twice.
+// match appends a result for each of items to out. Every result of the response is used for one conversation only, so a
+// conversation that is sent twice needs two results.
 func (m *matcher) match(out []ItemResult, items []Item, opt int64) []ItemResult {
 	for _, it := range items {
 		r := ItemResult{Item: it}
 		if found := m.take(resultKey{opt, it}); found != nil && found.ResultCode.ok {
-			r.Answered = true
+			r.Reported = true
 			r.Code = int(found.ResultCode.n)
 			r.Info = m.clean(found.ResultInfo)
 		}

@@ -12,7 +12,7 @@ import (
 	"groupferry/internal/chat"
 )
 
-// Existing says what create does to a group that is there already. No document does.
+// Existing says what create does to a group that exists already. The documents do not say.
 type Existing string
 
 // The readings of create.
@@ -25,50 +25,51 @@ const (
 // The editions of an app.
 const (
 	Ultimate = "ultimate" // has conversation groups; the default
-	Standard = "standard" // answers every call with 51013
+	Standard = "standard" // rejects every call with 51013
 )
 
-// defaultLate is shorter than the 3 s after which the API itself gives up a call.
+// defaultLate is shorter than the 3 s after which the API itself gives up on a call.
 const defaultLate = 2500 * time.Millisecond
 
-// defaultPageSize is the conversations that an answer to get has at most. The API's own number is in no document.
+// defaultPageSize is the maximum number of conversations in a response to get. The documents do not give the API's own
+// number.
 const defaultPageSize = 100
 
-// Config is what a simulator accepts and how it fails. The zero value is an app with the demo key, the limits of the
-// documents and no faults.
+// Config says what a simulator accepts and how it fails. The zero value is an app with the demo key, the documented
+// limits and no faults.
 //
-// Its JSON form is the body of POST /control, where a field that is missing stays as it was; fail_ids is merged key by
-// key, and a code of 0 takes an id out. Durations are texts, as "50ms", or nanoseconds.
+// Its JSON form is the body of POST /control. There, a missing field keeps its value; fail_ids is merged key by key,
+// and a code of 0 removes an id. Durations are strings such as "50ms", or nanoseconds.
 type Config struct {
 	SDKAppID  uint64      `json:"sdk_app_id,omitempty"` // default DemoSDKAppID
 	Admins    []string    `json:"admins,omitempty"`     // default chat.DefaultAdmin
 	SecretKey chat.Secret `json:"secret_key,omitempty"` // default DemoSecretKey
 
-	Rate    int `json:"rate,omitempty"`     // calls of a command taken in any second; default chat.MaxRate, < 0: no limit
-	AppRate int `json:"app_rate,omitempty"` // calls of all commands taken in any second; 0: no limit
+	Rate    int `json:"rate,omitempty"`     // calls of a command accepted in any second; default chat.MaxRate, < 0: no limit
+	AppRate int `json:"app_rate,omitempty"` // calls of all commands accepted in any second; 0: no limit
 
 	Existing   Existing `json:"existing,omitempty"`
-	RefuseCode int      `json:"refuse_code,omitempty"` // what Refuse answers; default 50002
+	RefuseCode int      `json:"refuse_code,omitempty"` // code of the response for Refuse; default 50002
 
 	NoUpdate       bool   `json:"no_update,omitempty"`        // update_contact_group is not offered
 	NoGet          bool   `json:"no_get,omitempty"`           // get_contact_group is not offered
-	NotOfferedCode int    `json:"not_offered_code,omitempty"` // how that is said: 60009, or 0 for HTTP 404
+	NotOfferedCode int    `json:"not_offered_code,omitempty"` // the response to such a command: 60009, or 0 for HTTP 404
 	Edition        string `json:"edition,omitempty"`          // Ultimate or Standard
 	Disabled       bool   `json:"disabled,omitempty"`         // the app is disabled: 60016
 
 	Latency time.Duration `json:"latency,omitempty"` // how long a call takes
-	Jitter  time.Duration `json:"jitter,omitempty"`  // up to this much more or less, evenly spread
+	Jitter  time.Duration `json:"jitter,omitempty"`  // up to this much more or less, evenly distributed
 
-	Faults  []Fault        `json:"faults,omitempty"`   // the first that strikes a call counts
+	Faults  []Fault        `json:"faults,omitempty"`   // the first that strikes a call is injected
 	FailIDs map[string]int `json:"fail_ids,omitempty"` // code for calls of this user, and for this conversation in any call
 
-	Late time.Duration `json:"late,omitempty"` // how long after it came a call with the fault "late" is applied; default 2.5 s
+	Late time.Duration `json:"late,omitempty"` // delay until a call with the fault "late" is applied; default 2.5 s
 
-	PageSize int    `json:"page_size,omitempty"` // conversations in an answer to get; default 100
-	Seed     uint64 `json:"seed,omitempty"`      // of faults and jitter; calls made one by one repeat exactly
+	PageSize int    `json:"page_size,omitempty"` // conversations in a response to get; default 100
+	Seed     uint64 `json:"seed,omitempty"`      // of faults and jitter; sequential calls repeat exactly
 }
 
-// Validate tells what is wrong with a Config, naming the field.
+// Validate returns an error that names the first invalid field, or nil.
 func (c *Config) Validate() error {
 	switch c.Existing {
 	case "", Append, Replace, Refuse:
@@ -104,7 +105,7 @@ func (c *Config) Validate() error {
 	return nil
 }
 
-// withDefaults fills in what is zero, in a copy that shares nothing with c.
+// withDefaults returns a copy with the defaults for zero fields. It shares no memory with c.
 func (c *Config) withDefaults() Config {
 	d := c.clone()
 	if d.SDKAppID == 0 {
@@ -146,7 +147,7 @@ func (c *Config) clone() Config {
 	return d
 }
 
-// offered tells whether the command is there at all.
+// offered reports whether the app offers the command.
 func (c *Config) offered(command chat.Command) bool {
 	switch command {
 	case chat.UpdateContactGroup:
@@ -157,27 +158,27 @@ func (c *Config) offered(command chat.Command) bool {
 	return true
 }
 
-// plain is a Config without methods.
-type plain Config
+// configFields is a Config without methods.
+type configFields Config
 
-// wireConfig is the JSON form: its own fields go before those of the same name in plain.
+// wireConfig is the JSON form: its own fields shadow those of the same name in configFields.
 type wireConfig struct {
-	*plain
+	*configFields
 	Latency duration `json:"latency,omitempty"`
 	Jitter  duration `json:"jitter,omitempty"`
 	Late    duration `json:"late,omitempty"`
 }
 
-// MarshalJSON writes the fields that are not zero. The secret key is hidden.
+// MarshalJSON writes the fields that are not zero. It hides the secret key.
 func (c Config) MarshalJSON() ([]byte, error) {
-	return json.Marshal(wireConfig{plain: (*plain)(&c), Latency: duration(c.Latency), Jitter: duration(c.Jitter), Late: duration(c.Late)})
+	return json.Marshal(wireConfig{configFields: (*configFields)(&c), Latency: duration(c.Latency), Jitter: duration(c.Jitter), Late: duration(c.Late)})
 }
 
-// UnmarshalJSON changes the fields that are there and refuses unknown ones: a fault with a slip in its name would be
-// one that is never injected. A secret key that is hidden stays as it was.
+// UnmarshalJSON sets the fields that are present. Unknown fields are an error: a fault with a typo in its name would
+// never be injected. A hidden secret key leaves the key as it is.
 func (c *Config) UnmarshalJSON(b []byte) error {
 	next := c.clone()
-	w := wireConfig{plain: (*plain)(&next), Latency: duration(c.Latency), Jitter: duration(c.Jitter), Late: duration(c.Late)}
+	w := wireConfig{configFields: (*configFields)(&next), Latency: duration(c.Latency), Jitter: duration(c.Jitter), Late: duration(c.Late)}
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&w); err != nil {

@@ -10,35 +10,35 @@ import (
 	"groupferry/internal/chat"
 )
 
-// The kinds of faults that are no code. "Applied" means that the groups have changed although the caller cannot know.
+// The kinds of faults without a code. "Applied" means that the groups change although the caller cannot know it.
 const (
 	Reset   = "reset"   // the connection is reset; not applied
-	Hang    = "hang"    // no answer until the caller leaves, or for 60 s; not applied
-	Lost    = "lost"    // applied, then the connection is closed without an answer
-	Cut     = "cut"     // applied, then half of the answer
-	Garbage = "garbage" // applied, then an answer that is no JSON
-	Late    = "late"    // the connection is closed without an answer; applied only after [Config.Late]
+	Hang    = "hang"    // no response until the caller leaves, or for 60 s; not applied
+	Lost    = "lost"    // applied, then the connection is closed without a response
+	Cut     = "cut"     // applied, then half of the response
+	Garbage = "garbage" // applied, then a response that is not JSON
+	Late    = "late"    // the connection is closed without a response; applied only after [Config.Late]
 )
 
 const (
-	httpKind = "http-" // an HTTP status follows: http-502; not applied
-	itemKind = "item-" // a code follows: item-51007; each conversation for itself
+	httpKind = "http-" // followed by an HTTP status: http-502; not applied
+	itemKind = "item-" // followed by a code: item-51007; drawn for each conversation
 )
 
-// A Fault is one way in which calls fail that nothing is wrong with. Calls that were refused for another reason
-// (throttled, not signed, over a limit) do not meet the faults and are not counted by them.
+// A Fault is one way in which correct calls fail. Calls that are rejected for another reason (throttled, not signed,
+// over a limit) do not reach the faults and are not counted by them.
 type Fault struct {
-	Command chat.Command // calls of others are neither struck nor counted; "" for all
+	Command chat.Command // only calls of this command are struck and counted; "" for all commands
 
 	Kind  string  // a code as "50004", "http-502", "item-51007", or one of the names above
-	Share float64 // of the calls that are struck, up to 1; of the conversations for an item fault. 0 stands for 1
-	After int     // calls that go free before
-	For   int     // calls it lasts, struck or not; 0: to the end
+	Share float64 // of the calls, up to 1; for an item fault, of the conversations; 0 means 1
+	After int     // calls that pass before the fault begins
+	For   int     // calls that it lasts, struck or not; 0: to the end
 }
 
-// ParseFault reads the text form of a fault: [COMMAND/]KIND[:SHARE][@AFTER][+FOR]. The share is a number or a percentage.
-// "lost:5%" strikes one call in twenty; "51013:1@50" every one from the 51st on; "reset@10+2" the 11th and the 12th;
-// "update_contact_group/http-404+1" the first update.
+// ParseFault reads the text form of a fault: [COMMAND/]KIND[:SHARE][@AFTER][+FOR]. The share is a number or a
+// percentage. "lost:5%" strikes one call in twenty; "51013:1@50" every one from the 51st on; "reset@10+2" the 11th and
+// the 12th; "update_contact_group/http-404+1" the first update.
 func ParseFault(s string) (Fault, error) {
 	var f Fault
 	var err error
@@ -87,7 +87,7 @@ func positive(s string) (int, error) {
 	return n, nil
 }
 
-// String gives the text form that [ParseFault] reads.
+// String returns the text form that [ParseFault] reads.
 func (f Fault) String() string {
 	s := f.Kind
 	if f.Command != "" {
@@ -105,7 +105,7 @@ func (f Fault) String() string {
 	return s
 }
 
-// MarshalText gives the text form.
+// MarshalText returns the text form.
 func (f Fault) MarshalText() ([]byte, error) { return []byte(f.String()), nil }
 
 // UnmarshalText reads the text form.
@@ -141,10 +141,10 @@ func (f *Fault) validate() error {
 	return nil
 }
 
-// code is what a fault that is a code answers.
+// code returns the code of the response, if the kind is a code.
 func (f *Fault) code() (int, bool) { return apiCode(f.Kind) }
 
-// itemCode is the code that an item fault gives to a conversation.
+// itemCode returns the code for a conversation, if this is an item fault.
 func (f *Fault) itemCode() (int, bool) {
 	code, ok := strings.CutPrefix(f.Kind, itemKind)
 	if !ok {
@@ -153,7 +153,7 @@ func (f *Fault) itemCode() (int, bool) {
 	return apiCode(code)
 }
 
-// status is the HTTP status of a fault that is one. 200 would be no fault, and 1xx no answer.
+// status returns the HTTP status, if the kind is one. 200 would be no fault, and 1xx no response.
 func (f *Fault) status() (int, bool) {
 	text, ok := strings.CutPrefix(f.Kind, httpKind)
 	n, err := strconv.Atoi(text)
@@ -166,15 +166,15 @@ func apiCode(s string) (int, bool) {
 	return n, err == nil && len(s) == 5 && n >= 10000
 }
 
-// applied tells whether the groups change at once although the call fails.
+// applied reports whether the groups change at once although the call fails.
 func (f *Fault) applied() bool { return f.Kind == Lost || f.Kind == Cut || f.Kind == Garbage }
 
-// active tells whether the fault can strike the call with this number, from 1.
+// active reports whether the fault can strike the call with this number; the first is 1.
 func (f *Fault) active(call int) bool {
 	return call > f.After && (f.For == 0 || call <= f.After+f.For)
 }
 
-// strikes draws whether the fault strikes.
+// strikes decides at random whether the fault strikes.
 func (f *Fault) strikes(rng *rand.Rand) bool {
 	return f.Share == 0 || f.Share == 1 || rng.Float64() < f.Share
 }

@@ -8,12 +8,12 @@ import (
 	"groupferry/internal/chat"
 )
 
-// maxSamples bounds how many bad requests a ledger tells in full.
+// maxSamples is how many bad requests a ledger keeps in full.
 const maxSamples = 20
 
-// A Ledger says what arrived. Its JSON form is the answer to GET /ledger.
+// A Ledger counts what arrived. Its JSON form is the response to GET /ledger.
 type Ledger struct {
-	Commands map[chat.Command]Calls `json:"commands"` // every command, also those that nobody called
+	Commands map[chat.Command]Calls `json:"commands"` // every command, also those without a call
 	NotFound int                    `json:"not_found"`
 
 	Users         int `json:"users"`         // that have a group
@@ -23,63 +23,64 @@ type Ledger struct {
 	Added       int `json:"added"`        // conversations put into a group that they were not in
 	Readded     int `json:"readded"`      // put into a group that they were in
 	Removed     int `json:"removed"`      // taken out of one that they were in
-	ItemsFailed int `json:"items_failed"` // conversations that were answered with a code
+	ItemsFailed int `json:"items_failed"` // conversations whose result had a code
 
-	BadRequests int          `json:"bad_requests"` // calls against a documented limit, format or rule of who may call
+	BadRequests int          `json:"bad_requests"` // calls that break a documented limit, format or permission
 	BadSamples  []BadRequest `json:"bad_samples"`  // the first 20 of them
 
-	MostAtOnce int `json:"most_at_once"` // calls of one user in flight at the same time, at most
+	MostAtOnce int `json:"most_at_once"` // the most calls of one user in flight at the same time
 }
 
-// Calls counts the calls of one command. Those in flight are in Calls alone; each other is in one of the four below it.
+// Calls counts the calls of one command. A call in flight is counted in Calls only; an ended one also in one of the
+// four fields below it.
 type Calls struct {
-	Calls   int `json:"calls"`   // that arrived
-	OK      int `json:"ok"`      // answered with ErrorCode 0, whatever became of the conversations
-	Refused int `json:"refused"` // throttled: 60007 or 60011
-	Faulted int `json:"faulted"` // struck by a fault
-	Failed  int `json:"failed"`  // answered with another code or status
+	Calls     int `json:"calls"`     // that arrived
+	OK        int `json:"ok"`        // ErrorCode 0, whatever the results of the conversations
+	Throttled int `json:"throttled"` // 60007 or 60011
+	Faulted   int `json:"faulted"`   // struck by a fault
+	Failed    int `json:"failed"`    // another code or HTTP status
 
-	MaxPerSecond int     `json:"max_per_second"` // arrivals in any second, at most
-	MaxPer100ms  int     `json:"max_per_100ms"`  // arrivals in any tenth of one, at most
-	OverLimit    int     `json:"over_limit"`     // arrivals with the limit or more in the second before them
+	MaxPerSecond int     `json:"max_per_second"` // the most arrivals in any second
+	MaxPer100ms  int     `json:"max_per_100ms"`  // the most arrivals in any 100 ms
+	OverLimit    int     `json:"over_limit"`     // arrivals that had the limit or more in the second before them
 	Seconds      float64 `json:"seconds"`        // from the first arrival to the last
 }
 
 // A BadRequest is a call that a correct client does not make.
 type BadRequest struct {
 	Command chat.Command `json:"command"`
-	Code    int          `json:"code"` // what it was answered; or the HTTP status
+	Code    int          `json:"code"` // of the response; or the HTTP status
 	Reason  string       `json:"reason"`
 }
 
-// outcome says under which count of [Calls] a call comes.
+// outcome says which field of [Calls] counts a call.
 type outcome int
 
 const (
 	accepted outcome = iota
-	refused
+	throttled
 	faulted
 	failed
 )
 
-// A window counts events in a sliding span of time. It holds the events of one span and no more.
+// A window counts events in a sliding span of time. It keeps only the events of one span.
 type window struct {
 	span  time.Duration
 	times []time.Time // ascending
 	max   int         // most events that any span has held
 }
 
-// count tells how many events lie in the span that ends with now, of which now is in and its beginning is not.
+// count returns the number of events in the span that ends now. The end belongs to the span, its beginning does not.
 func (w *window) count(now time.Time) int {
 	over := 0
 	for over < len(w.times) && now.Sub(w.times[over]) >= w.span {
 		over++
 	}
-	w.times = w.times[over:] // append lets go of what is before when it next needs room
+	w.times = w.times[over:] // append frees the old part when it next allocates
 	return len(w.times)
 }
 
-// add takes an event that is not before any other and tells how many there were before it in the span.
+// add records an event and returns how many were in the span before it. Events must be added in order of time.
 func (w *window) add(now time.Time) int {
 	before := w.count(now)
 	w.times = append(w.times, now)
@@ -87,7 +88,7 @@ func (w *window) add(now time.Time) int {
 	return before
 }
 
-// tally is what is kept about a command.
+// tally holds the counts of one command.
 type tally struct {
 	Calls
 	first, last   time.Time // arrival
@@ -95,11 +96,11 @@ type tally struct {
 	taken         window    // of the calls that were not throttled
 }
 
-// book is the ledger while it is being written.
+// book holds the running counts behind a [Ledger].
 type book struct {
 	commands map[chat.Command]*tally
 	taken    window // of all commands
-	Ledger          // but for Commands and what State tells
+	Ledger          // without Commands and the counts of groups, which [Sim.Ledger] computes
 }
 
 func newBook() book {
@@ -114,8 +115,8 @@ func newBook() book {
 	return b
 }
 
-// arrive takes a call that arrived now and tells whether it is throttled: the code, or 0. A call that is throttled
-// does not count towards the limit.
+// arrive records a call that arrived now. It returns the code if the call is throttled, else 0. A throttled call does
+// not count towards the limit.
 func (b *book) arrive(command chat.Command, now time.Time, rate, appRate int) int {
 	t := b.commands[command]
 	if t.Calls.Calls++; t.Calls.Calls == 1 {
@@ -146,8 +147,8 @@ func (b *book) end(command chat.Command, o outcome) {
 	switch o {
 	case accepted:
 		t.OK++
-	case refused:
-		t.Refused++
+	case throttled:
+		t.Throttled++
 	case faulted:
 		t.Faulted++
 	case failed:
@@ -162,7 +163,7 @@ func (b *book) bad(command chat.Command, code int, reason string) {
 	}
 }
 
-// Ledger gives the ledger as it stands.
+// Ledger returns the current ledger.
 func (s *Sim) Ledger() Ledger {
 	s.mu.Lock()
 	defer s.mu.Unlock()

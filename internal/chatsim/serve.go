@@ -16,11 +16,11 @@ import (
 )
 
 const (
-	maxBody = 1 << 20 // bytes of a request that are read; 100 conversations take about 10 kB
+	maxBody = 1 << 20 // of a request, in bytes; 100 conversations take about 10 kB
 	maxHang = 60 * time.Second
 )
 
-// ServeHTTP answers a call of the API, or one of the simulator's own requests.
+// ServeHTTP serves the calls of the API, and the simulator's own endpoints.
 func (s *Sim) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	if s.closed {
@@ -56,7 +56,8 @@ func (s *Sim) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// fromHere refuses a request from another machine: whoever can change the faults can make a simulator useless.
+// fromHere rejects a request from another machine: whoever can change the faults can make a simulator useless. It
+// reports whether the request is local.
 func fromHere(w http.ResponseWriter, r *http.Request) bool {
 	host, _, err := net.SplitHostPort(r.RemoteAddr)
 	if ip := net.ParseIP(host); err == nil && ip != nil && ip.IsLoopback() {
@@ -90,20 +91,20 @@ func writeJSON(w http.ResponseWriter, v any) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
-	w.Write(b) // to a caller who is gone nothing can be said
+	w.Write(b) // an error means that the caller is gone
 }
 
 // A verdict is how a call ends.
 type verdict struct {
-	answer any    // what a 200 says
-	status int    // HTTP status; 0 for 200
-	fault  string // kind of the fault that decides how the answer goes out
+	response any    // body of a 200
+	status   int    // HTTP status; 0 for 200
+	fault    string // kind of the fault that decides how the response is sent
 }
 
 func (s *Sim) serveCall(w http.ResponseWriter, r *http.Request, command chat.Command) {
 	// The lock makes the stamps of the ledger ascend.
 	s.mu.Lock()
-	throttled := s.book.arrive(command, time.Now(), s.set.Rate, s.set.AppRate)
+	throttleCode := s.book.arrive(command, time.Now(), s.set.Rate, s.set.AppRate)
 	delay := s.set.Latency
 	if s.set.Jitter > 0 {
 		delay += time.Duration((2*s.rng.Float64() - 1) * float64(s.set.Jitter))
@@ -111,7 +112,7 @@ func (s *Sim) serveCall(w http.ResponseWriter, r *http.Request, command chat.Com
 	s.mu.Unlock()
 
 	body, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
-	if err != nil { // the caller left while he was sending
+	if err != nil { // the caller left while sending
 		s.mu.Lock()
 		s.book.end(command, failed)
 		s.mu.Unlock()
@@ -131,8 +132,8 @@ func (s *Sim) serveCall(w http.ResponseWriter, r *http.Request, command chat.Com
 	s.wait(delay)
 
 	s.mu.Lock()
-	v := s.judge(command, r, throttled, &asked, badBody)
-	// The user is free before the answer goes out: the next call may come before this function returns.
+	v := s.decide(command, r, throttleCode, &asked, badBody)
+	// The user is free before the response is sent: the next call may arrive before this function returns.
 	if s.current[user]--; s.current[user] == 0 {
 		delete(s.current, user)
 	}
@@ -141,7 +142,7 @@ func (s *Sim) serveCall(w http.ResponseWriter, r *http.Request, command chat.Com
 	s.send(w, r, v)
 }
 
-// wait lets a call take its time. It goes on when the caller leaves, as the API does with what has arrived.
+// wait delays a call. It does not stop when the caller leaves: the API, too, finishes calls that have arrived.
 func (s *Sim) wait(d time.Duration) {
 	if d <= 0 {
 		return
@@ -154,15 +155,15 @@ func (s *Sim) wait(d time.Duration) {
 	}
 }
 
-// judge decides a call, writes the outcome into the ledger and, if it comes to that, changes the groups. The caller
-// holds the lock.
-func (s *Sim) judge(command chat.Command, r *http.Request, throttled int, asked *request, badBody bool) verdict {
-	refuse := func(o outcome, no *refusal) verdict {
+// decide decides a call, counts the outcome in the ledger and, unless the call is rejected, changes the groups. The
+// caller holds the lock.
+func (s *Sim) decide(command chat.Command, r *http.Request, throttleCode int, asked *request, badBody bool) verdict {
+	reject := func(o outcome, why *rejection) verdict {
 		s.book.end(command, o)
-		if no.bad {
-			s.book.bad(command, no.code, no.text)
+		if why.bad {
+			s.book.bad(command, why.code, why.text)
 		}
-		return verdict{answer: no.answer()}
+		return verdict{response: why.response()}
 	}
 	switch {
 	case r.Method != http.MethodPost:
@@ -173,18 +174,18 @@ func (s *Sim) judge(command chat.Command, r *http.Request, throttled int, asked 
 		s.book.end(command, failed)
 		return verdict{status: http.StatusNotFound}
 	case !s.set.offered(command):
-		return refuse(failed, &refusal{code: s.set.NotOfferedCode, text: chat.Meaning(s.set.NotOfferedCode)})
-	case throttled != 0:
-		return refuse(refused, &refusal{code: throttled, text: chat.Meaning(throttled)})
+		return reject(failed, &rejection{code: s.set.NotOfferedCode, text: chat.Meaning(s.set.NotOfferedCode)})
+	case throttleCode != 0:
+		return reject(throttled, &rejection{code: throttleCode, text: chat.Meaning(throttleCode)})
 	}
-	if no := s.authorize(r.URL.Query()); no != nil {
-		return refuse(failed, no)
+	if rejected := s.authorize(r.URL.Query()); rejected != nil {
+		return reject(failed, rejected)
 	}
 	if badBody {
-		return refuse(failed, badRequest(chat.CodeBadJSON, "the body is no JSON of the right shape"))
+		return reject(failed, badRequest(chat.CodeBadJSON, "the body is no JSON of the right shape"))
 	}
-	if no := asked.check(command); no != nil {
-		return refuse(failed, no)
+	if rejected := asked.check(command); rejected != nil {
+		return reject(failed, rejected)
 	}
 
 	s.set.seen[command]++
@@ -205,14 +206,14 @@ func (s *Sim) judge(command chat.Command, r *http.Request, throttled int, asked 
 	late := struck != nil && struck.Kind == Late
 	if struck != nil && !struck.applied() && !late {
 		if code, isCode := struck.code(); isCode {
-			return refuse(faulted, &refusal{code: code, text: chat.Meaning(code)})
+			return reject(faulted, &rejection{code: code, text: chat.Meaning(code)})
 		}
 		s.book.end(command, faulted)
 		status, _ := struck.status()
 		return verdict{status: status, fault: struck.Kind}
 	}
 	if code := s.set.FailIDs[asked.FromAccount]; code != 0 {
-		return refuse(failed, &refusal{code: code, text: chat.Meaning(code)})
+		return reject(failed, &rejection{code: code, text: chat.Meaning(code)})
 	}
 
 	itemCode := func(it chat.Item) int {
@@ -235,22 +236,22 @@ func (s *Sim) judge(command chat.Command, r *http.Request, throttled int, asked 
 		})
 		return verdict{fault: Lost}
 	}
-	answer, no := s.apply(command, asked, itemCode)
+	response, rejected := s.apply(command, asked, itemCode)
 	switch {
 	case struck != nil:
 		s.book.end(command, faulted)
-		if no != nil {
-			answer = no.answer()
+		if rejected != nil {
+			response = rejected.response()
 		}
-		return verdict{answer: answer, fault: struck.Kind}
-	case no != nil:
-		return refuse(failed, no)
+		return verdict{response: response, fault: struck.Kind}
+	case rejected != nil:
+		return reject(failed, rejected)
 	}
 	s.book.end(command, accepted)
-	return verdict{answer: answer}
+	return verdict{response: response}
 }
 
-// send writes the answer, or lets the connection end as the fault says.
+// send writes the response, or ends the connection as the fault says.
 func (s *Sim) send(w http.ResponseWriter, r *http.Request, v verdict) {
 	switch v.fault {
 	case Hang:
@@ -275,12 +276,12 @@ func (s *Sim) send(w http.ResponseWriter, r *http.Request, v verdict) {
 		return
 	}
 	if v.fault == Cut {
-		cut(w, v.answer)
+		cut(w, v.response)
 	}
-	writeJSON(w, v.answer)
+	writeJSON(w, v.response)
 }
 
-// reset closes the connection in the way that the other side sees as reset.
+// reset closes the connection with a TCP reset.
 func reset(w http.ResponseWriter) {
 	hijacker, can := w.(http.Hijacker)
 	if !can {
@@ -296,9 +297,9 @@ func reset(w http.ResponseWriter) {
 	conn.Close()
 }
 
-// cut sends half of an answer and closes the connection.
-func cut(w http.ResponseWriter, answer any) {
-	b, err := json.Marshal(answer)
+// cut sends half of a response and closes the connection.
+func cut(w http.ResponseWriter, response any) {
+	b, err := json.Marshal(response)
 	if err != nil { // strings and integers always marshal
 		panic(err)
 	}
@@ -308,14 +309,14 @@ func cut(w http.ResponseWriter, answer any) {
 	panic(http.ErrAbortHandler)
 }
 
-// seenSig is a UserSig that was found good; only its time has to be looked at again.
+// seenSig is a UserSig that was verified; after that only its expiry has to be checked.
 type seenSig struct{ identifier, sig string }
 
-// maxSigs bounds the memory of good signatures. A client uses one for hours.
+// maxSigs is how many verified signatures are remembered. A client uses one for hours.
 const maxSigs = 256
 
-// authorize checks the query of a call: what is called, by whom, and with which right.
-func (s *Sim) authorize(query url.Values) *refusal {
+// authorize checks the query of a call: the app, the caller, and the signature.
+func (s *Sim) authorize(query url.Values) *rejection {
 	appID := query.Get("sdkappid")
 	identifier, sig := query.Get("identifier"), query.Get("usersig")
 	_, badRandom := strconv.ParseUint(query.Get("random"), 10, 32)
@@ -336,11 +337,11 @@ func (s *Sim) authorize(query url.Values) *refusal {
 	}
 	switch {
 	case s.set.Disabled:
-		return &refusal{code: chat.CodeAppDisabled, text: chat.Meaning(chat.CodeAppDisabled)}
+		return &rejection{code: chat.CodeAppDisabled, text: chat.Meaning(chat.CodeAppDisabled)}
 	case !slices.Contains(s.set.Admins, identifier):
 		return badRequest(chat.CodeNotAdmin, "the caller is no app admin")
 	case s.set.Edition == Standard:
-		return &refusal{code: chat.CodeEditionLacks, text: chat.Meaning(chat.CodeEditionLacks)}
+		return &rejection{code: chat.CodeEditionLacks, text: chat.Meaning(chat.CodeEditionLacks)}
 	}
 	return nil
 }
@@ -358,7 +359,7 @@ func (s *Sim) verify(identifier, sig string, now time.Time) int {
 		return code
 	}
 	expiry, err := chat.UserSigExpiry(sig)
-	if err != nil { // it was read a moment ago
+	if err != nil { // VerifyUserSig has just read it
 		panic(err)
 	}
 	if len(s.sigs) >= maxSigs {
@@ -368,8 +369,8 @@ func (s *Sim) verify(identifier, sig string, now time.Time) int {
 	return 0
 }
 
-// check looks for what is wrong with a request whatever groups there are.
-func (r *request) check(command chat.Command) *refusal {
+// check returns what is wrong with a request, apart from what depends on the groups.
+func (r *request) check(command chat.Command) *rejection {
 	if !validID(r.FromAccount, chat.MaxUserIDBytes) {
 		return badRequest(chat.CodeBadParameter, "From_Account is not 1 to %d bytes of printable ASCII", chat.MaxUserIDBytes)
 	}
@@ -379,15 +380,15 @@ func (r *request) check(command chat.Command) *refusal {
 			return badRequest(chat.CodeBadParameter, "%d groups in GroupContactItem, not 1", len(r.GroupContactItem))
 		}
 		g := &r.GroupContactItem[0]
-		if no := checkName(g.GroupName); no != nil {
-			return no
+		if rejected := checkName(g.GroupName); rejected != nil {
+			return rejected
 		}
-		if no := checkCount(len(g.ContactItem)); no != nil {
-			return no
+		if rejected := checkCount(len(g.ContactItem)); rejected != nil {
+			return rejected
 		}
 		for i := range g.ContactItem {
-			if no := g.ContactItem[i].check(); no != nil {
-				return no
+			if rejected := g.ContactItem[i].check(); rejected != nil {
+				return rejected
 			}
 		}
 	case chat.UpdateContactGroup:
@@ -405,13 +406,13 @@ func (r *request) check(command chat.Command) *refusal {
 	return nil
 }
 
-func (r *request) checkUpdate() *refusal {
+func (r *request) checkUpdate() *rejection {
 	u := &r.UpdateGroup
 	if r.UpdateType != updateGroup {
 		return badRequest(chat.CodeBadParameter, "UpdateType is %d, not %d", r.UpdateType, updateGroup)
 	}
-	if no := checkName(u.OldGroupName); no != nil {
-		return no
+	if rejected := checkName(u.OldGroupName); rejected != nil {
+		return rejected
 	}
 	switch u.UpdateGroupType {
 	case renameGroup:
@@ -420,22 +421,22 @@ func (r *request) checkUpdate() *refusal {
 	default:
 		return badRequest(chat.CodeBadParameter, "UpdateGroupType is %d, neither 1 nor 2", u.UpdateGroupType)
 	}
-	if no := checkCount(len(u.ContactUpdateItem)); no != nil {
-		return no
+	if rejected := checkCount(len(u.ContactUpdateItem)); rejected != nil {
+		return rejected
 	}
 	for i := range u.ContactUpdateItem {
 		it := &u.ContactUpdateItem[i]
 		if it.ContactOptType != optAdd && it.ContactOptType != optRemove {
 			return badRequest(chat.CodeBadParameter, "ContactOptType is %d, neither 1 nor 2", it.ContactOptType)
 		}
-		if no := it.ContactItem.check(); no != nil {
-			return no
+		if rejected := it.ContactItem.check(); rejected != nil {
+			return rejected
 		}
 	}
 	return nil
 }
 
-func (w *wireItem) check() *refusal {
+func (w *wireItem) check() *rejection {
 	switch {
 	case w.Type != chat.OneToOne && w.Type != chat.GroupChat:
 		return badRequest(chat.CodeBadParameter, "Type is %d, neither 1 nor 2", w.Type)
@@ -447,14 +448,14 @@ func (w *wireItem) check() *refusal {
 	return nil
 }
 
-func checkCount(n int) *refusal {
+func checkCount(n int) *rejection {
 	if n < 1 || n > chat.MaxItemsPerCall {
 		return badRequest(chat.CodeItemCount, "%d conversations, not 1 to %d", n, chat.MaxItemsPerCall)
 	}
 	return nil
 }
 
-func checkName(name string) *refusal {
+func checkName(name string) *rejection {
 	if name == "" || len(name) > chat.MaxGroupNameBytes {
 		return badRequest(chat.CodeGroupNameTooLong, "a group name of %d bytes, not 1 to %d", len(name), chat.MaxGroupNameBytes)
 	}

@@ -1,12 +1,12 @@
-// Package chatsim is the Chat REST API from the other side: it checks what arrives as the API would, keeps the groups,
-// and writes a ledger of the calls. `groupferry simulate` serves it, `run --simulate` has it in the process, and the
-// tests of the project call it.
+// Package chatsim simulates the Chat REST API: it checks calls as the API would, keeps the groups in memory, and counts
+// the calls in a ledger. `groupferry simulate` serves it, `run --simulate` runs it in the same process, and the tests
+// of the project call it.
 //
-//	POST /v4/recentcontact/COMMAND ─► stamp ─► limit ─► who calls ─► what is asked ─► faults ─► groups ─► answer
+//	POST /v4/recentcontact/COMMAND ─► stamp ─► limit ─► who calls ─► what is asked ─► faults ─► groups ─► response
 //	                                    │                                  │            │         │
 //	GET /ledger ◄───────────────────────┴──────────── Ledger ◄─────────────┴────────────┘         │
 //	GET /state  ◄──────────────────────────────────── State  ◄────────────────────────────────────┘
-//	POST /control, POST /reset: change the [Config], begin anew; from this machine only
+//	POST /control, POST /reset: change the [Config], start over; from this machine only
 //
 // In a test:
 //
@@ -16,7 +16,8 @@
 //	defer sim.Close()
 //	client, err := chat.New(chat.Config{BaseURL: url, SDKAppID: chatsim.DemoSDKAppID, SecretKey: chatsim.DemoSecretKey})
 //
-// What no document says about the API is a field of the Config, so that a test can ask for every reading of it.
+// Where the documents leave the behavior of the API open, a field of the Config selects it. So a test can try every
+// reading.
 package chatsim
 
 import (
@@ -33,21 +34,20 @@ import (
 	"groupferry/internal/chat"
 )
 
-// The app that a simulator has by default. Its key is published here, and so protects nothing.
+// The default app of a simulator. Its key is published here, so it protects nothing.
 const (
 	DemoSDKAppID  = 1400000000
 	DemoSecretKey = "demo-key-of-groupferry-simulate-it-is-published-and-protects-nothing"
 )
 
 const (
-	// idleTimeout is longer than a client keeps a connection without a call, so that it is always the client who
-	// closes.
+	// idleTimeout is longer than a client keeps an idle connection, so the client always closes first.
 	idleTimeout = 2 * time.Minute
 
 	readHeaderTimeout = 10 * time.Second
 )
 
-// A Sim is a simulated API for one app. It is an http.Handler; [Sim.Start] gives it a listener of its own.
+// A Sim is a simulated API for one app. It is an http.Handler; [Sim.Start] serves it on a listener of its own.
 type Sim struct {
 	closing  chan struct{} // closed when Close begins
 	handlers sync.WaitGroup
@@ -64,16 +64,16 @@ type Sim struct {
 	book    book
 }
 
-// settings are a Config with its defaults, and what is derived from it. They are replaced, never changed, but for the
-// count of the calls that the faults have seen.
+// settings are a Config with its defaults filled in, and what is derived from it. Only seen changes; for a new Config
+// the settings are replaced.
 type settings struct {
 	Config
-	seen map[chat.Command]int // calls that have come as far as the faults; under "" those of all commands
+	seen map[chat.Command]int // calls that reached the faults; under "" those of all commands
 }
 
 func newSettings(c Config) *settings { return &settings{Config: c, seen: make(map[chat.Command]int)} }
 
-// New makes a simulator. It panics where [Config.Validate] has an error.
+// New returns a simulator. It panics if [Config.Validate] returns an error.
 func New(c Config) *Sim {
 	if err := c.Validate(); err != nil {
 		panic("chatsim: " + err.Error())
@@ -83,8 +83,8 @@ func New(c Config) *Sim {
 	return s
 }
 
-// Start listens on addr, as "127.0.0.1:0", and serves until Close. It gives the URL to call, with the address of this
-// machine in it when addr names none. A simulator can be started once.
+// Start listens on addr, such as "127.0.0.1:0", and serves until Close. It returns the URL to call; if addr has no
+// host, the URL has 127.0.0.1. A simulator can be started once.
 func (s *Sim) Start(addr string) (url string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -97,7 +97,7 @@ func (s *Sim) Start(addr string) (url string, err error) {
 	}
 	server := &http.Server{Handler: s, ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout}
 	s.server = server
-	s.serving.Go(func() { server.Serve(listener) }) // it ends with Close, and says no more than that
+	s.serving.Go(func() { server.Serve(listener) }) // it ends with Close; its error says no more than that
 	host, port, err := net.SplitHostPort(listener.Addr().String())
 	if err != nil { // the address of a listener has a port
 		panic(err)
@@ -108,7 +108,7 @@ func (s *Sim) Start(addr string) (url string, err error) {
 	return "http://" + net.JoinHostPort(host, port), nil
 }
 
-// Close stops listening, drops the connections and waits until no call is in flight. It can be called more than once.
+// Close stops listening, closes the connections, and waits until no call is in flight. It can be called more than once.
 func (s *Sim) Close() {
 	s.mu.Lock()
 	if !s.closed {
@@ -118,14 +118,14 @@ func (s *Sim) Close() {
 	server := s.server
 	s.mu.Unlock()
 	if server != nil {
-		server.Close() // an error is that of a listener that is closed already
+		server.Close() // the only error is that the listener is closed already
 	}
 	s.serving.Wait()
 	s.handlers.Wait()
 }
 
-// Reset forgets all users and groups and the ledger, and begins the random numbers and the count of the faults anew.
-// The Config stays.
+// Reset deletes all users, groups and the ledger, and restarts the random numbers and the call count of the faults. It
+// keeps the Config.
 func (s *Sim) Reset() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -158,7 +158,7 @@ func (s *Sim) Configure(change func(*Config)) error {
 	return nil
 }
 
-// Hint gives the shell lines that point groupferry at the simulator at url. They hold the secret key only where it is
+// Hint returns the shell lines that point groupferry at the simulator at url. They contain the secret key only if it is
 // [DemoSecretKey].
 func (s *Sim) Hint(url string) string {
 	s.mu.Lock()

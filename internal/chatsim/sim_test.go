@@ -20,7 +20,7 @@ import (
 	"groupferry/internal/chat"
 )
 
-// start gives a running simulator and a client of it.
+// start returns a running simulator and a client of it.
 func start(t testing.TB, c Config) (*Sim, *chat.Client, string) {
 	t.Helper()
 	sim := New(c)
@@ -65,8 +65,8 @@ func add(c *chat.Client, user, group string, items ...chat.Item) (chat.Response,
 	return c.Update(context.Background(), chat.UpdateRequest{FromAccount: user, GroupName: group, Add: items})
 }
 
-// word is the word of an error of a call, "ok" for none.
-func word(t testing.TB, err error) string {
+// codeOf returns the code or reason of the error of a call, "ok" for none.
+func codeOf(t testing.TB, err error) string {
 	t.Helper()
 	if err == nil {
 		return "ok"
@@ -78,9 +78,9 @@ func word(t testing.TB, err error) string {
 	return e.Word()
 }
 
-func expectWord(t testing.TB, what string, err error, want string) {
+func expectCode(t testing.TB, what string, err error, want string) {
 	t.Helper()
-	if got := word(t, err); got != want {
+	if got := codeOf(t, err); got != want {
 		t.Errorf("%s: got %s (%v), want %s", what, got, err, want)
 	}
 }
@@ -100,23 +100,23 @@ func TestCallsChangeGroups(t *testing.T) {
 	ctx := context.Background()
 	g := chat.Item{Type: chat.GroupChat, ID: "@TGS#1"}
 	a, err := create(c, "u", "first", append(users(0, 2), g)...)
-	expectWord(t, "create", err, "ok")
-	if a.GroupID != 1 || len(a.Items) != 3 || a.Items[2] != (chat.ItemResult{Item: g, Answered: true}) {
+	expectCode(t, "create", err, "ok")
+	if a.GroupID != 1 || len(a.Items) != 3 || a.Items[2] != (chat.ItemResult{Item: g, Reported: true}) {
 		t.Errorf("create: got %+v", a)
 	}
 	a, err = c.Update(ctx, chat.UpdateRequest{FromAccount: "u", GroupName: "first", Add: users(1, 2), Remove: []chat.Item{g, {Type: 1, ID: "x"}}})
-	expectWord(t, "update", err, "ok")
+	expectCode(t, "update", err, "ok")
 	if a.GroupID != 1 || len(a.Items) != 4 {
 		t.Errorf("update: got %+v", a)
 	}
 	for _, r := range a.Items {
-		if r.Code != 0 || !r.Answered {
+		if r.Code != 0 || !r.Reported {
 			t.Errorf("update: got %+v, want done", r)
 		}
 	}
 	expectState(t, sim, "u", "first", users(0, 3)...)
 	_, err = create(c, "u", "second", users(0, 1)...)
-	expectWord(t, "second", err, "ok")
+	expectCode(t, "second", err, "ok")
 
 	page, err := c.Get(ctx, "u", 0)
 	want := chat.Page{
@@ -131,10 +131,10 @@ func TestCallsChangeGroups(t *testing.T) {
 		t.Errorf("get: got %+v, %v, want %+v", page, err, want)
 	}
 
-	expectWord(t, "delete", c.Delete(ctx, "u", "second"), "ok")
-	expectWord(t, "delete again", c.Delete(ctx, "u", "second"), "ok") // the client takes 51009 for done
+	expectCode(t, "delete", c.Delete(ctx, "u", "second"), "ok")
+	expectCode(t, "delete again", c.Delete(ctx, "u", "second"), "ok") // the client takes 51009 for done
 	_, err = add(c, "u", "second", g)
-	expectWord(t, "update of no group", err, "51009")
+	expectCode(t, "update of no group", err, "51009")
 
 	l := sim.Ledger()
 	wantLedger := Ledger{
@@ -176,7 +176,7 @@ func TestRename(t *testing.T) {
 func TestExistingGroup(t *testing.T) {
 	tests := []struct {
 		config Config
-		word   string
+		code   string
 		want   []chat.Item
 	}{
 		{Config{}, "ok", users(0, 3)},
@@ -188,9 +188,9 @@ func TestExistingGroup(t *testing.T) {
 	for _, tt := range tests {
 		sim, c, _ := start(t, tt.config)
 		_, err := create(c, "u", "g", users(0, 2)...)
-		expectWord(t, "first", err, "ok")
+		expectCode(t, "first", err, "ok")
 		_, err = create(c, "u", "g", users(1, 2)...)
-		expectWord(t, string(tt.config.Existing), err, tt.word)
+		expectCode(t, string(tt.config.Existing), err, tt.code)
 		expectState(t, sim, "u", "g", tt.want...)
 		if n := sim.Ledger().BadRequests; n != 0 {
 			t.Errorf("%s: got %d bad requests, want 0", tt.config.Existing, n)
@@ -233,7 +233,7 @@ func TestLimits(t *testing.T) {
 	for _, tt := range tests {
 		sim, c, _ := start(t, Config{})
 		_, err := create(c, tt.user, tt.group, tt.items...)
-		expectWord(t, "create, "+tt.name, err, tt.want)
+		expectCode(t, "create, "+tt.name, err, tt.want)
 		bad := tt.want != "ok"
 		l := sim.Ledger()
 		if (l.BadRequests == 1) != bad || (len(sim.State()) == 0) != bad {
@@ -249,7 +249,7 @@ func TestLimits(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err = add(c, tt.user, tt.group, tt.items...)
-		expectWord(t, "update, "+tt.name, err, tt.want)
+		expectCode(t, "update, "+tt.name, err, tt.want)
 		expectState(t, sim, "u", "g", user("first"))
 	}
 }
@@ -259,21 +259,21 @@ func TestGroupIsFullAt1000(t *testing.T) {
 	create(c, "u", "g", users(0, 100)...)
 	for i := 100; i < 1000; i += 100 {
 		_, err := add(c, "u", "g", users(i, 100)...)
-		expectWord(t, "add", err, "ok")
+		expectCode(t, "add", err, "ok")
 	}
 	_, err := add(c, "u", "g", users(1000, 1)...)
-	expectWord(t, "1001st by update", err, "51008")
+	expectCode(t, "1001st by update", err, "51008")
 	_, err = create(c, "u", "g", users(950, 51)...)
-	expectWord(t, "1001st by create", err, "51008")
+	expectCode(t, "1001st by create", err, "51008")
 	_, err = add(c, "u", "g", users(900, 100)...)
-	expectWord(t, "those that are there", err, "ok")
+	expectCode(t, "those that are there", err, "ok")
 	_, err = c.Update(context.Background(), chat.UpdateRequest{
 		FromAccount: "u", GroupName: "g", Add: users(1000, 2), Remove: users(0, 2),
 	})
-	expectWord(t, "two for two", err, "ok")
+	expectCode(t, "two for two", err, "ok")
 	twice := append(users(1002, 1), users(1002, 1)...)
 	_, err = c.Update(context.Background(), chat.UpdateRequest{FromAccount: "u", GroupName: "g", Add: twice, Remove: users(2, 1)})
-	expectWord(t, "one, said twice, for one", err, "ok")
+	expectCode(t, "one, said twice, for one", err, "ok")
 	if n := len(sim.State()["u"]["g"]); n != 1000 {
 		t.Errorf("got %d, want 1000", n)
 	}
@@ -283,14 +283,14 @@ func TestUserHas20Groups(t *testing.T) {
 	sim, c, _ := start(t, Config{})
 	for i := range 20 {
 		_, err := create(c, "u", fmt.Sprint("g", i), users(0, 1)...)
-		expectWord(t, "create", err, "ok")
+		expectCode(t, "create", err, "ok")
 	}
 	_, err := create(c, "u", "g20", users(0, 1)...)
-	expectWord(t, "21st", err, "51010")
+	expectCode(t, "21st", err, "51010")
 	_, err = create(c, "u", "g7", users(1, 1)...)
-	expectWord(t, "one that is there", err, "ok")
+	expectCode(t, "one that is there", err, "ok")
 	_, err = create(c, "other", "g20", users(0, 1)...)
-	expectWord(t, "of another user", err, "ok")
+	expectCode(t, "of another user", err, "ok")
 	if n := len(sim.State()["u"]); n != 20 {
 		t.Errorf("got %d groups, want 20", n)
 	}
@@ -468,7 +468,7 @@ func TestRequestsThatAreNone(t *testing.T) {
 func TestEveryFault(t *testing.T) {
 	tests := []struct {
 		fault   string
-		word    string
+		code    string
 		applied bool
 	}{
 		{"50004", "50004", false},
@@ -494,7 +494,7 @@ func TestEveryFault(t *testing.T) {
 				c = client(t, chat.Config{BaseURL: url, Timeout: 50 * time.Millisecond})
 			}
 			_, err = create(c, "u", "g", users(0, 3)...)
-			expectWord(t, "struck", err, tt.word)
+			expectCode(t, "struck", err, tt.code)
 			if tt.applied {
 				expectState(t, sim, "u", "g", users(0, 3)...)
 			} else {
@@ -502,7 +502,7 @@ func TestEveryFault(t *testing.T) {
 			}
 			c = client(t, chat.Config{BaseURL: url})
 			_, err = create(c, "u", "g", users(0, 3)...)
-			expectWord(t, "after", err, "ok")
+			expectCode(t, "after", err, "ok")
 			expectState(t, sim, "u", "g", users(0, 3)...)
 			l := sim.Ledger()
 			calls := l.Commands[chat.CreateContactGroup]
@@ -513,11 +513,11 @@ func TestEveryFault(t *testing.T) {
 	}
 }
 
-func TestCutOfARefusalToo(t *testing.T) {
+func TestCutOfARejectionToo(t *testing.T) {
 	_, c, _ := start(t, Config{Existing: Refuse, Faults: []Fault{{Kind: Cut, After: 1, For: 1}}})
 	create(c, "u", "g", users(0, 1)...)
 	_, err := create(c, "u", "g", users(0, 1)...)
-	expectWord(t, "cut", err, chat.WordCutOff)
+	expectCode(t, "cut", err, chat.WordCutOff)
 }
 
 // A call that is applied late changes the groups after its caller was told that the connection is gone, and after
@@ -527,10 +527,10 @@ func TestLate(t *testing.T) {
 		Existing: Replace, Late: 50 * time.Millisecond, Faults: []Fault{{Kind: Late, For: 1}},
 	})
 	_, err := create(c, "u", "g", users(0, 3)...)
-	expectWord(t, "struck", err, chat.WordReset)
+	expectCode(t, "struck", err, chat.WordReset)
 	expectState(t, sim, "u", "g")
 	_, err = create(c, "u", "g", users(3, 5)...)
-	expectWord(t, "after", err, "ok")
+	expectCode(t, "after", err, "ok")
 	for len(sim.State()["u"]["g"]) != 3 {
 		time.Sleep(time.Millisecond)
 	}
@@ -541,9 +541,9 @@ func TestFaultOfOneCommand(t *testing.T) {
 	_, c, _ := start(t, Config{Faults: []Fault{{Command: chat.UpdateContactGroup, Kind: "http-404", After: 1, For: 1}}})
 	for i, want := range []string{"51009", "http-404", "51009"} {
 		_, err := create(c, "u", "g", users(0, 1)...)
-		expectWord(t, "create", err, "ok")
+		expectCode(t, "create", err, "ok")
 		_, err = c.Update(t.Context(), chat.UpdateRequest{FromAccount: "u", GroupName: "other", Add: users(0, 1)})
-		expectWord(t, fmt.Sprint("update ", i), err, want)
+		expectCode(t, fmt.Sprint("update ", i), err, want)
 	}
 }
 
@@ -554,7 +554,7 @@ func TestItemFaults(t *testing.T) {
 		Seed:    1,
 	})
 	a, err := create(c, "u", "g", users(0, 100)...)
-	expectWord(t, "create", err, "ok")
+	expectCode(t, "create", err, "ok")
 	var in []chat.Item
 	count := make(map[int]int)
 	for _, r := range a.Items {
@@ -571,7 +571,7 @@ func TestItemFaults(t *testing.T) {
 		t.Errorf("got %+v", l)
 	}
 	_, err = create(c, "blocked", "g", users(0, 1)...)
-	expectWord(t, "user that fails", err, "70051")
+	expectCode(t, "user that fails", err, "70051")
 	expectState(t, sim, "blocked", "g")
 }
 
@@ -582,7 +582,7 @@ func TestFaultsBeginAndEnd(t *testing.T) {
 	var got []string
 	for range 6 {
 		_, err := create(c, "u", "g", users(0, 1)...)
-		got = append(got, word(t, err))
+		got = append(got, codeOf(t, err))
 	}
 	want := []string{"ok", "ok", "51013", "51013", "50004", "50004"}
 	if !slices.Equal(got, want) {
@@ -591,15 +591,15 @@ func TestFaultsBeginAndEnd(t *testing.T) {
 }
 
 func TestSeedRepeats(t *testing.T) {
-	run := func(seed uint64) (words []string) {
+	run := func(seed uint64) (codes []string) {
 		_, c, _ := start(t, Config{Seed: seed, Jitter: time.Microsecond, Faults: []Fault{
 			{Kind: "50004", Share: 0.3}, {Kind: Garbage, Share: 0.3}, {Kind: "item-51007", Share: 0.3},
 		}})
 		for range 40 {
 			a, err := create(c, "u", "g", users(0, 3)...)
-			words = append(words, fmt.Sprint(word(t, err), a.Items))
+			codes = append(codes, fmt.Sprint(codeOf(t, err), a.Items))
 		}
-		return words
+		return codes
 	}
 	first := run(1)
 	if again := run(1); !slices.Equal(first, again) {
@@ -614,7 +614,7 @@ func TestNotOffered(t *testing.T) {
 	for _, code := range []int{0, 60009} {
 		sim, c, _ := start(t, Config{NoUpdate: true, NoGet: true, NotOfferedCode: code})
 		_, err := create(c, "u", "g", users(0, 1)...)
-		expectWord(t, "create", err, "ok")
+		expectCode(t, "create", err, "ok")
 		_, updated := add(c, "u", "g", users(0, 1)...)
 		_, got := c.Get(context.Background(), "u", 0)
 		for _, err := range []error{updated, got} {
@@ -623,7 +623,7 @@ func TestNotOffered(t *testing.T) {
 				t.Errorf("code %d: got %v", code, err)
 			}
 		}
-		expectWord(t, "check", c.Check(context.Background()), "ok")
+		expectCode(t, "check", c.Check(context.Background()), "ok")
 		if l := sim.Ledger(); l.BadRequests != 0 || l.Commands[chat.UpdateContactGroup].Failed != 1 {
 			t.Errorf("got %+v", l)
 		}
@@ -636,7 +636,7 @@ func TestCheckFindsWhatStopsEveryJob(t *testing.T) {
 		"70009": {SecretKey: "another"}, "60006": {SDKAppID: 7},
 	} {
 		_, client, _ := start(t, c)
-		expectWord(t, want, client.Check(context.Background()), want)
+		expectCode(t, want, client.Check(context.Background()), want)
 	}
 }
 
@@ -772,7 +772,7 @@ func TestThrottledCallIsNotApplied(t *testing.T) {
 	done := 0
 	for i := range 3 { // more than one in a second, however slow the machine, unless each takes half of it
 		_, err := create(c, fmt.Sprint("u", i), "g", users(0, 1)...)
-		if w := word(t, err); w == "ok" {
+		if w := codeOf(t, err); w == "ok" {
 			done++
 		} else if w != "60007" {
 			t.Errorf("got %s, want 60007", w)
@@ -780,10 +780,10 @@ func TestThrottledCallIsNotApplied(t *testing.T) {
 	}
 	l := sim.Ledger()
 	calls := l.Commands[chat.CreateContactGroup]
-	if len(sim.State()) != done || calls.OK != done || calls.Refused != 3-done || calls.Calls != 3 || l.BadRequests != 0 {
+	if len(sim.State()) != done || calls.OK != done || calls.Throttled != 3-done || calls.Calls != 3 || l.BadRequests != 0 {
 		t.Errorf("got %+v with %d done", l, done)
 	}
-	if calls.MaxPerSecond < 1 || calls.OverLimit < calls.Refused {
+	if calls.MaxPerSecond < 1 || calls.OverLimit < calls.Throttled {
 		t.Errorf("got %+v", calls)
 	}
 }
@@ -824,7 +824,7 @@ func TestOverlapOfOneUser(t *testing.T) {
 	}
 }
 
-// TestOneAfterAnotherIsNoOverlap guards the moment at which a user is free: before his answer is out.
+// TestOneAfterAnotherIsNoOverlap guards the moment at which a user is free: before his response is sent.
 func TestOneAfterAnotherIsNoOverlap(t *testing.T) {
 	sim, c, _ := start(t, Config{Rate: -1})
 	var calls sync.WaitGroup
@@ -876,7 +876,7 @@ func TestControl(t *testing.T) {
 	sim, c, url := start(t, Config{Faults: []Fault{{Kind: "51013"}}, FailIDs: map[string]int{"a": 50001}})
 	try := func(user string) string {
 		_, err := create(c, user, "g", users(0, 1)...)
-		return word(t, err)
+		return codeOf(t, err)
 	}
 	steps := []struct {
 		body   string
@@ -896,7 +896,7 @@ func TestControl(t *testing.T) {
 		{`{"faults":["nonsense"]}`, 400, "d", "ok"},
 		{`no JSON`, 400, "e", "ok"},
 		{`{"faults":["50004:1@1"]}`, 204, "f", "ok"},
-		{`{"latency":"1ms","jitter":1000}`, 204, "g", "50004"}, // the count goes on: the faults are as they were
+		{`{"latency":"1ms","jitter":1000}`, 204, "g", "50004"}, // the count continues: the faults are as they were
 		{`{"faults":["http-503"],"edition":"standard"}`, 204, "h", "51013"},
 		{`{"edition":"ultimate"}`, 204, "h", "http-503"},
 		{`{"faults":[],"secret_key":"(secret)"}`, 204, "h", "ok"},
@@ -1035,9 +1035,9 @@ func TestStartAndClose(t *testing.T) {
 	}
 	sim.Close()
 	sim.Close()
-	expectWord(t, "hanging at the close", <-ended, chat.WordReset)
+	expectCode(t, "hanging at the close", <-ended, chat.WordReset)
 	_, err = create(c, "u", "g", users(0, 1)...)
-	expectWord(t, "after the close", err, chat.WordRefused)
+	expectCode(t, "after the close", err, chat.WordRefused)
 }
 
 func TestHint(t *testing.T) {

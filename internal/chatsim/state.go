@@ -9,7 +9,7 @@ import (
 	"groupferry/internal/chat"
 )
 
-// An account is a user with the groups that he has, in the order in which they were made.
+// An account is a user with his groups, in order of creation.
 type account struct {
 	groups []*group
 	lastID int64
@@ -30,7 +30,7 @@ func (a *account) find(name string) *group {
 	return nil
 }
 
-// State gives all groups: user, then group name, then the conversations, sorted by type and id.
+// State returns all groups, by user and group name. The conversations of a group are sorted by type and id.
 func (s *Sim) State() map[string]map[string][]chat.Item {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -57,24 +57,24 @@ func compareItems(a, b chat.Item) int {
 	return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.ID, b.ID))
 }
 
-// A refusal is why a call fails as a whole.
-type refusal struct {
+// A rejection is why a call fails as a whole.
+type rejection struct {
 	code int
 	text string
-	bad  bool // the call is against a documented limit or rule
+	bad  bool // the call breaks a documented limit or rule
 }
 
-func (r *refusal) answer() *base {
+func (r *rejection) response() *base {
 	return &base{ActionStatus: "FAIL", ErrorCode: r.code, ErrorInfo: r.text}
 }
 
-func badRequest(code int, format string, args ...any) *refusal {
-	return &refusal{code: code, text: fmt.Sprintf(format, args...), bad: true}
+func badRequest(code int, format string, args ...any) *rejection {
+	return &rejection{code: code, text: fmt.Sprintf(format, args...), bad: true}
 }
 
-// apply carries out a call that passed every check but those that depend on the groups. itemCode tells the code with
+// apply executes a call that passed all checks except those that depend on the groups. itemCode returns the code with
 // which a conversation fails, 0 for none. The caller holds the lock.
-func (s *Sim) apply(command chat.Command, r *request, itemCode func(chat.Item) int) (any, *refusal) {
+func (s *Sim) apply(command chat.Command, r *request, itemCode func(chat.Item) int) (any, *rejection) {
 	a := s.users[r.FromAccount]
 	if a == nil {
 		a = &account{}
@@ -92,7 +92,7 @@ func (s *Sim) apply(command chat.Command, r *request, itemCode func(chat.Item) i
 	}
 }
 
-func (s *Sim) create(a *account, r *request, itemCode func(chat.Item) int) (any, *refusal) {
+func (s *Sim) create(a *account, r *request, itemCode func(chat.Item) int) (any, *rejection) {
 	wanted := r.GroupContactItem[0]
 	changes := make([]change, len(wanted.ContactItem))
 	for i, it := range wanted.ContactItem {
@@ -107,14 +107,14 @@ func (s *Sim) create(a *account, r *request, itemCode func(chat.Item) int) (any,
 		g = &group{id: a.lastID, name: wanted.GroupName, items: make(map[chat.Item]struct{}, len(changes))}
 		a.groups = append(a.groups, g)
 	case s.set.Existing == Refuse:
-		return nil, &refusal{code: s.set.RefuseCode, text: "the group exists"}
+		return nil, &rejection{code: s.set.RefuseCode, text: "the group exists"}
 	case s.set.Existing == Replace:
 		clear(g.items)
 	}
-	if no := g.fits(changes); no != nil {
-		return nil, no
+	if rejected := g.fits(changes); rejected != nil {
+		return nil, rejected
 	}
-	return &createAnswer{
+	return &createResponse{
 		base: okBase,
 		GroupResultItem: [1]groupResult{{
 			GroupItem:  groupItem{GroupName: g.name, GroupID: g.id},
@@ -123,16 +123,16 @@ func (s *Sim) create(a *account, r *request, itemCode func(chat.Item) int) (any,
 	}, nil
 }
 
-func (s *Sim) update(a *account, r *request, itemCode func(chat.Item) int) (any, *refusal) {
+func (s *Sim) update(a *account, r *request, itemCode func(chat.Item) int) (any, *rejection) {
 	wanted := r.UpdateGroup
 	g := a.find(wanted.OldGroupName)
 	if g == nil {
-		return nil, &refusal{code: chat.CodeNoSuchGroup, text: "the group to update does not exist"}
+		return nil, &rejection{code: chat.CodeNoSuchGroup, text: "the group to update does not exist"}
 	}
-	answer := &updateAnswer{base: okBase, UpdateType: updateGroup}
-	answer.UpdateGroupResult.UpdateGroupType = wanted.UpdateGroupType
-	answer.UpdateGroupResult.OldGroupName = wanted.OldGroupName
-	answer.UpdateGroupResult.GroupID = g.id
+	response := &updateResponse{base: okBase, UpdateType: updateGroup}
+	response.UpdateGroupResult.UpdateGroupType = wanted.UpdateGroupType
+	response.UpdateGroupResult.OldGroupName = wanted.OldGroupName
+	response.UpdateGroupResult.GroupID = g.id
 	if wanted.UpdateGroupType == renameGroup {
 		if other := a.find(wanted.NewGroupName); other != nil && other != g {
 			return nil, badRequest(chat.CodeBadParameter, "the user has a group of the new name")
@@ -143,31 +143,31 @@ func (s *Sim) update(a *account, r *request, itemCode func(chat.Item) int) (any,
 		for i, it := range wanted.ContactUpdateItem {
 			changes[i] = change{opt: it.ContactOptType, item: it.ContactItem.item()}
 		}
-		if no := g.fits(changes); no != nil {
-			return nil, no
+		if rejected := g.fits(changes); rejected != nil {
+			return nil, rejected
 		}
-		answer.UpdateGroupResult.ContactResultItem = s.change(g, changes, itemCode)
+		response.UpdateGroupResult.ContactResultItem = s.change(g, changes, itemCode)
 	}
-	answer.UpdateGroupResult.GroupName = g.name
-	return answer, nil
+	response.UpdateGroupResult.GroupName = g.name
+	return response, nil
 }
 
-func del(a *account, name string) (any, *refusal) {
+func del(a *account, name string) (any, *rejection) {
 	i := slices.IndexFunc(a.groups, func(g *group) bool { return g.name == name })
 	if i < 0 {
-		return nil, &refusal{code: chat.CodeNoSuchGroup, text: "the group to delete does not exist"}
+		return nil, &rejection{code: chat.CodeNoSuchGroup, text: "the group to delete does not exist"}
 	}
 	g := a.groups[i]
 	a.groups = slices.Delete(a.groups, i, i+1)
-	return &delAnswer{base: okBase, GroupItem: []groupItem{{GroupName: g.name, GroupID: g.id}}}, nil
+	return &delResponse{base: okBase, GroupItem: []groupItem{{GroupName: g.name, GroupID: g.id}}}, nil
 }
 
-// get answers with a page of the user's conversations, sorted, and with all his groups.
+// get returns a page of the user's conversations, sorted, and all his groups.
 func (s *Sim) get(a *account, start int64) any {
 	groups := make(map[chat.Item][]int64)
-	answer := &getAnswer{base: okBase, GroupItem: make([]groupItem, len(a.groups))}
+	response := &getResponse{base: okBase, GroupItem: make([]groupItem, len(a.groups))}
 	for i, g := range a.groups {
-		answer.GroupItem[i] = groupItem{GroupName: g.name, GroupID: g.id}
+		response.GroupItem[i] = groupItem{GroupName: g.name, GroupID: g.id}
 		for it := range g.items {
 			groups[it] = append(groups[it], g.id)
 		}
@@ -179,28 +179,28 @@ func (s *Sim) get(a *account, start int64) any {
 	slices.SortFunc(items, compareItems)
 	from := min(max(start, 0), int64(len(items)))
 	to := min(from+int64(s.set.PageSize), int64(len(items)))
-	answer.ContactItem = make([]getItem, 0, to-from)
+	response.ContactItem = make([]getItem, 0, to-from)
 	for _, it := range items[from:to] {
-		answer.ContactItem = append(answer.ContactItem, getItem{
+		response.ContactItem = append(response.ContactItem, getItem{
 			wireItem: toWire(it), ContactGroupID: groups[it], Timestamp: time.Now().Unix(),
 		})
 	}
 	if to == int64(len(items)) {
-		answer.CompleteFlag = 1
+		response.CompleteFlag = 1
 	} else {
-		answer.NextStartIndex = to
+		response.NextStartIndex = to
 	}
-	return answer
+	return response
 }
 
-// A change is one conversation to be put into a group or, with optRemove, to be taken out.
+// A change adds one conversation to a group or, with optRemove, removes it.
 type change struct {
 	opt  int
 	item chat.Item
 }
 
-// fits tells whether the group stays within its limit.
-func (g *group) fits(changes []change) *refusal {
+// fits returns a rejection if the changes take the group over its limit.
+func (g *group) fits(changes []change) *rejection {
 	if len(g.items)+len(changes) <= chat.MaxConversationsPerGroup {
 		return nil
 	}
@@ -223,8 +223,8 @@ func (g *group) fits(changes []change) *refusal {
 	return nil
 }
 
-// change does what is asked with every conversation that does not fail. To add what is there and to remove what is not
-// are no failures.
+// change applies the changes, except those that itemCode fails. To add a conversation that is there, or to remove one
+// that is not, is no failure.
 func (s *Sim) change(g *group, changes []change, itemCode func(chat.Item) int) []itemResult {
 	results := make([]itemResult, len(changes))
 	for i, c := range changes {

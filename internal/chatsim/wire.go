@@ -2,7 +2,7 @@ package chatsim
 
 import "groupferry/internal/chat"
 
-// The numbers of update_contact_group's document.
+// The numbers from the documentation of update_contact_group.
 const (
 	updateGroup = 1 // UpdateType: a group, not a mark
 
@@ -58,7 +58,7 @@ func toWire(it chat.Item) wireItem {
 	return wireItem{Type: it.Type, ToAccount: it.ID}
 }
 
-// base is what every answer has.
+// base has the fields of every response.
 type base struct {
 	ActionStatus string
 	ErrorCode    int
@@ -85,12 +85,12 @@ type groupResult struct {
 	ResultItem []itemResult
 }
 
-type createAnswer struct {
+type createResponse struct {
 	GroupResultItem [1]groupResult
 	base
 }
 
-type updateAnswer struct {
+type updateResponse struct {
 	UpdateType        int
 	UpdateGroupResult struct {
 		UpdateGroupType   int
@@ -102,7 +102,7 @@ type updateAnswer struct {
 	base
 }
 
-type delAnswer struct {
+type delResponse struct {
 	GroupItem []groupItem
 	base
 }
@@ -113,7 +113,7 @@ type getItem struct {
 	Timestamp      int64
 }
 
-type getAnswer struct {
+type getResponse struct {
 	ContactItem    []getItem
 	GroupItem      []groupItem
 	CompleteFlag   int

@@ -35,10 +35,10 @@ type Deadline struct {
 	mono, wall time.Time
 }
 
-// IsZero tells whether d is the zero value.
+// IsZero reports whether d is the zero value.
 func (d Deadline) IsZero() bool { return d.mono.IsZero() }
 
-// Passed tells whether one of the clocks is at d or past it.
+// Passed reports whether one of the clocks is at d or past it.
 func (d Deadline) Passed() bool { return d.Left() == 0 }
 
 // Left returns how much time is left until d: on the clock that has less, and not below 0.
@@ -63,7 +63,7 @@ func Earlier(a, b Deadline) Deadline {
 	return a
 }
 
-// Pause waits for d, and tells whether ctx is still alive then.
+// Pause waits for d, and reports whether ctx is still alive then.
 func Pause(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()

@@ -1,5 +1,5 @@
-// Package governor paces the calls of the process that leads: it hands out permits, one for each call, and decides when
-// no call may be made.
+// Package governor paces the calls of the leader: it grants permits, one for each call, and decides when no call may be
+// made.
 //
 //	          ┌────────────────────────────────────────────────────────────┐
 //	Acquire ─►│ waiting   first come, first served; one call of a user     │
@@ -13,11 +13,12 @@
 //	              ▲ Propose, Promised: the lease record says how many calls may be under way
 //
 // There is one [Governor] for each term of leadership. A [Gate] and a [MinRTT] outlive it. The package does no I/O and
-// uses the standard library and internal/clock only.
+// uses only the standard library and internal/clock.
 //
 // # Never over the limit
 //
-// Claim: no more calls of a command arrive at the API within any second than its rate, as long as that is not changed.
+// Claim: as long as the rate is not changed, no more calls of a command than its rate arrive at the API within any
+// second.
 //
 // One process. A command has as many permits as calls are allowed in a second. A call arrives after its permit was
 // granted and before its end is known ([Permit.Done]). Nobody waits for the end of a call that was cancelled: it
@@ -26,50 +27,51 @@
 // within one second hold different permits. The delay of the network is not in that argument.
 //
 // The next process. Rights of two processes do not overlap (package lease), and no byte of a call is written after the
-// right under which its permit was granted ([Permit.Sendable]). So when a right has ended, two kinds of calls are
-// left. Those whose end was known arrived before it did. The others arrive within the call timeout, and they are no
-// more than the lease record says, whichever record the successor finds: a higher number is used only after its renewal
-// was acknowledged, a lower one is kept from before it is sent. So a successor grants nothing for a second, and keeps that
-// many permits taken for the call timeout and a second. Calls that it inherited count as its own in the next record.
+// right under which its permit was granted ([Permit.Sendable]). So there are two kinds of calls when a right has ended.
+// Calls whose end was known arrived before the right ended. The others arrive within the call timeout. Their number is
+// at most the one in the lease record, whichever record the successor finds: a higher number is used only after its
+// renewal was acknowledged, a lower one already before its renewal is sent. So a successor grants nothing for a second.
+// It keeps that many permits taken for the call timeout and a second. Calls that it inherited count as its own in the
+// next record.
 //
-// A change of the rate. A second that begins after the rate was lowered can have more calls than the new rate only of
-// those that were under way at that moment.
+// A change of the rate. A second that begins after the rate was lowered can exceed the new rate only by calls that were
+// under way at that moment.
 //
-// A time that holds something back is measured on the monotonic clock: it can only get longer while a machine is
-// suspended. What gives a right ends on the monotonic or the wall clock, whichever says so first.
+// Waiting times are measured on the monotonic clock: they can only get longer while a machine is suspended. A right
+// ends by the monotonic or the wall clock, whichever is first.
 //
 // What this assumes:
 //
-//   - Nothing delivers bytes of a call after its connection was given up: no proxy and no paused machine holds unsent
+//   - Nothing delivers bytes of a call after its connection was closed: no proxy and no paused machine holds unsent
 //     bytes. A process that was killed or frozen leaves its bytes to the kernel, which drops them within the call timeout.
-//   - A process is not stopped between its last look at [Permit.Sendable] and the write that follows.
+//   - A process is not stopped between its last check of [Permit.Sendable] and the write that follows.
 //   - NATS keeps the lease record that it acknowledged.
 //   - Nobody else calls the API for the app.
 //   - Our clock runs at most 0.1 % faster than that of the API (see drift).
-//   - The path never loses more than half of its shortest round trip (see the next section).
+//   - The round trip never gets shorter than half of the shortest one seen (see the next section).
 //
 // # Close to the limit
 //
-// A permit is taken for the length of its call and a second, so the rate is limit / (1 s + call time). But of two
-// calls with one permit the first was at the API before its response began the way back, and the second is there only
-// after the way there. One way back and one way there make a round trip. So the second is shortened by half of the
-// shortest round trip that the process has ever seen, by [creditMost] at most, if the API answered ([MinRTT]). A round
-// trip includes the time in the API. At one that is shorter than that half, a second can have as many calls too many as
-// the rate makes in the missing time, until the first response on it is in. Calls of another process get no credit.
+// A permit is taken for the call time and a second, so the rate is limit / (1 s + call time). But take two calls with
+// one permit. The first arrived at the API before its response was sent back. The second arrives only after its own way
+// there. One way back and one way there make a round trip. So a permit is free earlier after a response: by half of the
+// shortest round trip that the process has ever seen, by [creditMost] at most ([MinRTT]). A round trip includes the
+// time in the API. If one is shorter than that half, a second can exceed the limit by the calls that the rate makes in
+// the difference, until its response arrives. Calls of another process get no credit.
 //
 // # A steady stream
 //
-// Permits alone would let 200 calls go in one instant after a start or a pause. Grants are therefore spaced as well, a
-// little closer than the rate asks, so that the permits and not the spacing set the pace. Time lost is caught up by at
-// most [burst] calls at once. When nothing is answered for a moment, calls pile up on the way and arrive together. So
-// only as many go out ahead of the last response as are under way at the usual length of a call, and [ahead] more;
-// then a few at growing pauses. The first response after that starts a [rest], in which what has piled up arrives alone.
+// Permits alone would allow 200 calls in one instant after a start or a pause. Grants are therefore spaced as well. The
+// spacing is a little closer than the rate requires, so that the permits set the pace. After lost time at most [burst]
+// calls are granted at once. When no response comes for a moment, calls pile up on the way and arrive together. So the
+// calls granted since the last response are limited: as many as are under way at the usual call time, and [ahead] more;
+// then a few at growing pauses. The first response after that starts a [rest], in which only the piled-up calls arrive.
 //
 // # Slower, or not at all
 //
-// A throttled call lowers the rate of its command to what the API has just taken, and time without one raises it
-// again. A halt refuses all permits until somebody resumes. When calls fail one after another without reaching the API
-// (an outage), one probe at a time goes out until one is answered.
+// A throttled call lowers the rate of its command to what the API has just accepted. Time without one raises it again.
+// A halt stops all permits until somebody resumes. When calls fail one after another without reaching the API (an
+// outage), one probe at a time is sent until one has a response.
 package governor
 
 import (
@@ -89,29 +91,29 @@ const DefaultRate = 200
 const DefaultTimeout = 10 * time.Second
 
 const (
-	// drift is by how much a second of ours is made longer: NTP slews a clock by 500 ppm at most, so two clocks that
-	// are corrected in opposite directions differ by 0.1 %.
+	// drift is how much longer our second is: NTP slews a clock by 500 ppm at most, so two clocks that are corrected in
+	// opposite directions differ by 0.1 %.
 	drift = time.Millisecond
 
-	// cooldown is how long a permit stays taken after its call has ended: the second that the limit is counted in.
+	// cooldown is how long a permit stays taken after its call has ended: the second for which the limit is defined.
 	cooldown = time.Second + drift
 
-	// An outage is outageStreak calls in a row without a response, or outageFew of them over outageTime: with few
-	// calls under way a long streak would take too long to gather.
+	// An outage is outageStreak calls in a row without a response, or outageFew of them over outageTime: with few calls
+	// under way a long streak would take too long.
 	outageStreak = 10
 	outageFew    = 3
 	outageTime   = 2 * time.Second
 
-	// The pause between probes grows from probeFirst to probeMost, which is also how late the end of an outage is
-	// noticed at most while calls wait.
+	// The pause between probes grows from probeFirst to probeMost. While calls wait, the end of an outage is noticed at
+	// most probeMost late.
 	probeFirst = 250 * time.Millisecond
 	probeMost  = 5 * time.Second
 )
 
-// ErrClosed is what waiters of a governor get that hands out no more permits.
+// ErrClosed is the error of Acquire and AwaitRoom after Close.
 var ErrClosed = errors.New("the governor is closed")
 
-// State says in one word what the governor does.
+// State is what the governor does.
 type State string
 
 const (
@@ -120,34 +122,34 @@ const (
 	Outage  State = "outage" // probing
 )
 
-// Config says how fast. The zero value is ready to use. The functions are called without any lock held, and must not
-// block; each may be nil.
+// Config sets the rate and the callbacks. The zero value is ready to use. The functions are called without any lock
+// held, and must not block; each may be nil.
 type Config struct {
 	Rate      int           // calls a second for each command; 0 means DefaultRate
 	Timeout   time.Duration // of a call; 0 means DefaultTimeout
-	Commands  []string      // what the first promise is made for; other commands can be used and are added to the next
-	Gate      *Gate         // who halts; nil means a gate of its own
+	Commands  []string      // commands of the first promise; others are added to the next promise when they are used
+	Gate      *Gate         // nil means a gate of its own
 	RoundTrip *MinRTT       // nil means none: a permit is always taken for the whole second
-	Clock     clock.Clock   // what the deadlines of calls are read from
+	Clock     clock.Clock   // for the deadlines of calls
 
 	OnSlower func(command string, rate float64)         // a throttled call lowered the rate
 	OnOutage func(on bool)                              // an outage begins or ends
-	OnNeed   func()                                     // only the promise holds calls back; once for each proposal
+	OnNeed   func()                                     // only the promise limits the calls; once for each proposal
 	OnGrant  func(command string, waited time.Duration) // a permit was granted
 }
 
-// Inherited is what a predecessor's lease record says about its calls.
+// Inherited is what the predecessor's lease record says about its calls.
 type Inherited struct {
 	Any     bool           // there was a predecessor
 	Calls   map[string]int // by command: calls that may be under way
-	Timeout time.Duration  // the longest that one of them may take; 0 means that of Config
+	Timeout time.Duration  // the longest timeout of one of them; 0 means that of Config
 }
 
 // A Governor hands out permits for one term of leadership. All of its methods may be called at the same time.
 type Governor struct {
 	*Gate
 	cfg       Config
-	notBefore time.Time // no grant until then: calls of a predecessor may have arrived until a second before
+	notBefore time.Time // no grant before: calls of a predecessor may have arrived until a second earlier
 	inherited struct {
 		timeout time.Duration
 		until   time.Time // the predecessor's calls are over; their permits are taken for another second
@@ -161,19 +163,19 @@ type Governor struct {
 	right   clock.Deadline
 	promise promise
 	asked   bool // OnNeed was called since the last proposal
-	need    bool // OnNeed has to be called
+	need    bool // OnNeed must be called
 	closed  bool
 	over    chan struct{} // closed by Close
 
-	open       int       // permits that are not done
-	openSince  time.Time // when it was 0 last
-	answeredAt time.Time // the last response
+	open        int       // permits that are not done
+	openSince   time.Time // when it was last 0
+	respondedAt time.Time // the last response
 
 	outage     bool
-	streak     int       // calls without a response since the last one with one
-	streakFrom time.Time // end of the first of them
+	streak     int       // calls without a response since the last response
+	streakFrom time.Time // when the first of them ended
 	probing    bool      // a probe is out
-	probeAt    time.Time // the next probe not before
+	probeAt    time.Time // no probe before
 	probePause time.Duration
 }
 
@@ -192,8 +194,9 @@ type waiter struct {
 	gone   bool         // its caller left: skip it
 }
 
-// New returns a governor for a term. It grants nothing before [Governor.Promised] was called. If there was a
-// predecessor it grants nothing for a second, and keeps the permits of its calls taken for their timeout and a second.
+// New returns a governor for a term. It grants nothing before [Governor.Promised] is called. If there was a
+// predecessor, it grants nothing for a second, and keeps the permits of the predecessor's calls taken for their timeout
+// and a second.
 func New(cfg Config, from Inherited) *Governor {
 	if cfg.Rate <= 0 {
 		cfg.Rate = DefaultRate
@@ -231,7 +234,7 @@ func New(cfg Config, from Inherited) *Governor {
 }
 
 // Acquire waits for the right to make one call of a command for a user. It returns a *[HaltedError] at once while the
-// gate is halted, [ErrClosed] after Close, and ctx's error when that ends first. The permit has to be handed back with
+// gate is halted, [ErrClosed] after Close, and ctx's error when that ends first. The caller must return the permit with
 // [Permit.Done].
 func (g *Governor) Acquire(ctx context.Context, command, userID string) (*Permit, error) {
 	if err := ctx.Err(); err != nil {
@@ -285,10 +288,10 @@ func (g *Governor) Acquire(ctx context.Context, command, userID string) (*Permit
 	return nil, err
 }
 
-// AwaitRoom waits until fewer than most calls of a command wait for nothing but their turn; a call that waits for another
-// one of its user does not count. Whoever takes on work only then has little of it waiting here: it can be stopped, or
-// given something more urgent, at once, and a crash has little under way. It returns [ErrClosed] after Close, and ctx's
-// error when that ends first.
+// AwaitRoom waits until fewer than most calls of a command wait for their turn. A call that waits for another call of
+// its user does not count. A caller that starts work only then keeps the queue here short: it can stop or start more
+// urgent work at once, and a crash leaves little under way. AwaitRoom returns [ErrClosed] after Close, and ctx's error
+// when that ends first.
 func (g *Governor) AwaitRoom(ctx context.Context, command string, most int) error {
 	for {
 		g.mu.Lock()
@@ -312,7 +315,7 @@ func (g *Governor) AwaitRoom(ctx context.Context, command string, most int) erro
 	}
 }
 
-// unlock releases the lock and asks for a higher promise if that is due.
+// unlock releases the lock, and calls OnNeed if a higher promise is needed.
 func (g *Governor) unlock() {
 	need := g.need
 	g.need = false
@@ -341,7 +344,8 @@ func (g *Governor) done(p *Permit, o Outcome) (excused bool) {
 	return o == Lost && after
 }
 
-// end notes what became of a call, and releases its permit unless the call was cancelled; the lock is held.
+// end notes the outcome of a call, and releases its permit; that of a cancelled call only at its deadline. The lock is
+// held.
 func (g *Governor) end(p *Permit, o Outcome, now time.Time) {
 	g.open--
 	if p.probe {
@@ -367,19 +371,19 @@ func (g *Governor) end(p *Permit, o Outcome, now time.Time) {
 	case Lost:
 		g.lost(p, now)
 		g.release(p, now.Add(cooldown))
-	case Answered, Throttled:
-		g.answeredAt, g.streak, g.outage = now, 0, false
+	case Responded, Throttled:
+		g.respondedAt, g.streak, g.outage = now, 0, false
 		p.lane.responded(now)
 		g.release(p, now.Add(cooldown-g.cfg.RoundTrip.credit()))
-		if o == Answered {
-			p.lane.took(p.granted, now)
+		if o == Responded {
+			p.lane.accepted(p.granted, now)
 		} else {
 			p.lane.throttle(p.granted, now)
 		}
 	}
 }
 
-// release lets the permit of a call that is over be free at the given time, at once if that is zero; the lock is held.
+// release frees the permit of an ended call at the given time, at once if that is zero; the lock is held.
 func (g *Governor) release(p *Permit, free time.Time) {
 	p.lane.release(p.number, free)
 	u := p.user
@@ -421,14 +425,14 @@ func (g *Governor) lane(command string) *lane {
 	return l
 }
 
-// forget drops a user of whom nothing is left; the lock is held.
+// forget drops a user without a call and without waiters; the lock is held.
 func (g *Governor) forget(u *user) {
 	if !u.busy && len(u.waiting) == 0 {
 		delete(g.users, u.name)
 	}
 }
 
-// leave takes a waiter out of its queues; the lock is held.
+// leave removes a waiter from its queues; the lock is held.
 func (w *waiter) leave() {
 	w.gone = true
 	w.lane.waiting--
@@ -452,7 +456,7 @@ func (g *Governor) tick() {
 	g.pump()
 }
 
-// pump grants all that may be granted now and sets the timer for the next time something may be; the lock is held.
+// pump grants all permits that may be granted now, and sets the timer for the next; the lock is held.
 func (g *Governor) pump() {
 	now := time.Now()
 	var wake time.Time
@@ -467,7 +471,7 @@ func (g *Governor) pump() {
 	}
 }
 
-// pumpLane grants what it can and returns when to look again; zero where only an event can help.
+// pumpLane grants what it can, and returns when to try again; zero if only an event can change something.
 func (g *Governor) pumpLane(l *lane, now time.Time) time.Time {
 	for len(l.ready) > 0 {
 		w := l.ready[0]
@@ -501,7 +505,7 @@ func (g *Governor) pumpLane(l *lane, now time.Time) time.Time {
 	return time.Time{}
 }
 
-// mayGrant tells whether a permit of the lane can be granted now, and if not, when to ask again.
+// mayGrant reports whether a permit of the lane can be granted now, and if not, when to try again.
 func (g *Governor) mayGrant(l *lane, now time.Time) (time.Time, bool) {
 	if g.closed || g.Halted() != nil || g.right.Passed() {
 		return time.Time{}, false
@@ -529,7 +533,7 @@ func (g *Governor) mayGrant(l *lane, now time.Time) (time.Time, bool) {
 		return at, false
 	}
 	if inherited := g.inheritedCalls(l, now); l.out+inherited >= g.promise.inUse(l.command) {
-		if !g.asked && l.want(now)+inherited > g.promise.latest(l.command) {
+		if !g.asked && l.needed(now)+inherited > g.promise.latest(l.command) {
 			g.asked, g.need = true, true
 		}
 		if inherited > 0 {
@@ -540,7 +544,7 @@ func (g *Governor) mayGrant(l *lane, now time.Time) (time.Time, bool) {
 	return time.Time{}, true
 }
 
-// inheritedCalls is how many of the predecessor's calls may be under way.
+// inheritedCalls returns how many of the predecessor's calls may be under way.
 func (g *Governor) inheritedCalls(l *lane, now time.Time) int {
 	if now.Before(g.inherited.until) {
 		return l.inherited
@@ -548,8 +552,8 @@ func (g *Governor) inheritedCalls(l *lane, now time.Time) int {
 	return 0
 }
 
-// Propose returns what the next renewal of the lease shall promise: for each command how many calls may be under way,
-// inherited ones included, and how long the longest of them may take. Numbers that are lower than before hold from now on.
+// Propose returns what the next renewal of the lease should promise: for each command how many calls may be under way,
+// inherited ones included, and how long the longest of them may take. Numbers lower than before apply from now on.
 func (g *Governor) Propose() (calls map[string]int, timeout time.Duration) {
 	g.mu.Lock()
 	defer g.unlock()
@@ -560,15 +564,15 @@ func (g *Governor) Propose() (calls map[string]int, timeout time.Duration) {
 		if inherited > 0 {
 			timeout = max(timeout, g.inherited.timeout)
 		}
-		calls[l.command] = l.want(now) + inherited
+		calls[l.command] = l.needed(now) + inherited
 	}
 	g.promise.propose(calls)
 	g.asked = false
 	return calls, timeout
 }
 
-// Promised tells that a renewal was acknowledged: the lease record says these numbers of calls, which may be used
-// until right passes. No renewal that was sent before can change the record any more.
+// Promised tells the governor that a renewal was acknowledged. The lease record has these numbers of calls, which may
+// be used until right passes. No renewal that was sent earlier may still change the record.
 func (g *Governor) Promised(calls map[string]int, right clock.Deadline) {
 	g.mu.Lock()
 	defer g.unlock()
@@ -578,7 +582,7 @@ func (g *Governor) Promised(calls map[string]int, right clock.Deadline) {
 }
 
 // UnderWay returns how many calls of each command may still arrive: permits that are not done, cancelled calls until
-// their timeout, and inherited ones until theirs; and the longest that one of them takes.
+// their timeout, and inherited ones until theirs. It also returns the longest timeout of one of them.
 func (g *Governor) UnderWay() (calls map[string]int, timeout time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -596,7 +600,8 @@ func (g *Governor) UnderWay() (calls map[string]int, timeout time.Duration) {
 	return calls, timeout
 }
 
-// SetRate changes the calls a second for each command; 0 means DefaultRate. Throttled commands begin anew.
+// SetRate changes the calls a second for each command; 0 means DefaultRate. It resets what throttled calls have
+// changed.
 func (g *Governor) SetRate(rate int) {
 	if rate <= 0 {
 		rate = DefaultRate
@@ -610,7 +615,7 @@ func (g *Governor) SetRate(rate int) {
 	g.pump()
 }
 
-// Close ends all granting. Those who wait get [ErrClosed]; permits that are out can still be handed back.
+// Close stops the granting of permits. Waiting callers get [ErrClosed]. Granted permits can still be returned.
 func (g *Governor) Close() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -620,8 +625,9 @@ func (g *Governor) Close() {
 	}
 }
 
-// Silent returns for how long the API has not answered: since its last response, or since calls are under way if that
-// is shorter; in an outage since the first call without a response. It is 0 while nothing is under way, outages apart.
+// Silent returns for how long the API has not responded: since its last response, or since calls have been under way if
+// that is shorter. In an outage it is the time since the first call without a response ended. Outside an outage it is 0
+// while no call is under way.
 func (g *Governor) Silent() time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -631,25 +637,25 @@ func (g *Governor) Silent() time.Duration {
 	case g.open == 0:
 		return 0
 	}
-	return time.Since(later(g.openSince, g.answeredAt))
+	return time.Since(later(g.openSince, g.respondedAt))
 }
 
-// A Snapshot is what a governor looks like at one moment.
+// A Snapshot is the state of a governor at one moment.
 type Snapshot struct {
 	State State
 	Right time.Duration           // for how long permits may be granted without another renewal
 	Lanes map[string]LaneSnapshot // by command
 
-	Answered bool // the API has answered a call of this governor
+	Responded bool // the API has responded to a call of this governor
 }
 
-// A LaneSnapshot is what the permits of one command look like.
+// A LaneSnapshot is the state of the permits of one command.
 type LaneSnapshot struct {
 	Limit     float64 // calls a second, as configured
-	Effective float64 // calls a second, as lowered by throttled calls
+	Effective float64 // calls a second, lowered by throttled calls
 	Out       int     // own calls that may still arrive: not ended, or cancelled and before their deadline
 	Inherited int     // calls of a predecessor that may still arrive
-	Promised  int     // what Out and Inherited together may be
+	Promised  int     // limit of Out and Inherited together
 	Waiting   int     // calls that wait for a permit
 	Throttled int     // throttled calls so far
 }
@@ -658,7 +664,7 @@ type LaneSnapshot struct {
 func (g *Governor) Snapshot() Snapshot {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	s := Snapshot{State: Running, Right: g.right.Left(), Answered: !g.answeredAt.IsZero(), Lanes: make(map[string]LaneSnapshot, len(g.lanes))}
+	s := Snapshot{State: Running, Right: g.right.Left(), Responded: !g.respondedAt.IsZero(), Lanes: make(map[string]LaneSnapshot, len(g.lanes))}
 	switch {
 	case g.Halted() != nil:
 		s.State = Halted

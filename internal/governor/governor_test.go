@@ -51,7 +51,7 @@ func open(cfg Config) *Governor {
 	return g
 }
 
-// callers makes calls with n goroutines until ctx ends; call is one call's life at the server.
+// callers makes calls with n goroutines until ctx ends; call is one call at the server.
 func callers(ctx context.Context, t *testing.T, g *Governor, n int, call func(worker int) Outcome) *sync.WaitGroup {
 	var wg sync.WaitGroup
 	for i := range n {
@@ -96,7 +96,7 @@ func TestNeverOverTheLimit(t *testing.T) {
 					time.Sleep(tc.before + rand.N(tc.jitter+1))
 					a.note()
 					time.Sleep(tc.after + rand.N(tc.jitter+1))
-					return Answered
+					return Responded
 				}).Wait()
 				if got := a.most(time.Second); got > tc.rate {
 					t.Errorf("got %d calls in a second, want at most %d", got, tc.rate)
@@ -118,7 +118,7 @@ func TestNoPulse(t *testing.T) {
 		var a arrivals
 		for range 3 { // a start, and two returns from an idle minute
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-			callers(ctx, t, g, 300, func(int) Outcome { a.note(); return Answered }).Wait()
+			callers(ctx, t, g, 300, func(int) Outcome { a.note(); return Responded }).Wait()
 			cancel()
 			time.Sleep(time.Minute)
 		}
@@ -131,7 +131,7 @@ func TestNoPulse(t *testing.T) {
 	})
 }
 
-// TestServerStandsStill lets the server stop reading now and then: what piles up on the way must not arrive as a pulse.
+// TestServerStandsStill lets the server stop reading now and then: queued calls must not arrive as a pulse.
 func TestServerStandsStill(t *testing.T) {
 	for _, latency := range []time.Duration{0, 50 * time.Millisecond} {
 		synctest.Test(t, func(t *testing.T) {
@@ -147,7 +147,7 @@ func TestServerStandsStill(t *testing.T) {
 				}
 				a.note()
 				time.Sleep(latency)
-				return Answered
+				return Responded
 			}).Wait()
 			if got := a.most(100 * time.Millisecond); got > 40 {
 				t.Errorf("latency %v: got %d calls in 100 ms, want at most 40", latency, got)
@@ -176,7 +176,7 @@ func TestHangingCallsHoldNobodyUp(t *testing.T) {
 				return Lost
 			}
 			time.Sleep(5 * time.Millisecond)
-			return Answered
+			return Responded
 		}).Wait()
 		// Of 200 permits each is taken 0.9 × 1.005 s + 0.1 × 11 s = 2 s a call.
 		if got, want := len(a.at), 60*95; got < want {
@@ -199,11 +199,11 @@ func TestTurnOfAUsersNextCall(t *testing.T) {
 					return
 				}
 				turns <- user
-				p.Done(Answered)
+				p.Done(Responded)
 			}()
 			synctest.Wait()
 		}
-		held.Done(Answered)
+		held.Done(Responded)
 		for _, want := range []string{"a", "b", "c", "d"} {
 			if got := <-turns; got != want {
 				t.Errorf("got the turn of %s, want %s", got, want)
@@ -212,7 +212,7 @@ func TestTurnOfAUsersNextCall(t *testing.T) {
 	})
 }
 
-// TestSomeHang: calls that are not answered, all on one broken connection, do not keep others from going out for long.
+// TestSomeHang: calls without a response, all on one broken connection, do not keep others from going out for long.
 func TestSomeHang(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := open(Config{Rate: 100})
@@ -233,11 +233,11 @@ func TestSomeHang(t *testing.T) {
 			callers(ctx, t, g, 20, func(int) Outcome {
 				a.note()
 				time.Sleep(5 * time.Millisecond)
-				return Answered
+				return Responded
 			}).Wait()
 			hanging.Wait()
 			cancel()
-			// The first of those who are answered goes out after three times a trickle: 0.25 + 0.5 + 1 s.
+			// The first of those with a response goes out after three times a trickle: 0.25 + 0.5 + 1 s.
 			if d := a.at[0].Sub(start); d > 1900*time.Millisecond {
 				t.Errorf("round %d: the first response after %v, want 1.75s and a moment", round, d)
 			}
@@ -248,7 +248,7 @@ func TestSomeHang(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			p.Done(Answered)
+			p.Done(Responded)
 			time.Sleep(2 * time.Second)
 		}
 	})
@@ -262,7 +262,7 @@ func TestCommandsHaveTheirOwn(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer p.Done(Answered)
+			defer p.Done(Responded)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 		defer cancel()
@@ -296,7 +296,7 @@ func TestOneCallOfAUser(t *testing.T) {
 				mu.Lock()
 				under[user]--
 				mu.Unlock()
-				p.Done(Answered)
+				p.Done(Responded)
 			})
 		}
 		wg.Wait()
@@ -318,13 +318,13 @@ func TestBusyUserHoldsNobodyUp(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.Done(Answered)
+		p.Done(Responded)
 		cancel()
 		if err := <-left; !errors.Is(err, context.Canceled) {
 			t.Errorf("got %v, want canceled", err)
 		}
-		held.Done(Answered)
-		held.Done(Answered) // a second time changes nothing
+		held.Done(Responded)
+		held.Done(Responded) // a second time changes nothing
 		if s := g.Snapshot().Lanes[create]; s.Out != 0 || s.Waiting != 0 {
 			t.Errorf("got %+v, want nothing out or waiting", s)
 		}
@@ -376,7 +376,7 @@ func TestUnsentIsFreeAtOnce(t *testing.T) {
 			p.Done(Unsent)
 		}
 		p, _ := g.Acquire(t.Context(), create, "u")
-		p.Done(Answered)
+		p.Done(Responded)
 		start := time.Now()
 		g.Acquire(t.Context(), create, "u")
 		if d := time.Since(start); d != cooldown {
@@ -385,14 +385,14 @@ func TestUnsentIsFreeAtOnce(t *testing.T) {
 	})
 }
 
-// TestThrottleSettlesAndComesBack has a server that takes 120 calls in any second for a while, although the rate is 200.
+// TestThrottleSettlesAndComesBack has a server that accepts 120 calls in any second for a while, although the rate is 200.
 func TestThrottleSettlesAndComesBack(t *testing.T) {
 	for _, latency := range []time.Duration{0, 50 * time.Millisecond} {
 		synctest.Test(t, func(t *testing.T) {
 			g := open(Config{})
 			const throttled = 60 * time.Second
 			var mu sync.Mutex
-			var accepted, refused []time.Duration // since the start
+			var accepted, rejected []time.Duration // since the start
 			start := time.Now()
 			ctx, cancel := context.WithTimeout(t.Context(), throttled+40*time.Second)
 			defer cancel()
@@ -407,11 +407,11 @@ func TestThrottleSettlesAndComesBack(t *testing.T) {
 					inWindow++
 				}
 				if now < throttled && inWindow >= 120 {
-					refused = append(refused, now)
+					rejected = append(rejected, now)
 					return Throttled
 				}
 				accepted = append(accepted, now)
-				return Answered
+				return Responded
 			}).Wait()
 			count := func(all []time.Duration, from, to time.Duration) (n int) {
 				for _, at := range all {
@@ -422,17 +422,17 @@ func TestThrottleSettlesAndComesBack(t *testing.T) {
 				return n
 			}
 			taken := float64(count(accepted, 10*time.Second, throttled)) / 50
-			bad := count(refused, 10*time.Second, throttled)
+			bad := count(rejected, 10*time.Second, throttled)
 			back := float64(count(accepted, throttled+30*time.Second, throttled+40*time.Second)) / 10
-			t.Logf("latency %v: %.1f calls/s of 120, %d refused in 50 s; 30 s later %.1f/s", latency, taken, bad, back)
+			t.Logf("latency %v: %.1f calls/s of 120, %d throttled in 50 s; 30 s later %.1f/s", latency, taken, bad, back)
 			if taken < 0.95*120*float64(time.Second)/float64(time.Second+latency) {
 				t.Errorf("latency %v: settled at %.1f calls a second, want just below 120", latency, taken)
 			}
 			if bad > 50 {
-				t.Errorf("latency %v: %d calls refused in 50 s, want at most one a second", latency, bad)
+				t.Errorf("latency %v: %d calls throttled in 50 s, want at most one a second", latency, bad)
 			}
-			if early := count(refused, 0, 10*time.Second); early > 60 {
-				t.Errorf("latency %v: %d calls refused in the first ten seconds", latency, early)
+			if early := count(rejected, 0, 10*time.Second); early > 60 {
+				t.Errorf("latency %v: %d calls throttled in the first ten seconds", latency, early)
 			}
 			if back < 0.93*200 {
 				t.Errorf("latency %v: %.1f calls a second half a minute after the throttle ended", latency, back)
@@ -459,7 +459,7 @@ func TestThrottledByOthers(t *testing.T) {
 		g := open(Config{OnSlower: func(_ string, r float64) { slower = append(slower, r) }})
 		for i := range 20 {
 			p, _ := g.Acquire(t.Context(), create, fmt.Sprint(i))
-			o := Answered
+			o := Responded
 			if i == 19 {
 				o = Throttled
 			}
@@ -514,7 +514,7 @@ func TestHalt(t *testing.T) {
 		if _, err := g.Acquire(t.Context(), create, "c"); !errors.Is(err, cause) {
 			t.Errorf("newcomer got %v, want halted by %v", err, cause)
 		}
-		held.Done(Answered)
+		held.Done(Responded)
 		if len(told) != 1 || told[0] != cause || g.Halted() != cause || g.Snapshot().State != Halted {
 			t.Errorf("told %v, cause %v, want %v once", told, g.Halted(), cause)
 		}
@@ -568,7 +568,7 @@ func TestOutageProbes(t *testing.T) {
 					underway--
 					mu.Unlock()
 					if time.Now().After(end) {
-						p.Done(Answered)
+						p.Done(Responded)
 						mu.Lock()
 						if back == 0 {
 							back = time.Since(end)
@@ -622,9 +622,9 @@ func TestOutageOfOneCaller(t *testing.T) {
 			t.Errorf("%d calls were not excused, want 2", blamed)
 		}
 		p, _ := g.Acquire(t.Context(), create, "u")
-		p.Done(Answered)
+		p.Done(Responded)
 		if s := g.Snapshot().State; s != Running {
-			t.Errorf("after an answer: %s", s)
+			t.Errorf("after a response: %s", s)
 		}
 	})
 }

@@ -7,22 +7,21 @@ import (
 	"sync"
 )
 
-// A HaltedError is what Acquire returns while nothing may be called.
+// A HaltedError is the error of Acquire while the gate is halted.
 type HaltedError struct {
-	Cause error // what made it halt
+	Cause error // of the halt
 }
 
 func (e *HaltedError) Error() string { return fmt.Sprintf("halted: %v", e.Cause) }
 func (e *HaltedError) Unwrap() error { return e.Cause }
 
-// IsHalted tells whether err says that everything is halted.
+// IsHalted reports whether err is or wraps a [HaltedError].
 func IsHalted(err error) bool {
 	var h *HaltedError
 	return errors.As(err, &h)
 }
 
-// A Gate is open or halted. A process has one, which outlives the governors that it has while it leads. The zero
-// value is open.
+// A Gate is open or halted. A process has one Gate for all its governors. The zero value is open.
 type Gate struct {
 	OnHalt func(error) // called once for each halt with its cause, without any lock held; may be nil
 
@@ -33,8 +32,8 @@ type Gate struct {
 	opened chan struct{} // closed while it is open
 }
 
-// Halt refuses all permits from now on: every call would fail as this one did. Those who wait get a *[HaltedError];
-// calls under way end as they will. The first cause is kept.
+// Halt stops the granting of permits: every call would fail as this one did. Waiting callers get a *[HaltedError].
+// Calls under way continue. The first cause is kept.
 func (g *Gate) Halt(cause error) {
 	g.mu.Lock()
 	g.make()
@@ -98,7 +97,7 @@ func (g *Gate) closed() <-chan struct{} {
 	return g.halted
 }
 
-// make gives a zero gate its channels; the lock is held.
+// make makes the channels of a zero gate; the lock is held.
 func (g *Gate) make() {
 	if g.halted == nil {
 		g.halted, g.opened = make(chan struct{}), make(chan struct{})

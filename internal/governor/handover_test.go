@@ -15,7 +15,7 @@ func underWay(g interface {
 	return calls[command]
 }
 
-// What a leader inherited and could not wait for, it hands on with the time that those calls may take, not its own.
+// A leader passes on the calls that it inherited and could not wait for, with their timeout, not its own.
 func TestInheritedTwice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := New(Config{Timeout: 10 * time.Second}, Inherited{
@@ -33,7 +33,7 @@ func TestInheritedTwice(t *testing.T) {
 	})
 }
 
-// Who waits when a halt begins is told its cause, also when it is resumed before that is read.
+// A caller that waits when a halt begins gets its cause, also if the halt ends before the caller reads it.
 func TestHaltAndResumeAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := New(Config{}, Inherited{}) // nothing is promised, so nothing is granted

@@ -80,7 +80,7 @@ func TestThroughput(t *testing.T) {
 					a.note()
 					time.Sleep(call - there)
 					trips.Note(call)
-					return Answered
+					return Responded
 				}).Wait()
 				most, pulse := a.most(time.Second), a.most(100*time.Millisecond)
 				warm := a.at[0].Add(10 * time.Second)
@@ -103,7 +103,7 @@ func TestThroughput(t *testing.T) {
 	}
 }
 
-// TestPathSilent lets the path hold everything for a while, both ways. What piled up and what is granted then must not
+// TestPathSilent lets the path hold everything for a while, both ways. The held calls and those granted then must not
 // arrive as a pulse.
 func TestPathSilent(t *testing.T) {
 	for _, silent := range []time.Duration{500 * time.Millisecond, 2600 * time.Millisecond, 5 * time.Second, 8 * time.Second} {
@@ -126,7 +126,7 @@ func TestPathSilent(t *testing.T) {
 						a.note()
 						time.Sleep(oneWay)
 						held()
-						return Answered
+						return Responded
 					}).Wait()
 					pulse, second := a.most(100*time.Millisecond), a.most(time.Second)
 					t.Logf("at most %d in 100 ms, %d in a second, %d in all", pulse, second, len(a.at))

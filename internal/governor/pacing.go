@@ -14,40 +14,43 @@ const (
 	// 0.1 s × 200/s × 1.05 + 4 = 25.
 	burst = 4
 
-	// ahead is how many calls more than usual may be under way that were granted after the last one with a response.
-	// When an API that stood still continues, they arrive together with the usual ones: at 50 ms a call that are 10 + 12,
-	// and 5 of the trickle, of the 40 that are allowed in 100 ms.
+	// ahead is how many calls above the usual number may be granted after the last call with a response. When an API
+	// that stood still continues, they arrive together with the usual ones. At 50 ms a call that makes 10 + 12, and 5
+	// of the trickle; 40 are allowed in 100 ms.
 	ahead = 12
 
-	// trickle is how long nothing is granted then until one call goes out all the same: those that are not answered may
-	// all be on one broken connection. It doubles with each such call up to trickleMost, so in the 10 s of a call timeout
-	// there are 5.
+	// trickle is the pause until the next single call when that number is reached: the calls without a response may all
+	// be on one broken connection. It doubles with each such call up to trickleMost, so there are 5 in the 10 s of a
+	// call timeout.
 	trickle     = 250 * time.Millisecond
 	trickleMost = 4 * time.Second
 
-	// rest is how long nothing is granted after the first response then.
+	// rest is how long nothing is granted after the first response that follows.
 	rest = 100 * time.Millisecond
 
-	// smoothing is the weight of one call in the usual length of a call.
+	// smoothing is the weight of one call in the moving average of the call time.
 	smoothing = 1.0 / 16
 
-	// A throttled call lowers the rate to slowdown times what the API has taken in the last second, and by a step at
-	// least: the limit that it enforces cannot be lower than what it took. It stays above the full rate times least,
-	// for an API that refuses calls at random, or because of others, gives no rate to settle at.
+	// A throttled call lowers the rate to slowdown times the number of calls that the API accepted in the last second,
+	// or to step times the rate if that is lower: the limit that the API enforces cannot be lower than what it
+	// accepted. The rate stays above the full rate times least: an API that throttles at random, or because of other
+	// callers, shows no limit.
 	slowdown = 0.97
 	step     = 0.95
 	least    = 0.05
 
-	// After that the rate stays for hold. Then it rises, each second by firstGain of the full rate, twice as much
-	// after each doubling without a throttled call, up to mostGain. So it finds the limit again with a refused call now
-	// and then, and a limit that is gone is noticed: from half of the full rate it takes 21 s to the whole.
+	// After that the rate stays the same for hold. Then it rises each second by firstGain of the full rate. After each
+	// doubling without a throttled call the gain doubles, up to mostGain. So the rate finds the limit again, at the
+	// cost of a throttled call now and then. If the limit is gone, it takes 21 s from half of the full rate to all of
+	// it.
 	hold      = 2 * time.Second
 	firstGain = 0.005
 	mostGain  = 0.05
 	doubling  = 5 * time.Second
 
-	// A promise is twice the most calls under way in the last peakTime to 2 × peakTime, and promiseLeast more: low, since
-	// a successor keeps that many permits taken for the call timeout; high enough to double with each renewal.
+	// A promise is twice the most calls under way in the last peakTime to 2 × peakTime, plus promiseLeast. It should be
+	// low: a successor keeps that many permits taken for the call timeout. But it should be able to double with each
+	// renewal.
 	peakTime     = 2 * time.Second
 	promiseLeast = 8
 )
@@ -57,17 +60,17 @@ type lane struct {
 	command   string
 	limit     float64     // calls a second, as configured
 	rate      float64     // calls a second now: less than limit after a throttled call
-	floor     float64     // what it was lowered to
-	slowed    time.Time   // when that was
-	taken     []time.Time // when calls of the last second were answered, throttled ones apart
+	floor     float64     // the rate after the last throttled call
+	slowed    time.Time   // the time of the last throttled call that lowered it
+	accepts   []time.Time // times of the responses of the last second, without throttled calls
 	inherited int         // permits of a predecessor's calls
 	out       int         // permits whose call has not ended, or was cancelled and may still arrive
 	granted   uint64      // counts the grants
 	ended     uint64      // number of the latest grant whose call has ended
 	usual     float64     // length of a call in seconds, smoothed
-	cooling   []time.Time // when the others come back, in order
+	cooling   []time.Time // when each cooling permit is free again, in order
 	last      time.Time   // of the last grant
-	next      time.Time   // a grant at this time would be on the dot
+	next      time.Time   // the next grant in the steady stream
 	held      bool        // too many calls went out ahead of the last response
 	trickled  int         // grants since then
 	peaks     [2]int      // the most calls under way: since peakFrom, and in the peakTime before
@@ -78,13 +81,13 @@ type lane struct {
 	throttled int
 }
 
-// queue puts a waiter whose turn it is for its user where it would stand if it had never waited for another of that user.
+// queue inserts a waiter that is the first of its user into ready, by the order of arrival.
 func (l *lane) queue(w *waiter) {
 	i, _ := slices.BinarySearchFunc(l.ready, w.ticket, func(o *waiter, t uint64) int { return cmp.Compare(o.ticket, t) })
 	l.ready = slices.Insert(l.ready, i, w)
 }
 
-// shorter tells those who wait for room that ready got shorter.
+// shorter wakes the callers of [Governor.AwaitRoom]: ready got shorter.
 func (l *lane) shorter() {
 	if l.room != nil {
 		close(l.room)
@@ -92,7 +95,7 @@ func (l *lane) shorter() {
 	}
 }
 
-// free tells whether a permit is free now, and if not, when to ask again. So many inherited ones are taken until the
+// free reports whether a permit is free now, and if not, when to try again. The inherited permits are taken until the
 // given time.
 func (l *lane) free(now time.Time, inherited int, until time.Time) (time.Time, bool) {
 	l.recover(now)
@@ -102,7 +105,7 @@ func (l *lane) free(now time.Time, inherited int, until time.Time) (time.Time, b
 	if l.out+len(l.cooling)+inherited < int(l.rate) {
 		return time.Time{}, true
 	}
-	var again time.Time // where none is cooling, the end of a call is what helps
+	var again time.Time // zero: only the end of a call frees one
 	if len(l.cooling) > 0 {
 		again = l.cooling[0]
 	}
@@ -112,7 +115,7 @@ func (l *lane) free(now time.Time, inherited int, until time.Time) (time.Time, b
 	return again, false
 }
 
-// spaced tells whether the steady stream has a place for a call now, and if not, when to ask again.
+// spaced reports whether the steady stream has a place for a call now, and if not, when to try again.
 func (l *lane) spaced(now time.Time) (time.Time, bool) {
 	if l.farAhead() {
 		l.held = true
@@ -123,7 +126,7 @@ func (l *lane) spaced(now time.Time) (time.Time, bool) {
 	return l.next, !now.Before(l.next)
 }
 
-// farAhead tells whether so many calls went out after the last one that ended that they would arrive as a pulse.
+// farAhead reports whether more calls were granted after the last one that ended than may arrive at once.
 func (l *lane) farAhead() bool { return float64(l.granted-l.ended) >= ahead+l.rate*l.usual }
 
 // grant notes a call that begins now, and returns its number.
@@ -141,7 +144,7 @@ func (l *lane) grant(now time.Time) uint64 {
 	return l.granted
 }
 
-// release notes that a call is over, whose permit is free at the given time; at once if that is zero.
+// release notes that a call is over. Its permit is free at the given time; at once if that is zero.
 func (l *lane) release(number uint64, free time.Time) {
 	l.out--
 	l.ended = max(l.ended, number)
@@ -155,7 +158,7 @@ func (l *lane) release(number uint64, free time.Time) {
 	l.cooling = slices.Insert(l.cooling, i, free)
 }
 
-// responded notes a response: what has piled up since the last one arrives now.
+// responded notes a response: the calls that piled up since the last one arrive now.
 func (l *lane) responded(now time.Time) {
 	if l.held {
 		l.next = later(l.next, now.Add(rest))
@@ -163,21 +166,21 @@ func (l *lane) responded(now time.Time) {
 	}
 }
 
-// took notes a call that the API has taken.
-func (l *lane) took(granted, now time.Time) {
-	l.forgetTaken(now)
-	l.taken = append(l.taken, now)
+// accepted notes a call that the API did not throttle.
+func (l *lane) accepted(granted, now time.Time) {
+	l.dropOld(now)
+	l.accepts = append(l.accepts, now)
 	l.usual += smoothing * (now.Sub(granted).Seconds() - l.usual)
 }
 
-// want is how many own calls the next promise shall have a place for. It is never less than those under way.
-func (l *lane) want(now time.Time) int {
+// needed returns how many own calls the next promise should allow. It is never less than the calls under way.
+func (l *lane) needed(now time.Time) int {
 	l.rollPeak(now)
 	peak := max(l.out, l.peaks[0], l.peaks[1])
 	return max(l.out, min(2*peak+promiseLeast, int(l.limit)))
 }
 
-// rollPeak begins a new peakTime if the last one is over.
+// rollPeak starts a new peakTime if the last one is over.
 func (l *lane) rollPeak(now time.Time) {
 	switch d := now.Sub(l.peakFrom); {
 	case d < peakTime:
@@ -190,26 +193,26 @@ func (l *lane) rollPeak(now time.Time) {
 	l.peakFrom = now
 }
 
-// throttle lowers the rate, once for all the calls that were granted before the last lowering could show.
+// throttle lowers the rate. Calls that were granted before the rate was last lowered do not lower it again.
 func (l *lane) throttle(granted, now time.Time) {
 	l.throttled++
 	if !granted.After(l.slowed) {
 		return
 	}
 	l.recover(now)
-	l.forgetTaken(now)
-	l.rate = max(1, l.limit*least, min(l.rate*step, float64(len(l.taken))*slowdown))
+	l.dropOld(now)
+	l.rate = max(1, l.limit*least, min(l.rate*step, float64(len(l.accepts))*slowdown))
 	l.floor, l.slowed = l.rate, now
 }
 
-// recover gives back what time has healed.
+// recover raises the rate by what the time since the last throttled call allows.
 func (l *lane) recover(now time.Time) {
 	if l.rate < l.limit {
 		l.rate = min(l.limit, l.floor+l.limit*gain(now.Sub(l.slowed)))
 	}
 }
 
-// gain is the share of the full rate that comes back within d after it was lowered.
+// gain returns the share of the full rate that is regained within d after it was lowered.
 func gain(d time.Duration) float64 {
 	var sum float64
 	for d, each := d-hold, firstGain; d > 0; d, each = d-doubling, min(2*each, mostGain) {
@@ -221,11 +224,11 @@ func gain(d time.Duration) float64 {
 	return sum
 }
 
-// forgetTaken forgets calls that were answered more than a second ago.
-func (l *lane) forgetTaken(now time.Time) {
+// dropOld drops the responses that are older than a second.
+func (l *lane) dropOld(now time.Time) {
 	old := 0
-	for old < len(l.taken) && now.Sub(l.taken[old]) >= time.Second {
+	for old < len(l.accepts) && now.Sub(l.accepts[old]) >= time.Second {
 		old++
 	}
-	l.taken = l.taken[old:]
+	l.accepts = l.accepts[old:]
 }

@@ -69,7 +69,7 @@ func TestPromiseLimitsCalls(t *testing.T) {
 		defer g.Close()
 		right := func() clock.Deadline { return clock.Clock{}.In(time.Hour) }
 		for range 60 { // a usual call takes a second, so that more than 12 may hang
-			g.lane(create).took(time.Now().Add(-time.Second), time.Now())
+			g.lane(create).accepted(time.Now().Add(-time.Second), time.Now())
 		}
 		permits := acquireAll(t, g, 100)
 		out := func() int {
@@ -133,7 +133,7 @@ func TestPromiseShrinks(t *testing.T) {
 			t.Errorf("proposed %v, want 28", calls)
 		}
 		for range 10 {
-			(<-permits).Done(Answered)
+			(<-permits).Done(Responded)
 		}
 		time.Sleep(peakTime)
 		if calls, _ := g.Propose(); calls[create] != 28 {
@@ -154,7 +154,7 @@ func TestPromiseAfterAPause(t *testing.T) {
 		permits := acquireAll(t, g, 10)
 		time.Sleep(time.Second)
 		for range 10 {
-			(<-permits).Done(Answered)
+			(<-permits).Done(Responded)
 		}
 		time.Sleep(2 * peakTime)
 		if calls, _ := g.Propose(); calls[create] != 8 {

@@ -7,8 +7,8 @@ import (
 	"testing/synctest"
 )
 
-// Room is there as soon as a call that waited for its turn has its permit, or leaves. Calls that wait for another one of
-// their user take none.
+// There is room as soon as a call that waited for its turn has its permit, or leaves. Calls that wait for another call of
+// their user take no room.
 func TestAwaitRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := open(Config{Rate: 1})
@@ -41,9 +41,9 @@ func TestAwaitRoom(t *testing.T) {
 		if len(room) > 0 {
 			t.Error("two wait for their turn: got room below 2, want none")
 		}
-		first.Done(Answered)
-		(<-again).Done(Answered) // which came before the others
-		(<-b).Done(Answered)
+		first.Done(Responded)
+		(<-again).Done(Responded) // which came before the others
+		(<-b).Done(Responded)
 		if err := <-room; err != nil {
 			t.Errorf("one has its permit: got %v, want room", err)
 		}

@@ -61,7 +61,7 @@ func TestInherited(t *testing.T) {
 // seen returns a MinRTT that has seen enough.
 func seen(d time.Duration) *MinRTT {
 	m := &MinRTT{}
-	for range enoughTrips {
+	for range minSamples {
 		m.Note(d)
 	}
 	return m
@@ -69,7 +69,7 @@ func seen(d time.Duration) *MinRTT {
 
 func TestMinRTT(t *testing.T) {
 	var m MinRTT
-	for i := range enoughTrips {
+	for i := range minSamples {
 		if got := m.credit(); got != 0 {
 			t.Fatalf("credit %v after %d round trips", got, i)
 		}
@@ -95,7 +95,7 @@ func TestMinRTT(t *testing.T) {
 // TestCredit: what has a response comes back earlier by half of the shortest round trip, what has none does not.
 func TestCredit(t *testing.T) {
 	for outcome, want := range map[Outcome]time.Duration{
-		Unsent: 0, Answered: cooldown - 20*time.Millisecond, Throttled: cooldown - 20*time.Millisecond, Lost: cooldown,
+		Unsent: 0, Responded: cooldown - 20*time.Millisecond, Throttled: cooldown - 20*time.Millisecond, Lost: cooldown,
 		Cancelled: DefaultTimeout + cooldown,
 	} {
 		synctest.Test(t, func(t *testing.T) {
@@ -123,7 +123,7 @@ func TestCancelled(t *testing.T) {
 		p, _ := g.Acquire(t.Context(), create, "u")
 		start := time.Now()
 		time.Sleep(100 * time.Millisecond)
-		if p.Done(Cancelled) || p.Done(Answered) { // the second does nothing
+		if p.Done(Cancelled) || p.Done(Responded) { // the second does nothing
 			t.Error("excused")
 		}
 		if g.Silent() != 0 {
@@ -179,7 +179,7 @@ func TestCancelledLate(t *testing.T) {
 	})
 }
 
-// TestCancelledSaysNothing: it neither ends nor makes an outage, and a cancelled probe makes place for the next.
+// TestCancelledSaysNothing: a cancelled call neither ends nor begins an outage, and after a cancelled probe there is another.
 func TestCancelledSaysNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := open(Config{})
@@ -215,9 +215,9 @@ func TestCancelledSaysNothing(t *testing.T) {
 			}
 		}
 		p, _ := g.Acquire(t.Context(), create, "good")
-		p.Done(Answered)
+		p.Done(Responded)
 		if s := g.Snapshot().State; s != Running {
-			t.Errorf("%s after an answer", s)
+			t.Errorf("%s after a response", s)
 		}
 	})
 }
@@ -307,9 +307,9 @@ func TestDoneTwice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := open(Config{Rate: 1})
 		p, _ := g.Acquire(t.Context(), create, "u")
-		p.Done(Answered)
+		p.Done(Responded)
 		start := time.Now()
-		for _, o := range []Outcome{Unsent, Answered, Throttled, Lost, Cancelled} {
+		for _, o := range []Outcome{Unsent, Responded, Throttled, Lost, Cancelled} {
 			if p.Done(o) {
 				t.Error("excused")
 			}
@@ -339,7 +339,7 @@ func TestClose(t *testing.T) {
 		if n := underWay(g, create); n != 1 {
 			t.Errorf("%d under way, want 1", n)
 		}
-		held.Done(Answered)
+		held.Done(Responded)
 		if n := underWay(g, create); n != 0 {
 			t.Errorf("%d under way after the end", n)
 		}
@@ -375,8 +375,8 @@ func TestSilent(t *testing.T) {
 		b := acquire("b")
 		time.Sleep(2 * time.Second)
 		check("two hang", 3*time.Second)
-		a.Done(Answered)
-		check("one was answered", 0)
+		a.Done(Responded)
+		check("one had a response", 0)
 		time.Sleep(2 * time.Second)
 		check("the other hangs on", 2*time.Second)
 		b.Done(Lost)
@@ -384,14 +384,14 @@ func TestSilent(t *testing.T) {
 		time.Sleep(time.Minute)
 		c := acquire("c")
 		check("a new one", 0)
-		c.Done(Answered)
+		c.Done(Responded)
 		for i := range outageStreak {
 			acquire(fmt.Sprint(i)).Done(Lost)
 		}
 		since := g.streakFrom
 		time.Sleep(time.Second)
 		check("between probes", time.Since(since))
-		acquire("probe").Done(Answered)
+		acquire("probe").Done(Responded)
 		check("it is over", 0)
 	})
 }

@@ -73,7 +73,7 @@ var Outcomes = []Outcome{Done, Partial, Failed}
 // A ConversationResult says what became of one conversation.
 type ConversationResult struct {
 	Conversation
-	Code string `json:"code"` // "" when it is in the group; else the API's code, or a word where no answer had one
+	Code string `json:"code"` // "" when it is in the group; else the API's code, or a reason where no response had one
 	Info string `json:"info"` // the API's text for a code, for people; never branch on it
 }
 
@@ -143,7 +143,7 @@ var idEncoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadd
 // MaxImportID is the longest import ID in bytes: it becomes a token of subjects and of a key.
 const MaxImportID = 64
 
-// ValidImportID tells whether s can be an import ID: 1 to [MaxImportID] of A–Z, a–z, 0–9, - and _.
+// ValidImportID reports whether s can be an import ID: 1 to [MaxImportID] of A–Z, a–z, 0–9, - and _.
 func ValidImportID(s string) bool {
 	if s == "" || len(s) > MaxImportID {
 		return false

@@ -20,13 +20,13 @@ type Config struct {
 	Clock   clock.Clock   // that rights are kept on
 	Log     *slog.Logger  // for requests that fail; nil: nothing is logged
 
-	// OnObserve, if set, is called for each revision that this candidate reads or writes, in order, by the goroutine that
-	// runs Lead, Keep or Release. It must not block.
+	// OnObserve, if set, is called for each revision that this candidate reads or writes, in order, by the goroutine
+	// that runs Lead, Keep or Release. It must not block.
 	OnObserve func(r Record, revision uint64)
 }
 
-// A Candidate is a process that can lead. One goroutine at a time may run Lead, or Keep or Release of a tenure that came
-// from it; the other methods can be called at any time.
+// A Candidate is a process that can lead. One goroutine at a time may run Lead, or Keep or Release of a tenure that
+// came from it; the other methods can be called at any time.
 type Candidate struct {
 	store Store
 	cfg   Config
@@ -63,11 +63,11 @@ func (c *Candidate) Observed() (Record, bool) {
 	return c.observed.clone(), c.revision != 0
 }
 
-// A sighting is a record as this candidate has it in sight.
-type sighting struct {
+// An observedLease is the record as this candidate last read it.
+type observedLease struct {
 	Record
 	revision uint64
-	answered time.Time // when the last answer with it came; zero: nothing is in sight
+	readAt   time.Time // of the last response with it; zero: nothing was read
 	due      time.Time // when the lease may be taken
 }
 
@@ -76,11 +76,11 @@ type sighting struct {
 // nobody keeps it then, the next one can have it after TakeoverDelay.
 func (c *Candidate) Lead(ctx context.Context) (*Tenure, error) {
 	var (
-		o     sighting
-		tried *Tenure // the last attempt, which had no answer
+		o     observedLease
+		tried *Tenure // the last attempt, which had no response
 	)
 	for {
-		if now := time.Now(); o.inSight(now) && !now.Before(o.due) {
+		if now := time.Now(); o.fresh(now) && !now.Before(o.due) {
 			t := c.tenure(o)
 			if err := t.take(ctx); err == nil {
 				c.succeeded()
@@ -93,7 +93,7 @@ func (c *Candidate) Lead(ctx context.Context) (*Tenure, error) {
 		}
 		asked := time.Now()
 		r, revision, err := Read(ctx, c.store)
-		now := time.Now() // after the answer, on the monotonic clock: the proof counts from here
+		now := time.Now() // after the response, on the monotonic clock: the proof counts from here
 		switch {
 		case err == nil:
 			c.succeeded()
@@ -103,14 +103,14 @@ func (c *Candidate) Lead(ctx context.Context) (*Tenure, error) {
 					return tried, nil
 				}
 			}
-			c.sight(&o, r, revision, now)
+			c.watch(&o, r, revision, now)
 		case errors.Is(err, ErrVersion):
 			return nil, err
 		case ctx.Err() == nil:
 			c.failed(err)
 		}
 		next := asked.Add(pollEvery)
-		if o.inSight(now) && o.due.Before(next) {
+		if o.fresh(now) && o.due.Before(next) {
 			next = o.due
 		}
 		if err := sleep(ctx, time.Until(next)); err != nil {
@@ -119,30 +119,30 @@ func (c *Candidate) Lead(ctx context.Context) (*Tenure, error) {
 	}
 }
 
-// sight takes an answer in that came now.
-func (c *Candidate) sight(o *sighting, r Record, revision uint64, now time.Time) {
+// watch takes a record that was read now.
+func (c *Candidate) watch(o *observedLease, r Record, revision uint64, now time.Time) {
 	free := revision == 0 || r.Released && (r.Successor == "" || r.Successor == c.cfg.Name)
 	switch {
-	case o.answered.IsZero() || o.revision != revision:
-		*o = sighting{Record: r, revision: revision, due: now}
+	case o.readAt.IsZero() || o.revision != revision:
+		*o = observedLease{Record: r, revision: revision, due: now}
 		if !free {
 			o.due = now.Add(TakeoverDelay)
 		}
 	case !free:
-		if unwatched := now.Sub(o.answered) - maxUnwatched; unwatched > 0 {
+		if unwatched := now.Sub(o.readAt) - maxUnwatched; unwatched > 0 {
 			o.due = o.due.Add(unwatched)
 		}
 	}
-	o.answered = now
+	o.readAt = now
 }
 
-// inSight tells whether the last answer is so fresh that the time since counts as watched.
-func (o *sighting) inSight(now time.Time) bool {
-	return !o.answered.IsZero() && now.Sub(o.answered) <= maxUnwatched
+// fresh reports whether the last response is so recent that the time since counts as watched.
+func (o *observedLease) fresh(now time.Time) bool {
+	return !o.readAt.IsZero() && now.Sub(o.readAt) <= maxUnwatched
 }
 
-// tenure returns the tenure that replaces what is in sight; it has no right yet.
-func (c *Candidate) tenure(o sighting) *Tenure {
+// tenure returns the tenure that replaces the observed lease; it has no right yet.
+func (c *Candidate) tenure(o observedLease) *Tenure {
 	return &Tenure{
 		c: c, term: o.Term + 1, before: o.Record, revision: o.revision,
 		kick: make(chan struct{}, 1),

@@ -12,29 +12,28 @@
 //	            ▼                  ▼                              ┊       ┊
 //	store ──── rev 7 ──────────── rev 8 ──────────────────────────┊────── rev 9, term + 1
 //	                                  │                           ┊       ▲
-//	                                  ▼ r: first answer with rev 8┊       │ replaces rev 8, and nothing else
+//	                                  ▼ r: first read of rev 8    ┊       │ replaces rev 8, and nothing else
 //	candidate  ·   ·   ·   ·   ·   ·  ├───── 2.5 s unchanged ─────┊───────┤ right of the new leader …
 //
 // # The record
 //
-// The record names the holder, its term, and what a successor has to know about calls to the API: per command the number
-// that may be under way, and the longest time that one takes. Each write of it is a compare-and-set on the revision
-// before. A term has one holder, and each change of holder counts the term up by one. Each write of a process has a
-// number of its own in Renewal, so a process that did not get an answer finds out by reading which of its writes the
-// store has.
+// The record names the holder, its term, and what a successor has to know about calls to the API: per command the
+// number that may be under way, and the longest time that one takes. Each write of it is a compare-and-set on the
+// revision before. A term has one holder, and each change of holder counts the term up by one. Each write of a process
+// has a number of its own in Renewal, so a process that got no response can read which of its writes the store has.
 //
 // The first record of a term promises the calls that the predecessor promised: they may still be under way. After that
-// the [Pace] says what each renewal promises. It uses a higher number when Keep reports it acknowledged, and a lower one
-// from the moment it proposed it. So at any moment the record in the store promises at least what is in use, whichever of
-// the unanswered renewals it is.
+// the [Pace] says what each renewal promises. It uses a higher number when Keep reports it acknowledged, and a lower
+// one from the moment it proposed it. So at any moment the record in the store promises at least what is in use,
+// whichever of the renewals without a response it is.
 //
 // # Who takes the lease, and when
 //
-// A candidate reads the record every 0.25 s. It takes a lease at once that nobody ever had, or that was released to
-// everybody or to this candidate. Any other it takes when it has watched the same revision for 2.5 s of its monotonic
-// clock, from the moment it had the first answer with that revision. Time in which it got no answer, was frozen, or was
-// suspended counts for at most 0.5 s at a stretch: then the leader may have been out of reach for the same reason, and
-// comes first. A leader whose right has lapsed continues if its next compare-and-set succeeds.
+// A candidate reads the record every 0.25 s. It takes a lease at once if nobody ever had it, or if it was released to
+// everybody or to this candidate. It takes any other lease when it has watched the same revision for 2.5 s of its
+// monotonic clock, from its first response with that revision. Time without a response, frozen or suspended counts for
+// at most 0.5 s at a stretch: the leader may have been out of reach for the same reason, and comes first. A leader
+// whose right has lapsed continues if its next compare-and-set succeeds.
 //
 // # No two rights at a time
 //
@@ -44,16 +43,16 @@
 //  1. There is one order of revisions, and the candidate replaces one of them, n. No renewal of the leader after n is
 //     stored, before or afterwards: it would need to replace n too, or what follows from n. So the last right of the
 //     leader comes from n, or from a revision before n, which was sent earlier.
-//  2. The candidate had its first answer with n at r. The store had n by then, so s < r, and the right ends before
-//     r + 2 s. A right is counted from before the request was sent, also where its answer got lost and a read found it.
+//  2. The candidate had its first response with n at r. The store had n by then, so s < r, and the right ends before
+//     r + 2 s. A right is counted from before the request was sent, also if its response was lost and a read found it.
 //  3. The candidate sends its compare-and-set at r + 2.5 s or later, and its own right begins when it knows of the
 //     success, which is later still. By induction the same holds between any two tenures.
 //
 // A leader that releases the lease gives up its right before it sends the record that says so, and sends no renewal
-// afterwards. Of the calls that it had permitted it says how many there are.
+// afterwards. It says how many of the calls that it had permitted there are.
 //
-// This needs no time stamp of the store or of another process, no bound on delays, and no order of messages. Reads may be
-// old: step 2 asks only that what was read had been stored. It does assume that
+// This needs no time stamp of the store or of another process, no bound on delays, and no order of messages. Reads may
+// be old: step 2 asks only that what was read had been stored. It does assume that
 //
 //   - the store replaces a revision once, and keeps what it acknowledged,
 //   - names are unique (Config.Name),
@@ -61,8 +60,8 @@
 //     or else (a suspended machine) the wall clock is not set back by what passed. Frozen processes, and wall clocks that
 //     are set while the machine runs, are covered,
 //   - the leader's clock of those two is at most 20 % slower than the monotonic clock of a candidate: 2 s against 2.5 s,
-//   - whoever acts on a right looks at it right before it acts; what passes between the two comes off the 0.5 s that
-//     lie between the two rights.
+//   - whoever acts on a right checks it right before it acts; the time between the two comes off the 0.5 s between the
+//     two rights.
 package lease
 
 import (
@@ -81,7 +80,7 @@ const (
 	Duration = 2 * time.Second
 
 	// TakeoverDelay is how long a candidate watches a lease unchanged before it takes it: Duration, and a quarter of it
-	// for clocks that run at different rates and for what passes between a look at the right and the act.
+	// for clocks that run at different rates and for the time between the check of the right and the act.
 	TakeoverDelay = 2500 * time.Millisecond
 
 	// pollEvery is how often a candidate reads the lease: half of RenewEvery, so that it sees each renewal. It is also
@@ -91,11 +90,12 @@ const (
 	// kickEvery is the least time from one renewal to one that was asked for with Kick: a write may be a sync to disk.
 	kickEvery = 50 * time.Millisecond
 
-	// callTimeout bounds a request to the store. Half of Duration: the leader can find out in time, with a read, whether a
-	// renewal without an answer succeeded. Over a path that takes longer no lease can be held without gaps anyway.
+	// callTimeout bounds a request to the store. Half of Duration: the leader can find out in time, with a read,
+	// whether a renewal without a response succeeded. Over a path that takes longer no lease can be held without gaps
+	// anyway.
 	callTimeout = Duration / 2
 
-	// maxUnwatched is how much of the time between two answers counts as watched: with that much a renewal is seen.
+	// maxUnwatched is how much of the time between two responses counts as watched: with that much a renewal is seen.
 	maxUnwatched = RenewEvery
 
 	// logEvery is how often requests that keep failing are logged.
@@ -144,12 +144,12 @@ type Record struct {
 	Timeout time.Duration  `json:"timeout"`         // the longest that a call in Calls takes, in nanoseconds
 	Calls   map[string]int `json:"calls,omitempty"` // by command: calls that may be under way, inherited ones included
 
-	// Handovers is how often in a row, up to this released lease, the lead was handed over without an answer of the API
-	// in between. It is 0 while somebody leads.
+	// Handovers is how often in a row, up to this released lease, the lead was handed over without a response of the
+	// API in between. It is 0 while somebody leads.
 	Handovers int `json:"handovers,omitempty"`
 }
 
-// Read reads the record of a store, for people who look. The revision is 0 when there never was one.
+// Read reads the record of a store, to be shown to people. The revision is 0 when there never was one.
 func Read(ctx context.Context, store Store) (Record, uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()

@@ -32,8 +32,8 @@ type shelf struct {
 type fault struct {
 	there, back time.Duration // in addition
 	lost        bool          // the request
-	unanswered  bool
-	err         error // at once, instead
+	noResponse  bool          // the response is lost
+	err         error         // at once, instead
 }
 
 func (s *shelf) request(ctx context.Context, write bool, do func()) error {
@@ -53,19 +53,19 @@ func (s *shelf) request(ctx context.Context, write bool, do func()) error {
 	if f.err != nil {
 		return f.err
 	}
-	answered := make(chan struct{})
+	responded := make(chan struct{})
 	if !f.lost {
 		time.AfterFunc(time.Millisecond+f.there, func() {
 			s.mu.Lock()
 			do()
 			s.mu.Unlock()
-			if !f.unanswered {
-				time.AfterFunc(time.Millisecond+f.back, func() { close(answered) })
+			if !f.noResponse {
+				time.AfterFunc(time.Millisecond+f.back, func() { close(responded) })
 			}
 		})
 	}
 	select {
-	case <-answered:
+	case <-responded:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
@@ -73,14 +73,14 @@ func (s *shelf) request(ctx context.Context, write bool, do func()) error {
 }
 
 func (s *shelf) Read(ctx context.Context) (raw []byte, rev uint64, err error) {
-	var answer struct {
+	var response struct {
 		raw []byte
 		rev uint64
 	}
-	if err := s.request(ctx, false, func() { answer.raw, answer.rev = s.raw, s.rev }); err != nil {
+	if err := s.request(ctx, false, func() { response.raw, response.rev = s.raw, s.rev }); err != nil {
 		return nil, 0, err
 	}
-	return answer.raw, answer.rev, nil
+	return response.raw, response.rev, nil
 }
 
 func (s *shelf) Replace(ctx context.Context, raw []byte, rev uint64) (uint64, error) {
@@ -283,8 +283,8 @@ func TestLeadTakes(t *testing.T) {
 	}
 }
 
-// TestTakeoverCountsFromTheAnswer has first answers that are late: what they say may have been stored only just now.
-func TestTakeoverCountsFromTheAnswer(t *testing.T) {
+// TestTakeoverCountsFromTheResponse has late first responses: what they say may have been stored only just now.
+func TestTakeoverCountsFromTheResponse(t *testing.T) {
 	for _, f := range []fault{{there: 800 * time.Millisecond}, {back: 800 * time.Millisecond}} {
 		synctest.Test(t, func(t *testing.T) {
 			s := shelf{fault: func(write bool, n int) fault {
@@ -377,7 +377,7 @@ func TestOutOfReachForAll(t *testing.T) {
 				s.setFault(nil)
 				time.Sleep(5 * time.Second)
 				if tenure.Right().Passed() {
-					t.Errorf("%v of %+v: the leader does not go on", long, f)
+					t.Errorf("%v of %+v: the leader does not continue", long, f)
 				}
 				if err := stop(); err != nil {
 					t.Error(err)
@@ -419,15 +419,15 @@ func TestRenews(t *testing.T) {
 	})
 }
 
-// TestRenewalWithoutAnswer loses the answer of one renewal, or the renewal.
-func TestRenewalWithoutAnswer(t *testing.T) {
+// TestRenewalWithoutResponse loses the response to one renewal, or the renewal.
+func TestRenewalWithoutResponse(t *testing.T) {
 	for _, tc := range []struct {
 		name  string
 		fault fault
 		left  time.Duration // of the right when it is known what became of the renewal
 		tries int
 	}{
-		{"the answer", fault{unanswered: true}, Duration - callTimeout - 2*time.Millisecond, 1},
+		{"the response", fault{noResponse: true}, Duration - callTimeout - 2*time.Millisecond, 1},
 		{"the request", fault{lost: true}, Duration - 2*time.Millisecond, 2},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -447,7 +447,7 @@ func TestRenewalWithoutAnswer(t *testing.T) {
 				})
 				time.Sleep(RenewEvery) // it is sent
 				if got := p.last(t); got.calls != 1 {
-					t.Errorf("%d calls promised without an answer", got.calls)
+					t.Errorf("%d calls promised without a response", got.calls)
 				}
 				if tenure.Right().Passed() {
 					t.Error("the right passed")
@@ -472,8 +472,8 @@ func TestRenewalWithoutAnswer(t *testing.T) {
 	}
 }
 
-// TestLateRenewal stores a renewal after the next one was sent: the next one fails by that, and what was stored gives no
-// right, for nobody knows when it was.
+// TestLateRenewal stores a renewal after the next one was sent: the next one fails by that, and what was stored gives
+// no right, for nobody knows when it was.
 func TestLateRenewal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s shelf
@@ -485,7 +485,7 @@ func TestLateRenewal(t *testing.T) {
 		s.setFault(func(write bool, i int) fault {
 			switch {
 			case write && i == n+1:
-				return fault{there: callTimeout + 10*time.Millisecond, unanswered: true}
+				return fault{there: callTimeout + 10*time.Millisecond, noResponse: true}
 			case write && i == n+2:
 				return fault{there: 20 * time.Millisecond}
 			}
@@ -502,7 +502,7 @@ func TestLateRenewal(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		if tenure.Right().Passed() {
-			t.Error("the leader does not go on")
+			t.Error("the leader does not continue")
 		}
 		if err := stop(); err != nil {
 			t.Error(err)
@@ -510,16 +510,16 @@ func TestLateRenewal(t *testing.T) {
 	})
 }
 
-func TestTakingWithoutAnswer(t *testing.T) {
+func TestTakingWithoutResponse(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
 		fault  fault
 		writes int
 		right  time.Duration
 	}{
-		{"the answer is lost", fault{unanswered: true}, 1, Duration - callTimeout - 2*time.Millisecond},
+		{"the response is lost", fault{noResponse: true}, 1, Duration - callTimeout - 2*time.Millisecond},
 		{"the request is lost", fault{lost: true}, 2, Duration - 2*time.Millisecond},
-		{"the request is late, the next one fails", fault{there: callTimeout + 5*time.Millisecond, unanswered: true}, 2, 0},
+		{"the request is late, the next one fails", fault{there: callTimeout + 5*time.Millisecond, noResponse: true}, 2, 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -626,8 +626,8 @@ func TestLost(t *testing.T) {
 	}
 }
 
-// TestSuspendedMachine lets the wall clock of a leader jump ahead while its monotonic clock stands still. In the meantime
-// another process took the lease, or none did.
+// TestSuspendedMachine lets the wall clock of a leader jump ahead while its monotonic clock stands still. In the
+// meantime another process took the lease, or none did.
 func TestSuspendedMachine(t *testing.T) {
 	for _, taken := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
@@ -664,7 +664,7 @@ func TestSuspendedMachine(t *testing.T) {
 			}
 			time.Sleep(RenewEvery)
 			if tenure.Right().Passed() {
-				t.Error("the leader does not go on")
+				t.Error("the leader does not continue")
 			}
 			cancel()
 			if err := <-done; err != nil {
@@ -753,7 +753,7 @@ func TestRelease(t *testing.T) {
 		fault fault // of the first write of the release
 	}{
 		{"without a fault", fault{}},
-		{"the answer is lost", fault{unanswered: true}},
+		{"the response is lost", fault{noResponse: true}},
 		{"the request is lost", fault{lost: true}},
 		{"refused", fault{err: errRefused}},
 	} {

@@ -24,7 +24,7 @@ func firstSeed(t *testing.T) uint64 {
 	return s
 }
 
-// storm makes a random life of a few candidates, and returns its world for what is in the ledger. A seed repeats the
+// storm makes a random run of a few candidates, and returns its world for what is in the ledger. A seed repeats the
 // faults; the order of goroutines that run at the same instant is not repeated.
 func storm(t *testing.T, seed uint64, plant func(*world)) *world {
 	w := newWorld(seed)
@@ -94,13 +94,13 @@ func storm(t *testing.T, seed uint64, plant func(*world)) *world {
 				m.set(step)
 			case 11:
 				w.mu.Lock()
-				w.loseRequest, w.loseAnswer = 0.3*w.rnd.Float64(), 0.3*w.rnd.Float64()
+				w.loseRequest, w.loseResponse = 0.3*w.rnd.Float64(), 0.3*w.rnd.Float64()
 				w.double, w.late = 0.3*w.rnd.Float64(), 0.3*w.rnd.Float64()
 				w.mu.Unlock()
 			}
 		}
 		w.mu.Lock()
-		w.loseRequest, w.loseAnswer, w.double, w.late, w.delay = 0, 0, 0, 0, 10*time.Millisecond
+		w.loseRequest, w.loseResponse, w.double, w.late, w.delay = 0, 0, 0, 0, 10*time.Millisecond
 		w.mu.Unlock()
 		for _, m := range w.machines {
 			m.wake()
@@ -118,8 +118,8 @@ func storm(t *testing.T, seed uint64, plant func(*world)) *world {
 	return w
 }
 
-// calm looks at what holds when all paths are good: a leader that dies is succeeded within 3.25 s, one that leaves at
-// the next poll, and one that is left alone goes on.
+// calm checks what holds when all paths are good: a leader that dies is succeeded within 3.25 s, one that leaves at
+// the next poll, and one that is left alone continues.
 func calm(t *testing.T, w *world) {
 	old := w.leader()
 	if old == nil {

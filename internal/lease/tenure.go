@@ -12,8 +12,8 @@ import (
 
 // A Pace decides what the record promises. Its methods are called by the goroutine that runs Keep, in turn.
 type Pace interface {
-	// Propose returns what the next renewal shall promise: by command the calls that may be under way, inherited ones
-	// included, and the longest that one takes. Where a number is lower than those before, it holds from now on.
+	// Propose returns what the next renewal should promise: by command the calls that may be under way, inherited ones
+	// included, and the longest timeout of one. Numbers lower than before apply from now on.
 	Propose() (calls map[string]int, timeout time.Duration)
 
 	// Promised tells that the last proposal was acknowledged: its numbers may be used, until right passes. Proposals
@@ -61,7 +61,7 @@ func (t *Tenure) Kick() {
 	}
 }
 
-// take tries once to take the lease. After an error, found tells whether it was taken all the same.
+// take tries once to take the lease. After an error, found reports whether it was taken all the same.
 func (t *Tenure) take(ctx context.Context) error {
 	return t.write(ctx, t.c.record(t.term, t.before.Calls, max(t.before.Timeout, t.c.cfg.Timeout)))
 }
@@ -77,8 +77,8 @@ func (t *Tenure) write(ctx context.Context, r Record) error {
 	return err
 }
 
-// found takes in a record that was read, and tells whether it is of this tenure, and if so whether it is the last write.
-// An earlier write gives no right: it could have been stored long ago.
+// found takes in a record that was read, and reports whether it is of this tenure, and if so whether it is the last
+// write. An earlier write gives no right: it could have been stored long ago.
 func (t *Tenure) found(r Record, revision uint64) (own, last bool) {
 	if revision == 0 || r.Holder != t.c.cfg.Name || r.Term != t.term {
 		return false, false
@@ -101,7 +101,7 @@ func (t *Tenure) acknowledge(revision uint64) {
 	}
 }
 
-// end gives up the right for good, and tells whether this was the first time.
+// end gives up the right for good, and reports whether this was the first time.
 func (t *Tenure) end() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -117,9 +117,9 @@ func (t *Tenure) isOver() bool {
 }
 
 // Keep renews the lease at once and then every RenewEvery, one request at a time, until ctx ends or the lease is lost.
-// It returns nil when ctx ended; the lease stays as it is then, for Release, or for Keep again. Otherwise the error wraps
-// ErrLost. Requests that fail are repeated, also when the right has passed: as long as nobody else took the lease this
-// process still has it.
+// It returns nil when ctx ended; the lease stays as it is then, for Release, or for Keep again. Otherwise the error
+// wraps ErrLost. Requests that fail are repeated, also when the right has passed: as long as nobody else took the lease
+// this process still has it.
 func (t *Tenure) Keep(ctx context.Context, pace Pace) error {
 	if t.isOver() {
 		return fmt.Errorf("renew lease: %w", ErrLost)
@@ -139,7 +139,7 @@ func (t *Tenure) Keep(ctx context.Context, pace Pace) error {
 		select {
 		case <-timer.C:
 		case <-t.kick:
-			_ = sleep(ctx, time.Until(soonest)) // the loop looks at ctx
+			_ = sleep(ctx, time.Until(soonest)) // the loop checks ctx
 		case <-ctx.Done():
 		}
 		timer.Stop()
@@ -147,7 +147,7 @@ func (t *Tenure) Keep(ctx context.Context, pace Pace) error {
 	return nil
 }
 
-// renew tries once to renew the lease, and tells whether it did. An error wraps ErrLost.
+// renew tries once to renew the lease, and reports whether it did. An error wraps ErrLost.
 func (t *Tenure) renew(ctx context.Context, pace Pace) (renewed bool, err error) {
 	calls, timeout := pace.Propose()
 	r := t.c.record(t.term, calls, timeout)
@@ -164,7 +164,7 @@ func (t *Tenure) renew(ctx context.Context, pace Pace) (renewed bool, err error)
 	return true, nil
 }
 
-// find reads what became of the last write, and tells whether the store has it. An error wraps ErrLost.
+// find reads what became of the last write, and reports whether the store has it. An error wraps ErrLost.
 func (t *Tenure) find(ctx context.Context) (stored bool, err error) {
 	r, revision, err := Read(ctx, t.c.store)
 	switch {
@@ -184,14 +184,14 @@ func (t *Tenure) find(ctx context.Context) (stored bool, err error) {
 	return stored, nil
 }
 
-// Release gives the lead up: to everybody, or to the candidate of the given name first. It is called after Keep has
-// returned. The process must not act as the leader any more: the right is given up before anything is sent. Calls are
-// those that may be under way, inherited ones and permits that nobody has used yet included, and timeout the longest that
-// one of them takes. Handovers is for Record.Handovers.
+// Release releases the lease: to everybody, or to the candidate of the given name first. Call it after Keep has
+// returned. The process must not act as the leader any more: the right ends before anything is sent. Calls are those
+// that may be under way, inherited ones and unused permits included; timeout is the longest that one of them takes.
+// Handovers is for Record.Handovers.
 //
-// Requests that fail are repeated until ctx ends; then the error wraps the last one, and it is open whether the lease was
-// released: others take it after TakeoverDelay at the latest. The error wraps ErrLost when another process has the lease,
-// which may have got it by this release.
+// Requests that fail are repeated until ctx ends; then the error wraps the last one, and it is open whether the lease
+// was released: others take it after TakeoverDelay at the latest. The error wraps ErrLost when another process has the
+// lease, which may have got it by this release.
 func (t *Tenure) Release(ctx context.Context, calls map[string]int, timeout time.Duration, successor string, handovers int) error {
 	if !t.end() {
 		return fmt.Errorf("release lease: %w", ErrLost)

@@ -28,8 +28,8 @@ type world struct {
 	failures []string
 
 	// Faults of the paths: shares of the requests.
-	loseRequest, loseAnswer, double, late float64
-	delay                                 time.Duration // the most, each way
+	loseRequest, loseResponse, double, late float64
+	delay                                   time.Duration // the most, each way
 
 	// Planted bugs, to show that the ledger notices.
 	takeAll bool          // each Replace succeeds
@@ -130,8 +130,8 @@ func (m *machine) live() bool { // under w.mu
 	return m.right != nil && m.monoNow().Before(m.right.mono) && m.wallNow().Before(m.right.wall)
 }
 
-// checkRights looks whether more than one right is live; under w.mu. Rights begin at an acknowledgment, and can come
-// back to life only when a clock is set, so it is enough to look then.
+// checkRights checks whether more than one right is live; under w.mu. Rights begin at an acknowledgment, and can come
+// back to life only when a clock is set, so it is enough to check then.
 func (w *world) checkRights(when string) {
 	var live []string
 	for _, m := range w.machines {
@@ -157,17 +157,17 @@ func (m *machine) awake() {
 	}
 }
 
-// request takes a request to the store and its answer back.
+// request takes a request to the store and its response back.
 func (p *process) request(ctx context.Context, do func() any) (any, error) {
 	w := p.w
 	p.awake()
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
-	answer := make(chan any, 2)
+	response := make(chan any, 2)
 	w.mu.Lock()
 	lost := p.cutOut || p.dead || w.rnd.Float64() < w.loseRequest
-	lostAnswer := w.rnd.Float64() < w.loseAnswer
+	lostResponse := w.rnd.Float64() < w.loseResponse
 	times := 1
 	if w.rnd.Float64() < w.double {
 		times = 2
@@ -187,8 +187,8 @@ func (p *process) request(ctx context.Context, do func() any) (any, error) {
 				time.AfterFunc(back, func() {
 					w.mu.Lock()
 					defer w.mu.Unlock()
-					if !p.cutIn && !p.dead && !lostAnswer {
-						answer <- a
+					if !p.cutIn && !p.dead && !lostResponse {
+						response <- a
 					}
 				})
 			})
@@ -196,7 +196,7 @@ func (p *process) request(ctx context.Context, do func() any) (any, error) {
 	}
 	w.mu.Unlock()
 	select {
-	case a := <-answer:
+	case a := <-response:
 		p.awake()
 		return a, nil
 	case <-ctx.Done():
@@ -205,7 +205,7 @@ func (p *process) request(ctx context.Context, do func() any) (any, error) {
 	}
 }
 
-type readAnswer struct {
+type readResponse struct {
 	raw []byte
 	rev uint64
 }
@@ -214,12 +214,12 @@ func (p *process) Read(ctx context.Context) ([]byte, uint64, error) {
 	a, err := p.request(ctx, func() any {
 		p.w.mu.Lock()
 		defer p.w.mu.Unlock()
-		return readAnswer{slices.Clone(p.w.raw), p.w.rev}
+		return readResponse{slices.Clone(p.w.raw), p.w.rev}
 	})
 	if err != nil {
 		return nil, 0, err
 	}
-	return a.(readAnswer).raw, a.(readAnswer).rev, nil
+	return a.(readResponse).raw, a.(readResponse).rev, nil
 }
 
 func (p *process) Replace(ctx context.Context, raw []byte, rev uint64) (uint64, error) {
@@ -255,7 +255,7 @@ func (w *world) store(raw []byte, rev uint64) uint64 {
 			w.wrong("term %d went from %s to %s", r.Term, old.Holder, r.Holder)
 		}
 		if old.Released && !r.Released {
-			w.wrong("term %d went on after it was released", r.Term)
+			w.wrong("term %d continued after it was released", r.Term)
 		}
 		if r.Renewal <= old.Renewal {
 			w.wrong("term %d: renewal %d after %d", r.Term, r.Renewal, old.Renewal)
@@ -511,7 +511,7 @@ func (a *agent) work(ctx context.Context) {
 	}
 }
 
-// kill ends the process of a machine without a word. What it has sent goes on.
+// kill ends the process of a machine without a release. What it has sent stays on its way.
 func (m *machine) kill() {
 	m.wake()
 	m.w.mu.Lock()

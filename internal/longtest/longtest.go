@@ -10,7 +10,7 @@ import (
 // Env is the variable that asks for the long tests, by any value.
 const Env = "GROUPFERRY_LONG_TESTS"
 
-// Asked tells whether the long tests are asked for.
+// Asked reports whether the long tests are asked for.
 func Asked() bool { return os.Getenv(Env) != "" }
 
 // Only skips a test unless the long ones are asked for.

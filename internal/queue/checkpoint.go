@@ -19,38 +19,38 @@ const checkpointVersion = 1
 // counts, in one atomic batch, and each batch is conditional on the checkpoint before it. So the checkpoints of a
 // generation form one chain, from the initial one with no jobs to the terminal one, Ended, after which nothing follows.
 //
-// Jobs with a sequence beyond the newest checkpoint do not count: they are of a batch that was cut off.
+// Jobs after the newest checkpoint do not count: they are from a batch that was not completed.
 type checkpoint struct {
 	Version     int    `json:"v"`
 	Incarnation string `json:"incarnation"` // of the record that it belongs to
 	Generation  int    `json:"generation"`
 	Jobs        int64  `json:"jobs"`            // of this generation, from its first one on
 	Digest      string `json:"digest"`          // chain over the ids of those jobs, in order
-	After       uint64 `json:"after,omitempty"` // of a retry: results up to this sequence were looked at
-	Done        bool   `json:"done,omitempty"`  // these are all
+	After       uint64 `json:"after,omitempty"` // of a retry: results up to this sequence were read
+	Done        bool   `json:"done,omitempty"`  // no more jobs follow
 	Ended       bool   `json:"ended,omitempty"` // the generation has ended; its jobs are being removed
 	Writer      string `json:"writer,omitempty"`
 
-	// Of a retry: how many results were looked at, and what [RetryStats] has.
+	// Of a retry: how many results were read, and the numbers of [RetryStats].
 	Looked        int64 `json:"looked,omitempty"`
 	Conversations int64 `json:"conversations,omitempty"`
 	Unreadable    int64 `json:"unreadable,omitempty"`
 }
 
-// newCheckpoint is the first one of the record's generation: no jobs.
+// newCheckpoint returns the first checkpoint of the record's generation: no jobs.
 func newCheckpoint(i *Import) checkpoint {
 	return checkpoint{
 		Version: checkpointVersion, Incarnation: i.Incarnation, Generation: i.Generation, Digest: chain{}.String(),
 	}
 }
 
-// of tells whether the checkpoint belongs to the record as it is: to its incarnation and its present generation.
+// of reports whether the checkpoint belongs to the record as it is: to its incarnation and its present generation.
 func (p *checkpoint) of(i *Import) bool {
 	return p.Incarnation == i.Incarnation && p.Generation == i.Generation
 }
 
-// checkpoint reads the newest checkpoint of an import and its sequence, which is 0 if there is none. The answer is the
-// stream leader's.
+// checkpoint reads the newest checkpoint of an import and its sequence, which is 0 if there is none. It asks the
+// stream's leader.
 func (q *Queue) checkpoint(ctx context.Context, importID string) (p checkpoint, seq uint64, err error) {
 	m, err := q.conn.LastMsg(ctx, q.jobsStream(), q.checkpointSubject(importID))
 	if errors.Is(err, broker.ErrNotFound) {
@@ -72,8 +72,8 @@ func decodeCheckpoint(b []byte) (p checkpoint, err error) {
 	return p, nil
 }
 
-// decodeVersioned reads a JSON object with a version up to newest. The version is read by itself first: a newer form may
-// not fit the value at all. The error wraps [job.ErrVersion] then.
+// decodeVersioned reads a JSON object with a version up to newest. The version is read by itself first: a newer form
+// may not fit the value at all. The error wraps [job.ErrVersion] then.
 func decodeVersioned(b []byte, newest int, value any) error {
 	var v struct {
 		Version int `json:"v"`

@@ -21,20 +21,20 @@ const (
 	// takes as long for one result as for a hundred.
 	groupEvery = 100 * time.Millisecond
 
-	// fullGroup results do not wait for more. They are an eighth of maxOpen, so that calls do not stop for them.
+	// fullGroup results are written without waiting for more. It is an eighth of maxOpen, so that calls need not stop.
 	fullGroup = 256
 
 	// maxGroup and maxGroupBytes bound a group. The server takes 1,000 messages in a batch.
 	maxGroup      = 900
 	maxGroupBytes = 4 << 20
 
-	// repeatWait is how long a group without an answer is not repeated; it doubles up to repeatMax.
+	// repeatWait is the pause before a group without a response is sent again; it doubles up to repeatMax.
 	repeatWait = 50 * time.Millisecond
 	repeatMax  = time.Second
 )
 
 const (
-	// jobSequenceHeader has the place of the job on the jobs stream: of two results with the same one, one would be wrong.
+	// jobSequenceHeader has the sequence of the job on the jobs stream. No two results may have the same.
 	jobSequenceHeader = "Groupferry-Job-Sequence"
 
 	// replacesHeader has the sequence of the result that a retry's result replaces.
@@ -49,12 +49,12 @@ type waitingResult struct {
 	share share
 
 	prior      uint64 // sequence of the result that it replaces, 0 for none
-	priorShare *share // what that one added to the counts; nil while it is not known
+	priorShare *share // what that result added to the counts; nil while unknown
 
-	unreadable bool // its message was no job that can be read
+	unreadable bool // its job could not be read
 }
 
-// A group is what is written together: for each import in it its results and then its state.
+// A group is written together: for each of its imports the results and then the state.
 //
 //	import A: result result result state   import B: result state   …
 //	└─ if the stream ends where it is expected to end                │
@@ -64,14 +64,14 @@ type group struct {
 	parts  []part
 }
 
-// A part of a group is what it says about one import.
+// A part of a group is about one import.
 type part struct {
 	of      *active
 	results []*waitingResult
 	state   state
 }
 
-// results is the number of results in the group.
+// results returns the number of results in the group.
 func (g *group) results() (n int) {
 	for _, p := range g.parts {
 		n += len(p.results)
@@ -79,7 +79,7 @@ func (g *group) results() (n int) {
 	return n
 }
 
-// commitResults writes groups until ctx ends or another leader took over.
+// commitResults writes groups until ctx ends or another leader takes over.
 func (t *Term) commitResults(ctx context.Context) error {
 	var last time.Time
 	timer := time.NewTimer(0)
@@ -110,7 +110,7 @@ func (t *Term) commitResults(ctx context.Context) error {
 	}
 }
 
-// toWrite tells whether there is something to write, and whether that cannot wait; or why the term has ended.
+// toWrite reports whether there is something to write, and whether it is urgent. The error says why the term has ended.
 func (t *Term) toWrite() (ready, urgent bool, ended error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -128,7 +128,7 @@ func (t *Term) toWrite() (ready, urgent bool, ended error) {
 	return len(t.waiting) > 0, false, nil
 }
 
-// writeGroup writes one group, and returns when it is written, or the term has to end.
+// writeGroup writes one group. It returns when the group is written or the term has to end.
 func (t *Term) writeGroup(ctx context.Context) error {
 	for wait := repeatWait; ; wait = min(2*wait, repeatMax) {
 		err := t.tryGroup(ctx)
@@ -149,7 +149,8 @@ func (t *Term) writeGroup(ctx context.Context) error {
 	}
 }
 
-// tryGroup takes a group if there is none yet, and sends it until it is written, or an error says that it may not be.
+// tryGroup makes a group if there is none, and sends it until it is written. After an error it may or may not be
+// written.
 func (t *Term) tryGroup(ctx context.Context) error {
 	if t.sent == nil {
 		if err := t.loadPriors(ctx); err != nil {
@@ -178,7 +179,7 @@ func (t *Term) tryGroup(ctx context.Context) error {
 	return nil
 }
 
-// reportWaiting says once that results cannot be written, and once that they can.
+// reportWaiting reports once that results cannot be written, and once that they can again.
 func (t *Term) reportWaiting(err error) {
 	if (err != nil) == t.reported {
 		return
@@ -194,7 +195,7 @@ func (t *Term) reportWaiting(err error) {
 	}
 }
 
-// nextGroup takes what waits. The lock is held.
+// nextGroup makes a group of the waiting results. The lock is held.
 func (t *Term) nextGroup(now time.Time) *group {
 	t.groups++
 	g := &group{number: t.groups}
@@ -219,7 +220,7 @@ func (t *Term) nextGroup(now time.Time) *group {
 		if n > 0 && (size+len(r.data) > maxGroupBytes || n+1+len(g.parts)+1 > maxGroup) {
 			break
 		}
-		if r.prior != 0 && r.priorShare == nil { // it came after the priors were loaded
+		if r.prior != 0 && r.priorShare == nil { // the result arrived after the priors were loaded
 			break
 		}
 		p := partOf(r.e.of)
@@ -237,7 +238,7 @@ func (t *Term) nextGroup(now time.Time) *group {
 	return g
 }
 
-// makeState says how the import of a part is when its results are written. The lock is held.
+// makeState makes the state of an import as of when the results of the part are written. The lock is held.
 func (t *Term) makeState(p *part, number uint64, now time.Time) {
 	a := p.of
 	a.stateWant, a.dirty = false, false
@@ -275,8 +276,8 @@ func (t *Term) makeState(p *part, number uint64, now time.Time) {
 	for _, c := range s.Crashes {
 		slices.Sort(c)
 	}
-	// Twice of what was handed out since the last state, so that it is the committer that sets the pace; and never less
-	// than the last state allowed, which counts as long as it is not known whether this one was written.
+	// Allow twice of what was handed out since the last state, so that the committer sets the pace. Never allow less
+	// than the last state did: that one holds as long as it is unknown whether this one was written.
 	s.Ahead = min(max(2*(a.handed-a.stated), minAhead), maxAhead)
 	s.Ahead = max(s.Ahead, a.limit-a.handed)
 	a.stated = a.handed
@@ -288,7 +289,7 @@ func (t *Term) makeState(p *part, number uint64, now time.Time) {
 	p.state = s
 }
 
-// messages makes those of a group; expected is where the stream has to end for them.
+// messages makes the messages of a group. They are written only if the stream ends at expected.
 func (t *Term) messages(g *group, expected uint64) []*nats.Msg {
 	msgs := make([]*nats.Msg, 0, g.results()+len(g.parts))
 	for i := range g.parts {
@@ -310,7 +311,7 @@ func (t *Term) messages(g *group, expected uint64) []*nats.Msg {
 	return msgs
 }
 
-// send writes a group if the stream ends where it is expected to, and gives the end after it.
+// send writes a group if the stream ends where it is expected to, and returns the new end.
 func (t *Term) send(ctx context.Context, g *group) (end uint64, err error) {
 	ctx, cancel := t.q.conn.Within(ctx, requestTime)
 	defer cancel()
@@ -322,7 +323,7 @@ func (t *Term) send(ctx context.Context, g *group) (end uint64, err error) {
 		}
 		return ack.Sequence, nil
 	}
-	// The first message needs no answer of its own: the answer to the last one tells all.
+	// Only the response to the last message matters.
 	ack, err := jetstreamext.PublishMsgBatch(ctx, t.q.js, msgs, jetstreamext.BatchFlowControl{})
 	if err != nil {
 		return 0, err
@@ -330,7 +331,7 @@ func (t *Term) send(ctx context.Context, g *group) (end uint64, err error) {
 	return ack.Sequence, nil
 }
 
-// written is called when a group is on the stream, where it ends at end.
+// written is called when a group is on the stream, which ends at end.
 func (t *Term) written(g *group, end uint64) {
 	t.expected = end
 	t.mu.Lock()
@@ -353,12 +354,13 @@ func (t *Term) written(g *group, end uint64) {
 	t.dispatch()
 }
 
-// resolve finds out why the group was refused: the stream does not end where it was expected to. Afterwards the group is
-// written, or it is to be sent again, without the imports that are over.
+// resolve finds out why the group was rejected: the stream does not end where it was expected to. After that the group
+// is written, or is to be sent again without the imports that are over.
 //
-// A group that was refused cannot come through any more, for the end of a stream never comes back.
+// A rejected group cannot be written any more: a stream never has the same end again.
 func (t *Term) resolve(ctx context.Context) (written bool, err error) {
-	// The end comes first: what is found after it may be newer, and what ends an import after it moves the end again.
+	// Read the end of the stream first: what is read later may be newer, but an import that ends later moves the end
+	// again.
 	end, err := t.q.resultsEnd(ctx)
 	if err != nil {
 		return false, err
@@ -366,8 +368,8 @@ func (t *Term) resolve(ctx context.Context) (written bool, err error) {
 	if err := t.stillMine(ctx); err != nil {
 		return false, err
 	}
-	// The group ends with the state of its last part. What was written behind it may be the end of an import, so that is
-	// where the stream is expected to end: the next group is refused then, and the records are read.
+	// The group ends with the state of its last part. An end message of an import may follow it. So expect the stream
+	// to end with that state: then the next group is rejected, and the records are read.
 	own := uint64(0)
 	for i := range t.sent.parts {
 		p := &t.sent.parts[i]
@@ -386,14 +388,14 @@ func (t *Term) resolve(ctx context.Context) (written bool, err error) {
 	if err := t.recheckAll(ctx); err != nil {
 		return false, err
 	}
-	if end == t.expected { // a cluster refuses what comes while the same is under way in it already
+	if end == t.expected { // a cluster rejects a group while it processes the same one
 		clock.Pause(ctx, repeatWait)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	kept := t.sent.parts[:0]
 	for _, p := range t.sent.parts {
-		if !p.of.gone && !p.of.finishing { // of one that is finishing it is a state alone
+		if !p.of.gone && !p.of.finishing { // the part of a finishing import has only a state
 			kept = append(kept, p)
 		}
 	}
@@ -402,7 +404,7 @@ func (t *Term) resolve(ctx context.Context) (written bool, err error) {
 	return false, nil
 }
 
-// stillMine looks for the marker of a newer term.
+// stillMine checks that there is no marker of a newer term.
 func (t *Term) stillMine(ctx context.Context) error {
 	_, seq, err := t.q.lastMarker(ctx)
 	if err == nil && seq != t.marker {
@@ -411,7 +413,7 @@ func (t *Term) stillMine(ctx context.Context) error {
 	return err
 }
 
-// loadPriors reads the results that waiting ones replace, as far as the worker did not.
+// loadPriors reads the results that the waiting ones replace, unless the worker has read them.
 func (t *Term) loadPriors(ctx context.Context) error {
 	t.mu.Lock()
 	var need []*waitingResult
@@ -427,7 +429,7 @@ func (t *Term) loadPriors(ctx context.Context) error {
 		if err != nil && !damaged {
 			return err
 		}
-		s := shareOf(&result) // nothing where there is no result to take out
+		s := shareOf(&result) // zero if there is no result to subtract
 		t.mu.Lock()
 		r.priorShare = &s
 		if damaged {
@@ -442,7 +444,7 @@ func (t *Term) loadPriors(ctx context.Context) error {
 type meter struct {
 	start   time.Time
 	seconds [60]int
-	at      int64 // the second that was counted last, since start
+	at      int64 // the last second that was counted, since start
 	sum     int
 }
 
@@ -465,7 +467,7 @@ func (m *meter) add(now time.Time, n int) {
 	m.sum += n
 }
 
-// perSecond is the mean over the last minute, or since the first call of add if that is less than a minute ago.
+// perSecond returns the mean over the last minute, or since the first call of add if that is less than a minute ago.
 func (m *meter) perSecond(now time.Time) float64 {
 	m.add(now, 0)
 	return float64(m.sum) / min(max(now.Sub(m.start).Seconds(), 1), 60)

@@ -16,7 +16,7 @@ import (
 	"groupferry/internal/job"
 )
 
-// The keys of the control bucket, beside those of the import records.
+// The keys of the control bucket, apart from the import records.
 const (
 	appKey  = "app"
 	haltKey = "halt" // its value is null when there is no halt, so that each change has a revision
@@ -27,7 +27,7 @@ const (
 // controlVersion is the version of app and halt that this package writes, and the newest that it reads.
 const controlVersion = 1
 
-// An App is what a namespace belongs to: the pace is kept for one app, by one process at a time.
+// An App is the app that a namespace belongs to: the pace is kept for one app, by one process at a time.
 type App struct {
 	SDKAppID  uint64 `json:"sdk_app_id"`
 	Simulated bool   `json:"simulated,omitempty"` // its calls go to the simulator
@@ -53,8 +53,8 @@ type storedApp struct {
 	App
 }
 
-// ClaimApp makes the namespace one of that app, if it is none's yet. The error is an [*OtherAppError] when it is another
-// one's.
+// ClaimApp assigns the namespace to the app, unless it has one. The error is an [*OtherAppError] if it belongs to
+// another app.
 func (q *Queue) ClaimApp(ctx context.Context, app App) error {
 	b, err := json.Marshal(storedApp{controlVersion, app})
 	if err != nil {
@@ -80,7 +80,7 @@ func (q *Queue) ClaimApp(ctx context.Context, app App) error {
 	}
 }
 
-// App reads which app the namespace belongs to; nil when it is none's yet.
+// App reads which app the namespace belongs to; nil if it has none yet.
 func (q *Queue) App(ctx context.Context) (*App, error) {
 	b, _, err := q.controlValue(ctx, appKey)
 	if err != nil || b == nil {
@@ -111,18 +111,18 @@ func (q *Queue) controlValue(ctx context.Context, key string) ([]byte, uint64, e
 
 // The states of a [Halt].
 const (
-	Halted = "halted" // the API answered that every call would fail the same way
-	Paused = "paused" // a person said wait
+	Halted = "halted" // the API rejected a call in a way that every call would be
+	Paused = "paused" // by a person
 )
 
-// A Halt says why no call is made. It stays until somebody clears it, over restarts too.
+// A Halt says why no call is made. It stays until somebody clears it, also after a restart.
 type Halt struct {
 	State   string    `json:"state"`             // Halted or Paused
 	Code    string    `json:"code,omitempty"`    // the API's code, if that was the reason
 	Reason  string    `json:"reason,omitempty"`  // what happened
 	Remedy  string    `json:"remedy,omitempty"`  // what to do about it
-	Command string    `json:"command,omitempty"` // which command resumes afterwards
-	By      string    `json:"by,omitempty"`      // who said so
+	Command string    `json:"command,omitempty"` // the command that resumes
+	By      string    `json:"by,omitempty"`      // who halted or paused
 	Since   time.Time `json:"since,omitzero"`
 }
 
@@ -142,7 +142,7 @@ func decodeHalt(b []byte) (*Halt, error) {
 	return &s.Halt, nil
 }
 
-// Halted reads the halt; it is nil when calls may be made.
+// Halted reads the halt; nil if calls may be made.
 func (q *Queue) Halted(ctx context.Context) (*Halt, error) {
 	h, _, err := q.halt(ctx)
 	return h, err
@@ -157,8 +157,8 @@ func (q *Queue) halt(ctx context.Context) (*Halt, uint64, error) {
 	return h, revision, err
 }
 
-// SetHalt lets no call be made. A halt that is there already stays as it is: the first reason is the one to fix. Since is
-// set unless it is.
+// SetHalt stops all calls. An existing halt stays as it is: the first reason is the one to fix. SetHalt sets Since if
+// it is zero.
 func (q *Queue) SetHalt(ctx context.Context, h Halt) error {
 	if h.State != Halted && h.State != Paused {
 		return fmt.Errorf("halt state %q: want %s or %s", h.State, Halted, Paused)
@@ -175,12 +175,12 @@ func (q *Queue) SetHalt(ctx context.Context, h Halt) error {
 	return err
 }
 
-// ClearHalt lets calls be made again, and returns what it cleared: nil when there was nothing.
+// ClearHalt allows calls again, and returns the halt that it cleared; nil if there was none.
 func (q *Queue) ClearHalt(ctx context.Context) (was *Halt, err error) {
 	return q.swapHalt(ctx, []byte("null"), func(now *Halt) bool { return now != nil })
 }
 
-// swapHalt writes b if what is there now calls for it, and returns what was there.
+// swapHalt writes b if the present halt requires it, and returns the present halt.
 func (q *Queue) swapHalt(ctx context.Context, b []byte, wanted func(now *Halt) bool) (*Halt, error) {
 	for {
 		now, revision, err := q.halt(ctx)
@@ -204,7 +204,7 @@ func (q *Queue) swapHalt(ctx context.Context, b []byte, wanted func(now *Halt) b
 	}
 }
 
-// Rate reads how many calls a second somebody has allowed for the namespace; 0 when nobody has.
+// Rate reads the calls a second that were set for the namespace; 0 if none were.
 func (q *Queue) Rate(ctx context.Context) (int, error) {
 	rate, _, err := q.rate(ctx)
 	return rate, err
@@ -230,7 +230,8 @@ func decodeRate(b []byte) (int, error) {
 	return n, nil
 }
 
-// SetRate allows so many calls a second for the namespace, whatever its workers were started with; 0 leaves it to them.
+// SetRate sets the calls a second for the namespace. It overrides the rate that the workers were started with; 0
+// removes it.
 func (q *Queue) SetRate(ctx context.Context, calls int) error {
 	if calls < 0 {
 		return fmt.Errorf("set rate: %d calls a second", calls)
@@ -242,13 +243,13 @@ func (q *Queue) SetRate(ctx context.Context, calls int) error {
 	return q.fault(ctx, "set rate", err)
 }
 
-// KnownAPI reads what [Queue.SetKnownAPI] wrote; nil when nobody did.
+// KnownAPI reads what [Queue.SetKnownAPI] wrote; nil if there is nothing.
 func (q *Queue) KnownAPI(ctx context.Context) ([]byte, error) {
 	b, _, err := q.controlValue(ctx, apiKey)
 	return b, err
 }
 
-// SetKnownAPI keeps what leaders found out about the API, for those that follow.
+// SetKnownAPI stores what a leader found out about the API, for later leaders.
 func (q *Queue) SetKnownAPI(ctx context.Context, b []byte) error {
 	err := q.conn.Ask(ctx, func(ctx context.Context) error {
 		_, err := q.control.Put(ctx, apiKey, b)
@@ -257,31 +258,31 @@ func (q *Queue) SetKnownAPI(ctx context.Context, b []byte) error {
 	return q.fault(ctx, "write what is known about the API", err)
 }
 
-// A Watcher has what [Queue.Watch] calls; each may be nil. They are called one at a time.
+// A Watcher has the callbacks of [Queue.Watch]; each may be nil. They are called one at a time.
 type Watcher struct {
 	Halt func(*Halt) // nil: calls may be made
 	Rate func(int)   // as by Queue.Rate
 
-	Import func(id string) // the record of the import changed; when it is removed, it was deleting before
+	Import func(id string) // the record of the import changed; a record is in state deleting before it is removed
 	Resync func()          // any record may have changed
 }
 
 const (
-	// watchPoll is how late a change is noticed at most when the server's notification of it is lost.
+	// watchPoll is how late a change is noticed at most if the server's notification is lost.
 	watchPoll = 5 * time.Second
 
-	// watchRetry is the pause before a watch that broke is begun again. It is as long as that of a lost connection.
+	// watchRetry is the pause before a broken watch is started again, the same as for a lost connection.
 	watchRetry = 250 * time.Millisecond
 
-	// watchLife bounds one watch: it is far longer than connections live.
+	// watchLife bounds one watch: it is far longer than connections last.
 	watchLife = 365 * 24 * time.Hour
 )
 
-// Watch calls w with the present halt and rate, and again after each change, until ctx ends; it returns nil then. While
-// the server is out of reach nothing is known and nothing is called; afterwards w gets the halt and the rate as they
-// are then, and Resync. Changes that follow each other quickly may come as one.
+// Watch calls w with the present halt and rate, and again after each change. It returns nil when ctx ends. While the
+// server is out of reach it calls nothing; after that it calls w with the present halt and rate, and Resync. Several
+// quick changes may cause one call.
 //
-// The error is that of the first read, or wraps [job.ErrVersion] when a newer binary wrote the halt.
+// The error is that of the first read, or wraps [job.ErrVersion] if a newer binary wrote the halt.
 func (q *Queue) Watch(ctx context.Context, w Watcher) error {
 	for first := true; ; first = false {
 		err := q.watch(ctx, w, first)
@@ -299,7 +300,7 @@ func (q *Queue) Watch(ctx context.Context, w Watcher) error {
 	}
 }
 
-// watch is Watch over one connection. It returns nil when the watch broke after it had begun.
+// watch is Watch over one connection. It returns nil if the watch broke after it had started.
 func (q *Queue) watch(ctx context.Context, w Watcher, first bool) error {
 	life, cancel := q.conn.Within(ctx, watchLife)
 	defer cancel()
@@ -314,7 +315,7 @@ func (q *Queue) watch(ctx context.Context, w Watcher, first bool) error {
 	}
 	defer updates.Stop()
 
-	seen, err := q.lastSeq(ctx, q.controlStream()) // changes up to this one are in what is read after it
+	seen, err := q.lastSeq(ctx, q.controlStream()) // later reads include the changes up to this one
 	if err != nil {
 		return err
 	}
@@ -347,7 +348,7 @@ func (q *Queue) watch(ctx context.Context, w Watcher, first bool) error {
 			}
 			seen = max(seen, e.Revision())
 			switch key := e.Key(); {
-			case e.Operation() != jetstream.KeyValuePut: // not by this package
+			case e.Operation() != jetstream.KeyValuePut: // this package does not write these
 			case key == haltKey && e.Revision() > haltRevision:
 				h, err := decodeHalt(e.Value())
 				if err != nil {
@@ -366,7 +367,7 @@ func (q *Queue) watch(ctx context.Context, w Watcher, first bool) error {
 		case <-poll.C:
 			last, err := q.lastSeq(ctx, q.controlStream())
 			if err == nil && last > seen && len(updates.Updates()) == 0 {
-				return nil // the watch should have said so: begin again
+				return nil // the watch missed it: start again
 			}
 		}
 	}

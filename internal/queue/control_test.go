@@ -199,7 +199,7 @@ func TestWatch(t *testing.T) {
 	}
 }
 
-// The server changes hands: what changed meanwhile is seen, and so is what changes later.
+// Another server takes over: what changed meanwhile is seen, and so is what changes later.
 func TestWatchReconnects(t *testing.T) {
 	dir := t.TempDir()
 	server := openConn(t, dir)

@@ -47,8 +47,8 @@ func crashChild(dir, mode string) error {
 	if err != nil {
 		return err
 	}
-	if mode == "life" {
-		err = wholeLife(ctx, q)
+	if mode == "lifecycle" {
+		err = lifecycle(ctx, q)
 	} else {
 		fmt.Println("open")
 		if _, _, err = q.Begin(ctx, Import{ID: "i", Digest: "d"}); err == nil {
@@ -61,8 +61,8 @@ func crashChild(dir, mode string) error {
 	return conn.Close()
 }
 
-// wholeLife takes an import from its beginning, or from wherever it is, to its deletion.
-func wholeLife(ctx context.Context, q *Queue) error {
+// lifecycle takes an import from its beginning, or from wherever it is, to its deletion.
+func lifecycle(ctx context.Context, q *Queue) error {
 	const id, jobs = "i", 60
 	if err := q.Sweep(ctx); err != nil {
 		return err
@@ -143,7 +143,7 @@ func TestEnqueueKilled(t *testing.T) {
 	wantJobs(t, q, "i", crashJobs)
 }
 
-// TestImporterKilled kills an importer while the server lives on in another process, with a batch half sent or not.
+// TestImporterKilled kills an importer while the server runs in another process, with a batch half sent or not.
 func TestImporterKilled(t *testing.T) {
 	longtest.Only(t)
 	dir := t.TempDir()
@@ -215,7 +215,7 @@ func TestLifeKilled(t *testing.T) {
 			q, err := Open(t.Context(), server)
 			if err == nil {
 				checkWhole(t, q, "i", fmt.Sprintf("%s:%d", name, n))
-				err = wholeLife(t.Context(), q)
+				err = lifecycle(t.Context(), q)
 			}
 			if err != nil {
 				t.Fatalf("%s:%d: %v", name, n, err)

@@ -72,7 +72,7 @@ func TestTermRetries(t *testing.T) {
 	}
 }
 
-// An import whose results or jobs are not all there never becomes complete, and whoever reads it is told.
+// An import with missing results or jobs never becomes complete, and reading it returns an error.
 func TestDamagedImports(t *testing.T) {
 	q := leaderQueue(t)
 	for _, id := range []string{"result", "job", "state", "fine"} {
@@ -193,7 +193,7 @@ func TestResultsTellWhatIsMissing(t *testing.T) {
 	}
 }
 
-// What is left of a group that was not written as a whole is removed when the next term begins, or the group is refused.
+// What is left of a group that was not written as a whole is removed when the next term begins, or the group is rejected.
 func TestTornGroup(t *testing.T) {
 	q := leaderQueue(t)
 	imported(t, q, "imp", 30)
@@ -221,7 +221,7 @@ func TestTornGroup(t *testing.T) {
 		d.Finish(resultOf(t, d, 0))
 	}
 	tear(term)
-	if err := term.writeGroup(t.Context()); err != nil { // it is refused, and sent again
+	if err := term.writeGroup(t.Context()); err != nil { // it is rejected, and sent again
 		t.Fatal(err)
 	}
 	if got := len(written(t, q, "imp")); got != 20 {

@@ -7,33 +7,34 @@ import (
 )
 
 const (
-	// maxOpen bounds the results that are not written and the jobs that are in flight, of all imports: at 200 calls a
-	// second ten seconds of work, which is what a crash can cost to do again.
+	// maxOpen bounds the unwritten results and the jobs in flight, of all imports together. At 200 calls a second that
+	// is ten seconds of work, which a crash can cost.
 	maxOpen = 2000
 
-	// maxUnfinished bounds the jobs of an import that were handed out and have no result: with about 3 bytes for each in
-	// the state, 5 KB. A job that was requeued counts until it has its result.
+	// maxUnfinished bounds the jobs of an import that were handed out and have no result. Each takes about 3 bytes in
+	// the state: 5 KB in all. A requeued job counts until it has its result.
 	maxUnfinished = 1500
 
-	// maxAhead bounds how many jobs of an import are handed out beyond what its last state says. A leader that died can
-	// have been at any of them, so more would put more jobs under suspicion.
+	// maxAhead bounds how many jobs of an import are handed out beyond its last state. A leader that died may have
+	// worked on any of them, so a larger number would make more jobs suspects.
 	maxAhead = 1024
 
-	// lowWater is from how few jobs on the buffer of an import is filled again.
+	// lowWater is the number of jobs below which the buffer of an import is filled again.
 	lowWater = 128
 
-	// trialTime is how long after the last job of a trial was handed out the trial is over: what kills a process does so
-	// sooner. A job can be under way for long, while the API is out of reach, and a leader can be lost meanwhile for other
-	// reasons. A new leader makes no call in its first second.
+	// A trial ends trialTime after its last job was handed out: a job that kills the process does so sooner. A job can
+	// be under way for longer, while the API is out of reach, and the leader can be lost meanwhile for other reasons. A
+	// new leader makes no call in its first second.
 	trialTime = 3 * time.Second
 )
 
-// trialSizes is how many jobs are tried together that were under way when leaders were lost: once, twice, and so on. After
-// a first loss a hundred jobs are suspects, so their trials are as large as what is in flight otherwise. A job that was
-// under way alone when the leader was lost is failed.
+// trialSizes is how many jobs are tried together, by how often they were under way when a leader was lost: once, twice,
+// and so on. After a first loss a hundred jobs are suspects, so a trial has as many jobs as are usually in flight. A
+// job that was under way alone when the leader was lost gets a failed result.
 var trialSizes = [...]int{16, 1}
 
-// A dispatcher decides which job is handed out next. It does no I/O and reads no clock; it is not safe for concurrent use.
+// A dispatcher decides which job is handed out next. It does no I/O and reads no clock; it is not safe for concurrent
+// use.
 //
 //	          ┌ unfinished of the last leader ┐
 //	read ───► │ requeued, when they are due   │ ──► pick ──► in flight ──► finish ──► unwritten ──► written
@@ -42,10 +43,10 @@ var trialSizes = [...]int{16, 1}
 //
 // Imports take turns, a job or a trial each.
 //
-// Suspects are jobs that may have been under way when a leader was lost, which nobody can tell from a crash. They are
-// tried: handed out while nothing else is in flight, and only after a state was written that names them. If the leader is
-// lost then, these were under way, and no other; those that come back are cleared. Suspects of one loss are tried first,
-// before anything else of their import; those of more come last.
+// Suspects are jobs that may have been under way when a leader was lost: one of them may have crashed it. They are
+// handed out in a trial: while no other job is in flight, and only after a state was written that names them. If the
+// leader is lost then, only these were under way. A job that ends in its trial is cleared. Suspects of one loss are
+// tried before all other jobs of their import; suspects of more losses come last.
 type dispatcher struct {
 	imports []*active
 	turn    int // the import that is asked first
@@ -55,13 +56,13 @@ type dispatcher struct {
 
 	phase   trialPhase
 	trialOf *active
-	trial   []*entry // those of the trial that were not handed out yet
-	tried   []*entry // those that were
+	trial   []*entry // jobs of the trial that were not handed out yet
+	tried   []*entry // jobs of the trial that were handed out
 	since   time.Time
 
-	// Raised here, and lowered by whoever sees to it.
+	// Set here, and cleared by the goroutine that acts on it.
 	hungry  bool // some import's buffer is low
-	stating bool // some import wants a state to be written
+	stating bool // some import needs a state written
 }
 
 // trialPhase is how far a trial is.
@@ -70,7 +71,7 @@ type trialPhase int
 const (
 	noTrial    trialPhase = iota
 	draining              // waiting until nothing is in flight
-	announcing            // waiting for the state that names the trial, or none as it is over
+	announcing            // waiting until a state is written that names the trial, or no trial after its end
 	trying                // handing its jobs out, or waiting for them
 )
 
@@ -80,7 +81,7 @@ type active struct {
 	incarnation string
 	generation  int
 	paused      bool
-	gone        bool  // it was dropped: what comes back is ignored
+	gone        bool  // it was dropped: results of its jobs are ignored
 	damaged     error // why it cannot become complete
 
 	// Jobs that were read.
@@ -88,36 +89,36 @@ type active struct {
 	again    dueHeap                   // requeued ones
 	fresh    []*entry                  // never handed out, in stream order
 	suspects [len(trialSizes)][]*entry // to be tried, by the number of losses, from 1
-	ahead    int64                     // so many of the next new ones are suspects, too
+	ahead    int64                     // how many of the next new jobs are suspects too
 
 	// open are the jobs handed out, by this leader or an earlier one, whose result is not written.
 	open map[uint64]*entry
 
-	next       uint64 // where the jobs begin that were never handed out
+	next       uint64 // the first sequence whose job was never handed out
 	handed     int64  // jobs below next
-	limit      int64  // handed may not exceed it before another state is written
-	stated     int64  // handed, as the last state that was made says
+	limit      int64  // of handed until another state is written
+	stated     int64  // handed in the last state that was made
 	unwritten  int64  // results that wait to be written
 	inFlight   int64
 	unreadable int64
 
-	// What is known of the jobs on the stream.
+	// The jobs on the stream, as far as known.
 	checkpoint    checkpoint
 	checkpointSeq uint64
 	checked       time.Time // when the checkpoint was read
-	readNext      uint64    // where the next reading begins; checkpointSeq when all were read
+	readNext      uint64    // where the next read begins; checkpointSeq when all were read
 	jump          bool      // see readRun
-	missingSince  time.Time // when jobs that should be there were first not found
+	missingSince  time.Time // when expected jobs were first not found
 	lost          sequences // unfinished jobs of the last leader that are not loaded yet
 
-	counts    Counts // of what was written
+	counts    Counts // of the written results
 	rate      meter
-	stateWant bool      // a state shall be written without waiting for results
-	dirty     bool      // the last state does not say what is in flight and requeued
-	hold      bool      // no job is handed out before a state was written
-	trial     sequences // that the next state names
+	stateWant bool      // write a state without waiting for results
+	dirty     bool      // the last state does not have the present numbers of jobs in flight and requeued
+	hold      bool      // hand out no job until a state was written
+	trial     sequences // named by the next state
 	finishing bool      // it is being completed, or ended
-	ending    bool      // it was cancelled: no job is handed out, and what is in flight may end
+	ending    bool      // it was cancelled: no job is handed out, jobs in flight may end
 }
 
 // An entry is a job of an active import.
@@ -126,14 +127,14 @@ type entry struct {
 	seq     uint64
 	data    []byte
 	attempt int // counted attempts so far
-	crashes int // leaders lost while it may have been under way, since it was last seen to come back
+	crashes int // leaders lost while it may have been under way, since it last ended
 	due     time.Time
 	earlier bool   // a leader that handed over a moment ago may have made calls for it
-	lap     uint64 // grows with each time it is handed out; tells a late answer from the present one
+	lap     uint64 // counts how often it was handed out; a result of an earlier time is ignored
 	flying  bool
 }
 
-// pick gives the next job, or nil and the time from which on there may be one; zero when that depends on what happens.
+// pick returns the next job, or nil and the time when there may be one; zero if only an event can change something.
 func (d *dispatcher) pick(now time.Time) (*entry, time.Time) {
 	if d.phase != noTrial {
 		return d.pickTrial(now)
@@ -177,7 +178,7 @@ func (d *dispatcher) fly(e *entry) *entry {
 	return e
 }
 
-// pickTrial moves the trial on, and gives a job of it when it is time.
+// pickTrial advances the trial, and returns a job of it when one is due.
 func (d *dispatcher) pickTrial(now time.Time) (*entry, time.Time) {
 	if d.phase == draining && d.inFlight == 0 {
 		d.announce()
@@ -202,7 +203,7 @@ func (d *dispatcher) pickTrial(now time.Time) (*entry, time.Time) {
 	return d.fly(e), now.Add(trialTime)
 }
 
-// announce has a state written that names the trial, or none.
+// announce requests a state that names the trial, or no trial.
 func (d *dispatcher) announce() {
 	d.phase = announcing
 	d.trialOf.trial = make(sequences, 0, len(d.trial))
@@ -213,7 +214,7 @@ func (d *dispatcher) announce() {
 	d.trialOf.stateWant, d.stating = true, true
 }
 
-// announced is called when a state of a was written that names a trial, or none.
+// announced is called when a state of a was written that names a trial, or no trial.
 func (d *dispatcher) announced(a *active, trial sequences) {
 	if d.phase != announcing || d.trialOf != a || !slices.Equal(trial, a.trial) {
 		return
@@ -223,12 +224,13 @@ func (d *dispatcher) announced(a *active, trial sequences) {
 	}
 }
 
-// trialDone tells whether nothing of a trial is in flight, or going to be.
+// trialDone reports whether no job of the trial is in flight or will be.
 func (d *dispatcher) trialDone() bool {
 	return d.phase == trying && d.inFlight == 0 && (len(d.trial) == 0 || d.trialOf.held())
 }
 
-// endTrial ends a trial, and begins the next one of the import if there is one. What is still in flight of it is cleared.
+// endTrial ends a trial, and begins the next one of the import if there is one. Its jobs that are still in flight are
+// cleared.
 func (d *dispatcher) endTrial() {
 	a := d.trialOf
 	for _, e := range d.tried {
@@ -248,8 +250,8 @@ func (d *dispatcher) endTrial() {
 	d.announce()
 }
 
-// end is called once for each job that was picked, when it is neither in flight nor going to be; false if it was for
-// nothing, as the import is gone or this was not the last time that the job was picked.
+// end takes a picked job out of flight. It returns false if the result is to be ignored: the import is gone, or the job
+// was picked again since.
 func (d *dispatcher) end(e *entry, lap uint64) bool {
 	if !e.flying || e.lap != lap {
 		return false
@@ -265,7 +267,7 @@ func (d *dispatcher) end(e *entry, lap uint64) bool {
 	return !e.of.gone
 }
 
-// finish takes a job out of flight that has its result, which waits to be written from now on.
+// finish takes a job out of flight that has its result. The result now waits to be written.
 func (d *dispatcher) finish(e *entry, lap uint64) bool {
 	if !d.end(e, lap) {
 		return false
@@ -275,7 +277,7 @@ func (d *dispatcher) finish(e *entry, lap uint64) bool {
 	return true
 }
 
-// requeue takes a job out of flight that is to be handed out again at due.
+// requeue takes a job out of flight, to be handed out again at due.
 func (d *dispatcher) requeue(e *entry, lap uint64, due time.Time, counted bool) bool {
 	if !d.end(e, lap) {
 		return false
@@ -297,7 +299,7 @@ func (d *dispatcher) written(e *entry) {
 
 func (d *dispatcher) add(a *active) { d.imports = append(d.imports, a) }
 
-// drop forgets an import. What is in flight of it counts until it comes back.
+// drop removes an import. Its jobs in flight count until they end.
 func (d *dispatcher) drop(a *active) {
 	for i, other := range d.imports {
 		if other == a {
@@ -330,10 +332,10 @@ func (d *dispatcher) requeued() (n int64) {
 	return n
 }
 
-// held tells whether no job of the import may be handed out.
+// held reports whether no job of the import may be handed out.
 func (a *active) held() bool { return a.paused || a.hold || a.ending || a.gone }
 
-// take gives the next job of the import that is no suspect.
+// take returns the next job of the import, suspects excluded.
 func (a *active) take(now time.Time) *entry {
 	if a.held() {
 		return nil
@@ -349,7 +351,7 @@ func (a *active) take(now time.Time) *entry {
 	return a.takeFresh()
 }
 
-// takeFresh gives the next job that was never handed out.
+// takeFresh returns the next job that was never handed out.
 func (a *active) takeFresh() *entry {
 	if len(a.fresh) == 0 || len(a.lost) > 0 || len(a.open) >= maxUnfinished {
 		return nil
@@ -366,7 +368,7 @@ func (a *active) takeFresh() *entry {
 	return e
 }
 
-// takeTrial gives the jobs that are to be tried next, if it is time.
+// takeTrial returns the jobs of the next trial, nil if none is due.
 func (a *active) takeTrial() []*entry {
 	if a.held() || len(a.lost) > 0 {
 		return nil
@@ -393,7 +395,7 @@ func (a *active) takeTrial() []*entry {
 	return nil
 }
 
-// due is when a requeued job can be handed out; zero if there is none.
+// due returns when a requeued job can be handed out; zero if there is none.
 func (a *active) due() time.Time {
 	if a.held() || len(a.again) == 0 {
 		return time.Time{}
@@ -401,27 +403,27 @@ func (a *active) due() time.Time {
 	return a.again[0].due
 }
 
-// allRead tells whether every job up to the newest known checkpoint was read.
+// allRead reports whether every job up to the newest known checkpoint was read.
 func (a *active) allRead() bool {
 	return len(a.lost) == 0 && a.readNext >= a.checkpointSeq && a.missingSince.IsZero()
 }
 
-// missing is how many jobs up to the newest known checkpoint were not read, as far as is known.
+// missing returns how many jobs up to the newest known checkpoint were not read.
 func (a *active) missing() int64 { return a.checkpoint.Jobs - a.handed - int64(len(a.fresh)) }
 
-// handedOut tells whether every job up to the newest known checkpoint was handed out.
+// handedOut reports whether every job up to the newest known checkpoint was handed out.
 func (a *active) handedOut() bool { return a.allRead() && len(a.fresh) == 0 }
 
-// atEnd tells whether nothing is left to do: every job up to the newest known checkpoint has a result that is written.
+// atEnd reports whether every job up to the newest known checkpoint has a written result.
 func (a *active) atEnd() bool { return a.handedOut() && len(a.open) == 0 }
 
-// lastResultIn tells whether all results are there, and only wait to be written.
+// lastResultIn reports whether every job has its result, and some of the results wait to be written.
 func (a *active) lastResultIn() bool {
 	return a.unwritten > 0 && a.handedOut() && int64(len(a.open)) == a.unwritten
 }
 
-// wantsJobs tells whether the buffer has room. Its jobs are counted against what may be handed out, so that an import
-// whose jobs all wait for something does not fill it.
+// wantsJobs reports whether the buffer is to be filled. Only fresh jobs count: an import
+// whose jobs cannot be handed out keeps them, and reads no more.
 func (a *active) wantsJobs() bool {
 	return len(a.lost) > 0 || len(a.fresh) < lowWater && !a.allRead()
 }
@@ -434,7 +436,7 @@ func (a *active) requeued() int64 {
 	return int64(n)
 }
 
-// dueHeap has the entry on top that is due first.
+// dueHeap is a heap of entries; the first is due first.
 type dueHeap []*entry
 
 func (h dueHeap) Len() int           { return len(h) }

@@ -173,17 +173,17 @@ func TestDispatcherPauseAndDrop(t *testing.T) {
 }
 
 // A job is finished or requeued once for each time that it was picked.
-func TestDispatcherIgnoresLateAnswers(t *testing.T) {
+func TestDispatcherIgnoresLateResults(t *testing.T) {
 	a := newActive("a", 1)
 	var d dispatcher
 	d.add(a)
 	e, _ := d.pick(noon)
 	first := e.lap
 	if !d.requeue(e, first, noon, false) || d.requeue(e, first, noon, false) || d.finish(e, first) {
-		t.Error("a second answer was taken")
+		t.Error("a second result was taken")
 	}
 	if e, _ = d.pick(noon); e == nil || d.finish(e, first) || !d.finish(e, e.lap) || d.finish(e, e.lap) {
-		t.Error("an answer to an earlier delivery was taken, or the right one was not")
+		t.Error("a result of an earlier delivery was taken, or the right one was not")
 	}
 	if d.inFlight != 0 || d.unwritten != 1 {
 		t.Errorf("in flight %d, unwritten %d, want 0 and 1", d.inFlight, d.unwritten)

@@ -17,30 +17,31 @@ import (
 )
 
 // The fence. Jobs of a generation are on the queue only while its record is live, or until whoever ended it has removed
-// them:
+// them; those that a cancel dropped, which nobody works on any more, until the import is deleted:
 //
-//	to start and to go on                                    to end
+//	to start and to continue                                 to end
 //	  1 record live                   (compare-and-set)        1 record over                   (compare-and-set)
 //	  2 initial checkpoint, if there is none                   2 terminal checkpoint, if it follows the one read
 //	  3 record read again: remove the checkpoint if over       3 NS.results.IMPORT.end
 //	  4 jobs and checkpoint, if they follow the one read       4 purge up to the sequences of 2 and 3; checkpoint last
 //	                                                           5 delete alone: the record, at its revision
 //
-// Whoever writes jobs has read a checkpoint first and the live record after it. So an end of that generation comes later,
-// and it finds that checkpoint or one that followed it. Once the terminal checkpoint is there, a batch that is conditional
-// on an earlier one is refused; that holds when all is purged too, for a purge does not move the end of a stream, and
-// 0 is what the first checkpoint alone expects.
+// A writer of jobs reads a checkpoint first and the live record after it. So an end of that generation comes later, and
+// it finds that checkpoint or a newer one. Once the terminal checkpoint is there, a batch that is conditional on an
+// earlier one is rejected. That is also true after the purge: a purge does not move the end of a stream, and only the
+// first checkpoint expects 0.
 //
-// The same holds for results. Whoever writes them in groups, each conditional on where the stream ended, may take an
-// import for live only if it read the record after it knew that end: an end message makes it look again.
+// The same holds for results. The leader writes them in groups, each conditional on where the stream ends. It may treat
+// an import as live only if it read the record after it knew that end. An end message moves the end, so the leader
+// reads the record again.
 //
-// What is cut off anywhere is found by the checkpoint, which goes last: [Queue.Sweep] goes through the checkpoints, and
-// so does each call for the import concerned. Two windows of [Queue.Delete], one write wide each, leave nothing but a
-// record that says deleting: the next Delete, Begin or DeleteOlder finishes it. Who is killed right after its end message,
-// and came too late with that as another process deleted the import meanwhile, leaves that message: the next Delete or
-// Begin with this ID removes it.
+// An interrupted end leaves the checkpoint, which is removed last. [Queue.Sweep] finds it, and so does each call for
+// that import. There are two exceptions. [Queue.Delete] can be killed where only a record in state deleting is left:
+// the next Delete, Begin or DeleteOlder finishes it. And a process can write its end message after another process has
+// deleted the import, and be killed right then: the next Delete or Begin with this ID removes the message.
 
-// An endMessage is what stands on NS.results.IMPORT.end. It is there for its place on the stream; the rest is for people.
+// An endMessage is the message on NS.results.IMPORT.end. Only its place on the stream matters; the contents are for
+// people.
 type endMessage struct {
 	Version     int    `json:"v"`
 	Incarnation string `json:"incarnation"`
@@ -52,8 +53,8 @@ const endVersion = 1
 // errElsewhere says that another process put all jobs of the generation on the queue.
 var errElsewhere = errors.New("enqueued by another process")
 
-// startGeneration makes sure that the generation of a record that is being enqueued, or retried, has a checkpoint, and
-// gives it with its sequence. When the record is not live any more the error is that of [Queue.notLive].
+// startGeneration makes sure that the generation of a record that is being enqueued or retried has a checkpoint, and
+// returns it with its sequence. If the record is not live any more, the error is that of [Queue.notLive].
 func (q *Queue) startGeneration(ctx context.Context, i Import) (checkpoint, uint64, error) {
 	for {
 		p, seq, err := q.checkpoint(ctx, i.ID)
@@ -62,6 +63,9 @@ func (q *Queue) startGeneration(ctx context.Context, i Import) (checkpoint, uint
 		}
 		if seq == 0 {
 			if err := q.checkNoJobs(ctx, i.ID); err != nil {
+				if now, rerr := q.Import(ctx, i.ID); rerr == nil && now.State == Cancelled { // they are what was dropped
+					err = q.notLive(ctx, &i)
+				}
 				return p, 0, err
 			}
 			p = newCheckpoint(&i)
@@ -76,7 +80,7 @@ func (q *Queue) startGeneration(ctx context.Context, i Import) (checkpoint, uint
 			}
 			broker.Failpoint("start-after")
 		}
-		// The record is read after the checkpoint: see above.
+		// Read the record after the checkpoint: see above.
 		record, err := q.Import(ctx, i.ID)
 		if err != nil && !errors.Is(err, ErrNoImport) {
 			return p, 0, err
@@ -98,7 +102,7 @@ func (q *Queue) startGeneration(ctx context.Context, i Import) (checkpoint, uint
 	}
 }
 
-// checkNoJobs makes sure that an import without a checkpoint has no jobs either.
+// checkNoJobs returns an error if an import without a checkpoint has jobs.
 func (q *Queue) checkNoJobs(ctx context.Context, id string) error {
 	m, err := q.conn.NextMsg(ctx, q.jobsStream(), 1, q.jobsSubject(id))
 	if errors.Is(err, broker.ErrNotFound) {
@@ -107,11 +111,11 @@ func (q *Queue) checkNoJobs(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	// Another process may just have written both.
+	// Another process may have written both just now.
 	if _, seq, err := q.checkpoint(ctx, id); err != nil || seq != 0 {
 		return err
 	}
-	// Or removed both, unless it is still there.
+	// Or removed both, if the job is gone.
 	if _, err := q.conn.MsgAt(ctx, q.jobsStream(), m.Sequence); errors.Is(err, broker.ErrNotFound) {
 		return nil
 	} else if err != nil {
@@ -120,7 +124,7 @@ func (q *Queue) checkNoJobs(ctx context.Context, id string) error {
 	return lost(id, "it has jobs on the queue, and no checkpoint that counts them")
 }
 
-// lost is the error about an import of which the server has lost a part.
+// lost returns the error for an import of which the server has lost a part.
 func lost(id, format string, args ...any) error {
 	return &broker.DamagedError{
 		Path:   "import " + id,
@@ -130,7 +134,7 @@ func lost(id, format string, args ...any) error {
 }
 
 // putCheckpoint writes a checkpoint by itself, in place of all others of its import, if the last one has the given
-// sequence; 0 stands for none. When the answer to a first try is lost, the error may be that of a lost race.
+// sequence; 0 means none. If the response to a first try is lost, the error may be that of a lost race.
 func (q *Queue) putCheckpoint(ctx context.Context, id string, p checkpoint, after uint64) (seq uint64, err error) {
 	b, err := json.Marshal(p)
 	if err != nil {
@@ -142,7 +146,7 @@ func (q *Queue) putCheckpoint(ctx context.Context, id string, p checkpoint, afte
 	}})
 }
 
-// put publishes one message, once more if the answer to it was lost.
+// put publishes one message, and again if the response was lost.
 func (q *Queue) put(ctx context.Context, m *nats.Msg) (seq uint64, err error) {
 	err = q.conn.Ask(ctx, func(ctx context.Context) error {
 		ack, err := q.js.PublishMsg(ctx, m)
@@ -154,8 +158,8 @@ func (q *Queue) put(ctx context.Context, m *nats.Msg) (seq uint64, err error) {
 	return seq, err
 }
 
-// notLive says why no more jobs can be put on the queue for a record as it was. It is errElsewhere when all of them got
-// there, and the import is over by now.
+// notLive returns why no more jobs can be put on the queue for an earlier record. It is errElsewhere if all of them
+// were put there and the import is over by now.
 func (q *Queue) notLive(ctx context.Context, was *Import) error {
 	i, err := q.Import(ctx, was.ID)
 	switch {
@@ -173,15 +177,16 @@ func (q *Queue) notLive(ctx context.Context, was *Import) error {
 	return errElsewhere
 }
 
-// drainTime is how long a cancel waits for the leader to write the results of what is in flight: a call takes less,
-// unless the API is out of reach.
+// drainTime is how long a cancel waits for the results of the jobs in flight: a call takes less, unless the API is out
+// of reach.
 const drainTime = 3 * time.Second
 
 // Cancel ends an import: its jobs without a result are dropped, and its results are kept. An enqueue of it stops there.
+// [Queue.Dropped] reads what was dropped, until the import is deleted.
 // Jobs that are in flight get their results if they end within three seconds; what comes later does not count any more. A
 // retry that is cancelled leaves the import complete, with the failures that it did not get to.
 //
-// Cancelling it again finishes what was cut off. The error says so when an import is complete, or being deleted.
+// Cancelling again finishes what was interrupted. It is an error if the import is complete or being deleted.
 func (q *Queue) Cancel(ctx context.Context, id string) error {
 	i, err := q.markCancelled(ctx, id)
 	if err != nil {
@@ -198,14 +203,14 @@ func (q *Queue) Cancel(ctx context.Context, id string) error {
 	return nil
 }
 
-// markCancelled makes a live record one that is over.
+// markCancelled changes a live record to one that is over.
 func (q *Queue) markCancelled(ctx context.Context, id string) (Import, error) {
 	for {
 		was, err := q.Import(ctx, id)
 		if err != nil {
 			return was, err
 		}
-		// A retry that has no checkpoint yet has nothing to be ended: then these are the final counts.
+		// A retry without a checkpoint has nothing to end: then these are the final counts.
 		var counts Counts
 		if was.live() && was.Generation > 0 {
 			if counts, err = q.stateCounts(ctx, &was); err != nil {
@@ -231,7 +236,7 @@ func (q *Queue) markCancelled(ctx context.Context, id string) (Import, error) {
 	}
 }
 
-// drainAndEnd is [Queue.finishEnd] for an import of which something may be in flight.
+// drainAndEnd is [Queue.finishEnd] for an import that may have jobs in flight.
 func (q *Queue) drainAndEnd(ctx context.Context, i Import) error {
 	if err := q.awaitDrained(ctx, i); err != nil {
 		return err
@@ -239,8 +244,8 @@ func (q *Queue) drainAndEnd(ctx context.Context, i Import) error {
 	return q.finishEnd(ctx, i)
 }
 
-// awaitDrained stops what is enqueued, and waits until the leader has ended the import, has nothing of it in flight, or
-// [drainTime] is over. Nobody may lead, so this is no more than patience.
+// awaitDrained stops an enqueue, and waits until the leader has ended the import or has no job of it in flight, for
+// [drainTime] at most. There may be no leader, so it need not succeed.
 func (q *Queue) awaitDrained(ctx context.Context, i Import) error {
 	for end := time.Now().Add(drainTime); time.Now().Before(end); {
 		p, seq, err := q.checkpoint(ctx, i.ID)
@@ -268,8 +273,8 @@ func (q *Queue) awaitDrained(ctx context.Context, i Import) error {
 	return nil
 }
 
-// endCheckpoint puts the terminal checkpoint in the place of the one read at seq, unless another process was quicker:
-// what is there then has to be read.
+// endCheckpoint replaces the checkpoint read at seq with the terminal one. If another process was faster, the new
+// checkpoint has to be read.
 func (q *Queue) endCheckpoint(ctx context.Context, id string, p checkpoint, seq uint64) error {
 	p.Ended = true
 	broker.Failpoint("end-before")
@@ -281,9 +286,9 @@ func (q *Queue) endCheckpoint(ctx context.Context, id string, p checkpoint, seq 
 	return nil
 }
 
-// ended tells whether a generation whose record is over has its end message, or had it: no result of it counts any more.
-// Of two processes that end an import at once, the late one removes its end message, which took the place of the other's;
-// the checkpoint was gone before.
+// ended reports whether a generation whose record is over has or had its end message: no result of it counts any more.
+// If two processes end an import at once, the late one removes its end message, which replaced the other's; the
+// checkpoint was removed before that.
 func (q *Queue) ended(ctx context.Context, i *Import) (bool, error) {
 	m, err := q.conn.LastMsg(ctx, q.resultsStream(), q.resultSubject(i.ID, endKind))
 	if err == nil {
@@ -301,9 +306,9 @@ func (q *Queue) ended(ctx context.Context, i *Import) (bool, error) {
 	return seq == 0 || !p.of(i), err
 }
 
-// Delete removes an import with its results, its checkpoint and its record, so that nothing of it is left; its ID is free
-// again. The error wraps [ErrUnfinished] while the import is not over. Where it was cut off, the next call, or the next
-// [Queue.Begin] of the same import, finishes it. It also removes what is left of an import whose record was lost.
+// Delete removes an import with its results, its checkpoint and its record. Its ID is free again. The error wraps
+// [ErrUnfinished] if the import is not over. If Delete is interrupted, the next call or the next [Queue.Begin] of the
+// same import finishes it. It also removes what is left of an import whose record was lost.
 func (q *Queue) Delete(ctx context.Context, id string) error {
 	i, err := q.Update(ctx, id, func(i *Import) {
 		if i.State.Over() {
@@ -325,8 +330,8 @@ func (q *Queue) Delete(ctx context.Context, id string) error {
 	return nil
 }
 
-// DeleteOlder deletes the imports that were over longer ago than age, by this machine's clock, and returns their IDs. It
-// finishes each deletion that was cut off.
+// DeleteOlder deletes the imports that ended longer ago than age, by this machine's clock, and returns their IDs. It
+// finishes interrupted deletions.
 func (q *Queue) DeleteOlder(ctx context.Context, age time.Duration) ([]string, error) {
 	all, err := q.Imports(ctx)
 	if err != nil {
@@ -348,10 +353,10 @@ func (q *Queue) DeleteOlder(ctx context.Context, age time.Duration) ([]string, e
 	return gone, nil
 }
 
-// finishEnd takes an import whose record is over through the rest of its end, from wherever it was cut off: see the fence.
-// Afterwards its jobs are gone, a group of results that was under way has been refused, and the record has the final
-// counts; if it was deleting, nothing is left. It does nothing when i is no longer the record, or is live again: then
-// another process did all that.
+// finishEnd does the rest of the end of an import whose record is over, from wherever it was interrupted: see the
+// fence. After it, the jobs of the import are gone, a group of results that was under way has been rejected, and the
+// record has the final counts. If the record was deleting, nothing is left. finishEnd does nothing if i is no longer
+// the record, or is live again: then another process has done all that.
 //
 // Any number of processes can do it at the same time.
 func (q *Queue) finishEnd(ctx context.Context, i Import) error {
@@ -393,11 +398,11 @@ func (q *Queue) finishEnd(ctx context.Context, i Import) error {
 		if err := q.endCheckpoint(ctx, i.ID, p, seq); err != nil {
 			return err
 		}
-		// Whether it is ours or another one's, and whether the record is still there: both are read again.
+		// Read again whether it is ours, and whether the record is still there.
 	}
 }
 
-// removeEnded does what follows the terminal checkpoint p. It returns false when that is no longer there.
+// removeEnded does the steps after the terminal checkpoint p. It returns false if that checkpoint is gone.
 func (q *Queue) removeEnded(
 	ctx context.Context, i Import, revision uint64, p checkpoint, seq uint64,
 ) (done bool, err error) {
@@ -408,7 +413,7 @@ func (q *Queue) removeEnded(
 	if _, newest, err := q.checkpoint(ctx, i.ID); err != nil {
 		return false, err
 	} else if newest != seq {
-		// Another process was quicker, and its end message went first. Ours may be all that there is of the import now.
+		// Another process was faster, and removed its end message. Ours may be all that is left of the import.
 		err := q.conn.Ask(ctx, func(ctx context.Context) error { return q.results.DeleteMsg(ctx, end) })
 		if errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful) { // it is gone
 			err = nil
@@ -420,8 +425,18 @@ func (q *Queue) removeEnded(
 			return false, err
 		}
 	}
-	if err := q.purgeJobs(ctx, q.jobsSubject(i.ID), seq); err != nil {
-		return false, err
+	upTo := seq
+	if i.State == Cancelled {
+		d, err := q.droppedFrom(ctx, &i)
+		if err != nil {
+			return false, err
+		}
+		upTo = min(seq, d.first()-1)
+	}
+	if upTo > 0 {
+		if err := q.purgeJobs(ctx, q.jobsSubject(i.ID), upTo); err != nil {
+			return false, err
+		}
 	}
 	if i.State == Deleting {
 		if err := q.purgeResults(ctx, i.ID, end); err != nil {
@@ -436,9 +451,10 @@ func (q *Queue) removeEnded(
 	}
 	broker.Failpoint("delete-record-before")
 	broker.FailInside("delete-record-inside")
-	// It leaves a marker, some 200 bytes of the server's memory. Removing the message itself would be no good: the server
-	// notes on disk that it removed this one, but not that it removed the revisions before it, for the bucket keeps one;
-	// killed in the minutes after it, it would find the one before this when it starts. The newest is the marker.
+	// This leaves a marker, some 200 bytes of the server's memory. Do not remove the message itself: the server notes
+	// on disk that it removed this message, but not that it removed the revisions before it (the bucket keeps one
+	// revision). If it were killed in the next minutes, it would find the revision before this one at its start. With a
+	// marker, the newest message is the marker.
 	err = q.conn.Ask(ctx, func(ctx context.Context) error {
 		return q.control.Purge(ctx, importKey(i.ID), jetstream.LastRevision(revision))
 	})
@@ -446,16 +462,16 @@ func (q *Queue) removeEnded(
 		err = nil
 	}
 	broker.Failpoint("delete-record-after")
-	return false, q.fault(ctx, "delete the record of import "+i.ID, err) // whether it is gone is read
+	return false, q.fault(ctx, "delete the record of import "+i.ID, err) // whether it is gone is read again
 }
 
-// putEnd writes the end message, in place of one of an earlier generation.
+// putEnd writes the end message. It replaces that of an earlier generation.
 func (q *Queue) putEnd(ctx context.Context, i *Import) (seq uint64, err error) {
 	b, err := json.Marshal(endMessage{endVersion, i.Incarnation, i.Generation})
 	if err != nil {
 		return 0, err
 	}
-	q.conn.Reading() // to find an earlier one, the server reads all results since
+	q.conn.Reading() // to find an earlier one, the server reads all later results
 	broker.Failpoint("end-results-before")
 	broker.FailInside("end-results-inside")
 	seq, err = q.put(ctx, &nats.Msg{
@@ -466,8 +482,8 @@ func (q *Queue) putEnd(ctx context.Context, i *Import) (seq uint64, err error) {
 	return seq, q.fault(ctx, "end the results of import "+i.ID, err)
 }
 
-// setCounts gives a record that is over the counts of the last state: no result comes after the end message. It also
-// notes how many jobs there were, if nobody was told.
+// setCounts sets the counts of a record that is over to those of the last state: there is no result after the end
+// message. It also sets the number of jobs, if the record does not have it.
 func (q *Queue) setCounts(ctx context.Context, i Import, p checkpoint) error {
 	counts, err := q.stateCounts(ctx, &i)
 	if err != nil {
@@ -490,7 +506,7 @@ func (q *Queue) setCounts(ctx context.Context, i Import, p checkpoint) error {
 	return err
 }
 
-// stateCounts gives the counts of the last state of a record's incarnation.
+// stateCounts returns the counts of the last state of a record's incarnation.
 func (q *Queue) stateCounts(ctx context.Context, i *Import) (Counts, error) {
 	s, _, err := q.lastState(ctx, i.ID)
 	if err != nil {
@@ -508,12 +524,12 @@ func sameCounts(a, b Counts) bool {
 	return same && a == b
 }
 
-// removeStale removes a checkpoint that belongs to no present generation of its import: one without jobs, which a start
-// that came too late left, or a terminal one. One with jobs can only be there because a record was lost.
+// removeStale removes a checkpoint that does not belong to the present generation of its import: one without jobs, left
+// by a late start, or a terminal one. One with jobs means that a record was lost.
 func (q *Queue) removeStale(ctx context.Context, id string, p checkpoint, seq uint64) error {
 	if p.Jobs > 0 && !p.Ended {
 		if _, now, err := q.checkpoint(ctx, id); err != nil || now != seq {
-			return err // what was read before it is not so any more
+			return err // what was read has changed
 		}
 		return lost(id, "%d jobs of it are on the queue, and there is no record of them", p.Jobs)
 	}
@@ -525,7 +541,7 @@ func (q *Queue) removeStale(ctx context.Context, id string, p checkpoint, seq ui
 	return q.purgeJobs(ctx, q.checkpointSubject(id), seq)
 }
 
-// leftovers looks at what there is of an import without a record. It gives the end of the results stream if there are
+// leftovers checks what is left of an import without a record. It returns the end of the results stream if there are
 // state or end messages, and 0 if there are none. Jobs or results are an error.
 func (q *Queue) leftovers(ctx context.Context, id string) (upTo uint64, err error) {
 	s, err := q.conn.StreamState(ctx, q.resultsStream(), q.resultSubject(id, "*"))
@@ -550,7 +566,7 @@ func (q *Queue) leftovers(ctx context.Context, id string) (upTo uint64, err erro
 	}
 	if err != nil {
 		if _, err := q.Import(ctx, id); err == nil {
-			return 0, errStale // it was begun meanwhile
+			return 0, errStale // the import was started meanwhile
 		} else if !errors.Is(err, ErrNoImport) {
 			return 0, err
 		}
@@ -562,7 +578,7 @@ func (q *Queue) leftovers(ctx context.Context, id string) (upTo uint64, err erro
 	return upTo, nil
 }
 
-// deleteOrphans removes the jobs and results of an import that has no record; noImport is the error if it has none.
+// deleteOrphans removes the jobs and results of an import that has no record. If there are none, it returns noImport.
 func (q *Queue) deleteOrphans(ctx context.Context, id string, noImport error) error {
 	if !job.ValidImportID(id) {
 		return noImport
@@ -582,7 +598,7 @@ func (q *Queue) deleteOrphans(ctx context.Context, id string, noImport error) er
 	if len(jobs.Subjects)+len(results.Subjects) == 0 && checkpoint == 0 {
 		return noImport
 	}
-	// The record is not there, or is not there yet, after all that is going to be removed was.
+	// Read the record last: what is removed below was written earlier, and has no record.
 	if _, err := q.Import(ctx, id); !errors.Is(err, ErrNoImport) {
 		if err == nil {
 			err = fmt.Errorf("delete import %s: %w: it was begun just now", id, ErrUnfinished)
@@ -606,8 +622,8 @@ func (q *Queue) deleteOrphans(ctx context.Context, id string, noImport error) er
 	return q.purgeResults(ctx, id, results.LastSeq)
 }
 
-// Sweep finishes what was cut off, in all imports that have a checkpoint: ends, and enqueues that had only the record
-// left to change. An error about one import does not keep it from the others.
+// Sweep finishes what was interrupted in all imports that have a checkpoint: ends, and enqueues that had only the
+// record left to change. An error about one import does not stop it.
 func (q *Queue) Sweep(ctx context.Context) error {
 	ids, err := q.OpenImports(ctx)
 	if err != nil {
@@ -668,14 +684,14 @@ func (q *Queue) purgeResults(ctx context.Context, id string, upTo uint64) error 
 	return q.fault(ctx, "remove the results of import "+id, err)
 }
 
-// purge removes the messages of a stream with a subject, up to a sequence. It is tried again, as by [broker.Conn.Ask],
-// but for as long as a server may take for it.
+// purge removes the messages of a stream with a subject, up to a sequence. It tries again as [broker.Conn.Ask] does,
+// but with a longer timeout.
 func (q *Queue) purge(ctx context.Context, s jetstream.Stream, subject string, upTo uint64) error {
 	var failed time.Time
 	for attempt := 1; ; attempt++ {
-		q.conn.Reading() // the server reads all that it removes
+		q.conn.Reading() // the server reads all messages that it removes
 		bounded, cancel := q.conn.Within(ctx, purgeTime)
-		err := s.Purge(bounded, jetstream.WithPurgeSubject(subject), jetstream.WithPurgeSequence(upTo+1)) // what is before it
+		err := s.Purge(bounded, jetstream.WithPurgeSubject(subject), jetstream.WithPurgeSequence(upTo+1)) // removes what is before it
 		cancel()
 		if err == nil || !broker.Unreachable(err) || ctx.Err() != nil {
 			return err

@@ -21,29 +21,29 @@ import (
 )
 
 const (
-	// maxBatchBytes is when a batch is sent before it has maxBatchJobs. With the largest job that a server takes by
-	// default, 1 MiB, it stays below 8 MiB, which is what a client buffers while it reconnects.
+	// maxBatchBytes is the size at which a batch is sent before it has maxBatchJobs. With the largest job that a server
+	// takes by default, 1 MiB, a batch stays below the 8 MiB that a client buffers while it reconnects.
 	maxBatchBytes = 7_000_000
 
-	// bytesToTidy is how many bytes of jobs are sent before a batch removes the checkpoints of those before it. For that
-	// the server reads what it wrote since the last time: much longer pieces would not be read within commitTimeout on a
-	// slow disk, much shorter ones would keep much in its memory, see publish.
+	// bytesToTidy is how many bytes of jobs are sent before a batch removes the older checkpoints. For that the server
+	// reads what it wrote since the last time. With a much larger value a slow disk would exceed commitTimeout; a much
+	// smaller one would keep more in the server's memory, see publish.
 	bytesToTidy = 256 << 20
 
-	// batchesInTurn is how many batches an import has for itself before it makes way for another one that is enqueued on
-	// the same server, and turnPause is for how long: see share. A server takes some 25 batches a second.
+	// batchesInTurn is how many batches an import sends before another one that is enqueued at the same time has its
+	// turn. turnPause is the length of that turn: see share. A server takes some 25 batches a second.
 	batchesInTurn = 16
 	turnPause     = 2 * time.Second
 
 	// commitTimeout is for a whole batch. The server gives up one that has been quiet for 10 s.
 	commitTimeout = 10 * time.Second
 
-	// headerRoom is what headers and protocol may add to a job.
+	// headerRoom is how many bytes headers and protocol may add to a job.
 	headerRoom = 1024
 )
 
 // maxBatchJobs and the checkpoint make 1,000 messages, the server's limit for an atomic batch. With failpoints it is
-// small, so that a small import goes onto the queue in many pieces.
+// small, so that a small import is enqueued in many batches.
 var maxBatchJobs = func() int {
 	if broker.Failpoints {
 		return 17
@@ -51,34 +51,34 @@ var maxBatchJobs = func() int {
 	return 999
 }()
 
-// JetStream's codes for a batch that did not arrive as a whole, or had to wait for others. The stream holds nothing
-// of it then.
+// JetStream's codes for a batch that did not arrive as a whole, or had to wait for others. Nothing of it is on the
+// stream.
 const (
 	codeBatchMissingSeq jetstream.ErrorCode = 10175
 	codeBatchIncomplete jetstream.ErrorCode = 10176
 	codeBatchInflight   jetstream.ErrorCode = 10210
 )
 
-// ErrOrder is wrapped by the error of an [Queue.Enqueue] whose jobs are not those that the import began with.
+// ErrOrder is wrapped by the error of a [Queue.Enqueue] whose jobs differ from those already enqueued.
 var ErrOrder = errors.New("this input no longer gives the jobs that were enqueued before; " +
 	"import it under another import ID")
 
-// EnqueueStats says what an [Queue.Enqueue] did.
+// EnqueueStats says what a [Queue.Enqueue] did.
 type EnqueueStats struct {
 	Jobs    int64 // put on the queue by this call
-	Skipped int64 // found there: put by an earlier call, or by another process in the meantime
+	Skipped int64 // on the queue already, by an earlier call or another process
 }
 
-// Enqueue puts the jobs of an import on the queue, each exactly once, however often it is called, by however many
-// processes, and wherever an earlier call was cut off; then it sets the record to [Running]. The sequence of jobs must
-// be the same each time: jobs that are there already are skipped, and the error wraps [ErrOrder] when they are not the
-// ones that were put there, or not as many as the record announced. An import that is enqueued as a whole is not read
-// again.
+// Enqueue puts each job of an import on the queue exactly once, and then sets the record to [Running]. It can be called
+// any number of times, by any number of processes, and after an earlier call was interrupted anywhere. The sequence of
+// jobs must be the same each time: Enqueue skips the jobs that are there already. The error wraps [ErrOrder] if the
+// jobs differ from those, or in number from what the record announced. If the import is enqueued as a whole, jobs is
+// not read.
 //
-// After each batch, progress, unless nil, gets how many jobs are on the queue. An Enqueue that ends early, by ctx or by an
-// error, leaves the record [Enqueueing] and what it put on the queue there; the leader may have begun with it. Once the
-// import is cancelled no further batch goes on the queue; the error wraps [ErrCancelled], or [ErrNoImport] when it was
-// deleted.
+// After each batch Enqueue calls progress, unless it is nil, with the number of jobs on the queue. If it ends early, by
+// ctx or an error, the record stays [Enqueueing] and the jobs stay on the queue; the leader may have started on them.
+// After the import is cancelled, no further batch is written: the error wraps [ErrCancelled], or [ErrNoImport] if it
+// was deleted.
 func (q *Queue) Enqueue(
 	ctx context.Context, importID string, jobs iter.Seq[job.Job], progress func(done int64),
 ) (EnqueueStats, error) {
@@ -114,7 +114,7 @@ func (q *Queue) enqueue(
 		rec, err = q.Update(ctx, importID, func(i *Import) { i.enqueued(w.last) })
 	}
 	switch {
-	case errors.Is(err, errElsewhere): // and it is over by now
+	case errors.Is(err, errElsewhere): // and the import is over by now
 		rec, err = q.Import(ctx, importID)
 		return EnqueueStats{Jobs: w.written, Skipped: rec.Jobs - w.written}, err
 	case err == nil && rec.Incarnation != w.rec.Incarnation:
@@ -125,38 +125,38 @@ func (q *Queue) enqueue(
 	return EnqueueStats{Jobs: w.written, Skipped: w.last.Jobs - w.written}, err
 }
 
-// A writer puts the jobs of one generation of an import on the queue, in batches that end with a checkpoint. The jobs that
-// it took and that are not on the queue yet wait in msgs:
+// A writer puts the jobs of one generation of an import on the queue, in batches that end with a checkpoint. Jobs that
+// are not on the queue yet wait in msgs:
 //
 //	jobs of the source   0 ──────────────── last.Jobs ──────────── seen ─────────►
 //	                     on the stream      │ waiting in msgs      │ not taken yet
 //
-// While seen is below last.Jobs nothing waits, and what is taken is skipped.
+// While seen is below last.Jobs nothing waits, and jobs are skipped.
 type writer struct {
 	q         *Queue
-	rec       Import // as it was when the writer began: its incarnation and generation are what counts
+	rec       Import // from when the writer started; only incarnation and generation matter
 	progress  func(int64)
-	announced int64 // jobs that the record promises; 0 when it does not
+	announced int64 // jobs according to the record; 0 if it does not say
 	name      string
 
 	last checkpoint // the newest known one
 	seq  uint64     // its sequence
 
-	aside  int // batches that go by the checkpoint's subject, see publish
+	aside  int // batches to be conditional on the checkpoint's subject, see publish
 	turn   int // batches since another import had its turn
-	untidy int // bytes sent since the checkpoints before were removed
+	untidy int // bytes sent since older checkpoints were removed
 
 	seen    int64      // jobs that were taken so far
 	chain   chain      // over them
 	source  checkpoint // what a retry adds to each checkpoint: After, Looked and so on
 	written int64      // jobs that this writer put on the queue
 
-	msgs   []*nats.Msg // waiting; what lies between len and cap is used again
+	msgs   []*nats.Msg // waiting; those between len and cap are reused
 	chains []chain     // after each of them
 	bytes  []byte      // what they hold
 }
 
-// open finds out how far the generation is on the queue, and removes what a batch left there that was cut off.
+// open finds out how far the generation is enqueued, and removes the jobs of an incomplete batch.
 func (w *writer) open(ctx context.Context) (err error) {
 	w.name, w.aside = nuid.Next(), 1
 	w.last, w.seq, err = w.q.startGeneration(ctx, w.rec)
@@ -173,7 +173,7 @@ func (w *writer) putAll(ctx context.Context, jobs iter.Seq[job.Job]) error {
 			return err
 		}
 	}
-	// An iterator stops early when its context ends, and that must not pass for the end of the input.
+	// An iterator stops early when its context ends. That must not be taken for the end of the input.
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -183,7 +183,7 @@ func (w *writer) putAll(ctx context.Context, jobs iter.Seq[job.Job]) error {
 	return w.commit(ctx, true)
 }
 
-// take takes one job: it joins those that wait, or is skipped. When enough wait they go on the queue.
+// take takes one job: it adds it to the waiting jobs, or skips it. When enough wait, take commits them.
 func (w *writer) take(ctx context.Context, j *job.Job) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -199,7 +199,7 @@ func (w *writer) take(ctx context.Context, j *job.Job) error {
 		}
 		return nil
 	}
-	if w.last.Done { // by another process, in the meantime, and there were fewer
+	if w.last.Done { // another process has finished, with fewer jobs
 		return ErrOrder
 	}
 	start := len(w.bytes)
@@ -217,7 +217,7 @@ func (w *writer) take(ctx context.Context, j *job.Job) error {
 	return nil
 }
 
-// slot adds a message, one that was used before if there is one. Publishing copies what a message holds.
+// slot adds a message and returns it. It reuses an old one if it can: publishing copies the contents.
 func (w *writer) slot() *nats.Msg {
 	n := len(w.msgs)
 	if n < cap(w.msgs) && w.msgs[:n+1][n] != nil {
@@ -228,9 +228,9 @@ func (w *writer) slot() *nats.Msg {
 	return w.msgs[n]
 }
 
-// commit puts what waits on the queue, together with a checkpoint that says so, as one batch and only if nobody else
-// moved the checkpoint. If someone did, what they wrote is taken for written, and the rest is tried again. When no
-// answer came, the checkpoint tells what happened.
+// commit writes the waiting jobs and a checkpoint in one batch, on the condition that nobody else wrote a checkpoint.
+// If somebody did, it skips the jobs that they wrote, and tries the rest again. If there is no response, the checkpoint
+// shows what happened.
 func (w *writer) commit(ctx context.Context, done bool) error {
 	var giveUp time.Time
 	for wait := 50 * time.Millisecond; len(w.msgs) > 0 || done && !w.last.Done; wait = min(2*wait, 2*time.Second) {
@@ -243,19 +243,19 @@ func (w *writer) commit(ctx context.Context, done bool) error {
 		}
 		if api := broker.APIError(err); api != nil && api.ErrorCode == broker.CodeStoreFailed {
 			return fmt.Errorf("stream %s takes no more jobs: %w; its limits have to hold all jobs of the imports that are "+
-				"not over", w.q.jobsStream(), err)
+				"not complete; delete those that were cancelled", w.q.jobsStream(), err)
 		}
 		outrun := broker.LostRace(err)
 		if !outrun && !transient(err) {
 			return err
 		}
 		if giveUp.IsZero() {
-			giveUp = time.Now().Add(patience)
+			giveUp = time.Now().Add(retryTime)
 		}
 		before := w.seq
 		readErr := w.catchUp(ctx)
 		if readErr == nil && !outrun {
-			readErr = w.dropTorn(ctx) // of this very batch: the server may have been killed in it
+			readErr = w.dropTorn(ctx) // of this batch: the server may have been killed in the middle
 		}
 		if readErr != nil {
 			if !transient(readErr) {
@@ -263,7 +263,7 @@ func (w *writer) commit(ctx context.Context, done bool) error {
 			}
 			err = readErr
 		}
-		if done && w.seen < w.last.Jobs { // the other one's input goes on where ours ended
+		if done && w.seen < w.last.Jobs { // the other input is longer than ours
 			return ErrOrder
 		}
 		if w.seq != before {
@@ -290,9 +290,9 @@ func (w *writer) commit(ctx context.Context, done bool) error {
 	return nil
 }
 
-// share is called when another import turned out to be enqueued at the same time. The two take turns, so that neither
-// makes the other send everything twice: who had the stream for long steps back, who has just begun goes on, for a while
-// in a way that the other one cannot disturb. It returns false when ctx ends.
+// share is called when another import is enqueued at the same time. The two take turns, so that neither makes the other
+// send everything twice. An import that had a long turn pauses. One whose turn has just begun continues, for a while
+// with a condition that the other one cannot break. share returns false when ctx ends.
 func (w *writer) share(ctx context.Context) bool {
 	if w.turn < batchesInTurn {
 		w.aside = batchesInTurn - w.turn
@@ -302,17 +302,17 @@ func (w *writer) share(ctx context.Context) bool {
 	return clock.Pause(ctx, turnPause)
 }
 
-// publish sends what waits, and a checkpoint behind it, to be written as one and only if the checkpoint is where this
-// writer saw it last.
+// publish sends the waiting jobs and a checkpoint as one batch. The server writes it only if the newest checkpoint is
+// the one that this writer saw last.
 //
-// It could say so by the last message of the checkpoint's subject, and have each checkpoint remove the one before. But
-// the server reads a message to compare with it or to remove it, and it keeps the block of the stream, 8 MiB, in which
-// a message was read for 10 seconds longer than the others, which it gives up when they are full: at full speed that
-// is hundreds of MB. So it says that the whole stream ends with this writer's last checkpoint, which the server knows
-// without reading, and which is true unless another import is enqueued at the same time; only then it goes by the
-// subject for some batches. And old checkpoints are removed many at a time; until then the last one is what counts.
+// The condition could be the last message of the checkpoint's subject, and each checkpoint could remove the one before.
+// But to compare or remove a message the server reads it. It then keeps the block with that message, 8 MiB, in memory
+// for 10 seconds longer than other blocks: at full speed that is hundreds of MB. So the condition is that the whole
+// stream ends with this writer's last checkpoint, which the server knows without reading. That is true unless another
+// import is enqueued at the same time; only then some batches use the subject. Old checkpoints are removed many at a
+// time; until then only the last one counts.
 //
-// The first batch goes by the subject: the stream still ends with the initial checkpoint when that was removed.
+// The first batch uses the subject: the initial checkpoint may have been removed, and the stream still ends with it.
 func (w *writer) publish(ctx context.Context, done bool) error {
 	ctx, cancel := w.q.conn.Within(ctx, commitTimeout)
 	defer cancel()
@@ -332,7 +332,7 @@ func (w *writer) publish(ctx context.Context, done bool) error {
 	if w.aside > 0 {
 		last.Header.Set(jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(w.seq, 10))
 	} else {
-		// The server takes it with the first message only, which is used again.
+		// The server takes it with the first message only. The message is reused, so the header is removed again.
 		batch[0].Header.Set(jetstream.ExpectedLastSeqHeader, strconv.FormatUint(w.seq, 10))
 		defer batch[0].Header.Del(jetstream.ExpectedLastSeqHeader)
 	}
@@ -359,7 +359,7 @@ func (w *writer) publish(ctx context.Context, done bool) error {
 	return nil
 }
 
-// transient tells whether a batch may go through when it is sent again.
+// transient reports whether a batch may go through when it is sent again.
 func transient(err error) bool {
 	if broker.Unreachable(err) || errors.Is(err, jetstreamext.ErrInvalidBatchAck) {
 		return true
@@ -373,8 +373,8 @@ func transient(err error) bool {
 	return false
 }
 
-// catchUp reads the checkpoint again and takes what it counts for written. The error is that of [Queue.notLive] when the
-// generation has ended.
+// catchUp reads the checkpoint again, and drops the waiting jobs that it counts. The error is that of [Queue.notLive]
+// if the generation has ended.
 func (w *writer) catchUp(ctx context.Context) error {
 	p, seq, err := w.q.checkpoint(ctx, w.rec.ID)
 	if err != nil || seq == w.seq {
@@ -409,13 +409,13 @@ func (w *writer) catchUp(ctx context.Context) error {
 	return nil
 }
 
-// drop takes the first n messages away from those that wait.
+// drop removes the first n waiting messages.
 func (w *writer) drop(n int) {
 	if n == len(w.msgs) {
 		w.msgs, w.chains, w.bytes = w.msgs[:0], w.chains[:0], w.bytes[:0]
 		return
 	}
-	// The dropped ones go behind the rest, to be used again.
+	// Move the dropped ones behind the rest, to be reused.
 	dropped := slices.Clone(w.msgs[:n])
 	copy(w.msgs, w.msgs[n:])
 	copy(w.msgs[len(w.msgs)-n:], dropped)
@@ -423,13 +423,13 @@ func (w *writer) drop(n int) {
 	w.chains = append(w.chains[:0], w.chains[n:]...)
 }
 
-// dropTorn takes the jobs of a batch off the queue that is not there as a whole.
+// dropTorn removes the jobs of an incomplete batch from the queue.
 //
-// The server writes a batch message by message. What a kill cuts off it completes when it starts, but when its disk is
-// full, and full still at the next start, it throws the rest away. Nobody sees a batch before it is there with the
-// checkpoint at its end. So a job after the newest checkpoint, while that stays the newest, is of such a one.
+// The server writes a batch message by message. After a kill it completes the batch when it starts. But if its disk was
+// full, and still is at the next start, it drops the rest. Nobody sees a batch before the checkpoint at its end is
+// written. So a job after the newest checkpoint, while that stays the newest, is from an incomplete batch.
 //
-// A stream with copies on several servers takes a batch as one.
+// A stream with copies on several servers writes a batch as one entry of its log.
 func (w *writer) dropTorn(ctx context.Context) error {
 	if w.q.jobs.CachedInfo().Config.Replicas > 1 {
 		return nil
@@ -444,7 +444,7 @@ func (w *writer) dropTorn(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		// Read after each job: another process may enqueue the import, and its jobs have their checkpoint.
+		// Read it after each job: another process may enqueue the import, and its jobs have a checkpoint.
 		if _, newest, err := w.q.checkpoint(ctx, w.rec.ID); err != nil {
 			return err
 		} else if newest != w.seq {

@@ -226,8 +226,8 @@ func TestTornBatch(t *testing.T) {
 	wantJobs(t, q, "b", 10)
 }
 
-// The same before the first batch, and in the middle of a run whose batch got no answer.
-func TestTornBatchAfterLostAnswer(t *testing.T) {
+// The same before the first batch, and in the middle of a run whose batch got no response.
+func TestTornBatchAfterLostResponse(t *testing.T) {
 	q := openQueue(t)
 	if _, _, err := q.Begin(t.Context(), Import{ID: "a", Digest: "d"}); err != nil {
 		t.Fatal(err)

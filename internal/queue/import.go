@@ -18,10 +18,10 @@ import (
 )
 
 var (
-	// ErrNoImport is wrapped by the error of a call for an import that was never begun, or is deleted.
+	// ErrNoImport is wrapped by the error of a call for an import that never existed or is deleted.
 	ErrNoImport = errors.New("no such import")
 
-	// ErrUnfinished is wrapped by the error of a call that has to wait for the end of an import.
+	// ErrUnfinished is wrapped by the error of a call that is possible only after the end of an import.
 	ErrUnfinished = errors.New("import is not finished")
 
 	// ErrCancelled is wrapped by the error of a [Queue.Enqueue] or [Queue.Retry] that somebody cancelled.
@@ -51,18 +51,18 @@ const (
 	Enqueueing ImportState = "enqueueing" // some of its jobs may not be on the queue yet
 	Running    ImportState = "running"    // all of its jobs are on the queue
 	Complete   ImportState = "complete"   // all of its jobs have a result
-	Cancelled  ImportState = "cancelled"  // somebody had its jobs dropped that had no result
+	Cancelled  ImportState = "cancelled"  // its jobs without a result were dropped
 	Retrying   ImportState = "retrying"   // some of the jobs of a retry may not be on the queue yet
-	Deleting   ImportState = "deleting"   // its results, and then its record, are being removed
+	Deleting   ImportState = "deleting"   // its results and then its record are being removed
 )
 
-// Over tells whether nothing more is going to be done for the import, unless it is retried.
+// Over reports whether the import has ended, unless it is retried.
 func (s ImportState) Over() bool { return s == Complete || s == Cancelled || s == Deleting }
 
 // importVersion is the version of an import record that this package writes, and the newest that it reads.
 const importVersion = 1
 
-// An Import is the record of one intake of input. The counts of rows are the importer's; this package keeps them.
+// An Import is the record of one import. This package stores the counts of rows, which the importer makes.
 type Import struct {
 	ID        string      `json:"import"`
 	Digest    string      `json:"digest"` // of the content and of the options that change jobs
@@ -79,17 +79,17 @@ type Import struct {
 	Duplicates    int64 `json:"duplicates"`
 	Rejected      int64 `json:"rejected"`
 	Conversations int64 `json:"conversations"`
-	Calls         int64 `json:"calls"` // needed if all goes well
-	Jobs          int64 `json:"jobs"`  // 0 until Enqueue has counted them, if Begin was not told
+	Calls         int64 `json:"calls"` // if none has to be repeated
+	Jobs          int64 `json:"jobs"`  // 0 until Enqueue has counted them, if Begin did not get it
 
-	// Incarnation is new with each Begin, so that what belongs to an import that was deleted is not taken for a part of a
-	// later one with the same ID.
+	// Incarnation is new with each Begin. It tells the data of a deleted import from that of a later one with the same
+	// ID.
 	Incarnation string `json:"incarnation"`
 
 	Generation int      `json:"generation,omitempty"`  // how often it was retried
 	Retried    int64    `json:"retried,omitempty"`     // jobs of the last retry, once they are on the queue
-	RetryCodes []string `json:"retry_codes,omitempty"` // which failures it is about; all when empty
-	RetryFrom  uint64   `json:"retry_from,omitempty"`  // results of this generation come after this one, by sequence
+	RetryCodes []string `json:"retry_codes,omitempty"` // of the failures that are retried; empty means all
+	RetryFrom  uint64   `json:"retry_from,omitempty"`  // results of this generation have a higher sequence
 	RetryOf    int64    `json:"retry_of,omitempty"`    // partial and failed results, replaced ones too, up to RetryFrom
 	FirstRetry uint64   `json:"first_retry,omitempty"` // RetryFrom of the first retry; 0 if there was none
 
@@ -100,17 +100,17 @@ type Import struct {
 	RejectsFile string   `json:"rejects_file,omitempty"`
 }
 
-// same tells whether both are records of one incarnation and generation.
+// same reports whether both records have the same incarnation and generation.
 func (i *Import) same(other *Import) bool {
 	return i.Incarnation == other.Incarnation && i.Generation == other.Generation
 }
 
-// live tells whether jobs of the record's generation may be put on the queue, or be there.
+// live reports whether jobs of the record's generation may be on the queue or be put there.
 func (i *Import) live() bool { return !i.State.Over() }
 
-// enqueued sets what a checkpoint says that is done: all jobs of the record's generation are on the queue. It does
-// nothing if the record says so already, or is over. Whoever sets Complete calls it first: the enqueuer may have been
-// killed before it did.
+// enqueued sets the record to Running if the checkpoint is done: all jobs of its generation are on the queue. It does
+// nothing if that was set before, or the record is over. Call it before setting Complete: the process that enqueued may
+// have been killed before it called it.
 func (i *Import) enqueued(p checkpoint) {
 	if !p.Done || p.Ended || !p.of(i) {
 		return
@@ -126,7 +126,7 @@ func (i *Import) enqueued(p checkpoint) {
 	i.State, i.Enqueued = Running, now()
 }
 
-// now is the time for records: in UTC, and without the monotonic part that the wire form does not carry.
+// now returns the time for records: in UTC, without the monotonic reading, which the wire form does not have.
 func now() time.Time { return time.Now().UTC().Round(0) }
 
 // storedImport is the wire form.
@@ -151,12 +151,12 @@ func decodeImport(b []byte) (Import, error) {
 	return s.Import, nil
 }
 
-// Begin stores the record of a new import, in the state [Enqueueing]; Created is set unless it is. When the ID is there
-// already with the same digest, the record as stored comes back, and existed is true; with another digest the error is a
+// Begin stores the record of a new import, in the state [Enqueueing]. It sets Created if it is zero. If the ID exists
+// with the same digest, Begin returns the stored record, and existed is true; with another digest the error is a
 // [*ConflictError].
 //
-// What was cut off is finished first: the deletion of an import of that ID, or the end of one that is over. The error is a [*broker.DamagedError] if there are
-// jobs or results of an import whose record is not there.
+// First it finishes what was interrupted: the deletion of an import with that ID, or the end of one that is over. The
+// error is a [*broker.DamagedError] if there are jobs or results of an import without a record.
 func (q *Queue) Begin(ctx context.Context, i Import) (stored Import, existed bool, err error) {
 	if !job.ValidImportID(i.ID) {
 		return Import{}, false, fmt.Errorf("import ID %q: use 1 to %d of A-Z, a-z, 0-9, - and _", i.ID, job.MaxImportID)
@@ -191,14 +191,14 @@ func (q *Queue) begin(ctx context.Context, i Import) (stored Import, existed boo
 		}
 		return Import{}, false, errStale
 	}
-	if stored.Incarnation == i.Incarnation { // the answer to a request before this one was lost
+	if stored.Incarnation == i.Incarnation { // the response to an earlier request was lost
 		_, _, err = q.startGeneration(ctx, stored)
 		return stored, false, err
 	}
 	if stored.Digest != i.Digest {
 		return Import{}, false, &ConflictError{ID: i.ID}
 	}
-	if stored.State.Over() { // its end may have been cut off
+	if stored.State.Over() { // its end may have been interrupted
 		if err := q.drainAndEnd(ctx, stored); err != nil {
 			return Import{}, false, fmt.Errorf("end import %s: %w", i.ID, err)
 		}
@@ -206,7 +206,7 @@ func (q *Queue) begin(ctx context.Context, i Import) (stored Import, existed boo
 	return stored, true, nil
 }
 
-// create stores a record where there was none a moment ago. It returns errStale if there is one by now.
+// create stores a new record. It returns errStale if there is one by now.
 func (q *Queue) create(ctx context.Context, i Import) error {
 	leftovers, err := q.leftovers(ctx, i.ID)
 	if err != nil {
@@ -229,14 +229,14 @@ func (q *Queue) create(ctx context.Context, i Import) error {
 		return q.fault(ctx, "begin import "+i.ID, err)
 	}
 	broker.Failpoint("begin-after")
-	// No record was there when this one was made, so what was there before it is of imports that are deleted.
+	// There was no record when this one was made, so what is older is from deleted imports.
 	if leftovers > 0 {
 		return q.purgeResults(ctx, i.ID, leftovers)
 	}
 	return nil
 }
 
-// Import reads the record of an import. The error wraps [ErrNoImport] when there is none.
+// Import reads the record of an import. The error wraps [ErrNoImport] if there is none.
 func (q *Queue) Import(ctx context.Context, id string) (Import, error) {
 	i, _, err := q.importRecord(ctx, id)
 	return i, err
@@ -287,7 +287,7 @@ func (q *Queue) listImports(ctx context.Context) ([]Import, error) {
 			if !ok {
 				return nil, errors.Join(ctx.Err(), jetstream.ErrConnectionClosed)
 			}
-			if e == nil { // all that was there has come
+			if e == nil { // all records were received
 				slices.SortFunc(all, func(a, b Import) int { return b.Created.Compare(a.Created) })
 				return all, nil
 			}
@@ -302,8 +302,8 @@ func (q *Queue) listImports(ctx context.Context) ([]Import, error) {
 	}
 }
 
-// OpenImports lists the imports that may have jobs on the queue, in order of their IDs: those with a checkpoint, which is
-// removed last when an import ends. It is one request, whatever the number of imports that are over.
+// OpenImports lists the imports that may have jobs on the queue, in order of their IDs. These have a checkpoint, which
+// is removed last when an import ends. It takes one request, however many imports are over.
 func (q *Queue) OpenImports(ctx context.Context) ([]string, error) {
 	all := q.checkpointSubject("*")
 	s, err := q.conn.StreamState(ctx, q.jobsStream(), all)
@@ -318,8 +318,8 @@ func (q *Queue) OpenImports(ctx context.Context) ([]string, error) {
 	return ids, nil
 }
 
-// Update changes the record of an import, and returns it as it is then. The change is made to the newest record, once
-// more if another process was quicker, so that change must depend on its argument alone.
+// Update changes the record of an import, and returns the new one. It calls change with the newest record, and again if
+// another process changed that meanwhile, so change must depend on its argument only.
 func (q *Queue) Update(ctx context.Context, id string, change func(*Import)) (Import, error) {
 	i, _, err := q.update(ctx, id, change)
 	return i, err
@@ -359,8 +359,8 @@ func (q *Queue) update(ctx context.Context, id string, change func(*Import)) (Im
 	}
 }
 
-// PauseImport lets no job of the import be handed out until [Queue.ResumeImport]. Jobs in flight end as they will. It
-// does nothing to an import that is over.
+// PauseImport stops handing out jobs of the import until [Queue.ResumeImport]. Jobs in flight are finished. It does
+// nothing to an import that is over.
 func (q *Queue) PauseImport(ctx context.Context, id string) error {
 	_, err := q.Update(ctx, id, func(i *Import) { i.Paused = i.Paused || i.live() })
 	return err

@@ -48,7 +48,7 @@ func testJob(id string, n int) job.Job {
 	}
 }
 
-// testJobs gives the first n jobs of an import.
+// testJobs returns the first n jobs of an import.
 func testJobs(id string, n int) iter.Seq[job.Job] {
 	return func(yield func(job.Job) bool) {
 		for i := range n {

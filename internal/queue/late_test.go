@@ -10,9 +10,9 @@ import (
 	"groupferry/internal/job"
 )
 
-// The answer to a group gets lost, and an import in it ends before the leader looks what became of the group: no result
-// of that import is written any more, also when another import of the group goes on.
-func TestEndAfterLostAnswer(t *testing.T) {
+// The response to a group is lost, and an import in it ends before the leader checks what became of the group: no result
+// of that import is written any more, also if another import of the group continues.
+func TestEndAfterLostResponse(t *testing.T) {
 	for _, gone := range []bool{false, true} {
 		t.Run(fmt.Sprintf("deleted=%t", gone), func(t *testing.T) {
 			q := leaderQueue(t)
@@ -97,7 +97,7 @@ func TestCompletionGoesOn(t *testing.T) {
 	}
 }
 
-// Whoever looks at an import while it is cancelled sees no damage.
+// Reading an import while it is cancelled shows no damage.
 func TestProgressWhileCancelled(t *testing.T) {
 	q := leaderQueue(t)
 	for n := range 20 {

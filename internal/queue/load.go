@@ -17,31 +17,30 @@ import (
 )
 
 const (
-	// jobsAtOnce and jobsBytes bound one reading of jobs: what an import has in its buffer is at most both, and lowWater.
+	// jobsAtOnce and jobsBytes bound one read of jobs. The buffer of an import has at most that, and lowWater.
 	jobsAtOnce = 256
 	jobsBytes  = 512 << 10
 
-	// lostAtOnce bounds a reading of jobs that an earlier leader did not finish: others are between them.
+	// lostAtOnce bounds one read of jobs that an earlier leader did not finish: there are others between them.
 	lostAtOnce = 64
 
-	// buffered is shared by the buffers of all imports when they are many; none gets less than minJobsBytes.
+	// buffered is shared by the buffers of all imports if there are many; none gets less than minJobsBytes.
 	buffered     = 16 << 20
 	minJobsBytes = 32 << 10
 
-	// checkpointEvery is how soon jobs are found that were put on the queue meanwhile. A generation that has no checkpoint
-	// yet is looked for as often.
+	// checkpointEvery is how often new jobs are looked for, and generations that have no checkpoint yet.
 	checkpointEvery = 250 * time.Millisecond
 
-	// missingWait is how long jobs are looked for that should be on the stream, before the stream's leader is asked: the
-	// server that answers a direct get may lag behind.
+	// missingWait is how long jobs that should be on the stream are looked for, before the stream's leader is asked.
+	// The server that serves a direct get may lag behind.
 	missingWait = time.Second
 )
 
 // errNotYet says that a generation has no checkpoint yet.
 var errNotYet = errors.New("the import is just beginning")
 
-// loadAll loads the imports that are not loaded. What is wrong with one of them stops none of the others; the error is
-// about NATS, or ctx.
+// loadAll loads the imports that are not loaded. A problem with one of them does not stop the others; the error is
+// about NATS or ctx.
 func (t *Term) loadAll(ctx context.Context, ids []string, crashed bool) error {
 	var first error
 	t.eachOf(ids, func(id string) {
@@ -58,7 +57,7 @@ func (t *Term) loadAll(ctx context.Context, ids []string, crashed bool) error {
 	return first
 }
 
-// eachOf calls do for each, for a few at a time, and returns when all have returned.
+// eachOf calls do for each, a few at a time, and returns when all have returned.
 func (t *Term) eachOf(ids []string, do func(id string)) {
 	slots := make(chan struct{}, loaders)
 	var all sync.WaitGroup
@@ -72,7 +71,7 @@ func (t *Term) eachOf(ids []string, do func(id string)) {
 	all.Wait()
 }
 
-// load begins to work on an import, unless it is worked on, over, or gone.
+// load starts to work on an import, unless it is loaded already, over, or gone.
 func (t *Term) load(ctx context.Context, id string, crashed bool) error {
 	t.mu.Lock()
 	known := t.byID[id] != nil
@@ -80,7 +79,7 @@ func (t *Term) load(ctx context.Context, id string, crashed bool) error {
 	if known || !job.ValidImportID(id) {
 		return nil
 	}
-	// The record is read last: of the incarnations that were met before it, it is the newest.
+	// Read the record last, so that it is the newest of the incarnations read.
 	last, stateSeq, err := t.q.lastState(ctx, id)
 	if err != nil {
 		return err
@@ -100,7 +99,7 @@ func (t *Term) load(ctx context.Context, id string, crashed bool) error {
 		return errNotYet
 	}
 	if last != nil && last.Incarnation != record.Incarnation {
-		// Of an import with this ID that was deleted, and the deletion was cut off.
+		// From an import with this ID whose deletion did not complete.
 		if err := t.q.purgeResults(ctx, id, stateSeq); err != nil {
 			return err
 		}
@@ -111,7 +110,7 @@ func (t *Term) load(ctx context.Context, id string, crashed bool) error {
 	}
 	a := &active{
 		id: id, incarnation: record.Incarnation, generation: record.Generation, paused: record.Paused,
-		// No job is handed out before a state of this term is written: so the next leader knows whether any was.
+		// Hand out no job before a state of this term is written, so the next leader knows whether any was.
 		hold: true, stateWant: true,
 		open: make(map[uint64]*entry), limit: minAhead,
 		checkpoint: p, checkpointSeq: seq, checked: time.Now(), next: 1, jump: true,
@@ -120,7 +119,7 @@ func (t *Term) load(ctx context.Context, id string, crashed bool) error {
 		a.counts = last.Counts
 	}
 	resumed := last != nil && last.Generation == record.Generation
-	crashed = crashed && resumed && last.Term+1 == t.cfg.Term // else the leader that was lost handed out none of its jobs
+	crashed = crashed && resumed && last.Term+1 == t.cfg.Term // else the lost leader handed out none of its jobs
 	if resumed {
 		a.resume(last, crashed)
 	}
@@ -138,7 +137,7 @@ func (t *Term) load(ctx context.Context, id string, crashed bool) error {
 	return nil
 }
 
-// resume goes on from the last state.
+// resume continues from the last state.
 func (a *active) resume(s *state, crashed bool) {
 	a.next, a.handed, a.stated, a.unreadable = max(s.Next, 1), s.Handed, s.Handed, s.Unreadable
 	a.limit = s.Handed + s.Ahead
@@ -156,7 +155,7 @@ func (a *active) resume(s *state, crashed bool) {
 	if !crashed {
 		return
 	}
-	for _, seq := range s.Trial { // and no others
+	for _, seq := range s.Trial { // only these
 		if e := a.open[seq]; e != nil {
 			e.crashes++
 		}
@@ -196,7 +195,7 @@ func (t *Term) readJobs(ctx context.Context) {
 	}
 }
 
-// fillAll fills each buffer that is low once, and says when to look again at the latest.
+// fillAll fills each low buffer once, and returns when to call it again at the latest.
 func (t *Term) fillAll(ctx context.Context, r *batchReader) (again time.Duration, err error) {
 	t.mu.Lock()
 	imports := append([]*active(nil), t.d.imports...)
@@ -244,7 +243,7 @@ func (t *Term) fill(ctx context.Context, r *batchReader, a *active, bytes int) e
 	if !low || from >= end && !missing {
 		return nil
 	}
-	if from >= end { // there is a gap in what was read
+	if from >= end { // there is a gap in the jobs that were read
 		return t.lookForMissing(ctx, a, from, end)
 	}
 	got, next, jump, err := r.readRun(ctx, from, end, t.q.jobsSubject(a.id), jobsAtOnce, min(bytes, jobsBytes), jump)
@@ -272,12 +271,12 @@ func (t *Term) fill(ctx context.Context, r *batchReader, a *active, bytes int) e
 	if a.handedOut() {
 		t.maybeComplete(a)
 	}
-	t.d.hungry = false // it was seen to
+	t.d.hungry = false // done
 	t.dispatch()
 	return err
 }
 
-// lookForMissing asks the stream's leader for jobs that no direct get brought. If it has none either, they are lost.
+// lookForMissing asks the stream's leader for jobs that no direct get returned. If it has none either, they are lost.
 func (t *Term) lookForMissing(ctx context.Context, a *active, next, end uint64) error {
 	m, err := t.q.conn.NextMsg(ctx, t.q.jobsStream(), next, t.q.jobsSubject(a.id))
 	if err != nil && !errors.Is(err, broker.ErrNotFound) {
@@ -296,7 +295,7 @@ func (t *Term) lookForMissing(ctx context.Context, a *active, next, end uint64) 
 	return nil
 }
 
-// readCheckpoint looks whether more jobs were put on the queue.
+// readCheckpoint checks whether more jobs were put on the queue.
 func (t *Term) readCheckpoint(ctx context.Context, a *active) error {
 	p, seq, err := t.q.checkpoint(ctx, a.id)
 	if err != nil {
@@ -308,7 +307,7 @@ func (t *Term) readCheckpoint(ctx context.Context, a *active) error {
 	if p.Incarnation == a.incarnation && p.Generation == a.generation && !p.Ended {
 		a.checkpoint, a.checkpointSeq = p, seq
 		t.maybeComplete(a)
-	} else { // it has ended, or is going to
+	} else { // it has ended, or will
 		t.changed[a.id] = true
 		kick(t.keepKick)
 	}
@@ -325,7 +324,7 @@ func (t *Term) readLost(ctx context.Context, r *batchReader, a *active) error {
 		return t.q.fault(ctx, "read the jobs of import "+a.id, err)
 	}
 	if len(got) == 0 || got[0].seq != lost[0] {
-		// The server that answered may lag behind; the stream's leader does not.
+		// The server that responded may lag behind; the stream's leader does not.
 		m, err := t.q.conn.MsgAt(ctx, t.q.jobsStream(), lost[0])
 		if err != nil && !errors.Is(err, broker.ErrNotFound) {
 			return err
@@ -339,7 +338,7 @@ func (t *Term) readLost(ctx context.Context, r *batchReader, a *active) error {
 		}
 		got = []stored{{&nats.Msg{Data: m.Data}, m.Sequence}}
 	}
-	before := make(map[uint64]*job.Result) // of those that are to be failed
+	before := make(map[uint64]*job.Result) // of the jobs that get a failed result
 	for _, m := range got {
 		t.mu.Lock()
 		e := a.open[m.seq]
@@ -356,7 +355,7 @@ func (t *Term) readLost(ctx context.Context, r *batchReader, a *active) error {
 	defer t.mu.Unlock()
 	for _, m := range got {
 		if len(lost) == 0 || lost[0] < m.seq {
-			break // the next reading begins with the one that is missing
+			break // the next read starts with the missing one
 		}
 		if lost[0] > m.seq {
 			continue // it has its result
@@ -378,11 +377,10 @@ func (t *Term) readLost(ctx context.Context, r *batchReader, a *active) error {
 	return nil
 }
 
-// CodeCrashed is the code of a job, and of its conversations, that was under way alone when the process died.
+// CodeCrashed is the code of a job, and of its conversations, that was the only one under way when the process died.
 const CodeCrashed = "crashed"
 
-// finishCrashed gives a job its result without a call; before is the result that it replaces, nil for none. The lock is
-// held.
+// finishCrashed finishes a job without a call; before is the result that it replaces, nil for none. The lock is held.
 func (t *Term) finishCrashed(e *entry, before *job.Result) {
 	j, err := job.Decode(e.data)
 	r := crashedResult(&j, before)
@@ -402,8 +400,8 @@ func (t *Term) finishCrashed(e *entry, before *job.Result) {
 	t.enqueue(w)
 }
 
-// crashedResult is the result of a job that nobody gets to do. A retried job has some of the conversations of the result
-// that it replaces; what that one says about all others stays.
+// crashedResult returns the result of a job that is not done because it may crash the process. A retried job has some
+// of the conversations of the result that it replaces; for the others the earlier result stays.
 func crashedResult(j *job.Job, before *job.Result) job.Result {
 	r := job.Result{
 		Job: j.ID, FromAccount: j.FromAccount, GroupName: j.GroupName, Outcome: job.Failed,
@@ -436,7 +434,7 @@ func crashedResult(j *job.Job, before *job.Result) job.Result {
 	return r
 }
 
-// priorOf reads the result that a job's result is going to replace; nil if there is none, or it is missing.
+// priorOf reads the result that a job's result will replace; nil if there is none or it is missing.
 func (t *Term) priorOf(ctx context.Context, a *active, data []byte) (*job.Result, error) {
 	j, err := job.Decode(data)
 	if err != nil || j.Prior == 0 {
@@ -452,11 +450,11 @@ func (t *Term) priorOf(ctx context.Context, a *active, data []byte) (*job.Result
 	return &r, nil
 }
 
-// keepRecords follows the records until ctx ends: it loads imports that begin, and drops those that end.
+// keepRecords follows the records until ctx ends: it loads new imports, and drops those that end.
 func (t *Term) keepRecords(ctx context.Context) {
 	ticker := time.NewTicker(relistEvery)
 	defer ticker.Stop()
-	early := time.NewTimer(time.Hour) // for imports that are just beginning
+	early := time.NewTimer(time.Hour) // for new imports
 	early.Stop()
 	defer early.Stop()
 	for {
@@ -476,7 +474,7 @@ func (t *Term) keepRecords(ctx context.Context) {
 	}
 }
 
-// recheckChanged looks at the records that changed; it returns false when something is left to be looked at again.
+// recheckChanged reads the records that changed. It returns false if some have to be read again.
 func (t *Term) recheckChanged(ctx context.Context) (all bool) {
 	t.mu.Lock()
 	relist := t.relist
@@ -487,7 +485,7 @@ func (t *Term) recheckChanged(ctx context.Context) (all bool) {
 	t.mu.Unlock()
 	all = true
 	if relist {
-		// A leader that has nothing to write would not notice otherwise.
+		// A leader with nothing to write would not notice otherwise.
 		if err := t.stillMine(ctx); errors.Is(err, ErrSuperseded) {
 			t.end(err)
 			kick(t.commitKick)
@@ -516,7 +514,7 @@ func (t *Term) recheckChanged(ctx context.Context) (all bool) {
 	var mu sync.Mutex
 	t.eachOf(ids, func(id string) {
 		t.mu.Lock()
-		delete(t.changed, id) // before the record is read: it may change again
+		delete(t.changed, id) // before the record is read, which may change again
 		t.mu.Unlock()
 		err := t.recheck(ctx, id)
 		if err == nil {
@@ -539,7 +537,7 @@ func (t *Term) recheckChanged(ctx context.Context) (all bool) {
 	return all
 }
 
-// recheck reads the record of an import that is worked on, and drops the import if that has ended.
+// recheck reads the record of a loaded import, and drops the import if it has ended.
 func (t *Term) recheck(ctx context.Context, id string) error {
 	t.mu.Lock()
 	a := t.byID[id]
@@ -553,7 +551,7 @@ func (t *Term) recheck(ctx context.Context, id string) error {
 	}
 	same := err == nil && record.Incarnation == a.incarnation && record.Generation == a.generation
 	ended := true
-	if same && !record.live() && record.State != Deleting { // cancelled: what is in flight may still end
+	if same && !record.live() && record.State != Deleting { // cancelled: jobs in flight may still end
 		if ended, err = t.q.ended(ctx, &record); err != nil {
 			return err
 		}
@@ -561,7 +559,7 @@ func (t *Term) recheck(ctx context.Context, id string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if same && a.finishing {
-		return nil // complete sees to it, and to what is left to remove
+		return nil // complete ends it, and removes its jobs
 	}
 	if same && !record.live() && !ended && a.inFlight+a.unwritten > 0 {
 		a.ending = true
@@ -579,7 +577,7 @@ func (t *Term) recheck(ctx context.Context, id string) error {
 	return nil
 }
 
-// recheckAll is recheck for all imports that are worked on.
+// recheckAll is recheck for all loaded imports.
 func (t *Term) recheckAll(ctx context.Context) error {
 	t.mu.Lock()
 	var ids []string
@@ -599,7 +597,7 @@ func (t *Term) recheckAll(ctx context.Context) error {
 	return first
 }
 
-// drop stops to work on an import, and forgets its results that are not written. The lock is held.
+// drop stops the work on an import, and drops its unwritten results. The lock is held.
 func (t *Term) drop(a *active) {
 	if a.gone {
 		return
@@ -614,13 +612,13 @@ func (t *Term) drop(a *active) {
 	}
 	clear(t.waiting[len(kept):])
 	t.waiting = kept
-	t.changed[a.id] = true // it may have begun anew
+	t.changed[a.id] = true // it may have been started again
 	kick(t.keepKick)
 	t.dispatch()
 }
 
-// maybeComplete has an import completed that is at its end, or ended that was cancelled and has nothing in flight any
-// more. The lock is held.
+// maybeComplete schedules what ends an import: it is at its end, or it was cancelled and has no job in flight. The lock
+// is held.
 func (t *Term) maybeComplete(a *active) {
 	switch {
 	case a.gone, a.finishing:
@@ -633,12 +631,12 @@ func (t *Term) maybeComplete(a *active) {
 		return
 	}
 	a.finishing = true
-	a.stateWant = false // none is written once it is over
+	a.stateWant = false // no state is written once it is over
 	t.finished = append(t.finished, a)
 	kick(t.completeKick)
 }
 
-// completeImports completes imports that are at their end, until ctx ends. What that cuts off [Term.Close] finishes.
+// completeImports completes imports that are at their end, until ctx ends. [Term.Close] completes the rest.
 func (t *Term) completeImports(ctx context.Context) {
 	for {
 		done, err := t.completeNext(ctx)
@@ -661,7 +659,7 @@ func (t *Term) completeImports(ctx context.Context) {
 	}
 }
 
-// completeNext completes the import that has been at its end for longest. It returns false when there is none, or with an
+// completeNext completes the import that has been at its end for longest. It returns false if there is none, or with an
 // error.
 func (t *Term) completeNext(ctx context.Context) (done bool, err error) {
 	t.mu.Lock()
@@ -683,11 +681,11 @@ func (t *Term) completeNext(ctx context.Context) (done bool, err error) {
 		t.damage(a, err)
 		return true, nil
 	}
-	t.finished = append(t.finished, a) // behind the others
+	t.finished = append(t.finished, a) // after the others
 	return false, fmt.Errorf("complete import %s: %w", a.id, err)
 }
 
-// complete marks an import as complete, if what is stored of it agrees, and takes its jobs off the queue.
+// complete marks an import as complete if its stored data is consistent, and removes its jobs from the queue.
 func (t *Term) complete(ctx context.Context, a *active) error {
 	t.mu.Lock()
 	gone, ending, counts, handed, unreadable, p := a.gone, a.ending, a.counts, a.handed, a.unreadable, a.checkpoint
@@ -743,7 +741,7 @@ func (t *Term) complete(ctx context.Context, a *active) error {
 	return nil
 }
 
-// finishCancelled ends an import that was cancelled, when what was in flight of it has its result.
+// finishCancelled ends a cancelled import when its jobs in flight have their results.
 func (t *Term) finishCancelled(ctx context.Context, a *active) error {
 	record, _, err := t.q.importRecord(ctx, a.id)
 	if err != nil && !errors.Is(err, ErrNoImport) {
@@ -760,7 +758,7 @@ func (t *Term) finishCancelled(ctx context.Context, a *active) error {
 	return nil
 }
 
-// importOfSubject gives the import ID and the kind of a subject of the results stream.
+// importOfSubject returns the import ID and the kind of a subject of the results stream.
 func (q *Queue) importOfSubject(subject string) (id, kind string, ok bool) {
 	rest, ok := strings.CutPrefix(subject, q.conn.Subject("results")+".")
 	if !ok {

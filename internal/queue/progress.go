@@ -11,17 +11,17 @@ import (
 	"groupferry/internal/job"
 )
 
-// progressTries is how often what moves is read again, before it is taken as it is.
+// progressTries is how often Progress reads an import that changes meanwhile.
 const progressTries = 3
 
-// Progress says how far an import is, as stored: what the leader wrote last.
+// Progress says how far an import is, by what the leader wrote last.
 type Progress struct {
 	Import Import
 	Counts Counts
 
-	Enqueued int64 // jobs of this generation that are on the queue, or were
-	Pending  int64 // those among them that have no result and are not in flight
-	InFlight int64 // those among them that were in flight when the leader wrote last
+	Enqueued int64 // jobs of this generation that were put on the queue
+	Pending  int64 // of Enqueued: without a result and not in flight
+	InFlight int64 // of Enqueued: in flight when the leader wrote last
 
 	Rate float64   // results a second over the last minute before At, or since the leader began with the import
 	At   time.Time // when the leader wrote last, by its clock; zero if it never did
@@ -29,9 +29,9 @@ type Progress struct {
 	Damaged error // a [*broker.DamagedError], where AllProgress found damage
 }
 
-// Progress reads how far an import is, in a few requests, whatever its size. The error wraps [ErrNoImport] when there is
-// no such import. It is a [*broker.DamagedError] when the leader's numbers differ from those of the stream's leader; what
-// could be read comes with it.
+// Progress reads how far an import is. It takes a few requests, whatever the size of the import. The error wraps
+// [ErrNoImport] when there is no such import. It is a [*broker.DamagedError] when the leader's numbers differ from
+// those of the stream's leader; what could be read comes with it.
 func (q *Queue) Progress(ctx context.Context, id string) (Progress, error) {
 	for try := 1; ; try++ {
 		p, stable, err := q.progress(ctx, id)
@@ -41,7 +41,8 @@ func (q *Queue) Progress(ctx context.Context, id string) (Progress, error) {
 	}
 }
 
-// progress reads everything once. It is not stable if the import moved meanwhile; a difference means nothing then.
+// progress reads everything once. The result is not stable if the import changed meanwhile; then a difference means
+// nothing.
 func (q *Queue) progress(ctx context.Context, id string) (p Progress, stable bool, err error) {
 	var revision uint64
 	if p.Import, revision, err = q.importRecord(ctx, id); err != nil {
@@ -63,7 +64,7 @@ func (q *Queue) progress(ctx context.Context, id string) (p Progress, stable boo
 	if err != nil {
 		return p, true, err
 	}
-	if p.Import.State.Over() && pointSeq == 0 { // before that its record may not have the last counts
+	if p.Import.State.Over() && pointSeq == 0 { // with a checkpoint, the record may not have the last counts
 		p.Counts = p.Import.Counts
 	}
 	var onStream int64
@@ -86,7 +87,7 @@ func (q *Queue) progress(ctx context.Context, id string) (p Progress, stable boo
 		return p, true, err
 	}
 
-	// Anything that moved in between makes the comparison worthless.
+	// If something changed meanwhile, the numbers cannot be compared.
 	_, seqNow, err := q.lastState(ctx, id)
 	if err != nil {
 		return p, true, err
@@ -110,8 +111,9 @@ func (q *Queue) progress(ctx context.Context, id string) (p Progress, stable boo
 	return p, true, err
 }
 
-// AllProgress gives the progress of all imports, newest first. It takes a few requests, and as many as [Queue.Progress]
-// for each import that is not over. An import that is damaged says so; the other errors are those of Progress.
+// AllProgress returns the progress of all imports, newest first. It takes a few requests, and as many as
+// [Queue.Progress] for each import that is not over. A damaged import has its error in Damaged; the other errors are
+// those of Progress.
 func (q *Queue) AllProgress(ctx context.Context) ([]Progress, error) {
 	imports, err := q.Imports(ctx)
 	if err != nil {
@@ -133,7 +135,7 @@ func (q *Queue) AllProgress(ctx context.Context) ([]Progress, error) {
 		}
 		p := Progress{Import: i, Counts: i.Counts}
 		_, isOpen := slices.BinarySearch(open, i.ID)
-		if isOpen || !i.State.Over() || there != i.Counts.Results { // its record is not the last word
+		if isOpen || !i.State.Over() || there != i.Counts.Results { // its record is not final
 			if p, err = q.Progress(ctx, i.ID); errors.Is(err, ErrNoImport) {
 				continue // it was deleted just now
 			}

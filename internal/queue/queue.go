@@ -1,5 +1,5 @@
-// Package queue keeps jobs, results and the records of imports on NATS JetStream. All names on the server begin with the
-// namespace, NS:
+// Package queue keeps jobs, results and the records of imports on NATS JetStream. All names on the server begin with
+// the namespace, NS:
 //
 //	importer: Begin, Enqueue            Cancel, Delete, Retry              status, results: Progress, Results
 //	   │ up to 999 jobs and a checkpoint,  │ a terminal checkpoint,           ▲
@@ -16,47 +16,47 @@
 //
 //	bucket NS-control: import.IMPORT (record of an import), app, halt, rate; each change is a compare-and-set
 //
-// Commands change records, and the leader learns of it by [Queue.Watch]. Jobs are written by whoever enqueues or retries,
-// results by the leader alone. What a job is about and what became of it is known by its place on the jobs stream.
+// Commands change records; the leader follows them with [Queue.Watch]. Processes that enqueue or retry write jobs. Only
+// the leader writes results. A job and its result are identified by the sequence of the job on the jobs stream.
 //
 // # Writers
 //
-// A batch of jobs goes through only if the import's checkpoint is where its writer saw it last. So two processes that
-// enqueue the same import do each other no harm: the one that lost takes the other's jobs for written. Two imports that
-// are enqueued at once take turns of a few seconds. [Queue.Enqueue] and [Queue.Retry] write in the same way.
+// A batch of jobs is written only if the newest checkpoint of the import is the one that its writer saw last. So two
+// processes can enqueue the same import: the one that lost the race skips the jobs of the other. Two imports that are
+// enqueued at once take turns of a few seconds. [Queue.Enqueue] and [Queue.Retry] write in the same way.
 //
 // Every end of an import, by completion, [Queue.Cancel], [Queue.Delete] or retention, is fenced against batches of jobs
-// and groups of results that are under way: see the comment in end.go, which also says why.
+// and groups of results that are under way: see the comment in end.go.
 //
 // # What a crash leaves behind
 //
-// A process, or the embedded server with it, can be killed anywhere. What the next one finds, and does:
+// A process, and the embedded server with it, can be killed at any point. The next one finds and does this:
 //
 //   - After [Queue.Begin] wrote the record: no checkpoint. Begin or Enqueue writes it.
 //   - While a batch is on its way: the server puts a batch on the stream as a whole or not at all. The checkpoint in it
-//     counts the jobs up to its end, so reading it tells which; Enqueue resumes after it.
+//     counts the jobs up to its end, so Enqueue reads it and resumes after it.
 //   - After the last batch, before the record says running: the checkpoint says done. Enqueue, [Queue.Sweep], or the
 //     leader when the import is complete, sets the record.
-//   - In an end: a record that is over, and a checkpoint. Sweep, the next leader, or any command for the import goes
-//     through the rest.
+//   - While an import ends: a record that is over, and a checkpoint. Sweep, the next leader, or any command for the
+//     import does the rest.
 //   - In [Queue.Delete], a record that says deleting, with a checkpoint or without. Sweep finishes it in the first case; in
 //     both, Delete, Begin and DeleteOlder do.
 //   - After Delete removed all, an end message of another process that ended the import at the same time and was killed
 //     right then. The next Begin of that ID removes it.
 //   - In Retry: a record that says retrying, and a checkpoint. The next Retry with the same codes resumes.
-//   - With a disk that was full amid a batch, and still is at the next start: some jobs of the batch without its
-//     checkpoint. Nobody reads jobs beyond a checkpoint; the next Enqueue or Retry removes them and writes them again.
+//   - If the disk was full during a batch, and still is at the next start: some jobs of the batch without its checkpoint.
+//     Nobody reads jobs after the newest checkpoint; the next Enqueue or Retry removes them and writes them again.
 //   - While a leader works: see [Term].
 //
-// What cannot have come about so is damage: jobs without a record, a checkpoint that is gone, counts that differ. It is
-// reported as a [*broker.DamagedError], and nothing is removed but by Delete.
+// Anything else is damage: jobs without a record, a missing checkpoint, counts that differ. It is reported as a
+// [*broker.DamagedError], and only Delete removes anything then.
 //
-// Message ids play no part in this: the server forgets them with time.
+// Message ids are not used for this: the server drops them after some time.
 //
 // # Limits
 //
-// The jobs stream has to hold all jobs of the imports that are not over, and the results stream all results that are
-// kept. A job has to fit into the server's max_payload, 1 MiB by default.
+// The jobs stream has to hold all jobs of the imports that are not over, and what was dropped of the cancelled ones; the
+// results stream all results that are kept. A job has to fit into the server's max_payload, 1 MiB by default.
 package queue
 
 import (
@@ -82,9 +82,9 @@ type Queue struct {
 	control jetstream.KeyValue
 }
 
-// Open makes sure that the streams and the bucket are there and keep the rules that this package relies on; with JoinOnly
-// it makes none, and the error wraps [broker.ErrNoData]. It changes nothing else. The connection stays its caller's: it
-// has to outlive the Queue.
+// Open creates the streams and the bucket if needed, and checks that they have the configuration that this package
+// relies on. With JoinOnly it creates none; the error then wraps [broker.ErrNoData]. It changes nothing else. The
+// caller keeps the connection, which has to outlive the Queue.
 func Open(ctx context.Context, conn *broker.Conn) (*Queue, error) {
 	q := &Queue{conn: conn, js: conn.JetStream(), log: conn.Log()}
 	var err error
@@ -138,7 +138,7 @@ func (q *Queue) checkpointSubject(importID string) string {
 	return q.conn.Subject("checkpoint", importID)
 }
 
-// resultSubject has the results of an import with one outcome, or what kind says: [stateKind], [endKind].
+// resultSubject has the results of an import with one outcome, or the messages of another kind: [stateKind], [endKind].
 func (q *Queue) resultSubject(importID, kind string) string {
 	return q.conn.Subject("results", importID, kind)
 }
@@ -148,7 +148,7 @@ func (q *Queue) termSubject() string { return q.conn.Subject("term") }
 
 const (
 	stateKind = "state" // the leader's state of an import, with each group of results
-	endKind   = "end"   // the import has ended: results after it are refused
+	endKind   = "end"   // the import has ended: no result is written after it
 )
 
 // outcomeKinds are the kinds of the messages that are results.
@@ -164,12 +164,12 @@ const (
 	// requestTime is how long one request may take; see [broker.Conn.Ask].
 	requestTime = 5 * time.Second
 
-	// purgeTime is how long the server may take to drop the messages of a subject. It looks at each block that has some:
-	// 0.26 s for 400,000 messages, measured on a machine of two cores; 1.3 s with the jobs of 300,000 groups of 20.
+	// purgeTime is how long the server may take to remove the messages of a subject. It reads each block that has some:
+	// 0.26 s for 400,000 messages, measured on a machine with two cores; 1.3 s for the jobs of 300,000 groups of 20.
 	purgeTime = 2 * time.Minute
 
-	// patience is how long a write is tried again before its command gives up.
-	patience = 30 * time.Second
+	// retryTime is how long a failed write is tried again before its command gives up.
+	retryTime = 30 * time.Second
 )
 
 // fault is [broker.Conn.Fault].
@@ -177,11 +177,11 @@ func (q *Queue) fault(ctx context.Context, doing string, err error) error {
 	return q.conn.Fault(ctx, doing, err)
 }
 
-// lastSeq gives the sequence at which a stream ends.
+// lastSeq returns the sequence at which a stream ends.
 func (q *Queue) lastSeq(ctx context.Context, stream string) (uint64, error) {
 	s, err := q.conn.StreamState(ctx, stream, "")
 	return s.LastSeq, err
 }
 
-// errStale is for loops of this package: what was read is no longer so, read it again.
+// errStale says that what was read has changed since: read it again. It stays inside this package.
 var errStale = errors.New("changed meanwhile")

@@ -10,15 +10,15 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// A batchReader reads messages of a stream by direct gets, many with each request. Any server that has a copy of the
-// stream answers, and one that lags behind answers with less. It is not safe for concurrent use.
+// A batchReader reads messages of a stream by direct gets, many with each request. Any server with a copy of the stream
+// may respond; one that lags behind returns less. A batchReader is not safe for concurrent use.
 type batchReader struct {
 	q       *Queue
-	subject string // that takes the requests
+	subject string // of the requests
 
 	sub   *nats.Subscription
 	inbox string
-	asked uint64 // each request is answered on a subject of its own
+	asked uint64 // each request has a reply subject of its own
 }
 
 // A stored is a message that was read.
@@ -33,7 +33,7 @@ func (q *Queue) newBatchReader(stream string) *batchReader {
 
 func (r *batchReader) close() {
 	if r.sub != nil {
-		_ = r.sub.Unsubscribe() // it fails with a connection that is gone, and is gone with it
+		_ = r.sub.Unsubscribe() // it fails only when the connection is gone, and the subscription with it
 		r.sub = nil
 	}
 }
@@ -46,16 +46,17 @@ type getBatch struct {
 	MaxBytes int    `json:"max_bytes,omitempty"`
 }
 
-// read gives the first messages with that subject, or with any if it is empty, from seq on: up to most, or fewer that
-// reach maxBytes together, but one at least if there is one. What was read is given with an error as well, and is right.
+// read returns the first messages with that subject from seq on; an empty subject means any. It returns up to most
+// messages, or fewer if they reach maxBytes together, but at least one if there is one. With an error it returns what
+// it has read until then, which is correct.
 //
-// With a subject the server counts for each request how many more there are, for which it goes through half of the
-// stream: 0.1 s with 500,000 messages. So many messages are to be read without; see readRun.
+// With a subject the server counts the remaining messages for each request. For that it scans half of the stream: 0.1 s
+// with 500,000 messages. So use readRun to read many messages.
 func (r *batchReader) read(ctx context.Context, seq uint64, subject string, most, maxBytes int) ([]stored, error) {
 	return r.get(ctx, getBatch{max(seq, 1), subject, most, maxBytes})
 }
 
-// next gives the first message with that subject from seq on; a sequence of 0 says that there is none.
+// next returns the first message with that subject from seq on; a sequence of 0 means that there is none.
 func (r *batchReader) next(ctx context.Context, seq uint64, subject string) (stored, error) {
 	got, err := r.get(ctx, getBatch{Seq: max(seq, 1), NextFor: subject})
 	if err != nil || len(got) == 0 {
@@ -64,9 +65,9 @@ func (r *batchReader) next(ctx context.Context, seq uint64, subject string) (sto
 	return got[0], nil
 }
 
-// readRun gives messages with that subject from seq on, and before end: up to most, or fewer that reach maxBytes together.
-// It reads those of other subjects that are between them. All before next were looked at then. Jump tells, and says for
-// the next time, that many of other subjects may come first; they are jumped over.
+// readRun returns messages with that subject from seq on and before end: up to most, or fewer if they reach maxBytes
+// together. It also reads the messages of other subjects between them. It has seen all messages before next. Jump means
+// that many messages of other subjects may come first, which are skipped; jumpNext is the value for the next call.
 func (r *batchReader) readRun(
 	ctx context.Context, seq, end uint64, subject string, most, maxBytes int, jump bool,
 ) (got []stored, next uint64, jumpNext bool, err error) {
@@ -119,12 +120,12 @@ func (r *batchReader) get(ctx context.Context, request getBatch) ([]stored, erro
 		if err != nil {
 			return got, err
 		}
-		if m.Subject != reply { // the rest of an answer that was given up
+		if m.Subject != reply { // a late message of an earlier request
 			continue
 		}
 		if status := m.Header.Get("Status"); status != "" && len(m.Data) == 0 {
 			switch status {
-			case "204", "404": // the end of the answer; nothing there
+			case "204", "404": // end of the messages; no message
 				return got, nil
 			case "503":
 				return got, nats.ErrNoResponders

@@ -19,22 +19,22 @@ import (
 )
 
 const (
-	// fewResults and manyResultsAtOnce bound how many results are asked for at a time; between them, it is what makes about
+	// fewResults and manyResultsAtOnce bound how many results are requested at a time; between them it is about
 	// resultsBytes. A result of 1,000 conversations has some 250 KB.
 	fewResults        = 16
 	manyResultsAtOnce = 512
 	resultsBytes      = 1 << 20
 
-	// followerWait is how long results are waited for that the stream's leader counts, and the server that answers does not
-	// have: a replica catches up in far less. One that cannot be read holds the server up for good.
+	// followerWait is how long to wait for results that the stream's leader counts but the responding server does not
+	// have: a replica catches up in far less. A result that cannot be read blocks the server for good.
 	followerWait = 5 * time.Second
 
-	// passTime is how long the server may take to pass over one result of another outcome or import. From the disk's cache
-	// it takes 1 µs, and a disk that reads 30 MB a second takes 20.
+	// passTime is how long the server may take to skip one result of another outcome or import. It takes 1 µs from the
+	// disk's cache, and 20 µs from a disk that reads 30 MB a second.
 	passTime = 20 * time.Microsecond
 )
 
-// lastState reads the state of an import and its sequence; nil if there is none. The stream's leader answers.
+// lastState reads the state of an import and its sequence; nil if there is none. It asks the stream's leader.
 func (q *Queue) lastState(ctx context.Context, id string) (*state, uint64, error) {
 	m, err := q.conn.LastMsg(ctx, q.resultsStream(), q.resultSubject(id, stateKind))
 	if errors.Is(err, broker.ErrNotFound) {
@@ -53,7 +53,7 @@ func (q *Queue) lastState(ctx context.Context, id string) (*state, uint64, error
 	return s, m.Sequence, nil
 }
 
-// resultAt reads one result of an import. The error is a [*broker.DamagedError] when it is not there, or not one.
+// resultAt reads one result of an import. The error is a [*broker.DamagedError] if it is missing or is no result.
 func (q *Queue) resultAt(ctx context.Context, id string, seq uint64) (job.Result, error) {
 	m, err := q.conn.MsgAt(ctx, q.resultsStream(), seq)
 	if errors.Is(err, broker.ErrNotFound) {
@@ -104,8 +104,8 @@ func sum(n map[job.Outcome]int64, outcomes ...job.Outcome) (all int64) {
 	return all
 }
 
-// checkCounts compares a state, which no one is going to replace meanwhile, with what the stream's leader counts. A nil
-// state stands for none.
+// checkCounts compares a state with what the stream's leader counts. Nobody may replace the state meanwhile. A nil
+// state means that there is none.
 func (q *Queue) checkCounts(ctx context.Context, id string, s *state) error {
 	n, err := q.countResults(ctx, id)
 	if err != nil {
@@ -121,12 +121,12 @@ func (q *Queue) checkCounts(ctx context.Context, id string, s *state) error {
 	return nil
 }
 
-// resultsEnd gives the sequence at which the results stream ends, and removes first what is left there of a group that was
-// not written as a whole.
+// resultsEnd returns the sequence at which the results stream ends. First it removes the rest of a group that was not
+// written as a whole.
 //
-// The server writes a batch message by message. What a kill cuts off it completes when it starts, but when its disk is
-// full, and full still at the next start, it throws the rest away. A part of a group ends with its state, so results at
-// the end of the stream belong to such a one. A stream with replicas takes a batch as one entry of its log.
+// The server writes a batch message by message. After a kill it completes the batch when it starts. But if its disk was
+// full, and still is at the next start, it drops the rest. A part of a group ends with its state, so results at the end
+// of the stream are from an incomplete group. A stream with replicas writes a batch as one entry of its log.
 func (q *Queue) resultsEnd(ctx context.Context) (uint64, error) {
 	for {
 		s, err := q.conn.StreamState(ctx, q.resultsStream(), "")
@@ -143,7 +143,8 @@ func (q *Queue) resultsEnd(ctx context.Context) (uint64, error) {
 		if len(torn) == 0 {
 			return s.LastSeq, nil
 		}
-		// Who reads a message waits for the end of a batch that is being written, but who asks for the state does not.
+		// Reading a message waits for the end of a batch that is being written; reading the state of the stream does
+		// not.
 		again, err := q.conn.StreamState(ctx, q.resultsStream(), "")
 		if err != nil {
 			return 0, err
@@ -158,7 +159,7 @@ func (q *Queue) resultsEnd(ctx context.Context) (uint64, error) {
 	}
 }
 
-// tornResults gives the sequences of the results at the end of the stream, newest first, and the import they are of.
+// tornResults returns the sequences of the results at the end of the stream, newest first, and the import they are of.
 func (q *Queue) tornResults(ctx context.Context, end uint64) (torn []uint64, id string, err error) {
 	for seq := end; seq > 0; seq-- {
 		m, err := q.conn.MsgAt(ctx, q.resultsStream(), seq)
@@ -192,9 +193,9 @@ func (q *Queue) dropTornResults(ctx context.Context, id string, torn []uint64) e
 		counted = last.Counts.Results
 	}
 	if sum(n, job.Outcomes...)-int64(len(torn)) != counted {
-		return nil // something else is wrong: whoever loads the import finds that
+		return nil // something else is wrong: loading the import finds it
 	}
-	// The oldest comes first: if this is cut off, what is left stands at the end of the stream.
+	// Remove the oldest first: if this is interrupted, the rest is still at the end of the stream.
 	for _, seq := range slices.Backward(torn) {
 		broker.Failpoint("torn-before")
 		err := q.conn.Ask(ctx, func(ctx context.Context) error { return q.results.DeleteMsg(ctx, seq) })
@@ -207,13 +208,13 @@ func (q *Queue) dropTornResults(ctx context.Context, id string, torn []uint64) e
 	return nil
 }
 
-// Results reads the results of an import in the order in which they were written, those that were there when it began:
-// the newest one of each job, with one of the outcomes, or any if none is named. It keeps few of them in memory; after
-// a retry, 8 bytes more for each job that was retried.
+// Results reads the results of an import in the order in which they were written: the newest one of each job, with one
+// of the outcomes, or any if none is named. It yields the results that exist when it starts. It keeps few of them in
+// memory; after a retry, 8 bytes more for each retried job.
 //
-// It compares what it read with what the stream's leader counts. If something is missing, the last thing that it yields is
-// a [*broker.DamagedError]. After any error, which is the last thing too, the rest is missing. The error wraps
-// [ErrNoImport] when there is no such import, or it was deleted meanwhile.
+// It compares what it read with what the stream's leader counts. If something is missing, the last item that it yields
+// is a [*broker.DamagedError]. An error is always the last item; the results after it are missing. The error wraps
+// [ErrNoImport] if there is no such import, or it was deleted meanwhile.
 func (q *Queue) Results(ctx context.Context, id string, outcomes ...job.Outcome) iter.Seq2[job.Result, error] {
 	return func(yield func(job.Result, error) bool) {
 		if len(outcomes) == 0 {
@@ -225,7 +226,7 @@ func (q *Queue) Results(ctx context.Context, id string, outcomes ...job.Outcome)
 	}
 }
 
-// errStopped says that the caller wants no more.
+// errStopped says that the caller wants no more results.
 var errStopped = errors.New("stopped by the caller")
 
 func (q *Queue) readResults(
@@ -239,7 +240,7 @@ func (q *Queue) readResults(
 	if err != nil {
 		return err
 	}
-	// What is counted now is there for the scan to find, which looks for the last one later.
+	// Count first: the scan looks for the last result later, so it finds all that are counted now.
 	counted, err := q.countResults(ctx, id)
 	if err != nil {
 		return err
@@ -272,7 +273,7 @@ func (q *Queue) readResults(
 	if got >= want {
 		return nil
 	}
-	// A deletion, or a repair, may have been at work.
+	// A deletion or a repair may be the reason.
 	again, err := q.Import(ctx, id)
 	if err != nil || again.State == Deleting || again.Incarnation != record.Incarnation {
 		return errors.Join(err, fmt.Errorf("read results: %w: %s was deleted", ErrNoImport, id))
@@ -286,8 +287,8 @@ func (q *Queue) readResults(
 	return nil
 }
 
-// replacedResults gives the results, by sequence and in order, that those of retries up to upTo have replaced, or those of
-// all retries if it is 0.
+// replacedResults returns the sequences of the results that were replaced by results of retries up to upTo, in order;
+// by those of all retries if upTo is 0.
 func (q *Queue) replacedResults(ctx context.Context, i *Import, upTo uint64) ([]uint64, error) {
 	if i.Generation == 0 {
 		return nil, nil
@@ -310,24 +311,42 @@ func (q *Queue) replacedResults(ctx context.Context, i *Import, upTo uint64) ([]
 	return seqs, err
 }
 
-// A resultScan reads the results of an import with some outcomes, in the order of the stream.
+// A resultScan reads the results of an import with some outcomes, or else its jobs, in the order of the stream.
 type resultScan struct {
 	q        *Queue
 	id       string
-	outcomes []job.Outcome
-	next     uint64 // the first sequence that is wanted
-	upTo     uint64 // the last one; 0 for all that are there when it begins
-	end      uint64 // the sequence of the last one that is there
-	read     int64  // how many were read
+	outcomes []job.Outcome // none for the jobs
+	next     uint64        // the first sequence that is wanted
+	upTo     uint64        // the last one; 0 for all that are there when it begins
+	end      uint64        // the sequence of the last one that is there
+	read     int64         // how many were read
 }
 
-// run gives each of them to each, and stops at its first error. The stream's leader says what the last one is. If that
-// cannot be reached, since it or another one cannot be read, run ends without an error after a few seconds, and read says
-// how many there were.
+func (s *resultScan) stream() (jetstream.Stream, string) {
+	if len(s.outcomes) == 0 {
+		return s.q.jobs, s.q.jobsStream()
+	}
+	return s.q.results, s.q.resultsStream()
+}
+
+func (s *resultScan) subjects() (all []string) {
+	if len(s.outcomes) == 0 {
+		return []string{s.q.jobsSubject(s.id)}
+	}
+	for _, o := range s.outcomes {
+		all = append(all, s.q.resultSubject(s.id, string(o)))
+	}
+	return all
+}
+
+// run calls each with each result, and stops at its first error. The stream's leader says which result is the last. If
+// run cannot reach that one, because a result cannot be read, it ends after a few seconds without an error; read has
+// the number of results.
 func (s *resultScan) run(ctx context.Context, each func(stored) error) error {
 	s.next = max(s.next, 1)
-	for _, o := range s.outcomes {
-		m, err := s.q.conn.LastMsg(ctx, s.q.resultsStream(), s.q.resultSubject(s.id, string(o)))
+	_, name := s.stream()
+	for _, subject := range s.subjects() {
+		m, err := s.q.conn.LastMsg(ctx, name, subject)
 		if err != nil && !errors.Is(err, broker.ErrNotFound) {
 			return fmt.Errorf("read results of import %s: %w", s.id, err)
 		}
@@ -356,32 +375,31 @@ func (s *resultScan) run(ctx context.Context, each func(stored) error) error {
 	}
 }
 
-// findTime is how long the server may take to find the next result, with all that it may have to pass over.
+// findTime is how long the server may take to find the next result, including all that it may have to skip.
 func (s *resultScan) findTime() time.Duration {
 	return followerWait/2 + time.Duration(s.end-min(s.end, s.next))*passTime
 }
 
-// pullRequest asks a consumer for what it has at once, up to Batch, and if it has nothing, for what comes within Expires.
+// pullRequest asks a consumer for up to Batch messages. If it has none, it waits up to Expires for them.
 type pullRequest struct {
 	Batch   int           `json:"batch"`
 	Expires time.Duration `json:"expires"`
 	NoWait  bool          `json:"no_wait"`
 }
 
-// consume reads by a consumer of its own, which lives in the memory of one server, and may end at any time. The server
-// finds the next message faster so than by direct gets: see [batchReader.read]. It is done at the end of what is wanted.
+// consume reads by a consumer of its own, which exists in the memory of one server and may end at any time. With it the
+// server finds the next message faster than by direct gets: see [batchReader.read]. It returns when the last result was
+// read.
 func (s *resultScan) consume(ctx context.Context, each func(stored) error) (done bool, err error) {
 	cfg := jetstream.ConsumerConfig{
 		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: s.next, AckPolicy: jetstream.AckNonePolicy,
-		MemoryStorage: true, Replicas: 1, InactiveThreshold: time.Minute,
+		MemoryStorage: true, Replicas: 1, InactiveThreshold: time.Minute, FilterSubjects: s.subjects(),
 	}
-	for _, o := range s.outcomes {
-		cfg.FilterSubjects = append(cfg.FilterSubjects, s.q.resultSubject(s.id, string(o)))
-	}
+	stream, name := s.stream()
 	s.q.conn.Reading() // a consumer that begins within the stream counts what comes
 	var consumer jetstream.Consumer
 	err = s.q.conn.Ask(ctx, func(ctx context.Context) (err error) {
-		consumer, err = s.q.results.CreateConsumer(ctx, cfg)
+		consumer, err = stream.CreateConsumer(ctx, cfg)
 		return err
 	})
 	if err != nil {
@@ -389,10 +407,10 @@ func (s *resultScan) consume(ctx context.Context, each func(stored) error) (done
 	}
 	info := consumer.CachedInfo()
 	defer func() {
-		// It would go by itself in a minute; a report that is watched makes one with each look.
+		// It would end by itself in a minute, but a watched report makes one with each read.
 		ctx, cancel := s.q.conn.Within(context.WithoutCancel(ctx), requestTime)
 		defer cancel()
-		_ = s.q.results.DeleteConsumer(ctx, info.Name)
+		_ = stream.DeleteConsumer(ctx, info.Name)
 	}()
 	nc := s.q.conn.NATS()
 	inbox := nc.NewInbox()
@@ -401,7 +419,7 @@ func (s *resultScan) consume(ctx context.Context, each func(stored) error) (done
 		return false, err
 	}
 	defer sub.Unsubscribe() //nolint:errcheck // it fails with a connection that is gone, and is gone with it
-	subject := s.q.conn.APIPrefix() + "CONSUMER.MSG.NEXT." + s.q.resultsStream() + "." + info.Name
+	subject := s.q.conn.APIPrefix() + "CONSUMER.MSG.NEXT." + name + "." + info.Name
 	for batch := fewResults; ; {
 		s.q.conn.Reading()
 		body, err := json.Marshal(pullRequest{batch, s.findTime(), true})
@@ -417,10 +435,10 @@ func (s *resultScan) consume(ctx context.Context, each func(stored) error) (done
 			return true, nil
 		case err != nil:
 			return false, err
-		case got == 0: // and nothing came for a while
+		case got == 0: // nothing came for a while
 			return false, nil
 		}
-		// As many as fit into resultsBytes, if they go on like this.
+		// As many as fit into resultsBytes, if they stay as large.
 		batch = min(max(resultsBytes/(size/got+1), fewResults), manyResultsAtOnce)
 	}
 }
@@ -428,7 +446,7 @@ func (s *resultScan) consume(ctx context.Context, each func(stored) error) (done
 // errScanned says that all results that are wanted were read.
 var errScanned = errors.New("all was read")
 
-// pulled takes the answer to one pull request.
+// pulled reads the responses to one pull request.
 func (s *resultScan) pulled(
 	ctx context.Context, sub *nats.Subscription, batch int, each func(stored) error,
 ) (got, size int, err error) {

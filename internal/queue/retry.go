@@ -13,19 +13,19 @@ import (
 
 // RetryStats says what a retry put on the queue.
 type RetryStats struct {
-	Jobs          int64 // each with what failed of a job
-	Conversations int64 // that failed, and are wanted again
-	Unreadable    int64 // failed jobs that cannot be retried: they could not be read
+	Jobs          int64 // each has the failed conversations of one job
+	Conversations int64 // that are retried
+	Unreadable    int64 // failed jobs that cannot be retried because they could not be read
 }
 
-// Retry puts the failed and partial jobs of an import on the queue again, each with the conversations that failed; if
-// codes are given, with those alone that failed with one of them. What counts is the newest result of a job. Each is put
-// there exactly once, wherever an earlier call was cut off, and however many processes call it; progress, unless nil, gets
-// how many there are.
+// Retry puts the failed and partial jobs of an import on the queue again. Each has the conversations that failed; if
+// there are codes, only those that failed with one of them. The newest result of a job counts. Each job is put there
+// exactly once, also after an earlier call was interrupted, and with any number of processes. Retry calls progress,
+// unless it is nil, with the number of jobs on the queue.
 //
 // The import has to be complete; the error wraps [ErrUnfinished] when it is not, and [ErrCancelled] when it was
 // cancelled, or the retry is, meanwhile. A retry that was cut off is resumed if the codes are the same. The record's
-// Generation counts the retries. A retry for which there are no such failures leaves the import complete.
+// Generation counts the retries. Where there are no such failures nothing is changed: that is no retry.
 func (q *Queue) Retry(
 	ctx context.Context, id string, codes []string, progress func(jobs int64),
 ) (Import, RetryStats, error) {
@@ -39,16 +39,16 @@ func (q *Queue) Retry(
 func (q *Queue) retry(
 	ctx context.Context, id string, codes []string, progress func(jobs int64),
 ) (Import, RetryStats, error) {
-	rec, err := q.beginRetry(ctx, id, codes)
-	if err != nil {
-		return rec, RetryStats{}, err
+	rec, stats, err := q.beginRetry(ctx, id, codes)
+	if err != nil || rec.State != Retrying {
+		return rec, stats, err
 	}
 	w := &writer{q: q, rec: rec, progress: progress}
 	if err = w.open(ctx); err == nil && !w.last.Done {
 		err = w.putFailures(ctx)
 	}
 	p := w.last
-	stats := RetryStats{Jobs: p.Jobs, Conversations: p.Conversations, Unreadable: p.Unreadable}
+	stats = RetryStats{Jobs: p.Jobs, Conversations: p.Conversations, Unreadable: p.Unreadable}
 	if errors.Is(err, errElsewhere) { // and it is over by now
 		rec, err = q.Import(ctx, id)
 		return rec, RetryStats{Jobs: rec.Retried}, err
@@ -56,17 +56,7 @@ func (q *Queue) retry(
 	if err != nil {
 		return rec, stats, err
 	}
-	now, err := q.Update(ctx, id, func(i *Import) {
-		i.enqueued(p)
-		if p.Jobs == 0 && i.same(&rec) && i.live() { // nothing that a leader would have to do
-			i.State, i.Completed, i.Paused = Complete, i.Enqueued, false
-		}
-	})
-	if err == nil && now.State == Complete && p.Jobs == 0 {
-		if err = q.finishEnd(ctx, now); err == nil {
-			now, err = q.Import(ctx, id)
-		}
-	}
+	now, err := q.Update(ctx, id, func(i *Import) { i.enqueued(p) })
 	if err == nil && now.Incarnation != rec.Incarnation {
 		err = fmt.Errorf("%w: it was deleted", ErrNoImport)
 	}
@@ -74,37 +64,39 @@ func (q *Queue) retry(
 }
 
 // beginRetry makes a complete import's record one that is being retried, or finds one that is already, for these codes.
-func (q *Queue) beginRetry(ctx context.Context, id string, codes []string) (Import, error) {
+// The record stays complete where there is nothing to retry; the stats then have what cannot be.
+func (q *Queue) beginRetry(ctx context.Context, id string, codes []string) (Import, RetryStats, error) {
+	none := RetryStats{}
 	for {
 		rec, err := q.Import(ctx, id)
 		if err != nil {
-			return rec, err
+			return rec, none, err
 		}
 		switch rec.State {
 		case Complete:
 		case Retrying:
 			if !slices.Equal(rec.RetryCodes, codes) {
-				return rec, fmt.Errorf("%w: a retry of %s was begun and not finished", ErrUnfinished, codeList(rec.RetryCodes))
+				return rec, none, fmt.Errorf("%w: a retry of %s was begun and not finished", ErrUnfinished, codeList(rec.RetryCodes))
 			}
-			return rec, nil
+			return rec, none, nil
 		case Cancelled:
-			return rec, ErrCancelled
+			return rec, none, ErrCancelled
 		case Deleting:
-			return rec, fmt.Errorf("%w: it is being deleted", ErrNoImport)
+			return rec, none, fmt.Errorf("%w: it is being deleted", ErrNoImport)
 		default:
-			return rec, fmt.Errorf("%w: it is %s", ErrUnfinished, rec.State)
+			return rec, none, fmt.Errorf("%w: it is %s", ErrUnfinished, rec.State)
 		}
-		// The end of the generation before may have been cut off. After it, no result of the import comes any more, until
-		// there are jobs of the next one.
+		// The end of the last generation may have been interrupted. After it there are no more results of the import
+		// until there are jobs of the next generation.
 		if err := q.finishEnd(ctx, rec); err != nil {
-			return rec, err
+			return rec, none, err
 		}
 		if rec, err = q.Import(ctx, id); err != nil { // with the counts
-			return rec, err
+			return rec, none, err
 		}
 		s, err := q.conn.StreamState(ctx, q.resultsStream(), q.resultSubject(id, "*"))
 		if err != nil {
-			return rec, err
+			return rec, none, err
 		}
 		var results, failures int64
 		for _, kind := range job.Outcomes {
@@ -119,9 +111,12 @@ func (q *Queue) beginRetry(ctx context.Context, id string, codes []string) (Impo
 				err = lost(id, "it had %d results when it was complete, and %d are there", rec.Counts.Results, results)
 			}
 			if err != nil {
-				return rec, err
+				return rec, none, err
 			}
 			continue
+		}
+		if found, unreadable, err := q.hasFailures(ctx, rec, codes, s.LastSeq, failures); err != nil || !found {
+			return rec, RetryStats{Unreadable: unreadable}, err
 		}
 		changed := false
 		now, err := q.Update(ctx, id, func(i *Import) {
@@ -136,13 +131,56 @@ func (q *Queue) beginRetry(ctx context.Context, id string, codes []string) (Impo
 			i.Enqueued, i.Completed, i.Counts = time.Time{}, time.Time{}, Counts{}
 		})
 		if err != nil {
-			return rec, err
+			return rec, none, err
 		}
 		if !changed { // another process retries it, or deletes it
 			continue
 		}
-		return now, nil
+		return now, none, nil
 	}
+}
+
+// hasFailures tells whether there is something to retry in a complete import, among so many results of partial and failed
+// jobs up to a sequence; it reads to the first one. If there is nothing, it counts those that could not be read.
+func (q *Queue) hasFailures(
+	ctx context.Context, rec Import, codes []string, upTo uint64, failures int64,
+) (found bool, unreadable int64, err error) {
+	if failures == 0 {
+		return false, 0, nil
+	}
+	replaced, err := q.replacedResults(ctx, &rec, upTo)
+	if err != nil {
+		return false, 0, err
+	}
+	rec.RetryCodes = codes
+	scan := resultScan{q: q, id: rec.ID, outcomes: []job.Outcome{job.Partial, job.Failed}, upTo: upTo}
+	var refused error
+	err = scan.run(ctx, func(m stored) error {
+		if _, old := slices.BinarySearch(replaced, m.seq); old {
+			return nil
+		}
+		r, err := job.DecodeResult(m.Data)
+		if err != nil {
+			refused = fmt.Errorf("result %d: %w", m.seq, err)
+			return errStopped
+		}
+		if len(r.Conversations) == 0 {
+			unreadable++
+		}
+		if found = len(retryJob(&rec, m.seq, &r).Conversations) > 0; found {
+			return errStopped
+		}
+		return nil
+	})
+	switch {
+	case refused != nil:
+		return false, 0, refused
+	case found:
+		return true, 0, nil
+	case err == nil && scan.read < failures:
+		err = lost(rec.ID, "%d results of partial and failed jobs can be read, of %d", scan.read, failures)
+	}
+	return false, unreadable, err
 }
 
 func codeList(codes []string) string {
@@ -152,7 +190,7 @@ func codeList(codes []string) string {
 	return "the codes " + strings.Join(codes, ",")
 }
 
-// putFailures takes a job for each result that failed, after those that were looked at before:
+// putFailures takes a job for each failed result, after the results that were read earlier:
 //
 //	results of the import  ──── last.After ─────────── source.After ─────────► RetryFrom
 //	                       done │ their jobs wait      │ not read yet
@@ -165,7 +203,7 @@ func (w *writer) putFailures(ctx context.Context) (err error) {
 	w.seen, w.source = w.last.Jobs, checkpoint{
 		After: w.last.After, Looked: w.last.Looked, Conversations: w.last.Conversations, Unreadable: w.last.Unreadable,
 	}
-	// Results of the present retry do not count: they would change what it is about.
+	// Ignore results of the present retry: they would change the list of its jobs.
 	replaced, err := w.q.replacedResults(ctx, &w.rec, w.rec.RetryFrom)
 	if err != nil {
 		return err
@@ -173,15 +211,15 @@ func (w *writer) putFailures(ctx context.Context) (err error) {
 	scan := resultScan{
 		q: w.q, id: w.rec.ID, outcomes: []job.Outcome{job.Partial, job.Failed}, next: w.source.After + 1, upTo: w.rec.RetryFrom,
 	}
-	var refused error
+	var takeErr error
 	err = scan.run(ctx, func(m stored) error {
-		if refused = w.takeFailure(ctx, m, replaced); refused != nil {
+		if takeErr = w.takeFailure(ctx, m, replaced); takeErr != nil {
 			return errStopped
 		}
 		return nil
 	})
-	if refused != nil {
-		return refused
+	if takeErr != nil {
+		return takeErr
 	}
 	if err != nil {
 		return err
@@ -196,7 +234,7 @@ func (w *writer) putFailures(ctx context.Context) (err error) {
 	return w.commit(ctx, true)
 }
 
-// takeFailure looks at one result, and takes a job for what failed in it.
+// takeFailure reads one result, and takes a job for the failed conversations in it.
 func (w *writer) takeFailure(ctx context.Context, m stored, replaced []uint64) error {
 	w.source.After = m.seq
 	w.source.Looked++
@@ -218,7 +256,7 @@ func (w *writer) takeFailure(ctx context.Context, m stored, replaced []uint64) e
 	return w.take(ctx, &j)
 }
 
-// retryJob makes a job of what failed in a result, if anything did that is wanted.
+// retryJob makes a job of the failed conversations in a result that have one of the codes. It may have none.
 func retryJob(rec *Import, seq uint64, r *job.Result) job.Job {
 	j := job.Job{
 		Import: rec.ID, ID: r.Job, FromAccount: r.FromAccount, GroupName: r.GroupName,

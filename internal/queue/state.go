@@ -12,7 +12,7 @@ import (
 
 // Counts says what the results of an import add up to.
 type Counts struct {
-	// Results counts the messages under done, partial and failed, those included that a retry's result replaced. It is
+	// Results counts the messages under done, partial and failed, including results that a retry replaced. It is
 	// compared with what the server counts.
 	Results int64 `json:"results"`
 
@@ -33,7 +33,7 @@ type Counts struct {
 	LastResult time.Time `json:"last_result,omitzero"` // by the leader's clock; zero when there is none
 }
 
-// JobsWithResult is the number of jobs that have a result, of any generation.
+// JobsWithResult returns the number of jobs that have a result, of any generation.
 func (c *Counts) JobsWithResult() int64 { return c.Jobs.Done + c.Jobs.Partial + c.Jobs.Failed }
 
 // share is what one result adds to the counts.
@@ -48,7 +48,7 @@ func shareOf(r *job.Result) share {
 	return share{r.Outcome, int64(len(r.Conversations)) - failed, failed, int64(r.Calls)}
 }
 
-// add counts a share as often as times says; -1 takes out what a retry's result replaces.
+// add adds a share; times is 1, or -1 to subtract the share of a result that a retry replaces.
 func (c *Counts) add(s share, times int64) {
 	switch s.outcome {
 	case job.Done:
@@ -66,9 +66,9 @@ func (c *Counts) add(s share, times int64) {
 // stateVersion is the version of a state message that this package writes, and the newest that it reads.
 const stateVersion = 1
 
-// A state is what the leader writes about an import at the end of each of its parts of a group of results: all that
-// the next leader needs to go on, and that others need to report. It stands on NS.results.IMPORT.state, and replaces the
-// one before it there.
+// A state is what the leader writes about an import after its results in each group. It has all that the next leader
+// needs to continue, and that commands need to report. It is the newest message on NS.results.IMPORT.state, and
+// replaces the one before it.
 //
 //	jobs of the import, in stream order
 //	──────────────────────────────────────────┬─────────────────┬───────────────►
@@ -78,14 +78,14 @@ type state struct {
 	Version     int    `json:"v"`
 	Term        uint64 `json:"term"`
 	Marker      uint64 `json:"marker"` // sequence of the leader's marker: no two terms share it
-	Group       uint64 `json:"group"`  // of results that it was written with; counts up within a term
+	Group       uint64 `json:"group"`  // number of the group that it was written with, within the term
 	Incarnation string `json:"incarnation"`
 	Generation  int    `json:"generation"`
 	Counts      Counts `json:"counts"`
 
 	Handed     int64     `json:"handed"`     // jobs of this generation below Next
-	Unreadable int64     `json:"unreadable"` // messages among them that were no jobs that could be read
-	Next       uint64    `json:"next"`       // where the jobs begin that were not handed out
+	Unreadable int64     `json:"unreadable"` // messages among them that could not be read as jobs
+	Next       uint64    `json:"next"`       // the first sequence whose job was not handed out
 	Unfinished sequences `json:"unfinished"` // jobs below Next without a result
 
 	// Ahead bounds how many jobs from Next on are handed out before the next state is written.
@@ -94,7 +94,7 @@ type state struct {
 	// Crashes says which jobs were under way when a leader was lost: Crashes[0] once, Crashes[1] twice, and so on.
 	Crashes []sequences `json:"crashes,omitempty"`
 
-	// Trial are jobs that may be under way, while no other of any import is, as they were under way when a leader was lost.
+	// Trial has the jobs of a trial: they may be under way now, and no other job of any import is.
 	Trial sequences `json:"trial,omitempty"`
 
 	At       time.Time `json:"at"`   // by the leader's clock
@@ -103,10 +103,10 @@ type state struct {
 	Requeued int64     `json:"requeued"`
 }
 
-// minAhead is how far a leader may go before it writes the first state of an import.
+// minAhead is how many jobs a leader may hand out before it writes the first state of an import.
 const minAhead = 64
 
-// finished is the number of jobs of this generation that have a result.
+// finished returns the number of jobs of this generation that have a result.
 func (s *state) finished() int64 { return s.Handed - int64(len(s.Unfinished)) }
 
 func (s *state) encode() []byte {
@@ -138,7 +138,7 @@ func decodeState(b []byte) (*state, error) {
 	return &s, nil
 }
 
-// sequences are places on a stream, in rising order. On the wire each is the difference to the one before.
+// sequences are stream sequences in ascending order. On the wire each is the difference to the one before.
 type sequences []uint64
 
 func (s sequences) MarshalJSON() ([]byte, error) {

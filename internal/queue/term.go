@@ -29,7 +29,7 @@ var (
 )
 
 const (
-	// relistEvery is how soon an import is found whose notification got lost.
+	// relistEvery is how soon an import is found whose notification was lost.
 	relistEvery = 5 * time.Second
 
 	// loaders is how many imports are loaded at a time: each takes three to five requests.
@@ -39,35 +39,35 @@ const (
 	resultHeadroom = 1 << 10
 )
 
-// TermConfig says how to lead.
+// TermConfig configures a [Term].
 type TermConfig struct {
 	// Term is the number of the term, from the lease: higher than that of every leader before.
 	Term uint64
 
-	// Name says for people who leads.
+	// Name is the leader's name, for people.
 	Name string
 
-	// Crashed tells that the leader before was another process, and did not release the lease: what it had in flight may be
-	// what killed it.
+	// Crashed says that the last leader was another process and did not release the lease: a job that it had in flight
+	// may have killed it.
 	Crashed bool
 
-	// Log gets what happens; nil stands for that of the connection.
+	// Log is the logger; nil means that of the connection.
 	Log *slog.Logger
 
 	// OnComplete, unless nil, is called with the record of each import that this leader completes.
 	OnComplete func(Import)
 
-	// OnWaiting, unless nil, is called when results cannot be written, with the reason, and with nil when they are written
-	// again. It must not block.
+	// OnWaiting, unless nil, is called with the reason when results cannot be written, and with nil when they are
+	// written again. It must not block.
 	OnWaiting func(err error)
 
-	// OnDamaged, unless nil, is called for each import that cannot go on, or not become complete, as what is stored of it
-	// is damaged. It must not block.
+	// OnDamaged, unless nil, is called for each import that cannot continue or become complete because its data is
+	// damaged. It must not block.
 	OnDamaged func(importID string, err error)
 }
 
-// A Term is the work of one leader: it hands out the jobs of all open imports, and writes their results. What is in
-// flight, requeued and tried how often is its memory alone. It is safe for concurrent use.
+// A Term is the work of one leader: it hands out the jobs of all open imports, and writes their results. Only its
+// memory holds which jobs are in flight or requeued, and how often they were tried. It is safe for concurrent use.
 //
 //	jobs stream ──► readJobs ──► dispatcher ──► Next ──► worker
 //	                                 ▲                     │ Finish, Requeue
@@ -84,19 +84,19 @@ type Term struct {
 	keepKick     chan struct{} // some record changed
 	completeKick chan struct{} // some import is at its end
 
-	// Of the goroutine that writes; of Close after Run.
-	expected uint64 // where the results stream ends as far as is known
+	// Used by the goroutine that writes; by Close after Run.
+	expected uint64 // where the results stream ends, as far as known
 	groups   uint64
-	reported bool // that results cannot be written
+	reported bool // it was reported that results cannot be written
 
 	mu         sync.Mutex
 	d          dispatcher
 	byID       map[string]*active
-	damagedIDs map[string]error // those that could not be loaded, too
+	damagedIDs map[string]error // includes imports that could not be loaded
 	waiters    []chan *Delivery
 	wake       *time.Timer
 	waiting    []*waitingResult
-	sent       *group // taken from waiting, not known to be written
+	sent       *group // taken from waiting; not known to be written
 	changed    map[string]bool
 	relist     bool
 	finished   []*active // to be completed
@@ -104,7 +104,7 @@ type Term struct {
 	ended      error // why nothing is handed out any more
 }
 
-// marker is the message that a term begins with.
+// marker is the first message of a term.
 type marker struct {
 	Version int    `json:"v"`
 	Term    uint64 `json:"term"`
@@ -112,11 +112,11 @@ type marker struct {
 	Nonce   string `json:"nonce"`
 }
 
-// Lead begins a term: from then on no result of an earlier leader is written. It reads a few messages for each open
-// import, and no results. The error wraps [ErrSuperseded] when a later term has begun. While NATS is out of reach it
-// waits.
+// Lead starts a term: after that no result of an earlier leader is written. It reads a few messages for each open
+// import, and no results. The error wraps [ErrSuperseded] if a later term has begun. Lead waits while NATS is out of
+// reach.
 //
-// An import whose data is damaged is left alone, and reported; the others go on.
+// An import with damaged data is reported and not worked on; the others continue.
 func (q *Queue) Lead(ctx context.Context, cfg TermConfig) (*Term, error) {
 	t := &Term{
 		q: q, cfg: cfg, log: cfg.Log,
@@ -155,7 +155,7 @@ func (q *Queue) Lead(ctx context.Context, cfg TermConfig) (*Term, error) {
 // begin writes the marker, unless it is there.
 func (t *Term) begin(ctx context.Context, nonce string) error {
 	for {
-		// The end comes first: a marker that is written after it makes it another one.
+		// Read the end of the stream first: a marker that is written later moves it.
 		end, err := t.q.resultsEnd(ctx)
 		if err != nil {
 			return err
@@ -164,7 +164,7 @@ func (t *Term) begin(ctx context.Context, nonce string) error {
 		switch {
 		case err != nil:
 			return err
-		case last.Nonce == nonce: // the answer to an earlier try was lost
+		case last.Nonce == nonce: // the response to an earlier try was lost
 			t.marker, t.expected = seq, max(end, seq)
 			return nil
 		case last.Term > t.cfg.Term:
@@ -177,8 +177,8 @@ func (t *Term) begin(ctx context.Context, nonce string) error {
 		broker.Failpoint("marker-before")
 		broker.FailInside("marker-inside")
 		c, cancel := t.q.conn.Within(ctx, requestTime)
-		// It does not replace the marker before it, some 100 bytes: to remove that one, the server would read all that was
-		// written since, which takes a second and 500 MB with 2 million results.
+		// It does not replace the marker before it, some 100 bytes. To remove that one the server would read all
+		// messages since then: a second and 500 MB with 2 million results.
 		ack, err := t.q.js.PublishMsg(c, &nats.Msg{Subject: t.q.termSubject(), Data: b, Header: nats.Header{
 			jetstream.ExpectedLastSeqHeader: {strconv.FormatUint(end, 10)},
 		}})
@@ -212,8 +212,8 @@ func (q *Queue) lastMarker(ctx context.Context) (m marker, seq uint64, err error
 	return m, msg.Sequence, nil
 }
 
-// Run does the work of the term until ctx ends, and returns nil then, or until another leader has begun: [ErrSuperseded].
-// It waits while NATS is out of reach. It can run once.
+// Run does the work of the term. It returns nil when ctx ends, and an error that wraps [ErrSuperseded] when another
+// leader has begun. It waits while NATS is out of reach. It can run once.
 func (t *Term) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -230,10 +230,9 @@ func (t *Term) Run(ctx context.Context) error {
 	return err
 }
 
-// Close writes the results that wait, and states that say that nothing is in flight any more, and completes the imports
-// that are at their end: whoever sees that an import is complete may stop the leader while it removes the jobs. After
-// Close nothing is handed out or written. It is called when Run has returned; it gives up when ctx ends, or another leader
-// has begun.
+// Close writes the waiting results, and states with no job in flight. It also completes the imports that are at their
+// end: somebody who sees that an import is complete may stop the leader while it removes the jobs. After Close nothing
+// is handed out or written. Call it when Run has returned. It stops when ctx ends or another leader has begun.
 func (t *Term) Close(ctx context.Context) error {
 	t.mu.Lock()
 	err := t.ended
@@ -261,7 +260,7 @@ func (t *Term) Close(ctx context.Context) error {
 	return nil
 }
 
-// end makes Next return err from now on. The first reason counts.
+// end makes Next return err from now on. The first err is kept.
 func (t *Term) end(err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -277,7 +276,8 @@ func (t *Term) end(err error) {
 
 // Next waits for a job that can be handed out. The error is that of ctx, or wraps [ErrSuperseded] or [ErrClosed].
 //
-// Imports take turns, a job each. No job is handed out while 2,000 are in flight or have results that wait to be written.
+// Imports take turns, a job each. No job is handed out while 2,000 are in flight or have results that wait to be
+// written.
 func (t *Term) Next(ctx context.Context) (*Delivery, error) {
 	t.mu.Lock()
 	if t.ended != nil {
@@ -292,7 +292,7 @@ func (t *Term) Next(ctx context.Context) (*Delivery, error) {
 	case d, ok := <-w:
 		if ok {
 			broker.Failpoint("fetch-after")
-			if broker.Failpoints { // a job that kills whoever works on it
+			if broker.Failpoints { // a job that kills its worker
 				j, _ := d.Job()
 				broker.Failpoint("job-" + j.FromAccount)
 			}
@@ -306,7 +306,7 @@ func (t *Term) Next(ctx context.Context) (*Delivery, error) {
 			return nil, context.Cause(ctx)
 		}
 		t.mu.Unlock()
-		if d, ok := <-w; ok { // it came at the same moment
+		if d, ok := <-w; ok { // it arrived at the same moment
 			d.Requeue(0, false)
 			return nil, context.Cause(ctx)
 		}
@@ -322,7 +322,7 @@ func (t *Term) woken() {
 	t.dispatch()
 }
 
-// dispatch hands out what can be, and wakes up who has to see to something. The lock is held.
+// dispatch hands out all jobs that can be, and wakes the goroutines that have something to do. The lock is held.
 func (t *Term) dispatch() {
 	for len(t.waiters) > 0 && t.ended == nil && !t.closing {
 		e, wake := t.d.pick(time.Now())
@@ -352,7 +352,7 @@ func kick(c chan struct{}) {
 	}
 }
 
-// A Delivery is one job in flight. Whoever has it calls Finish or Requeue once; what is called after that does nothing.
+// A Delivery is one job in flight. Its owner calls Finish or Requeue once; later calls do nothing.
 type Delivery struct {
 	t       *Term
 	e       *entry
@@ -360,7 +360,7 @@ type Delivery struct {
 	attempt int
 	data    []byte
 
-	// Of the goroutine that has the job.
+	// Used by the goroutine that has the job.
 	decoded    bool
 	job        job.Job
 	err        error
@@ -373,14 +373,15 @@ func (d *Delivery) Import() string { return d.e.of.id }
 // Sequence is the job's place on the jobs stream; it is the same for every delivery of it.
 func (d *Delivery) Sequence() uint64 { return d.e.seq }
 
-// Attempt is the number of this attempt in this term, from 1; those do not count that were requeued as not counted.
+// Attempt is the number of this attempt in this term, from 1. Attempts that were requeued as not counted do not count.
 func (d *Delivery) Attempt() int { return d.attempt }
 
-// Earlier tells whether a leader that handed over may have had the job in flight: its calls may still take effect. Those
-// of one that was lost have done so: it takes 2.5 s until another one leads, and a second more until that makes a call.
+// Earlier reports whether a leader that handed over may have had the job in flight: its calls may still take effect.
+// Calls of a lost leader have taken effect: it takes 2.5 s until another one leads, and a second more until that makes
+// a call.
 func (d *Delivery) Earlier() bool { return d.e.earlier }
 
-// Job decodes the job. The error wraps [job.ErrVersion] when a newer binary wrote it.
+// Job decodes the job. The error wraps [job.ErrVersion] if a newer binary wrote it.
 func (d *Delivery) Job() (job.Job, error) {
 	if !d.decoded {
 		d.decoded = true
@@ -392,8 +393,8 @@ func (d *Delivery) Job() (job.Job, error) {
 	return d.job, d.err
 }
 
-// Prior reads the result that this job's result is going to replace, in a retry; nil if it replaces none. The error is a
-// [*broker.DamagedError] when it is missing.
+// Prior reads the result that this job's result will replace, in a retry; nil if it replaces none. The error is a
+// [*broker.DamagedError] if it is missing.
 func (d *Delivery) Prior(ctx context.Context) (*job.Result, error) {
 	j, err := d.Job()
 	if err != nil || j.Prior == 0 {
@@ -408,11 +409,11 @@ func (d *Delivery) Prior(ctx context.Context) (*job.Result, error) {
 	return &r, nil
 }
 
-// Finish gives the job its result, the one final fact about it. It is written soon, and lost if this process dies before,
-// or the import ends. What says which job and which import it is for is filled in.
+// Finish sets the final result of the job. It is written soon. It is lost if this process dies or the import ends
+// before that. Finish fills in the fields that name the job and its import.
 //
-// A result that is too large for the server is written without the texts of its codes, and if that does not help without
-// its conversations, as failed with the code [CodeTooLarge]; the counts are right in any case.
+// A result that is too large for the server is written without the texts of its codes. If that is not enough, it is
+// written without its conversations, as failed with the code [CodeTooLarge]. The counts are right in any case.
 func (d *Delivery) Finish(r job.Result) {
 	t := d.t
 	j, err := d.Job()
@@ -440,7 +441,7 @@ func (d *Delivery) Finish(r job.Result) {
 	t.enqueue(w)
 }
 
-// enqueue makes a result wait to be written. The lock is held.
+// enqueue adds a result to those that wait to be written. The lock is held.
 func (t *Term) enqueue(w *waitingResult) {
 	w.e.data = nil
 	t.waiting = append(t.waiting, w)
@@ -450,20 +451,20 @@ func (t *Term) enqueue(w *waitingResult) {
 	t.dispatch()
 }
 
-// Requeue puts the job back, to be handed out again after a while. Counted tells whether this was an attempt.
+// Requeue puts the job on the queue again, to be handed out after a while. Counted says whether this was an attempt.
 func (d *Delivery) Requeue(after time.Duration, counted bool) {
 	t := d.t
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.d.requeue(d.e, d.lap, time.Now().Add(max(after, 0)), counted)
-	t.maybeComplete(d.e.of) // of one that was cancelled
+	t.maybeComplete(d.e.of) // if it was cancelled
 	t.dispatch()
 }
 
-// CodeTooLarge is the code of a result that the server does not take with its conversations.
+// CodeTooLarge is the code of a result that is too large for the server with its conversations.
 const CodeTooLarge = "too_large"
 
-// fit encodes a result in no more than room bytes, without what can be left out if it has to be.
+// fit encodes a result in no more than room bytes. If necessary it leaves out what Finish says.
 func fit(r *job.Result, room int64) []byte {
 	data := r.AppendJSON(make([]byte, 0, 512+64*len(r.Conversations)))
 	size := int64(len(data))
@@ -485,7 +486,7 @@ func fit(r *job.Result, room int64) []byte {
 	return r.AppendJSON(nil)
 }
 
-// Changed tells that the record of an import changed, or may be new.
+// Changed notes that the record of an import changed, or may be new.
 func (t *Term) Changed(id string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -493,7 +494,7 @@ func (t *Term) Changed(id string) {
 	kick(t.keepKick)
 }
 
-// Resync tells that changes of records may have been missed.
+// Resync notes that changes of records may have been missed.
 func (t *Term) Resync() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -504,9 +505,8 @@ func (t *Term) Resync() {
 	kick(t.keepKick)
 }
 
-// Idle tells whether there is nothing left to do at the moment: nothing is in flight, requeued or unwritten, every job
-// that is on the queue has its result, and every import whose jobs are all there is complete. Imports that are damaged
-// do not count.
+// Idle reports whether there is nothing to do at the moment: nothing is in flight, requeued or unwritten, every job on
+// the queue has its result, and every import that is enqueued as a whole is complete. Damaged imports do not count.
 func (t *Term) Idle() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -521,18 +521,18 @@ func (t *Term) Idle() bool {
 	return true
 }
 
-// TermSnapshot is how a term is at one moment.
+// A TermSnapshot is the state of a term at one moment.
 type TermSnapshot struct {
-	Imports   int   // that are worked on
+	Imports   int   // that are loaded
 	InFlight  int64 // jobs handed out and not finished
 	Requeued  int64 // jobs that wait to be handed out again
 	Unwritten int64 // results that wait to be written
-	Pending   int64 // jobs that are known and have no result, those in flight and requeued included
+	Pending   int64 // known jobs without a result, including those in flight and requeued
 
-	Damaged map[string]error // imports that cannot go on, or not become complete
+	Damaged map[string]error // imports that cannot continue or become complete
 }
 
-// Snapshot gives the numbers of the moment.
+// Snapshot returns the present numbers.
 func (t *Term) Snapshot() TermSnapshot {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -557,7 +557,7 @@ func (t *Term) damage(a *active, err error) {
 	}
 }
 
-// reportDamage says once what is damaged. The lock is held.
+// reportDamage reports each damaged import once. The lock is held.
 func (t *Term) reportDamage(id string, err error) {
 	if t.damagedIDs[id] != nil {
 		return

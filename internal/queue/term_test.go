@@ -441,8 +441,8 @@ func take(t testing.TB, term *Term, n int) (all []*Delivery) {
 	return all
 }
 
-// A group whose answer got lost is sent again, and found to be there.
-func TestGroupWithoutAnswer(t *testing.T) {
+// A group whose response was lost is sent again, and found to be there.
+func TestGroupWithoutResponse(t *testing.T) {
 	q := leaderQueue(t)
 	imported(t, q, "imp", 20)
 	term := notRunning(t, q, TermConfig{Term: 1})
@@ -477,8 +477,8 @@ func TestGroupWithoutAnswer(t *testing.T) {
 	}
 }
 
-// The answer got lost, and before the group was sent again another leader began: it is not written twice.
-func TestGroupWithoutAnswerSuperseded(t *testing.T) {
+// The response was lost, and before the group was sent again another leader began: it is not written twice.
+func TestGroupWithoutResponseSuperseded(t *testing.T) {
 	q := leaderQueue(t)
 	imported(t, q, "imp", 20)
 	term := notRunning(t, q, TermConfig{Term: 1})
@@ -599,7 +599,7 @@ func TestTermIsFair(t *testing.T) {
 		}
 		d.Finish(resultOf(t, d, 0))
 	}
-	// Until the import is found the other one goes on; then they take turns.
+	// Until the import is found the other one continues; then they take turns.
 	if done > 5000 {
 		t.Errorf("50 jobs were handed out among %d, want far fewer", done)
 	}
