@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"sync/atomic"
 
 	"groupferry/internal/chat"
 )
@@ -58,7 +59,8 @@ type partitionGrouper struct {
 	layout  layout
 	buf     []byte // for reading
 
-	summary  Summary // of all partitions
+	read     atomic.Int64 // bytes of partitions; those of their parts do not count
+	summary  Summary      // of all partitions
 	findings findings
 }
 
@@ -82,6 +84,9 @@ func (g *partitionGrouper) group(ctx context.Context, p partition) (r *run, part
 		}
 		if err != nil {
 			return nil, nil, err
+		}
+		if p.bits == partitionBits {
+			g.read.Add(int64(len(records)))
 		}
 		for len(records) > 0 {
 			var row spooledRow
