@@ -8,7 +8,7 @@ import (
 
 // A block is a piece of an input between the splitter and the spool: some whole records, and their result.
 //
-//	one goroutine       a parser on each core          the caller's goroutine
+//	one goroutine       up to 4 parsers                the caller's goroutine
 //
 //	splitter ─► block ─┬─► rows parsed, validated ─┬─► in the order of the input: spool, counts
 //	           block ─┘                           │

@@ -92,5 +92,7 @@ func (c *columns) find(name string) column {
 
 // canonicalName maps our names and those of the API to one form: from_account, From_Account, FromAccount.
 func canonicalName(name string) string {
-	return strings.NewReplacer("_", "", "-", "", " ", "").Replace(strings.ToLower(strings.TrimSpace(name)))
+	return joiners.Replace(strings.ToLower(strings.TrimSpace(name)))
 }
+
+var joiners = strings.NewReplacer("_", "", "-", "", " ", "")

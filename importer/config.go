@@ -2,12 +2,14 @@ package importer
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"io"
 	"maps"
 	"runtime"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 
 	"groupferry/internal/chat"
@@ -57,10 +59,16 @@ type Config struct {
 	Progress func(Progress)
 
 	// The rest changes no job; TestSameStream makes sure of that.
-	workers  int // that parse and group; 0 means one for each core
+	workers  int // that parse and group; 0 means one for each core, and maxWorkers at most
 	memory   int // bytes for the rows that are grouped at a time; 0 means groupBytes
 	resident int // bytes of the spool that stay in memory; 0 means residentBytes, -1 none
+
+	progressEvery time.Duration // the shortest time between two calls of Progress; 0 means a tenth of a second
 }
+
+// maxWorkers bounds memory, however many cores there are: each worker takes some 8 MiB for its blocks. Four of them parse
+// three million rows a second, of which the calls take 20,000.
+const maxWorkers = 4
 
 // groupBytes holds two partitions, one for each of two cores, of an input with 100 million rows.
 const groupBytes = 56 << 20
@@ -70,6 +78,9 @@ type Progress struct {
 	Rows  int64 // rows read
 	Bytes int64 // bytes read from the inputs, before decompression
 	Total int64 // size of the inputs, before decompression; 0 if unknown (standard input, a pipe)
+
+	Sorting bool // all is read, and the rows are sorted into groups
+	Sorted  int  // how much of that is done, in percent
 }
 
 // A ConfigError says that a Config or the inputs are not valid.
@@ -88,8 +99,9 @@ type options struct {
 	ids     *idMap // nil if ids stay as they are
 }
 
-// normalizeConfig puts the defaults in place. Its error is a [*ConfigError], or an [*Error] of the file that MapIDs names.
-func normalizeConfig(cfg Config) (options, error) {
+// normalizeConfig puts the defaults in place. Its error is a [*ConfigError], that of ctx, or an [*Error] of the file that
+// MapIDs names.
+func normalizeConfig(ctx context.Context, cfg Config) (options, error) {
 	o := options{Config: cfg}
 	refuse := func(field, format string, args ...any) (options, error) {
 		return options{}, &ConfigError{Field: field, Problem: fmt.Sprintf(format, args...)}
@@ -118,9 +130,10 @@ func normalizeConfig(cfg Config) (options, error) {
 	case cfg.ChunkSize < 0 || cfg.ChunkSize > chat.MaxItemsPerCall:
 		return refuse("ChunkSize", "chunk size %d: want 1 to %d", cfg.ChunkSize, chat.MaxItemsPerCall)
 	}
-	o.workers = cmp.Or(o.workers, runtime.GOMAXPROCS(0))
+	o.workers = cmp.Or(o.workers, min(runtime.GOMAXPROCS(0), maxWorkers))
 	o.memory = cmp.Or(o.memory, groupBytes)
 	o.resident = cmp.Or(o.resident, residentBytes)
+	o.progressEvery = cmp.Or(o.progressEvery, 100*time.Millisecond)
 	if cfg.Preset != "" {
 		var ok bool
 		if o.preset, ok = presets[cfg.Preset]; !ok {
@@ -154,7 +167,7 @@ func normalizeConfig(cfg Config) (options, error) {
 	c.hasOwner = cfg.Owner != ""
 	o.columns = c
 	if cfg.MapIDs != "" {
-		ids, err := readIDMap(cfg.MapIDs)
+		ids, err := readIDMap(ctx, cfg.MapIDs)
 		if err != nil {
 			return options{}, err
 		}

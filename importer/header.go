@@ -69,15 +69,21 @@ func parseHeader(raw, reason string, comma rune, cols *columns) (*header, error)
 	}
 	if len(missing) > 0 {
 		slices.Sort(missing)
-		return refuse(headerHint(raw, comma), "the header has no column %s: it is %s",
+		suggested := ""
+		if len(cols.renamed) == 0 {
+			suggested = presetOf(texts)
+		}
+		return refuse(headerHint(raw, comma, missing, suggested), "the header has no column %s: it is %s",
 			strings.Join(missing, ", "), excerpt(raw))
 	}
 	return h, nil
 }
 
 // headerHint guesses why columns are missing.
-func headerHint(raw string, comma rune) string {
+func headerHint(raw string, comma rune, missing []string, preset string) string {
 	switch {
+	case preset != "":
+		return "--preset " + preset + " reads such a file"
 	case comma != ';' && strings.Contains(raw, ";"):
 		return "if its columns are separated by semicolons, say --delimiter ';'"
 	case comma != '\t' && strings.Contains(raw, "\t"):
@@ -88,6 +94,9 @@ func headerHint(raw string, comma rune) string {
 		return "if its columns are separated by commas, leave out --delimiter"
 	case strings.HasPrefix(raw, "["):
 		return "a JSON array has to become one object on each line: jq -c '.[]' FILE > groups.jsonl"
+	}
+	if slices.Equal(missing, []string{columnNames[colFrom]}) {
+		return "if all rows are of one user, say --owner ID; if the column has another name, --columns from_account=NAME"
 	}
 	return "name the columns in the first line, or say --columns group_name=NAME,… for other names"
 }

@@ -3,6 +3,7 @@ package importer
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/csv"
 	"encoding/hex"
@@ -10,8 +11,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"slices"
+	"sync/atomic"
 
 	"github.com/gocarina/gocsv"
 
@@ -31,17 +32,19 @@ type idPair struct {
 	New string `csv:"new"`
 }
 
-// readIDMap reads a CSV file with the columns old and new, in this order. Its error is an [*Error].
-func readIDMap(name string) (*idMap, error) {
-	f, err := os.Open(name)
+// readIDMap reads a CSV file with the columns old and new, in this order. Its error is an [*Error], or that of ctx.
+func readIDMap(ctx context.Context, name string) (*idMap, error) {
+	f, err := openFile(ctx, name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, &Error{File: name, Problem: "no such file", Err: err}
+	} else if ctx.Err() != nil {
+		return nil, ctx.Err()
 	} else if err != nil {
 		return nil, &Error{File: name, Problem: plainError(err), Err: err}
 	}
 	defer f.Close()
 	sum := sha256.New()
-	content := bufio.NewReaderSize(io.TeeReader(f, sum), 128<<10)
+	content := bufio.NewReaderSize(io.TeeReader(&meter{ctx: ctx, src: f, read: new(atomic.Int64), mayWait: true}, sum), 128<<10)
 	if head, _ := content.Peek(len(byteOrderMark)); bytes.Equal(head, byteOrderMark) {
 		_, _ = content.Discard(len(byteOrderMark)) // it is in the buffer
 	}
@@ -52,6 +55,8 @@ func readIDMap(name string) (*idMap, error) {
 	if err == nil {
 		m.digest = hex.EncodeToString(sum.Sum(nil))
 		return m, nil
+	} else if ctx.Err() != nil {
+		return nil, ctx.Err()
 	}
 	var syntax *csv.ParseError
 	e := &Error{File: name, Line: int64(line), Problem: plainError(err), Err: err,

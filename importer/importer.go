@@ -8,7 +8,7 @@
 //
 // What parse, validate or group rejects is spooled as a reject instead. Only pipeline.go knows all stages:
 //
-//	one goroutine            a parser on each core     caller of Read           a grouper on each core
+//	one goroutine            up to 4 parsers           caller of Read           up to 4 groupers
 //
 //	source                   parse ─► validate         spool, by the hash       group ─► layout ─► spool
 //	└─► compression          parse ─► validate         of the user, in the      group ─► layout ─► spool

@@ -78,7 +78,7 @@ func readAll(s splitter, file int, out rowHandler) error {
 
 // readCSV reads a CSV input, by blocks of a block's usual size; line is where it stopped.
 func readCSV(src io.Reader, comma rune, cols *columns, file int, out rowHandler) (line int64, err error) {
-	c, err := newCSVSplitter(src, comma, cols)
+	c, err := newCSVSplitter(src, new(buffers), comma, cols)
 	if err != nil {
 		return c.at(), err
 	}
@@ -87,7 +87,7 @@ func readCSV(src io.Reader, comma rune, cols *columns, file int, out rowHandler)
 }
 
 func readJSONL(src io.Reader, cols *columns, file int, out rowHandler) (line int64, err error) {
-	j := newJSONLSplitter(src, cols)
+	j := newJSONLSplitter(src, new(buffers), cols)
 	err = readAll(j, file, out)
 	return j.at(), err
 }

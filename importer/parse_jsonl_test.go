@@ -32,8 +32,8 @@ func TestJSONLRows(t *testing.T) {
 			"1 50002 from_account is not a JSON string"},
 		{"object for a name", `{"from_account":"u1","group_name":{"a":[]},"type":1,"to_account":"x1"}`,
 			"1 50002 group_name is not a JSON string"},
-		{"null for an id", `{"from_account":null,"group_name":"g","type":1,"to_account":"x1"}`, "1 50002 from_account is empty"},
-		{"empty object", `{}`, "1 50002 from_account is empty"},
+		{"null for an id", `{"from_account":null,"group_name":"g","type":1,"to_account":"x1"}`, "1 50002 from_account is missing (see --owner)"},
+		{"empty object", `{}`, "1 50002 from_account is missing (see --owner)"},
 		{"control character", `{"from_account":"u1","group_name":"a\nb","to_account":"x1"}`,
 			"1 50002 group_name holds a control character"},
 		{"null", `null`, "1 parse the line is no JSON object"},
@@ -109,7 +109,7 @@ func TestJSONLBodies(t *testing.T) {
 		{
 			name:    "no user",
 			line:    `{"GroupContactItem":[{"GroupName":"a","ContactItem":[{"Type":1,"To_Account":"x"}]}]}`,
-			rejects: []string{"1 50002 from_account is empty"},
+			rejects: []string{"1 50002 from_account is missing (see --owner)"},
 		},
 		{
 			name:    "a number for the user",

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"sync/atomic"
 
 	"groupferry/internal/chat"
 )
@@ -61,7 +62,8 @@ type partitionGrouper struct {
 	buf     []byte   // for reading
 	fold    *grouper // limitless; nil without a base
 
-	summary  Summary // of all partitions
+	read     atomic.Int64 // bytes of partitions; those of their parts do not count
+	summary  Summary      // of all partitions
 	findings findings
 }
 
@@ -94,6 +96,9 @@ func (g *partitionGrouper) group(ctx context.Context, p partition) (r *run, part
 		}
 		if err != nil {
 			return nil, nil, err
+		}
+		if p.bits == partitionBits {
+			g.read.Add(int64(len(records)))
 		}
 		for len(records) > 0 {
 			var row spooledRow

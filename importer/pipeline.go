@@ -39,7 +39,7 @@ type Rows struct{ p *pipeline }
 
 // ReadRows is the first half of [Read], with the same errors: it reads and checks the inputs.
 func ReadRows(ctx context.Context, inputs []string, cfg Config) (*Rows, error) {
-	o, err := normalizeConfig(cfg)
+	o, err := normalizeConfig(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -67,6 +67,7 @@ type pipeline struct {
 	options
 	validator validator
 	blocks    []*block // reused
+	buffers   buffers
 
 	// what was found so far, in the order of the inputs
 	files      []string // names of the inputs
@@ -83,6 +84,7 @@ type pipeline struct {
 
 	read     atomic.Int64 // bytes, before decompression
 	total    int64        // see Progress
+	sorted   func() int   // in percent; nil until all is read
 	reported time.Time    // when Config.Progress was last called
 }
 
@@ -125,7 +127,7 @@ func (p *pipeline) readAll(ctx context.Context, inputs []string) error {
 			return err
 		}
 	}
-	p.blocks = nil
+	p.blocks, p.buffers = nil, buffers{}
 	return nil
 }
 
@@ -167,7 +169,7 @@ func (g *grouping) partition(i int) partition {
 
 // readSource passes one input to the spool.
 func (p *pipeline) readSource(ctx context.Context, s source) error {
-	c, err := s.open(ctx, p.Stdin, &p.read)
+	c, err := s.open(ctx, p.Stdin, &p.read, &p.buffers)
 	if err != nil {
 		return err
 	}
@@ -180,6 +182,9 @@ func (p *pipeline) readSource(ctx context.Context, s source) error {
 	case p.preset.documents:
 		format = formatDocuments
 	case format == FormatAuto:
+		if err := checkDocument(c.head); err != nil {
+			return c.explain(ctx, 0, err)
+		}
 		format = detectFormat(s.name, c.head)
 	}
 	if len(c.head) == 0 {
@@ -193,7 +198,7 @@ func (p *pipeline) readSource(ctx context.Context, s source) error {
 	var split splitter
 	switch format {
 	case FormatCSV:
-		records, err := newCSVSplitter(c, p.Delimiter, p.columns)
+		records, err := newCSVSplitter(c, &p.buffers, p.Delimiter, p.columns)
 		if err != nil {
 			return c.explain(ctx, records.at(), err)
 		}
@@ -204,7 +209,7 @@ func (p *pipeline) readSource(ctx context.Context, s source) error {
 	case formatDocuments:
 		split = newDocuments(c, p.Preset)
 	default:
-		split = newJSONLSplitter(c, p.columns)
+		split = newJSONLSplitter(c, &p.buffers, p.columns)
 	}
 	if err := p.pump(ctx, split, file); err != nil {
 		return c.explain(ctx, split.at(), err)
@@ -314,7 +319,11 @@ func (p *grouping) groupAll(ctx context.Context) ([]*run, error) {
 		next atomic.Int32
 		wait sync.WaitGroup
 		each = make([]*partitionGrouper, p.workers)
+		size int64
 	)
+	for i := range p.partitions {
+		size += p.partitions[i].size()
+	}
 	inner, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
 	for w := range p.workers {
@@ -341,7 +350,14 @@ func (p *grouping) groupAll(ctx context.Context) ([]*run, error) {
 			}
 		})
 	}
-	wait.Wait()
+	p.sorted = func() int {
+		var n int64
+		for _, g := range each {
+			n += g.read.Load()
+		}
+		return int(n * 100 / max(size, 1))
+	}
+	p.awaitWith(&wait)
 	// The first worker that fails stops the others.
 	if err := cmp.Or(ctx.Err(), context.Cause(inner)); err != nil {
 		return nil, err
@@ -381,8 +397,24 @@ func (p *grouping) plan(runs []*run) *Plan {
 	return plan
 }
 
-// progressEvery is the shortest time between two calls of Config.Progress.
-const progressEvery = 100 * time.Millisecond
+// awaitWith waits for goroutines, and reports progress meanwhile.
+func (p *pipeline) awaitWith(wait *sync.WaitGroup) {
+	done := make(chan struct{})
+	go func() {
+		wait.Wait()
+		close(done)
+	}()
+	tick := time.NewTicker(p.progressEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-done:
+			return
+		case <-tick.C:
+			p.report(false)
+		}
+	}
+}
 
 // report reports progress, unless it did so just before.
 func (p *pipeline) report(last bool) {
@@ -390,9 +422,13 @@ func (p *pipeline) report(last bool) {
 		return
 	}
 	now := time.Now()
-	if !last && now.Sub(p.reported) < progressEvery {
+	if !last && now.Sub(p.reported) < p.progressEvery {
 		return
 	}
 	p.reported = now
-	p.Progress(Progress{Rows: p.summary.Rows, Bytes: p.read.Load(), Total: p.total})
+	at := Progress{Rows: p.summary.Rows, Bytes: p.read.Load(), Total: p.total, Sorting: p.sorted != nil}
+	if at.Sorting {
+		at.Sorted = p.sorted()
+	}
+	p.Progress(at)
 }

@@ -48,8 +48,63 @@ func TestProgress(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := int64(len(packed) + len(someRows))
-	if want := (Progress{Rows: 4, Bytes: n, Total: n}); last != want || calls == 0 {
+	if want := (Progress{Rows: 4, Bytes: n, Total: n, Sorting: true, Sorted: 100}); last != want || calls == 0 {
 		t.Errorf("got %+v at the end of %d calls, want %+v", last, calls, want)
+	}
+}
+
+// TestSortingProgress has reports between the beginning and the end of the sorting.
+func TestSortingProgress(t *testing.T) {
+	var last Progress
+	between := 0
+	_, err := Read(t.Context(), []string{"-"}, Config{Stdin: strings.NewReader(overfull(50_000)), progressEvery: 1,
+		Progress: func(p Progress) {
+			if p.Sorting && p.Sorted < 100 {
+				between++
+			}
+			if last.Sorting && (!p.Sorting || p.Sorted < last.Sorted || p.Sorted > 100) {
+				t.Errorf("got %+v after %+v", p, last)
+			}
+			last = p
+		}})
+	if err != nil || between == 0 || !last.Sorting || last.Sorted != 100 {
+		t.Errorf("got %d reports amid the sorting, the last one %+v, %v", between, last, err)
+	}
+}
+
+// TestWorkers does not take more memory for more cores.
+func TestWorkers(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(64))
+	o, err := normalizeConfig(t.Context(), Config{})
+	if err != nil || o.workers != maxWorkers {
+		t.Errorf("got %d workers on 64 cores, %v; want %d", o.workers, err, maxWorkers)
+	}
+}
+
+// TestSmallFiles reads many small files with the buffers of one: they would cost more than the rows.
+func TestSmallFiles(t *testing.T) {
+	const many = 200
+	content := map[string]string{}
+	for i := range many {
+		content[fmt.Sprintf("%d.csv", i)] = csvHeader + fmt.Sprintf("u%d,g,1,x,\n", i)
+		content[fmt.Sprintf("%d.jsonl", i)] = fmt.Sprintf(`{"from_account":"u%d","group_name":"h","to_account":"x"}`+"\n", i)
+	}
+	files(t, content)
+	for _, ext := range []string{"csv", "jsonl"} {
+		allocated := func(glob string) int64 {
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			p, err := Read(t.Context(), []string{glob}, Config{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.Close()
+			runtime.ReadMemStats(&after)
+			return int64(after.TotalAlloc - before.TotalAlloc)
+		}
+		if each := (allocated("*."+ext) - allocated("1."+ext)) / (many - 1); each > 64<<10 {
+			t.Errorf("%s: each file takes %d bytes more", ext, each)
+		}
 	}
 }
 
@@ -358,7 +413,7 @@ func (s *fakeSplitter) at() int64         { return int64(s.blocks) }
 
 func newTestPipeline(t *testing.T, cfg Config) *pipeline {
 	t.Helper()
-	o, err := normalizeConfig(cfg)
+	o, err := normalizeConfig(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

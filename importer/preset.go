@@ -1,6 +1,7 @@
 package importer
 
 import (
+	"bytes"
 	"fmt"
 	"maps"
 	"slices"
@@ -35,6 +36,39 @@ var presets = map[string]preset{
 
 // Presets are the names that [Config.Preset] can have.
 func Presets() []string { return slices.Sorted(maps.Keys(presets)) }
+
+// presetOf returns the preset of which a header has all columns, or "".
+func presetOf(header []string) string {
+	has := func(name string) bool {
+		return slices.ContainsFunc(header, func(s string) bool { return canonicalName(s) == canonicalName(name) })
+	}
+	for _, name := range Presets() {
+		columns := slices.Collect(maps.Values(presets[name].columns))
+		if len(columns) > 0 && !slices.ContainsFunc(columns, func(s string) bool { return !has(s) }) {
+			return name
+		}
+	}
+	return ""
+}
+
+// documentMarks are keys that only the responses of a preset have.
+var documentMarks = []struct{ key, preset string }{
+	{`"conversationIDs"`, "openim"}, {`"ownerUserID"`, "openim"}, {`"conversation_groups"`, "yunxin"}, {`"group_ids"`, "yunxin"},
+}
+
+// checkDocument detects, by the beginning of an input, a response of another system, of which every line would be rejected.
+func checkDocument(head []byte) error {
+	if start := bytes.TrimLeft(head, " \t\r\n"); len(start) == 0 || start[0] != '{' && start[0] != '[' {
+		return nil
+	}
+	for _, mark := range documentMarks {
+		if bytes.Contains(head, []byte(mark.key)) {
+			return &Error{Problem: "looks like a response of another system",
+				Hint: "--preset " + mark.preset + " reads it; if it is none, say --format jsonl"}
+		}
+	}
+	return nil
+}
 
 // setConversation sets type and id.
 func setConversation(r *row, kind int, id string) {

@@ -3,6 +3,7 @@ package importer
 import (
 	"bytes"
 	"context"
+	"os"
 	"strings"
 	"testing"
 )
@@ -91,5 +92,23 @@ func TestOpenIMIDs(t *testing.T) {
 		if got != tc.want {
 			t.Errorf("%s of %s: got %q, want %q", tc.id, tc.owner, got, tc.want)
 		}
+	}
+}
+
+// What another system exports names its preset, unless it is said to be something else.
+func TestPresetIsNamed(t *testing.T) {
+	for _, name := range []string{"openim", "yunxin"} {
+		b, err := os.ReadFile("../samples/" + name + ".json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, text := range []string{string(b), "[" + string(b) + "]"} {
+			want := "-: looks like a response of another system; --preset " + name + " reads it; if it is none, say --format jsonl"
+			if err := readError(t, text, Config{}); err.Error() != want {
+				t.Errorf("got %v, want %s", err, want)
+			}
+		}
+		readString(t, string(b), Config{Preset: name})
+		readString(t, string(b), Config{Format: FormatJSONL})
 	}
 }

@@ -102,14 +102,33 @@ type content struct {
 // headBytes is how much of an input is used to detect its format.
 const headBytes = 4 << 10
 
+// Buffers are those of one input, and used again for the next: in an import of many small files they would cost more than
+// the rows.
+type buffers struct {
+	stored, content, lines *bufio.Reader
+	records                []byte // of a csvSplitter
+}
+
+// reset has a buffer read from src. It makes one the first time.
+func reset(r **bufio.Reader, src io.Reader, size int) *bufio.Reader {
+	if *r == nil {
+		*r = bufio.NewReaderSize(src, size)
+	} else {
+		(*r).Reset(src)
+	}
+	return *r
+}
+
 // open opens a source. The bytes read from it, before decompression, are added to read. The error is an [*Error] or that
 // of ctx.
-func (s source) open(ctx context.Context, stdin io.Reader, read *atomic.Int64) (c *content, err error) {
+func (s source) open(ctx context.Context, stdin io.Reader, read *atomic.Int64, buf *buffers) (c *content, err error) {
 	c = &content{source: s}
 	var src io.Reader = stdin
 	if s.name != stdinName {
-		f, err := os.Open(s.name)
-		if err != nil {
+		f, err := openFile(ctx, s.name)
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		} else if err != nil {
 			return nil, &Error{File: s.name, Problem: plainError(err), Err: err}
 		}
 		src, c.file = f, f
@@ -124,12 +143,12 @@ func (s source) open(ctx context.Context, stdin io.Reader, read *atomic.Int64) (
 			err = c.explain(ctx, 0, err)
 		}
 	}()
-	stored := bufio.NewReaderSize(&meter{ctx: ctx, src: src, read: read}, 128<<10)
+	stored := reset(&buf.stored, &meter{ctx: ctx, src: src, read: read, mayWait: s.size < 0}, 128<<10)
 	if c.unpacked, c.compression, err = decompress(stored); err != nil {
 		return c, err
 	}
 	c.digest = digester{src: c.unpacked, sum: sha256.New()}
-	c.Reader = bufio.NewReaderSize(&c.digest, 128<<10)
+	c.Reader = reset(&buf.content, &c.digest, 128<<10)
 	c.head, err = c.Peek(headBytes)
 	if err != nil && err != io.EOF && len(c.head) == 0 { // else it comes again, after what could be read
 		return c, err
@@ -200,6 +219,11 @@ type meter struct {
 	src  io.Reader
 	read *atomic.Int64
 	err  error
+
+	// mayWait is for a source whose reads may take for ever, as those of a pipe or a terminal do. They have a buffer of
+	// their own, for one that is left alone when the context ends.
+	mayWait bool
+	apart   []byte
 }
 
 func (m *meter) Read(p []byte) (int, error) {
@@ -209,10 +233,48 @@ func (m *meter) Read(p []byte) (int, error) {
 	if m.err != nil {
 		return 0, m.err
 	}
-	n, err := m.src.Read(p)
-	m.err = err
+	var n int
+	if m.mayWait {
+		if m.apart == nil {
+			m.apart = make([]byte, 128<<10)
+		}
+		buf := m.apart[:min(len(p), len(m.apart))]
+		n, m.err = untilEnd(m.ctx, func() (int, error) { return m.src.Read(buf) })
+		copy(p, buf[:n])
+	} else {
+		n, m.err = m.src.Read(p)
+	}
 	m.read.Add(int64(n))
-	return n, err
+	return n, m.err
+}
+
+// openFile opens a file. That of a named pipe waits until somebody writes to it, or ctx ends.
+func openFile(ctx context.Context, name string) (*os.File, error) {
+	if info, err := os.Stat(name); err == nil && info.Mode().IsRegular() {
+		return os.Open(name)
+	}
+	return untilEnd(ctx, func() (*os.File, error) { return os.Open(name) })
+}
+
+// untilEnd returns what do returns, or the error of ctx if that ends first. Then do is left alone: nothing ends a read of
+// a terminal but the process.
+func untilEnd[T any](ctx context.Context, do func() (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		v, err := do()
+		done <- result{v, err}
+	}()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-ctx.Done():
+		var none T
+		return none, ctx.Err()
+	}
 }
 
 // A digester counts and hashes the bytes of an input's content.

@@ -115,10 +115,28 @@ func TestErrorsNameTheFile(t *testing.T) {
 		}
 	}
 	// A file that is gone by the time it is read.
-	_, err := source{name: "gone.csv"}.open(t.Context(), nil, new(atomic.Int64))
+	_, err := source{name: "gone.csv"}.open(t.Context(), nil, new(atomic.Int64), new(buffers))
 	var e *Error
 	if !errors.As(err, &e) || e.File != "gone.csv" || !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("got %v, want an error of gone.csv that wraps %v", err, fs.ErrNotExist)
+	}
+}
+
+// TestEndlessRead leaves a read alone that never ends, as that of a terminal at which nobody types.
+func TestEndlessRead(t *testing.T) {
+	for name, typed := range map[string]string{"nothing": "", "a header": csvHeader, "rows": someRows, "compressed": gzipped(someRows)[:30]} {
+		ctx, cancel := context.WithCancel(t.Context())
+		first := strings.NewReader(typed)
+		_, err := Read(ctx, []string{"-"}, Config{Stdin: readerFunc(func(p []byte) (int, error) {
+			if first.Len() > 0 {
+				return first.Read(p)
+			}
+			cancel()
+			select {}
+		})})
+		if err != context.Canceled {
+			t.Errorf("%s: got %v, want %v", name, err, context.Canceled)
+		}
 	}
 }
 

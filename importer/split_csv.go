@@ -41,8 +41,11 @@ type csvSplitter struct {
 
 // newCSVSplitter reads the header of an input, without its byte order mark. The error is that of src, or an [*Error]
 // without a file for a header that cannot be used.
-func newCSVSplitter(src io.Reader, comma rune, cols *columns) (*csvSplitter, error) {
-	s := &csvSplitter{src: src, comma: []byte(string(comma)), buf: make([]byte, 8*maxRecord), quote: -1, line: 1}
+func newCSVSplitter(src io.Reader, buf *buffers, comma rune, cols *columns) (*csvSplitter, error) {
+	if buf.records == nil {
+		buf.records = make([]byte, 8*maxRecord)
+	}
+	s := &csvSplitter{src: src, comma: []byte(string(comma)), buf: buf.records, quote: -1, line: 1}
 	for {
 		if err := s.fill(); err == io.EOF {
 			return s, &Error{Problem: "there is no header, only empty lines"}

@@ -194,7 +194,7 @@ func TestBlocks(t *testing.T) {
 // TestBlockOfShortLines checks that a block has not as many lines as it has room for: each of them can be a reject.
 func TestBlockOfShortLines(t *testing.T) {
 	cols, _ := newColumns(nil)
-	in, err := newCSVSplitter(strings.NewReader(csvHeader+strings.Repeat("x\n", 500_000)), ',', cols)
+	in, err := newCSVSplitter(strings.NewReader(csvHeader+strings.Repeat("x\n", 500_000)), new(buffers), ',', cols)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,8 +17,8 @@ type jsonlSplitter struct {
 	line  int64 // the next one
 }
 
-func newJSONLSplitter(src io.Reader, cols *columns) *jsonlSplitter {
-	return &jsonlSplitter{cols: cols, lines: bufio.NewReaderSize(src, maxLine), line: 1}
+func newJSONLSplitter(src io.Reader, buf *buffers, cols *columns) *jsonlSplitter {
+	return &jsonlSplitter{cols: cols, lines: reset(&buf.lines, src, maxLine), line: 1}
 }
 
 func (j *jsonlSplitter) at() int64 { return j.line }

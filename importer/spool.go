@@ -50,8 +50,8 @@ const (
 // newSpool makes a spool whose file will be in dir; "" is the system's directory for temporary files. Up to limit
 // bytes stay in memory.
 func newSpool(dir string, limit int) (*spool, error) {
-	if dir == "" {
-		dir = os.TempDir()
+	if dir == "" { // it need not be there if no file is needed
+		return &spool{dir: os.TempDir(), limit: int64(max(limit, 0))}, nil
 	}
 	s := &spool{dir: dir, limit: int64(max(limit, 0))}
 	if info, err := os.Stat(dir); err != nil {
@@ -197,6 +197,15 @@ func (l *recordLog) add(record ...[]byte) error {
 		l.tail = append(l.tail, part...)
 	}
 	return nil
+}
+
+// size is that of all records in bytes.
+func (l *recordLog) size() int64 {
+	n := int64(len(l.tail))
+	for _, seg := range l.segments {
+		n += int64(seg.size)
+	}
+	return n
 }
 
 // A logReader reads a log from its beginning.

@@ -145,6 +145,21 @@ func TestSpoolErrors(t *testing.T) {
 	}
 }
 
+// TestNoTempDir needs no directory for what fits into memory.
+func TestNoTempDir(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "none")
+	for _, name := range []string{"TMPDIR", "TMP", "TEMP"} {
+		t.Setenv(name, dir)
+	}
+	if p := readString(t, someRows, Config{}); p.Summary.Accepted == 0 {
+		t.Errorf("got %+v", p.Summary)
+	}
+	err := readError(t, overfull(10_000), Config{resident: -1})
+	if want := dir + ": no such directory; make room there, or name another directory with --spool-dir"; err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
 // TestRecordLog reads back records of many sizes, none of them cut.
 func TestRecordLog(t *testing.T) {
 	log := recordLog{spool: newTestSpool(t, 3*segmentBytes)}

@@ -25,6 +25,8 @@ type validator struct {
 func (v *validator) complete(r *row) {
 	if r.noOwner && v.owner != "" {
 		r.field[colFrom] = v.owner
+	} else if r.noOwner && r.invalidReason == "" {
+		r.invalidReason = "from_account is missing (see --owner)"
 	}
 	if v.translate != nil && r.invalidReason == "" {
 		v.translate(r)

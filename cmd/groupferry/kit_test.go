@@ -297,6 +297,9 @@ type shell struct {
 	env map[string]string
 	dir string // data directory
 
+	stdin  io.Reader // for start; nil is empty
+	stderr io.Writer // for start; nil is that of the call
+
 	program string // for spawn; "" is the test binary
 }
 
@@ -335,9 +338,17 @@ func (s *shell) start(args ...string) *call {
 		v, ok := s.env[name]
 		return v, ok
 	}
+	var stdin io.Reader = strings.NewReader("")
+	var stderr io.Writer = &c.stderr
+	if s.stdin != nil {
+		stdin = s.stdin
+	}
+	if s.stderr != nil {
+		stderr = s.stderr
+	}
 	go func() {
 		defer close(c.done)
-		c.code = run(c.signals, args, getenv, strings.NewReader(""), &c.stdout, &c.stderr)
+		c.code = run(c.signals, args, getenv, stdin, &c.stdout, stderr)
 	}()
 	return c
 }

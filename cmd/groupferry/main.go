@@ -253,6 +253,16 @@ func run(signals <-chan os.Signal, args []string, getenv func(string) (string, b
 	return exitCode(err)
 }
 
+// sayWaiting says at the first signal what is waited for, to a person at a terminal, until the function that it returns is
+// called.
+func (p *program) sayWaiting(ctx context.Context, w *app.Process) (end func() bool) {
+	return context.AfterFunc(ctx, func() {
+		if s := w.State(); p.console.terminal && s.Jobs != nil && s.Jobs.InFlight > 0 {
+			p.console.report(fmt.Sprintf("waiting for %s in flight; press Ctrl-C again to leave at once, which loses nothing", jobs(s.Jobs.InFlight)))
+		}
+	})
+}
+
 // explain says what happened, what to do about it, and which command continues.
 func (p *program) explain(err error, cmd *cobra.Command) {
 	if !errors.Is(err, errIncomplete) && !errors.Is(err, errInterrupted) {

@@ -265,6 +265,9 @@ func (p *program) showReading() func(importer.Progress) {
 	start := time.Now()
 	return func(at importer.Progress) {
 		p.console.progress(func() string {
+			if at.Sorting {
+				return fmt.Sprintf("sorting: %s rows, %d%%", count(at.Rows), at.Sorted)
+			}
 			s := fmt.Sprintf("reading: %s rows, %s rows/s", count(at.Rows), count(int64(float64(at.Rows)/time.Since(start).Seconds())))
 			if at.Total > 0 {
 				s += fmt.Sprintf(", %d%%", at.Bytes*100/at.Total)

@@ -140,6 +140,7 @@ func (r *runner) work(ctx context.Context, w *app.Process, s *app.Namespace, in 
 			return err
 		}
 	}
+	defer r.sayWaiting(ctx, w)()
 	err := w.RunImport(untilLeft(ctx), ctx.Done(), enqueue)
 	r.console.end()
 	return err

@@ -266,6 +266,32 @@ func TestSecondInterrupt(t *testing.T) {
 	checkState(t, sim, stateOf(rows))
 }
 
+// A readerFunc is a reader of one function.
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// The first interrupt ends the reading of a pipe or a terminal that gives nothing.
+func TestInterruptWhileReading(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{{"check", "-"}, {"import", "-"}, {"run", "-"}} {
+		_, url := startSim(t, chatsim.Config{})
+		s := newShell(t, url)
+		reading := make(chan bool, 1)
+		s.stdin = readerFunc(func([]byte) (int, error) {
+			reading <- true
+			select {}
+		})
+		c := s.start(args...)
+		<-reading
+		c.signals <- os.Interrupt
+		c.wait(exitInterrupted)
+		if got := c.resumeCommand("interrupted; to continue"); !slices.Equal(got, args) {
+			t.Errorf("%q: got %q to go on, want the same", args, got)
+		}
+	}
+}
+
 // The second interrupt leaves also where a command is stuck in something that no context ends, such as a write.
 func TestSecondInterruptAnywhere(t *testing.T) {
 	t.Parallel()

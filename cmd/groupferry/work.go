@@ -73,6 +73,7 @@ up to 30 seconds, the second leaves at once; neither loses anything.
 				return err
 			}
 			p.console.log.Info("working", "queue", s.Where(), "calls_per_second", api.rate)
+			defer p.sayWaiting(ctx, w)()
 			err = w.Run(untilLeft(ctx), ctx.Done())
 			p.console.end()
 			switch {

@@ -56,7 +56,7 @@ func TestGuard(t *testing.T) {
 		{some, Budget{Limited: true, Rows: 5}, false, ""},
 		{some, Budget{Limited: true, Percent: 2.49}, false, "5 of 200 rows (2.5%) were rejected, --max-rejects 2.49% allows 4"},
 		{some, Budget{Limited: true, Percent: 2.5}, false, ""},
-		{all, Budget{}, false, "all 3 rows were rejected"},
+		{all, Budget{}, false, "no row was accepted, 3 rejected"},
 		{all, Budget{}, true, ""},
 		{all, Budget{Limited: true, Percent: 1}, true, "3 of 3 rows (100%) were rejected, --max-rejects 1% allows 0"},
 		{none, Budget{}, false, "the input has no rows"},

@@ -84,7 +84,7 @@ func (e *GuardError) Error() string {
 	case e.Rows == 0:
 		why = "the input has no rows"
 	default:
-		why = fmt.Sprintf("all %d rows were rejected", e.Rows)
+		why = fmt.Sprintf("no row was accepted, %d rejected", e.Rows)
 	}
 	return why + ": nothing was enqueued"
 }
