@@ -76,9 +76,6 @@ func (q *Queue) beginRetry(ctx context.Context, id string, codes []string) (Impo
 		if err != nil {
 			return rec, err
 		}
-		if rec.NextNight > 0 && rec.State != Deleting {
-			return rec, rec.newer()
-		}
 		switch rec.State {
 		case Complete:
 		case Retrying:
@@ -87,7 +84,7 @@ func (q *Queue) beginRetry(ctx context.Context, id string, codes []string) (Impo
 			}
 			return rec, nil
 		case Cancelled:
-			return rec, ErrCancelled
+			return rec, rec.cancelled()
 		case Deleting:
 			return rec, fmt.Errorf("%w: it is being deleted", ErrNoImport)
 		default:
@@ -125,9 +122,10 @@ func (q *Queue) beginRetry(ctx context.Context, id string, codes []string) (Impo
 			}
 			continue
 		}
-		changed := false
+		changed, newer := false, false
 		now, err := q.Update(ctx, id, func(i *Import) {
-			if changed = i.State == Complete && i.same(&rec) && i.NextNight == 0; !changed {
+			newer = i.State == Complete && i.NextNight > 0
+			if changed = i.State == Complete && i.same(&rec) && !newer; !changed {
 				return
 			}
 			i.State, i.Generation, i.RetryCodes = Retrying, i.Generation+1, codes
@@ -139,6 +137,9 @@ func (q *Queue) beginRetry(ctx context.Context, id string, codes []string) (Impo
 		})
 		if err != nil {
 			return rec, err
+		}
+		if newer {
+			return now, now.newer()
 		}
 		if !changed { // another process retries it, or deletes it
 			continue
