@@ -49,11 +49,11 @@ func (q *Queue) droppedFrom(ctx context.Context, i *Import) (dropped, error) {
 	return dropped{max(s.Next, 1), s.Unfinished}, nil
 }
 
-// Dropped returns what the cancel of an import dropped; nil when it was not cancelled. The error wraps [ErrNoImport] when
+// Dropped returns what the cancel of an import dropped; nil when it was not cancelled, or by the next night of its sync. The error wraps [ErrNoImport] when
 // there is none, and [ErrUnfinished] when the cancel was cut off, and has to be called again.
 func (q *Queue) Dropped(ctx context.Context, id string) (*Dropped, error) {
 	i, err := q.Import(ctx, id)
-	if err != nil || i.State != Cancelled {
+	if err != nil || i.State != Cancelled || i.Superseded {
 		return nil, err
 	}
 	if _, seq, err := q.checkpoint(ctx, id); err != nil {

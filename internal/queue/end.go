@@ -442,7 +442,7 @@ func (q *Queue) removeEnded(
 		}
 	}
 	upTo := seq
-	if i.State == Cancelled {
+	if i.State == Cancelled && !i.Superseded { // else the next night has what is wanted
 		d, err := q.droppedFrom(ctx, &i)
 		if err != nil {
 			return false, err

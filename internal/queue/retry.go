@@ -78,9 +78,6 @@ func (q *Queue) beginRetry(ctx context.Context, id string, codes []string) (Impo
 		if err != nil {
 			return rec, none, err
 		}
-		if rec.NextNight > 0 && rec.State != Deleting {
-			return rec, none, rec.newer()
-		}
 		switch rec.State {
 		case Complete:
 		case Retrying:
@@ -89,7 +86,7 @@ func (q *Queue) beginRetry(ctx context.Context, id string, codes []string) (Impo
 			}
 			return rec, none, nil
 		case Cancelled:
-			return rec, none, ErrCancelled
+			return rec, none, rec.cancelled()
 		case Deleting:
 			return rec, none, fmt.Errorf("%w: it is being deleted", ErrNoImport)
 		default:
@@ -130,9 +127,10 @@ func (q *Queue) beginRetry(ctx context.Context, id string, codes []string) (Impo
 		if found, unreadable, err := q.hasFailures(ctx, rec, codes, s.LastSeq, failures); err != nil || !found {
 			return rec, RetryStats{Unreadable: unreadable}, err
 		}
-		changed := false
+		changed, newer := false, false
 		now, err := q.Update(ctx, id, func(i *Import) {
-			if changed = i.State == Complete && i.same(&rec) && i.NextNight == 0; !changed {
+			newer = i.State == Complete && i.NextNight > 0
+			if changed = i.State == Complete && i.same(&rec) && !newer; !changed {
 				return
 			}
 			i.State, i.Generation, i.RetryCodes = Retrying, i.Generation+1, codes
@@ -144,6 +142,9 @@ func (q *Queue) beginRetry(ctx context.Context, id string, codes []string) (Impo
 		})
 		if err != nil {
 			return rec, none, err
+		}
+		if newer {
+			return now, none, now.newer()
 		}
 		if !changed { // another process retries it, or deletes it
 			continue

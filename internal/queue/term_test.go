@@ -663,9 +663,20 @@ func TestTermWhileEnqueueing(t *testing.T) {
 	}
 }
 
+// Who enqueued no jobs was killed before the record said so.
 func TestTermCompletesWithoutJobs(t *testing.T) {
 	q := leaderQueue(t)
-	imported(t, q, "imp", 0)
+	rec, _, err := q.Begin(t.Context(), Import{ID: "imp", Digest: "d"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &writer{q: q, rec: rec}
+	if err := w.open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.putAll(t.Context(), numberedJobs("imp", 0, 2)); err != nil {
+		t.Fatal(err)
+	}
 	l := lead(t, q, TermConfig{Term: 1})
 	l.complete(t, 1)
 	if i := record(t, q, "imp"); i.State != Complete {
