@@ -372,6 +372,7 @@ func (p *grouping) groupAll(ctx context.Context) ([]*run, error) {
 // plan returns what was found.
 func (p *grouping) plan(runs []*run) *Plan {
 	sum := p.digest.Sum(nil)
+	content := hex.EncodeToString(sum)
 	if p.base != nil {
 		// Nights with the same content are one import where they start from the same, and else are not.
 		d := sha256.New()
@@ -382,6 +383,7 @@ func (p *grouping) plan(runs []*run) *Plan {
 	plan := &Plan{
 		ImportID: cmp.Or(p.ImportID, digest[:16]),
 		Digest:   digest,
+		Content:  content,
 		Summary:  p.summary,
 		Files:    p.files,
 		Notices:  slices.Concat(p.notices, p.ignored.notices(p.files)),

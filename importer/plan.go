@@ -13,6 +13,7 @@ import (
 type Plan struct {
 	ImportID string    // Config.ImportID, or the first 16 digits of Digest
 	Digest   string    // SHA-256 of the content and of the options that change jobs, in 64 hexadecimal digits
+	Content  string    // Digest without the base
 	Summary  Summary   //
 	Files    []string  // names of the inputs; what job.Conversation.File counts into
 	Warnings []Warning // about rows that are accepted all the same; by input, then by line; see Summary.Warnings

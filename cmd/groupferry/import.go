@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,6 +19,8 @@ func (p *program) importCommand() *cobra.Command {
 	var in inputFlags
 	var qf queueFlags
 	var out outputFlag
+	var sync syncFlags
+	var target targetFlags
 	cmd := &cobra.Command{
 		Use:   "import FILE...",
 		Short: "Check the input and put its jobs on the queue",
@@ -41,18 +44,24 @@ and imported as it is.
 			if err := qf.check(p); err != nil {
 				return err
 			}
-			input, err := p.readInput(ctx, args, &in, chat.MaxItemsPerCall)
-			if err != nil {
-				return err
+			open := func() (*app.Namespace, error) {
+				s, err := p.open(ctx, qf, false)
+				if err == nil {
+					if err = notSimulated(ctx, s); err != nil {
+						s.Close()
+					}
+				}
+				return s, err
 			}
-			defer input.Close()
-			s, err := p.open(ctx, qf, false)
+			s, input, night, err := p.readFor(ctx, open, args, &in, &sync, target.target, chat.MaxItemsPerCall)
 			if err != nil {
 				return err
 			}
 			defer s.Close()
-			if err := notSimulated(ctx, s); err != nil {
-				return err
+			defer input.Close()
+			if night != nil {
+				defer night.Release(context.WithoutCancel(ctx))
+				p.console.print("%s", strings.TrimSuffix(nightText(night.Report()), "\n"))
 			}
 			stored, err := p.begin(ctx, s, input, qf.args(p))
 			if err != nil {
@@ -77,6 +86,8 @@ and imported as it is.
 	}
 	in.add(cmd)
 	qf.add(cmd)
+	sync.add(cmd)
+	target.add(cmd)
 	out.add(cmd, "text", "json")
 	p.consoleFlags(cmd)
 	return cmd

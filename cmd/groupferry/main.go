@@ -101,9 +101,10 @@ func exitCode(err error) int {
 		return exitUsage
 	case governor.IsHalted(err):
 		return exitHalted
-	case errors.As(err, new(*app.GuardError)):
+	case errors.As(err, new(*app.GuardError)), errors.As(err, new(*app.ShrinkError)):
 		return exitGuarded
-	case errors.Is(err, broker.ErrUnreachable), errors.Is(err, app.ErrAPIUnreachable):
+	case errors.As(err, new(*queue.LockedError)), errors.Is(err, queue.ErrLockLost), errors.Is(err, queue.ErrSyncChanged),
+		errors.Is(err, broker.ErrUnreachable), errors.Is(err, app.ErrAPIUnreachable):
 		return exitUnreachable
 	}
 	return exitFailed

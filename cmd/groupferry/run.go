@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -41,6 +42,7 @@ and nothing is kept unless --data-dir names a place for it.
 		RunE: func(cmd *cobra.Command, args []string) error { return r.run(cmd, args) },
 	}
 	r.in.add(cmd)
+	r.sync.add(cmd)
 	r.api.add(cmd)
 	r.queue.add(cmd)
 	r.out.add(cmd, "text", "json")
@@ -58,6 +60,7 @@ type runner struct {
 	api      apiFlags
 	queue    queueFlags
 	out      outputFlag
+	sync     syncFlags
 	simulate bool
 	listen   string
 	keep     keepFlag
@@ -92,16 +95,17 @@ func (r *runner) run(cmd *cobra.Command, inputs []string) error {
 		defer listener.Close()
 	}
 
-	in, err := r.readInput(ctx, inputs, &r.in, r.api.chunk)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	s, err := r.open(ctx, r.queue, false)
+	target := func(*program) (string, error) { return app.Target(r.api.identity(), api.Address()), nil }
+	open := func() (*app.Namespace, error) { return r.open(ctx, r.queue, false) }
+	s, in, night, err := r.readFor(ctx, open, inputs, &r.in, &r.sync, target, r.api.chunk)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
+	defer in.Close()
+	if night != nil {
+		defer night.Release(context.WithoutCancel(ctx))
+	}
 	cfg := r.processConfig(s, api, &r.api, in.Record.ID)
 	cfg.Listener = listener
 	cfg.Engine.LeaveOnHalt, cfg.Engine.LiftHalt, cfg.Engine.Resume = true, true, r.commandLine()
@@ -117,27 +121,29 @@ func (r *runner) run(cmd *cobra.Command, inputs []string) error {
 	}
 	started := time.Now()
 	if !stored.State.Over() {
-		if err := r.work(ctx, w, s, in, stored); err != nil {
+		if err := r.work(ctx, w, s, in, stored, night); err != nil {
 			// What was done until then is worth a report; that it is unfinished is what counts.
-			if rerr := r.report(ctx, w, s, in.Record.ID, time.Since(started)); rerr != nil && !errors.Is(rerr, errIncomplete) {
+			if rerr := r.report(ctx, w, s, in.Record.ID, night, time.Since(started)); rerr != nil && !errors.Is(rerr, errIncomplete) {
 				r.console.log.Warn("no report", "err", rerr)
 			}
 			return r.unfinished(ctx, err)
 		}
 	}
-	err = r.report(ctx, w, s, in.Record.ID, time.Since(started))
+	err = r.report(ctx, w, s, in.Record.ID, night, time.Since(started))
 	s.DeleteOld(ctx, time.Duration(r.keep), r.console.log)
 	return err
 }
 
 // work enqueues what is not enqueued yet, and works until the import is over.
-func (r *runner) work(ctx context.Context, w *app.Process, s *app.Namespace, in *app.Input, stored queue.Import) error {
+func (r *runner) work(
+	ctx context.Context, w *app.Process, s *app.Namespace, in *app.Input, stored queue.Import, night *app.Night,
+) error {
 	var enqueue func(context.Context) error
 	if stored.State == queue.Enqueueing {
 		enqueue = func(ctx context.Context) error {
 			stats, err := r.enqueue(ctx, s, in)
 			w.Metrics.JobsEnqueued(int(stats.Jobs)) // not those of an earlier run
-			return err
+			return cmp.Or(err, night.Release(ctx))
 		}
 	}
 	defer r.sayWaiting(ctx, w)()
@@ -195,7 +201,9 @@ func (r *runner) unfinished(ctx context.Context, err error) error {
 }
 
 // report says what came of every row, and checks that it adds up.
-func (r *runner) report(ctx context.Context, w *app.Process, n *app.Namespace, importID string, took time.Duration) error {
+func (r *runner) report(
+	ctx context.Context, w *app.Process, n *app.Namespace, importID string, night *app.Night, took time.Duration,
+) error {
 	reading, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
 	s, err := n.ImportStatus(reading, importID)
@@ -210,8 +218,11 @@ func (r *runner) report(ctx context.Context, w *app.Process, n *app.Namespace, i
 	run := app.NewRunReport(w.State().Tally, took, ledger)
 	err = r.out.write(r.stdout, struct {
 		app.ImportStatus
-		Run *app.RunReport `json:"run"`
-	}{s, run}, func() string { return importText(&s, r.resultsLine(importID)) + runText(run) })
+		Night *app.NightReport `json:"night,omitempty"`
+		Run   *app.RunReport   `json:"run"`
+	}{s, night.Report(), run}, func() string {
+		return nightText(night.Report()) + importText(&s, r.resultsLine(importID)) + runText(run)
+	})
 	if err != nil {
 		return err
 	}

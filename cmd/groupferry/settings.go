@@ -41,7 +41,7 @@ const (
 	envUserSig   = envPrefix + "USERSIG"
 )
 
-// envAnnotation of a flag names a variable of its own, where that of its name is another setting.
+// envAnnotation of a flag names a variable of its own, where that of its name is another setting; "-" is none.
 const envAnnotation = "groupferry_env"
 
 // envName returns the environment variable of a flag.
@@ -82,7 +82,7 @@ func (p *program) fromEnvironment(cmd *cobra.Command) error {
 	})
 	var err error
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
-		if err != nil || f.Changed || p.unread[f.Name] || f.Name == "help" || f.Name == "version" {
+		if err != nil || f.Changed || p.unread[f.Name] || f.Name == "help" || f.Name == "version" || envName(f) == "-" {
 			return
 		}
 		if value, ok := p.getenv(envName(f)); ok && value != "" {
@@ -277,10 +277,37 @@ func (p *program) onNamespace(
 	return cmd
 }
 
+// targetFlags say which app of which API is meant.
+type targetFlags struct {
+	region, url string
+	app         uint64
+}
+
+func (t *targetFlags) add(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&t.region, "region", "", "`region` of the app: "+strings.Join(chat.Regions(), ", "))
+	f.StringVar(&t.url, "api-url", "", "base `URL` of the API, instead of a region")
+	f.Uint64Var(&t.app, "sdk-app-id", 0, "SDKAppID of the app")
+}
+
+// baseURL is that of the API; "" if nothing says it.
+func (t *targetFlags) baseURL(p *program) (string, error) {
+	if err := oneOf(p.nameIf(t.url != "", "api-url"), p.nameIf(t.region != "", "region")); err != nil {
+		return "", err
+	}
+	if t.region == "" {
+		return t.url, nil
+	}
+	base, err := chat.RegionURL(t.region)
+	if err != nil {
+		return "", usagef("%s: %w", p.named("region"), err)
+	}
+	return base, nil
+}
+
 // apiFlags say which app to call, as whom, and how fast.
 type apiFlags struct {
-	region, url      string
-	app              uint64
+	targetFlags
 	admin            string
 	keyFile, sigFile string
 	rate, appLimit   int
@@ -294,10 +321,8 @@ type apiFlags struct {
 }
 
 func (a *apiFlags) add(cmd *cobra.Command) {
+	a.targetFlags.add(cmd)
 	f := cmd.Flags()
-	f.StringVar(&a.region, "region", "", "`region` of the app: "+strings.Join(chat.Regions(), ", "))
-	f.StringVar(&a.url, "api-url", "", "base `URL` of the API, instead of a region")
-	f.Uint64Var(&a.app, "sdk-app-id", 0, "SDKAppID of the app")
 	f.StringVar(&a.admin, "admin", "administrator", "app admin `account` that makes the calls")
 	f.StringVar(&a.keyFile, "secret-key-file", "", "`file` with the secret key (or "+envSecretKey+")")
 	f.StringVar(&a.sigFile, "usersig-file", "", "`file` with a ready UserSig (or "+envUserSig+"), instead of a key")
@@ -360,22 +385,16 @@ func (p *program) client(a *apiFlags) (*apiClient, error) {
 		sigEnv = envUserSig
 	}
 	keyFile, sigFile := p.nameIf(a.keyFile != "", "secret-key-file"), p.nameIf(a.sigFile != "", "usersig-file")
-	if err := oneOf(p.nameIf(a.url != "", "api-url"), p.nameIf(a.region != "", "region")); err != nil {
+	var err error
+	if cfg.BaseURL, err = a.baseURL(p); err != nil {
 		return nil, err
 	}
 	if err := oneOf(keyFile, keyEnv, sigFile, sigEnv); err != nil {
 		return nil, err
 	}
-	var err error
-	cfg.BaseURL = a.url
-	if a.region != "" {
-		if cfg.BaseURL, err = chat.RegionURL(a.region); err != nil {
-			return nil, usagef("%s: %w", p.named("region"), err)
-		}
-		if a.rate > a.appLimit {
-			return nil, usagef("%s %d: an app has %d calls a second for each command; if the vendor raised the limit of yours, say so with --app-limit %d",
-				p.named("rate"), a.rate, a.appLimit, a.rate)
-		}
+	if a.region != "" && a.rate > a.appLimit {
+		return nil, usagef("%s %d: an app has %d calls a second for each command; if the vendor raised the limit of yours, say so with --app-limit %d",
+			p.named("rate"), a.rate, a.appLimit, a.rate)
 	}
 	var missing []string
 	if a.url == "" && a.region == "" {
@@ -478,21 +497,19 @@ func (i *inputFlags) config(p *program, files []string, chunk int) (app.InputCon
 		p.stdout = p.stderr // what else goes there would be no CSV
 	}
 	var err error
-	if cfg.MaxRejects, err = i.budget(); err != nil {
-		err = usagef("%s %w", p.named("max-rejects"), err)
-	}
+	cfg.MaxRejects, err = p.budget("max-rejects", i.maxRejects)
 	return cfg, err
 }
 
-// budget parses --max-rejects.
-func (i *inputFlags) budget() (b app.Budget, err error) {
-	if i.maxRejects == "" {
+// budget parses a number of rows or a share of them.
+func (p *program) budget(flag, value string) (b app.Budget, err error) {
+	if value == "" {
 		return b, nil
 	}
-	number, percent := strings.CutSuffix(i.maxRejects, "%")
+	number, percent := strings.CutSuffix(value, "%")
 	n, err := strconv.ParseFloat(number, 64)
 	if err != nil || !(n >= 0) || percent && n > 100 || !percent && n != float64(int64(n)) {
-		return b, fmt.Errorf("%q: a number of rows, or a share such as 5%%", i.maxRejects)
+		return b, usagef("%s %q: a number of rows, or a share such as 5%%", p.named(flag), value)
 	}
 	if percent {
 		return app.Budget{Limited: true, Percent: n}, nil
@@ -549,16 +566,20 @@ func (p *program) listen(address string) (net.Listener, error) {
 // wallClock replaces the machine's wall clock in tests that set it; nil otherwise.
 var wallClock func() time.Time
 
+// identity is the app that is called.
+func (a *apiFlags) identity() queue.App {
+	if a.simulator != "" {
+		return queue.App{SDKAppID: chatsim.DemoSDKAppID, Simulated: true}
+	}
+	return queue.App{SDKAppID: a.app}
+}
+
 // processConfig is what run and work have in common: how to call the API, and what is shown on the way. With an import
 // ID, the progress of that import alone is shown.
 func (p *program) processConfig(s *app.Namespace, api *apiClient, a *apiFlags, importID string) app.ProcessConfig {
-	id := queue.App{SDKAppID: a.app, Simulated: a.simulator != ""}
-	if id.Simulated {
-		id.SDKAppID = chatsim.DemoSDKAppID
-	}
 	cfg := app.ProcessConfig{
 		Engine: app.EngineConfig{
-			Namespace: s, API: api.Client, App: id, RoundTrip: api.minRTT,
+			Namespace: s, API: api.Client, App: a.identity(), RoundTrip: api.minRTT,
 			Name: uniqueName(), Host: processName(), Rate: a.rate, Limit: a.limit(), Timeout: a.timeout,
 			Worker: worker.Config{
 				Concurrency: a.concurrency, ChunkSize: a.chunk, MaxAttempts: a.attempts, AcceptReplace: a.acceptReplace,

@@ -40,6 +40,16 @@ type Budget struct {
 	Percent float64 // or this share of the rows, if it is not 0
 }
 
+func (b Budget) String() string {
+	switch {
+	case !b.Limited:
+		return "all"
+	case b.Percent > 0:
+		return fmt.Sprintf("%g%%", b.Percent)
+	}
+	return fmt.Sprint(b.Rows)
+}
+
 func (b Budget) allowed(rows int64) int64 {
 	switch {
 	case !b.Limited:
@@ -108,14 +118,22 @@ func ReadInput(ctx context.Context, cfg InputConfig) (_ *Input, err error) {
 			in.Close()
 		}
 	}()
-	if in.Rejects, err = findRejects(in.Plan, cmp.Or(cfg.Rejects, in.Plan.ImportID+"-rejects.csv"), cfg.Stdout); err != nil {
+	if err = in.findRejects(cfg); err != nil {
 		return nil, err
 	}
 	if err := cfg.guard(in.Plan.Summary, in.Rejects); err != nil {
 		return nil, cmp.Or(in.Rejects.Keep(), err)
 	}
-	in.Record.RejectsFile = in.Rejects.File
 	return in, nil
+}
+
+// findRejects decides where the rejects go.
+func (in *Input) findRejects(cfg InputConfig) (err error) {
+	in.Rejects, err = findRejects(in.Plan, cmp.Or(cfg.Rejects, in.Plan.ImportID+"-rejects.csv"), cfg.Stdout)
+	if err == nil {
+		in.Record.RejectsFile = in.Rejects.File
+	}
+	return err
 }
 
 // readPlan reads the input, and makes its record.
@@ -124,7 +142,7 @@ func readPlan(ctx context.Context, cfg InputConfig) (*Input, error) {
 	if err != nil {
 		return nil, err
 	}
-	names, err := queue.PackNames(plan.Files)
+	in, err := newInput(plan, cfg)
 	if err == nil && cfg.OnRead != nil {
 		err = cfg.OnRead(plan)
 	}
@@ -132,11 +150,20 @@ func readPlan(ctx context.Context, cfg InputConfig) (*Input, error) {
 		plan.Close()
 		return nil, err
 	}
+	return in, nil
+}
+
+// newInput makes the record of a plan. The error is that of [queue.PackNames].
+func newInput(plan *importer.Plan, cfg InputConfig) (*Input, error) {
+	names, err := queue.PackNames(plan.Files)
+	if err != nil {
+		return nil, err
+	}
 	s := plan.Summary
 	return &Input{Plan: plan, Record: queue.Import{
 		ID: plan.ImportID, Digest: plan.Digest, Files: FileNames(cfg.Files), Inputs: names,
 		Rows: s.Rows, Accepted: s.Accepted, Duplicates: s.Duplicates, Rejected: s.Rejected,
-		Conversations: s.Conversations, Calls: s.Calls, Jobs: s.Jobs,
+		Unchanged: s.Accepted - s.Conversations, Conversations: s.Conversations, Calls: s.Calls, Jobs: s.Jobs,
 	}}, nil
 }
 

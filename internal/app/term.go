@@ -208,6 +208,7 @@ func (t *term) open(ctx context.Context) error {
 	err := e.retry(ctx, "begin the term", func() (err error) {
 		jobs, err = e.cfg.Namespace.Lead(ctx, queue.TermConfig{
 			Term: t.tenure.Term(), Name: e.cfg.Host, Log: e.log, OnComplete: e.cfg.OnComplete,
+			Target:  Target(e.cfg.App, e.cfg.API.Address()),
 			Crashed: t.before.Term > 0 && !t.before.Released && t.before.Holder != e.cfg.Name,
 		})
 		return err

@@ -185,6 +185,15 @@ func (c *Client) String() string {
 // Address is the URL of the API, without the paths of the commands.
 func (c *Client) Address() string { return c.base.String() }
 
+// Address gives [Client.Address] for a base URL.
+func Address(baseURL string) (string, error) {
+	u, err := parseBaseURL(baseURL)
+	if err != nil {
+		return "", err
+	}
+	return u.String(), nil
+}
+
 // GoString is [Client.String].
 func (c *Client) GoString() string { return c.String() }
 

@@ -79,6 +79,7 @@ type Import struct {
 	Accepted      int64 `json:"accepted"`
 	Duplicates    int64 `json:"duplicates"`
 	Rejected      int64 `json:"rejected"`
+	Unchanged     int64 `json:"unchanged,omitempty"` // of the accepted ones, those that a night of a sync found to be there
 	Conversations int64 `json:"conversations"`
 	Calls         int64 `json:"calls"` // if none has to be repeated
 	Jobs          int64 `json:"jobs"`  // 0 until Enqueue has counted them, if Begin did not get it

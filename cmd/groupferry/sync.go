@@ -1,0 +1,184 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"groupferry/internal/app"
+	"groupferry/internal/chat"
+	"groupferry/internal/queue"
+)
+
+// syncFlags say that an input is a night of a sync.
+type syncFlags struct {
+	name, maxShrink, accept string
+	full, wait              bool
+}
+
+func (s *syncFlags) add(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&s.name, "sync", "", "`name` of an import that recurs: only what is new since its last night is sent")
+	f.StringVar(&s.maxShrink, "max-shrink", "", "in a sync, enqueue nothing if the last night had `N or N%` rows more (default 10%)")
+	f.StringVar(&s.accept, "accept", "", "in a sync, take the `import` that a guard refused; it is the one that was meant")
+	f.BoolVar(&s.full, "full", false, "in a sync, send all that the input has, not only what is new")
+	f.BoolVar(&s.wait, "wait", false, "in a sync, wait while another process prepares a night of it")
+	// What was accepted once must not be accepted every night.
+	_ = f.SetAnnotation("accept", envAnnotation, []string{"-"})
+}
+
+// used reports whether the input is a night of a sync.
+func (s *syncFlags) used(p *program, in *inputFlags) (bool, error) {
+	switch {
+	case s.name == "":
+		for _, flag := range []string{"max-shrink", "accept", "full", "wait"} {
+			if p.given[flag] {
+				return false, usagef("--%s goes with --sync NAME", flag)
+			}
+		}
+		return false, nil
+	case in.importID != "":
+		return false, usagef("%s and %s: a night of a sync makes its own import ID", p.named("sync"), p.named("import-id"))
+	case !queue.ValidSyncName(s.name):
+		return false, usagef("%s %q: use 1 to %d of A-Z, a-z, 0-9, - and _", p.named("sync"), s.name, queue.MaxSyncName)
+	}
+	return true, nil
+}
+
+// config says which sync it is, and how the input is read; target is that of its API.
+func (s *syncFlags) config(p *program, files []string, in *inputFlags, target string, chunk int) (app.InputConfig, app.SyncConfig, error) {
+	cfg := app.SyncConfig{
+		Name: s.name, Target: target, Holder: processName(), Full: s.full,
+		Guards: app.SyncGuards{Accept: s.accept},
+		Warn:   func(text string) { p.console.warn("%s", text) },
+	}
+	if s.wait {
+		cfg.Waiting = func(e *queue.LockedError) {
+			p.console.print("waiting for %s, which prepares a night of sync %s since %s",
+				e.Holder, e.Name, e.Since.Local().Format(time.DateTime))
+		}
+	}
+	input, err := in.config(p, files, chunk)
+	if err != nil {
+		return input, cfg, err
+	}
+	if !input.MaxRejects.Limited {
+		input.MaxRejects = app.DefaultMaxRejects
+	}
+	cfg.Guards.MaxShrink, err = p.budget("max-shrink", s.maxShrink)
+	return input, cfg, err
+}
+
+// target is that of a sync, for a command that does not call the API.
+func (t *targetFlags) target(p *program) (string, error) {
+	base, err := t.baseURL(p)
+	if err != nil {
+		return "", err
+	}
+	var missing []string
+	if base == "" {
+		missing = append(missing, "--region or --api-url is required")
+	}
+	if t.app == 0 {
+		missing = append(missing, "--sdk-app-id is required")
+	}
+	if len(missing) > 0 {
+		return "", usagef("%s: a sync belongs to one app", strings.Join(missing, "; "))
+	}
+	address, err := chat.Address(base)
+	if err != nil {
+		return "", usagef("%s: %w", p.named("api-url"), err)
+	}
+	return app.Target(queue.App{SDKAppID: t.app}, address), nil
+}
+
+// readNight reads the input of import and run as a night of a sync.
+func (p *program) readNight(
+	ctx context.Context, n *app.Namespace, files []string, in *inputFlags, s *syncFlags, target string, chunk int,
+) (*app.Night, error) {
+	input, cfg, err := s.config(p, files, in, target, chunk)
+	if err != nil {
+		return nil, err
+	}
+	night, err := n.ReadNight(ctx, input, cfg)
+	p.console.end()
+	if guard, ok := errors.AsType[*app.GuardError](err); ok {
+		p.showKept(guard.Rejects, guard.Rejected)
+	}
+	if shrink, ok := errors.AsType[*app.ShrinkError](err); ok {
+		return nil, hint(err, "if that is right: %s --accept %s", p.commandLine(), shrink.Import)
+	}
+	return night, err
+}
+
+// nightText begins the report of a night.
+func nightText(n *app.NightReport) string {
+	if n == nil {
+		return ""
+	}
+	var b strings.Builder
+	base := "the first"
+	if n.Last != nil {
+		base = fmt.Sprintf("base: night %d, %s", n.Last.Number, n.Last.Completed.Local().Format(time.DateTime))
+	}
+	fmt.Fprintf(&b, "sync %s, night %d (%s)\n", n.Sync, n.Night, base)
+	difference := ""
+	if n.Last != nil {
+		difference = fmt.Sprintf(" (%+d)", n.Accepted-n.Last.Accepted)
+	}
+	fmt.Fprintf(&b, "  input          %s · %s accepted%s · %s rejected, at most %s\n", things(int64(n.Files), "file"), rows(n.Accepted),
+		difference, count(n.Rejected), count(n.MayReject))
+	fmt.Fprintf(&b, "  plan           create %s · add %s · unchanged %s\n", count(n.Create), count(n.Add), count(n.Unchanged))
+	if len(n.Guards) > 0 {
+		all := make([]string, len(n.Guards))
+		for i, g := range n.Guards {
+			all[i] = fmt.Sprintf("%s %s, at least %s", g.What, count(g.Now), count(g.Limit))
+		}
+		fmt.Fprintf(&b, "  guards         %s\n", strings.Join(all, " · "))
+	}
+	if n.Snapshot > 0 {
+		fmt.Fprintf(&b, "  snapshot       generation %d: %s groups, %s bytes\n", n.Generation, count(n.Snapshot), count(n.SnapshotBytes))
+	}
+	return b.String()
+}
+
+// readFor reads the input of import and run, and opens the queue: before the input if it is a night of a sync. The night is
+// nil if it is not.
+func (p *program) readFor(
+	ctx context.Context, open func() (*app.Namespace, error), files []string, in *inputFlags, s *syncFlags,
+	target func(*program) (string, error), chunk int,
+) (*app.Namespace, *app.Input, *app.Night, error) {
+	sync, err := s.used(p, in)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if !sync {
+		input, err := p.readInput(ctx, files, in, chunk)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		n, err := open()
+		if err != nil {
+			input.Close()
+		}
+		return n, input, nil, err
+	}
+	of, err := target(p)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	n, err := open()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	night, err := p.readNight(ctx, n, files, in, s, of, chunk)
+	if err != nil {
+		n.Close()
+		return nil, nil, nil, err
+	}
+	return n, night.Input, night, nil
+}

@@ -1,0 +1,382 @@
+package app
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"time"
+
+	"groupferry/importer"
+	"groupferry/internal/job"
+	"groupferry/internal/queue"
+)
+
+// A sync is an import that recurs under a name; each of its imports is a night. A night has jobs for what is not there yet,
+// as far as the nights before know:
+//
+//	rows ─────────────────────────────┐
+//	snapshot ─┐                       ▼
+//	          ├─► base ───► plan ───► guards ──► fence ──► snapshot, record of the sync ──► Begin, Enqueue
+//	results ──┘  of the night         that is: the night
+//	             before               before is over for good
+//
+// What holds when a process dies on the way is in [queue.Sync].
+
+// SyncConfig says which sync an input is a night of.
+type SyncConfig struct {
+	Name   string
+	Target string // see [Target]
+	Holder string // this process, for people
+	Full   bool   // send all that is wanted, also what is there
+	Guards SyncGuards
+
+	// Waiting is called when another process is preparing a night of this sync, which is waited for then. If it is nil the
+	// error is a *[queue.LockedError] instead.
+	Waiting func(*queue.LockedError)
+
+	// Warn gets a sentence about what does not stop the night.
+	Warn func(text string)
+}
+
+// Target says which API the groups of a sync are in. A simulator in the same process has another address in each run.
+func Target(app queue.App, address string) string {
+	if app.Simulated {
+		address = "simulated"
+	}
+	return fmt.Sprintf("%d %s", app.SDKAppID, address)
+}
+
+// supersedeWait is how long a night waits for the results of what is in flight of the one before. A call takes some seconds
+// at most. What comes later has no result, and is sent again.
+const supersedeWait = 30 * time.Second
+
+// A Night is an input that was read as a night of a sync. It has to be closed.
+type Night struct {
+	*Input
+	Sync   queue.Sync // its record
+	Number int        // of the night
+	Guards []Guard
+	Wrong  []string // by the guards
+
+	Continued   bool // the night was begun before, and is not finished
+	NothingToDo bool // the input is that of the last night, which is complete, and nothing became known since
+
+	before  *queue.Import // the night before, nil if it has no record
+	last    *queue.Night  // the last one that became complete, nil if there is none
+	base    int           // generation that it was planned on
+	content string
+
+	mayReject int64
+	fold      bool // the snapshot of the plan is to be stored
+	lock      *queue.SyncLock
+}
+
+// errAgain says that the night before has ended only now: the night has to be planned again.
+var errAgain = errors.New("the night before has ended meanwhile")
+
+// ReadNight reads an input as a night of a sync, and moves the sync on to it. Then its record can be begun, and its jobs
+// enqueued; until the night is closed no other process prepares one. Beside those of [ReadInput] the errors are a
+// *[ShrinkError], a *[queue.LockedError], one that wraps [queue.ErrLockLost] or [queue.ErrSyncChanged] if another process
+// took over, and those of the queue.
+func (n *Namespace) ReadNight(ctx context.Context, in InputConfig, cfg SyncConfig) (_ *Night, err error) {
+	lock, err := n.LockSync(ctx, cfg.Name, cfg.Holder, cfg.Waiting)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, lock.Release(context.WithoutCancel(ctx)))
+		}
+	}()
+	held, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(lock.Context(), func() { cancel(context.Cause(lock.Context())) })()
+	night, err := n.readNight(held, in, cfg)
+	if err != nil && ctx.Err() == nil && held.Err() != nil {
+		err = fmt.Errorf("sync %s: %w", cfg.Name, context.Cause(held))
+	}
+	if err != nil {
+		return nil, err
+	}
+	night.lock = lock
+	return night, nil
+}
+
+func (n *Namespace) readNight(ctx context.Context, in InputConfig, cfg SyncConfig) (_ *Night, err error) {
+	rows, err := importer.ReadRows(ctx, in.Files, in.Importer)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			rows.Close()
+		}
+	}()
+	for {
+		night, err := n.planNight(ctx, rows, in, cfg)
+		if err != nil {
+			return nil, err
+		}
+		if in.OnRead != nil {
+			if err := in.OnRead(night.Plan); err != nil {
+				return nil, err
+			}
+			in.OnRead = nil
+		}
+		if err := night.findRejects(in); err != nil {
+			return nil, err
+		}
+		if !night.Continued && !night.NothingToDo {
+			if err := night.guard(in, cfg); err != nil {
+				return nil, cmp.Or(night.Rejects.Keep(), err)
+			}
+			err = n.takeNight(ctx, night, cfg)
+		} else if night.NothingToDo {
+			night.Sync, err = n.UpdateSync(ctx, night.Sync, func(s *queue.Sync) { s.Confirmed, s.Unchanged = now(), s.Unchanged+1 })
+		}
+		if !errors.Is(err, errAgain) {
+			return night, err
+		}
+	}
+}
+
+// now is the time for records.
+func now() time.Time { return time.Now().UTC().Round(0) }
+
+// planNight plans rows as the next night of a sync, or as the one that was begun and is not finished. It changes nothing.
+func (n *Namespace) planNight(ctx context.Context, rows *importer.Rows, in InputConfig, cfg SyncConfig) (*Night, error) {
+	s, err := n.Queue.Sync(ctx, cfg.Name, cfg.Target)
+	if errors.Is(err, queue.ErrNoSync) {
+		s, err = queue.NewSync(cfg.Name, cfg.Target), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	night := &Night{Sync: s, Number: s.Night + 1, base: s.Generation}
+	if s.Pending == nil {
+		return night, n.plan(ctx, night, rows, in, cfg, false)
+	}
+	before, err := n.Import(ctx, s.Pending.Import)
+	switch {
+	case err == nil:
+		night.before = &before
+	case !errors.Is(err, queue.ErrNoImport):
+		return nil, err
+	}
+	over := night.before != nil && night.before.State.Over()
+	if !over {
+		// It may be this input's own night. Then it was planned on the snapshot alone, and has to be again.
+		own := *night
+		own.Number, own.base, own.before = s.Pending.Number, s.Pending.Base, nil
+		err := n.plan(ctx, &own, rows, in, cfg, true)
+		switch {
+		case err == nil && own.Plan.ImportID == s.Pending.Import:
+			own.Continued = true
+			return &own, nil
+		case err != nil && !unreadable(err):
+			return nil, err
+		}
+	}
+	// What became known since makes another night of the same input; so does one that a person cancelled.
+	if !over || before.State != queue.Complete || before.Counts.Results > 0 {
+		night.base++
+	}
+	if err := n.plan(ctx, night, rows, in, cfg, false); err != nil {
+		return nil, err
+	}
+	night.NothingToDo = over && night.Plan.ImportID == s.Pending.Import
+	return night, nil
+}
+
+// unreadable reports whether a snapshot is missing or damaged.
+func unreadable(err error) bool {
+	return errors.Is(err, queue.ErrSnapshot) || errors.Is(err, importer.ErrSnapshot)
+}
+
+// plan plans rows on the snapshot of a sync and the results of the night before. Unless it has to be exact, a snapshot that
+// cannot be read is replaced by nothing: then all is sent, once.
+func (n *Namespace) plan(
+	ctx context.Context, night *Night, rows *importer.Rows, in InputConfig, cfg SyncConfig, exact bool,
+) error {
+	var results bool
+	base := func(snapshot string) *importer.Base {
+		return &importer.Base{Name: cfg.Name, Generation: night.base, All: cfg.Full, Groups: func(yield func(importer.Group, error) bool) {
+			if snapshot != "" && !n.yieldSnapshot(ctx, snapshot, yield) || night.before == nil {
+				return
+			}
+			for r, err := range n.Results(ctx, night.before.ID) {
+				results = true
+				if !yield(resultGroup(&r), err) {
+					return
+				}
+			}
+		}}
+	}
+	plan, err := rows.Plan(ctx, base(night.Sync.Object))
+	if err != nil && unreadable(err) && !exact {
+		if cfg.Warn != nil {
+			cfg.Warn(fmt.Sprintf("%v: all groups of sync %s are sent again", err, cfg.Name))
+		}
+		night.base++ // it is another plan than the one that could be read
+		night.fold, results = true, false
+		plan, err = rows.Plan(ctx, base(""))
+	}
+	if err != nil {
+		return err
+	}
+	night.fold = night.fold || results
+	if night.Input, err = newInput(plan, in); err != nil {
+		return err
+	}
+	night.content, night.mayReject = plan.Content, in.MaxRejects.allowed(plan.Summary.Rows)
+	night.Record.Sync, night.Record.Night, night.Record.Target = cfg.Name, night.Number, cfg.Target
+	night.last = lastComplete(night)
+	night.Guards, night.Wrong = cfg.Guards.compare(plan, night.last)
+	return nil
+}
+
+// lastComplete is the last night that became complete; the record may not say so yet.
+func lastComplete(night *Night) *queue.Night {
+	if b, p := night.before, night.Sync.Pending; b != nil && b.State == queue.Complete && p != nil {
+		last := *p
+		last.Completed = b.Completed
+		return &last
+	}
+	return night.Sync.Complete
+}
+
+// yieldSnapshot passes a snapshot on, and reports whether more is wanted.
+func (n *Namespace) yieldSnapshot(ctx context.Context, object string, yield func(importer.Group, error) bool) bool {
+	r, err := n.OpenSnapshot(ctx, object)
+	if err != nil {
+		return yield(importer.Group{}, err)
+	}
+	defer r.Close()
+	var groups iter.Seq2[importer.Group, error] = importer.ReadSnapshot(r)
+	for g, err := range groups {
+		if !yield(g, err) {
+			return false
+		}
+	}
+	return true
+}
+
+// resultGroup is what a result says about its group.
+func resultGroup(r *job.Result) importer.Group {
+	g := importer.Group{FromAccount: r.FromAccount, GroupName: r.GroupName}
+	for _, c := range r.Conversations {
+		g.Conversations = append(g.Conversations, importer.GroupConversation{Type: c.Type, ID: c.ID, Applied: c.Code == ""})
+	}
+	return g
+}
+
+// guard asks all guards of a night.
+func (night *Night) guard(in InputConfig, cfg SyncConfig) error {
+	if err := in.guard(night.Plan.Summary, night.Rejects); err != nil {
+		return err
+	}
+	if len(night.Wrong) > 0 && cfg.Guards.Accept != night.Plan.ImportID {
+		return &ShrinkError{cfg.Name, night.Plan.ImportID, night.Wrong}
+	}
+	return nil
+}
+
+// takeNight ends the night before for good, and moves the sync on. The error is errAgain when there may be more results of
+// that night now than the plan knows.
+func (n *Namespace) takeNight(ctx context.Context, night *Night, cfg SyncConfig) error {
+	s := night.Sync
+	if s.Pending != nil {
+		if night.before != nil {
+			if err := n.NoteComplete(ctx, *night.before); err != nil {
+				return err
+			}
+		}
+		ended, err := n.FenceNight(ctx, s, supersedeWait)
+		if err != nil {
+			return err
+		}
+		if before := night.before; before != nil && (!before.State.Over() || ended.Counts.Results != before.Counts.Results) {
+			return errAgain
+		}
+	}
+	object, size, groups := s.Object, s.Size, s.Groups
+	if night.fold {
+		var err error
+		object, size, err = n.PutSnapshot(ctx, s, func(w io.Writer) (err error) {
+			groups, err = importer.WriteSnapshot(w, night.Plan.Snapshot())
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	sum := night.Plan.Summary
+	moved, err := n.UpdateSync(ctx, s, func(next *queue.Sync) {
+		next.Generation = night.base
+		if object != next.Object {
+			next.Object, next.Previous, next.Size, next.Groups = object, next.Object, size, groups
+		}
+		if next.Unchanged++; next.Pending == nil || next.Pending.Content != night.content {
+			next.Unchanged = 0
+		}
+		next.Night = night.Number
+		next.Pending = &queue.Night{
+			Number: night.Number, Import: night.Plan.ImportID, Digest: night.Plan.Digest, Content: night.content, Base: night.base,
+			Files: sum.Files, Rows: sum.Rows, Accepted: sum.Accepted, Rejected: sum.Rejected, Users: sum.Users, Groups: sum.Groups,
+			Begun: now(),
+		}
+	})
+	if err != nil {
+		return err
+	}
+	night.Sync = moved
+	return n.DeleteSnapshots(ctx, moved)
+}
+
+// Release lets the next night of the sync be prepared. It can be called more than once, and for no night.
+func (night *Night) Release(ctx context.Context) error {
+	if night == nil || night.lock == nil {
+		return nil
+	}
+	return night.lock.Release(ctx)
+}
+
+// A NightReport says what a night was planned to be. Its JSON form is read by programs: fields are added, never changed.
+type NightReport struct {
+	Sync          string       `json:"sync"`
+	Night         int          `json:"night"`
+	Import        string       `json:"import"`
+	Last          *queue.Night `json:"last_complete"` // what the guards compare with; null in the first night
+	Files         int          `json:"files"`
+	Accepted      int64        `json:"accepted"`
+	Rejected      int64        `json:"rejected"`
+	MayReject     int64        `json:"may_reject"`
+	Create        int64        `json:"create"`    // groups that the sync has put nothing into
+	Add           int64        `json:"add"`       // groups that get something new
+	Unchanged     int64        `json:"unchanged"` // groups
+	Guards        []Guard      `json:"guards"`
+	Wrong         []string     `json:"wrong,omitempty"`
+	Generation    int          `json:"generation"` // of the snapshot
+	Snapshot      int64        `json:"snapshot_groups"`
+	SnapshotBytes int64        `json:"snapshot_bytes"`
+	Continued     bool         `json:"continued,omitempty"`
+	NothingToDo   bool         `json:"nothing_to_do,omitempty"`
+}
+
+// Report says what the night was planned to be; nil for no night.
+func (night *Night) Report() *NightReport {
+	if night == nil {
+		return nil
+	}
+	s := night.Plan.Summary
+	return &NightReport{
+		Sync: night.Sync.Name, Night: night.Number, Import: night.Plan.ImportID, Last: night.last,
+		Files: s.Files, Accepted: s.Accepted, Rejected: s.Rejected, MayReject: night.mayReject,
+		Create: s.NewGroups, Add: s.Jobs - s.NewGroups, Unchanged: s.Groups - s.Jobs, Guards: night.Guards, Wrong: night.Wrong,
+		Generation: night.Sync.Generation, Snapshot: night.Sync.Groups, SnapshotBytes: night.Sync.Size,
+		Continued: night.Continued, NothingToDo: night.NothingToDo,
+	}
+}
