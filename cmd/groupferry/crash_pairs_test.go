@@ -478,12 +478,15 @@ var dynamicPoints = map[string][]string{
 	`"job-" + j.FromAccount`:      nil, // see TestCrashJob
 }
 
-// elsewherePoints are failpoints that no crash run can come by.
-var elsewherePoints = []string{
+// elsewherePoints are failpoints that no crash run comes by.
+var elsewherePoints = append([]string{
 	// Results at the end of the stream without a state: the server leaves that behind only if its disk is full, killed in
 	// a group, and full still when it starts. TestTornGroup of package queue makes such an end by hand.
 	"torn-before",
-}
+
+	// Of the nights of a sync: TestNightsKilled of package queue comes by them.
+	"note-before", "note-after", "fence-before", "fence-after",
+}, around("sync", "snapshot-chunk", "snapshot", "snapshot-delete", "lock")...)
 
 // Every failpoint in the source is in a step of the crash matrix, or said to be elsewhere.
 func TestCrashPoints(t *testing.T) {

@@ -742,7 +742,7 @@ func TestNightsKilled(t *testing.T) {
 		t.Skip("needs -tags failpoint")
 	}
 	var names []string
-	for _, point := range []string{"sync", "snapshot-chunk", "snapshot", "snapshot-delete", "begin", "enqueue",
+	for _, point := range []string{"sync", "snapshot-chunk", "snapshot", "snapshot-delete", "lock", "begin", "enqueue",
 		"record-complete", "group"} {
 		for _, when := range []string{"before", "inside", "after"} {
 			names = append(names, point+"-"+when)
