@@ -21,6 +21,7 @@ type ImportStatus struct {
 	Completed     *time.Time         `json:"completed,omitempty"`
 	Rows          int64              `json:"rows"`
 	Accepted      int64              `json:"accepted"`
+	Unchanged     int64              `json:"unchanged,omitempty"` // of these: nothing is to be sent, see [Night]
 	Duplicates    int64              `json:"duplicates"`
 	Rejected      int64              `json:"rejected"`
 	RejectsFile   string             `json:"rejects_file,omitempty"`
@@ -92,7 +93,7 @@ func newImportStatus(p queue.Progress) ImportStatus {
 	results := n.Jobs.Done + n.Jobs.Partial + n.Jobs.Failed
 	s := ImportStatus{
 		Import: i.ID, State: string(i.State), Paused: i.Paused, Simulated: i.Simulated, Files: i.Files, Created: i.Created,
-		Rows: i.Rows, Accepted: i.Accepted, Duplicates: i.Duplicates, Rejected: i.Rejected, RejectsFile: i.RejectsFile,
+		Rows: i.Rows, Accepted: i.Accepted, Unchanged: i.Unchanged, Duplicates: i.Duplicates, Rejected: i.Rejected, RejectsFile: i.RejectsFile,
 		Jobs: JobCounts{Total: i.Jobs, Done: n.Jobs.Done, Partial: n.Jobs.Partial, Failed: n.Jobs.Failed,
 			Pending: i.Jobs - results, InFlight: p.InFlight},
 		Conversations: ConversationCounts{Total: i.Conversations, Done: n.Conversations.Done, Failed: n.Conversations.Failed,
@@ -144,8 +145,9 @@ func (s *ImportStatus) CheckSums() error {
 	case s.Rows != s.Accepted+s.Duplicates+s.Rejected:
 		return fmt.Errorf("the counts do not add up: %d rows, %d accepted + %d duplicates + %d rejected",
 			s.Rows, s.Accepted, s.Duplicates, s.Rejected)
-	case s.Accepted != c.Total:
-		return fmt.Errorf("the counts do not add up: %d rows accepted, %d conversations", s.Accepted, c.Total)
+	case s.Accepted != s.Unchanged+c.Total:
+		return fmt.Errorf("the counts do not add up: %d rows accepted, %d of them unchanged, %d conversations",
+			s.Accepted, s.Unchanged, c.Total)
 	case c.Pending < 0 || s.Jobs.Pending < 0 || (c.Pending == 0) != (s.Jobs.Pending == 0):
 		return fmt.Errorf("the counts do not add up: %d of %d jobs and %d of %d conversations have no result",
 			s.Jobs.Pending, s.Jobs.Total, c.Pending, c.Total)

@@ -71,6 +71,7 @@ type Night struct {
 
 	mayReject int64
 	fold      bool // the snapshot of the plan is to be stored
+	lost      bool // the last snapshot could not be read
 	lock      *queue.SyncLock
 }
 
@@ -155,7 +156,7 @@ func (n *Namespace) planNight(ctx context.Context, rows *importer.Rows, in Input
 	if err != nil {
 		return nil, err
 	}
-	night := &Night{Sync: s, Number: s.Night + 1, base: s.Generation}
+	night := &Night{Sync: s, Number: s.Night + 1, base: s.Generation + 1}
 	if s.Pending == nil {
 		return night, n.plan(ctx, night, rows, in, cfg, false)
 	}
@@ -180,14 +181,15 @@ func (n *Namespace) planNight(ctx context.Context, rows *importer.Rows, in Input
 			return nil, err
 		}
 	}
-	// What became known since makes another night of the same input; so does one that a person cancelled.
-	if !over || before.State != queue.Complete || before.Counts.Results > 0 {
-		night.base++
-	}
 	if err := n.plan(ctx, night, rows, in, cfg, false); err != nil {
 		return nil, err
 	}
-	night.NothingToDo = over && night.Plan.ImportID == s.Pending.Import
+	// The same input is another night where something became known since, and where a person cancelled the last one.
+	if over && before.State == queue.Complete && before.Counts.Results == 0 && night.content == s.Pending.Content &&
+		!night.lost && !cfg.Full {
+		night.NothingToDo = true
+		night.Number, night.Record.ID, night.Record.Digest = s.Pending.Number, s.Pending.Import, s.Pending.Digest
+	}
 	return night, nil
 }
 
@@ -220,8 +222,7 @@ func (n *Namespace) plan(
 		if cfg.Warn != nil {
 			cfg.Warn(fmt.Sprintf("%v: all groups of sync %s are sent again", err, cfg.Name))
 		}
-		night.base++ // it is another plan than the one that could be read
-		night.fold, results = true, false
+		night.lost, night.fold = true, true
 		plan, err = rows.Plan(ctx, base(""))
 	}
 	if err != nil {
@@ -298,7 +299,8 @@ func (n *Namespace) takeNight(ctx context.Context, night *Night, cfg SyncConfig)
 		if err != nil {
 			return err
 		}
-		if before := night.before; before != nil && (!before.State.Over() || ended.Counts.Results != before.Counts.Results) {
+		if before := night.before; before != nil && (!before.State.Over() ||
+			ended.Generation != before.Generation || ended.Counts.Results != before.Counts.Results) {
 			return errAgain
 		}
 	}
