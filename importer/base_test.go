@@ -280,8 +280,9 @@ func TestBaseLastCounts(t *testing.T) {
 				t.Errorf("%v, all %t: got %+v, %v, want %d jobs", test.known, all, p.Summary, err, want)
 			}
 			for _, j := range jobsOf(t, p) {
-				if c := j.Conversations[0]; c.ID != "c" || c.Line != 2 {
-					t.Errorf("got %+v", c)
+				again := len(test.known) > 0 && !test.known[len(test.known)-1].Conversations[0].Applied
+				if c := j.Conversations[0]; c.ID != "c" || c.Line != 2 || c.Again != again {
+					t.Errorf("%v: got %+v, want again %t", test.known, c, again)
 				}
 			}
 		}

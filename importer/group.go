@@ -19,6 +19,8 @@ type grouper struct {
 	limitless bool
 	all       bool // send what the base has, too
 
+	attempted func(spooledRow) bool // reports whether a sync sent a row in vain before; nil without a base
+
 	seed    maphash.Seed
 	keys    []byte // of the groups, concatenated
 	entries []byte // of the rows, concatenated

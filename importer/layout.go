@@ -49,7 +49,11 @@ func (l *layout) layoutJobs(g *grouper) {
 		if r.state != toSend {
 			continue
 		}
-		l.next[r.group] += uint32(copy(l.jobs[l.next[r.group]:], g.entryOf(r).bytes))
+		at := l.next[r.group]
+		l.next[r.group] += uint32(copy(l.jobs[at:], g.entryOf(r).bytes))
+		if g.attempted != nil && g.attempted(g.rowOf(r)) {
+			l.jobs[at+1] |= againBit
+		}
 	}
 }
 
@@ -92,7 +96,7 @@ func decodeJob(b []byte, importID string) (j job.Job, rest []byte) {
 		at := e.position()
 		bytes := cut(e.bytes, b)
 		j.Conversations[i] = job.Conversation{
-			Type: e.kind(), ID: bytes[2:e.conv], File: at.file, Line: at.line,
+			Type: e.kind(), ID: bytes[2:e.conv], File: at.file, Line: at.line, Again: e.again(),
 		}
 	}
 	return j, rest

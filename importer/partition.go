@@ -75,6 +75,14 @@ func newPartitionGrouper(s *spool, budget, chunkSize int) *partitionGrouper {
 func (g *partitionGrouper) onBase(all bool) {
 	g.fold = newGrouper()
 	g.fold.limitless, g.grouper.all = true, all
+	g.grouper.attempted = func(r spooledRow) bool {
+		group, ok := g.fold.lookUp(r.group)
+		if !ok {
+			return false
+		}
+		n, _, ok := g.fold.findRow(group, r.entry.conversation())
+		return ok && g.fold.rows[n].state == attempted
+	}
 }
 
 // group makes a run of a partition. If the accepted rows exceed the budget, it returns parts instead: they have the rows

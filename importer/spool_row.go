@@ -31,8 +31,12 @@ type entry struct {
 }
 
 func (e entry) conversation() []byte { return e.bytes[:e.conv] }
-func (e entry) kind() int            { return int(e.bytes[1] - '0') }
+func (e entry) kind() int            { return int(e.bytes[1]&^againBit - '0') }
+func (e entry) again() bool          { return e.bytes[1]&againBit != 0 }
 func (e entry) id() []byte           { return e.bytes[2:e.conv] }
+
+// againBit, in the type digit of a laid out job, is [job.Conversation.Again].
+const againBit = 0x40
 
 func (e entry) position() position {
 	file, n := binary.Uvarint(e.bytes[e.conv:])

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode"
 
@@ -202,7 +203,7 @@ func checkConversations(g *grouper, l *layout, u *user, f *findings) {
 	seen := map[string]struct{}{}
 	var over position // of the first row that is too many
 	for _, e := range entries {
-		seen[string(e.conversation())] = struct{}{}
+		seen[string(e.id())+strconv.Itoa(e.kind())] = struct{}{}
 		if over.line == 0 && len(seen) > chat.MaxConversationsPerGroup {
 			over = e.position()
 		}

@@ -16,6 +16,9 @@ import (
 func (p *program) checkCommand() *cobra.Command {
 	var in inputFlags
 	var out outputFlag
+	var qf queueFlags
+	var sync syncFlags
+	var target targetFlags
 	rate, chunk, show := governor.DefaultRate, chat.MaxItemsPerCall, 0
 	cmd := &cobra.Command{
 		Use:   "check FILE...",
@@ -25,6 +28,9 @@ make of it: rows, rejects, groups, calls, and the time that the calls take. It
 needs no queue and no API, and sends nothing. With --rejects it writes the
 rejected rows to a file, or with - to standard output. With --show it prints the first calls of the first
 groups as they would be sent, which is how a --preset or --columns can be tried.
+
+With --sync it also reads the queue, and says what a night of that sync would do.
+It changes nothing there.
 
 A FILE is CSV or JSONL, also compressed with gzip or zstd; - is standard input.`,
 		Example: `  groupferry check samples/messy.csv
@@ -42,18 +48,32 @@ A FILE is CSV or JSONL, also compressed with gzip or zstd; - is standard input.`
 			if rate < 1 {
 				return usagef("%s %d: at least 1", p.named("rate"), rate)
 			}
-			cfg, err := in.config(p, args, chunk)
+			cfg := app.CheckConfig{Rate: rate, Show: show}
+			night, err := sync.used(p, &in)
 			if err != nil {
 				return err
 			}
-			r, err := app.Check(cmd.Context(), app.CheckConfig{Input: cfg, Rate: rate, Show: show})
+			if night {
+				if err := sync.check(cmd.Context(), p, &cfg, args, &in, &qf, &target, chunk); err != nil {
+					return err
+				}
+				if cfg.Namespace != nil {
+					defer cfg.Namespace.Close()
+				}
+			} else if cfg.Input, err = in.config(p, args, chunk); err != nil {
+				return err
+			}
+			r, err := app.Check(cmd.Context(), cfg)
 			p.console.end()
-			if err != nil && !errors.As(err, new(*app.GuardError)) {
+			if err != nil && exitCode(err) != exitGuarded {
 				return err
 			}
 			p.showKept(r.Kept, r.Rejected)
 			if werr := out.write(p.stdout, r, func() string { return checkText(&r, args) }); werr != nil {
 				return werr
+			}
+			if shrink, ok := errors.AsType[*app.ShrinkError](err); ok {
+				return hint(err, "if that is right, give --accept %s to import or run", shrink.Import)
 			}
 			if err == nil && r.Rejected > 0 {
 				err = errIncomplete
@@ -62,6 +82,9 @@ A FILE is CSV or JSONL, also compressed with gzip or zstd; - is standard input.`
 		},
 	}
 	in.add(cmd)
+	qf.add(cmd)
+	sync.add(cmd)
+	target.add(cmd)
 	out.add(cmd, "text", "json")
 	cmd.Flags().IntVar(&rate, "rate", rate, "calls a second, for the time needed")
 	cmd.Flags().IntVar(&chunk, "chunk-size", chunk, "conversations in a call, at most 100")
@@ -73,6 +96,7 @@ A FILE is CSV or JSONL, also compressed with gzip or zstd; - is standard input.`
 // checkText says what a check found.
 func checkText(r *app.CheckReport, inputs []string) string {
 	var b strings.Builder
+	b.WriteString(nightText(r.Night))
 	fmt.Fprintf(&b, "import %s (%s)\n", r.Import, fileNames(app.FileNames(inputs)))
 	fmt.Fprintf(&b, "  rows           %-9s accepted %s · duplicates %s · rejected %s\n", count(r.Rows), count(r.Accepted), count(r.Duplicates), count(r.Rejected))
 	fmt.Fprintf(&b, "  groups         %-9s of %s users\n", count(r.Groups), count(r.Users))

@@ -61,7 +61,9 @@ and imported as it is.
 			defer input.Close()
 			if night != nil {
 				defer night.Release(context.WithoutCancel(ctx))
-				p.console.print("%s", strings.TrimSuffix(nightText(night.Report()), "\n"))
+				for line := range strings.Lines(nightText(night.Report())) {
+					p.console.print("%s", strings.TrimSuffix(line, "\n"))
+				}
 			}
 			stored, err := p.begin(ctx, s, input, qf.args(p))
 			if err != nil {

@@ -146,6 +146,9 @@ func (r *runner) work(
 			return cmp.Or(err, night.Release(ctx))
 		}
 	}
+	if enqueue != nil && in.Record.Jobs == 0 {
+		return enqueue(ctx) // that completes it, whoever leads
+	}
 	defer r.sayWaiting(ctx, w)()
 	err := w.RunImport(untilLeft(ctx), ctx.Done(), enqueue)
 	r.console.end()
@@ -216,12 +219,18 @@ func (r *runner) report(
 		ledger = &l
 	}
 	run := app.NewRunReport(w.State().Tally, took, ledger)
+	planned := night.Report()
+	if planned != nil && s.Jobs.Partial+s.Jobs.Failed > 0 {
+		if planned.FailedNew, planned.FailedKnown, err = n.NightFailures(reading, importID); err != nil {
+			return err
+		}
+	}
 	err = r.out.write(r.stdout, struct {
 		app.ImportStatus
 		Night *app.NightReport `json:"night,omitempty"`
 		Run   *app.RunReport   `json:"run"`
-	}{s, night.Report(), run}, func() string {
-		return nightText(night.Report()) + importText(&s, r.resultsLine(importID)) + runText(run)
+	}{s, planned, run}, func() string {
+		return nightText(planned) + importText(&s, r.resultsLine(importID)) + runText(run)
 	})
 	if err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"groupferry/internal/app"
+	"groupferry/internal/broker"
 	"groupferry/internal/chat"
 	"groupferry/internal/queue"
 )
@@ -128,7 +129,10 @@ func nightText(n *app.NightReport) string {
 	fmt.Fprintf(&b, "sync %s, night %d (%s)\n", n.Sync, n.Night, base)
 	difference := ""
 	if n.Last != nil {
-		difference = fmt.Sprintf(" (%+d)", n.Accepted-n.Last.Accepted)
+		difference = " (" + count(n.Accepted-n.Last.Accepted) + ")"
+		if n.Accepted >= n.Last.Accepted {
+			difference = " (+" + count(n.Accepted-n.Last.Accepted) + ")"
+		}
 	}
 	fmt.Fprintf(&b, "  input          %s · %s accepted%s · %s rejected, at most %s\n", things(int64(n.Files), "file"), rows(n.Accepted),
 		difference, count(n.Rejected), count(n.MayReject))
@@ -139,6 +143,9 @@ func nightText(n *app.NightReport) string {
 			all[i] = fmt.Sprintf("%s %s, at least %s", g.What, count(g.Now), count(g.Limit))
 		}
 		fmt.Fprintf(&b, "  guards         %s\n", strings.Join(all, " · "))
+	}
+	if n.FailedNew+n.FailedKnown > 0 {
+		fmt.Fprintf(&b, "  failed         new %s · as before %s\n", count(n.FailedNew), count(n.FailedKnown))
 	}
 	if n.Snapshot > 0 {
 		fmt.Fprintf(&b, "  snapshot       generation %d: %s groups, %s bytes\n", n.Generation, count(n.Snapshot), count(n.SnapshotBytes))
@@ -181,4 +188,26 @@ func (p *program) readFor(
 		return nil, nil, nil, err
 	}
 	return n, night.Input, night, nil
+}
+
+// check makes the config of check say that the input is a night of a sync. Where nothing was imported yet there is no
+// namespace, and it is the first night.
+func (s *syncFlags) check(
+	ctx context.Context, p *program, cfg *app.CheckConfig, files []string, in *inputFlags, qf *queueFlags, target *targetFlags,
+	chunk int,
+) error {
+	of, err := target.target(p)
+	if err != nil {
+		return err
+	}
+	input, sync, err := s.config(p, files, in, of, chunk)
+	if err != nil {
+		return err
+	}
+	cfg.Input, cfg.Sync = input, &sync
+	cfg.Namespace, err = p.open(ctx, *qf, true)
+	if errors.Is(err, broker.ErrNoData) {
+		err = nil
+	}
+	return err
 }

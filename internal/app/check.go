@@ -18,6 +18,10 @@ type CheckConfig struct {
 	Input InputConfig
 	Rate  int // calls a second, for the time needed; 0: governor.DefaultRate
 	Show  int // how many groups to show the first call of
+
+	// Sync, unless nil, says that the input is a night of a sync in Namespace, which is nil where nothing was imported yet.
+	Sync      *SyncConfig
+	Namespace *Namespace
 }
 
 // A CheckReport is what an import of the input would come to. Its JSON form is read by programs: fields are added, never
@@ -42,6 +46,7 @@ type CheckReport struct {
 	Users         int64             `json:"users"`
 	Warnings      []CheckWarning    `json:"warnings"`
 	WarningsTotal int64             `json:"warnings_total"`
+	Night         *NightReport      `json:"night,omitempty"` // in a sync
 
 	Kept *Rejects `json:"-"` // nil if no file was named for them
 }
@@ -63,10 +68,10 @@ type CheckWarning struct {
 }
 
 // Check reads and checks the input, and reports what an import of it would come to. It needs no queue and no API. The
-// error is a *[GuardError] when nothing would be enqueued, and comes with the report then; the other errors are those of
-// [ReadInput].
+// error is a *[GuardError] or, in a sync, a *[ShrinkError] when nothing would be enqueued, and comes with the report then; the
+// other errors are those of [ReadInput], and of the queue.
 func Check(ctx context.Context, cfg CheckConfig) (CheckReport, error) {
-	in, err := readPlan(ctx, cfg.Input)
+	in, night, err := cfg.read(ctx)
 	if err != nil {
 		return CheckReport{}, err
 	}
@@ -97,7 +102,7 @@ func Check(ctx context.Context, cfg CheckConfig) (CheckReport, error) {
 		Files: s.Files, FirstCalls: []json.RawMessage{}, Groups: s.Jobs, Import: plan.ImportID, Jobs: s.Jobs, Rate: rate,
 		Rejected: s.Rejected, Rejects: rejected, RejectsFile: file, Rows: s.Rows,
 		Seconds: math.Ceil(float64(s.Calls) / float64(rate)), Users: s.Users,
-		Warnings: []CheckWarning{}, WarningsTotal: s.Warnings, Kept: kept,
+		Warnings: []CheckWarning{}, WarningsTotal: s.Warnings, Kept: kept, Night: night.Report(),
 	}
 	for _, c := range calls {
 		r.FirstCalls = append(r.FirstCalls, c.Body())
@@ -105,7 +110,31 @@ func Check(ctx context.Context, cfg CheckConfig) (CheckReport, error) {
 	for _, w := range plan.Warnings {
 		r.Warnings = append(r.Warnings, CheckWarning{w.Text, w.File, w.Line})
 	}
-	return r, cfg.Input.guard(s, kept)
+	if err := cfg.Input.guard(s, kept); err != nil || night == nil {
+		return r, err
+	}
+	return r, night.guardShrink(*cfg.Sync)
+}
+
+// read reads the input; the night is nil if it is not one.
+func (cfg *CheckConfig) read(ctx context.Context) (*Input, *Night, error) {
+	if cfg.Sync == nil {
+		in, err := readPlan(ctx, cfg.Input)
+		return in, nil, err
+	}
+	rows, err := importer.ReadRows(ctx, cfg.Input.Files, cfg.Input.Importer)
+	if err != nil {
+		return nil, nil, err
+	}
+	night, err := cfg.Namespace.planNight(ctx, rows, cfg.Input, *cfg.Sync)
+	if err == nil && cfg.Input.OnRead != nil {
+		err = cfg.Input.OnRead(night.Plan)
+	}
+	if err != nil {
+		rows.Close()
+		return nil, nil, err
+	}
+	return night.Input, night, nil
 }
 
 // firstCalls returns the bodies of the requests with which the first groups would be made.

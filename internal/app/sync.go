@@ -149,12 +149,14 @@ func now() time.Time { return time.Now().UTC().Round(0) }
 
 // planNight plans rows as the next night of a sync, or as the one that was begun and is not finished. It changes nothing.
 func (n *Namespace) planNight(ctx context.Context, rows *importer.Rows, in InputConfig, cfg SyncConfig) (*Night, error) {
-	s, err := n.Queue.Sync(ctx, cfg.Name, cfg.Target)
-	if errors.Is(err, queue.ErrNoSync) {
-		s, err = queue.NewSync(cfg.Name, cfg.Target), nil
-	}
-	if err != nil {
-		return nil, err
+	s := queue.NewSync(cfg.Name, cfg.Target)
+	if n != nil {
+		found, err := n.Queue.Sync(ctx, cfg.Name, cfg.Target)
+		if err == nil {
+			s = found
+		} else if !errors.Is(err, queue.ErrNoSync) {
+			return nil, err
+		}
 	}
 	night := &Night{Sync: s, Number: s.Night + 1, base: s.Generation + 1}
 	if s.Pending == nil {
@@ -276,9 +278,10 @@ func resultGroup(r *job.Result) importer.Group {
 
 // guard asks all guards of a night.
 func (night *Night) guard(in InputConfig, cfg SyncConfig) error {
-	if err := in.guard(night.Plan.Summary, night.Rejects); err != nil {
-		return err
-	}
+	return cmp.Or(in.guard(night.Plan.Summary, night.Rejects), night.guardShrink(cfg))
+}
+
+func (night *Night) guardShrink(cfg SyncConfig) error {
 	if len(night.Wrong) > 0 && cfg.Guards.Accept != night.Plan.ImportID {
 		return &ShrinkError{cfg.Name, night.Plan.ImportID, night.Wrong}
 	}
@@ -364,8 +367,29 @@ type NightReport struct {
 	Generation    int          `json:"generation"` // of the snapshot
 	Snapshot      int64        `json:"snapshot_groups"`
 	SnapshotBytes int64        `json:"snapshot_bytes"`
+	FailedNew     int64        `json:"failed_new"`   // conversations
+	FailedKnown   int64        `json:"failed_known"` // that had been sent in vain before
 	Continued     bool         `json:"continued,omitempty"`
 	NothingToDo   bool         `json:"nothing_to_do,omitempty"`
+}
+
+// NightFailures counts what failed in a night: conversations that were sent for the first time, and others.
+func (n *Namespace) NightFailures(ctx context.Context, importID string) (first, known int64, err error) {
+	for r, err := range n.Results(ctx, importID, job.Partial, job.Failed) {
+		if err != nil {
+			return first, known, err
+		}
+		for _, c := range r.Conversations {
+			switch {
+			case c.Code == "":
+			case c.Again:
+				known++
+			default:
+				first++
+			}
+		}
+	}
+	return first, known, nil
 }
 
 // Report says what the night was planned to be; nil for no night.

@@ -44,6 +44,9 @@ type Conversation struct {
 	ID   string `json:"id"`   // user id or group id, as Type says
 	File int    `json:"file"` // which input of the import, from 0; the import's record has its name
 	Line int64  `json:"line"` // physical line in that file, from 1
+
+	// Again says that a sync sent it in an earlier night, and that it is not known to be in the group since.
+	Again bool `json:"again"`
 }
 
 // A Job is one group to be written. In a retry it has the conversations that failed before and are wanted again; the
@@ -231,7 +234,11 @@ func appendConversation(b []byte, c *Conversation) []byte {
 	if c.File != 0 {
 		b = appendInt(b, "file", int64(c.File))
 	}
-	return appendInt(b, "line", c.Line)
+	b = appendInt(b, "line", c.Line)
+	if c.Again {
+		b = append(b, `,"again":true`...)
+	}
+	return b
 }
 
 // appendGeneration leaves out what is zero, as both are for the jobs of most imports.

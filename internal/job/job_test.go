@@ -21,7 +21,7 @@ func sampleJob() Job {
 		FromAccount: "anna", GroupName: "日本 & friends",
 		Conversations: []Conversation{
 			{Type: OneToOne, ID: "bob", Line: 2},
-			{Type: GroupChat, ID: "@TGS#1ABC", File: 1, Line: 70000},
+			{Type: GroupChat, ID: "@TGS#1ABC", File: 1, Line: 70000, Again: true},
 		},
 	}
 }
@@ -246,7 +246,7 @@ func TestLargestJob(t *testing.T) {
 	j := Job{Import: strings.Repeat("i", MaxImportID), ID: ID("i", "u", "g"), FromAccount: strings.Repeat(`"`, 32),
 		GroupName: strings.Repeat("\x01", 32), Generation: 999, Prior: 1 << 60}
 	for range 1000 {
-		j.Conversations = append(j.Conversations, Conversation{GroupChat, strings.Repeat(`"`, 48), 1 << 30, 1 << 60})
+		j.Conversations = append(j.Conversations, Conversation{GroupChat, strings.Repeat(`"`, 48), 1 << 30, 1 << 60, true})
 	}
 	if n := len(j.AppendJSON(nil)); n > 1<<19 {
 		t.Errorf("got %d bytes", n)
