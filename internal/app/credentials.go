@@ -139,7 +139,7 @@ func (e *Engine) checkOnce(ctx context.Context, pace *governor.Governor) (*chat.
 		return failure, err
 	}
 	if failure != nil {
-		code = failure.Word()
+		code = failure.Reason()
 	}
 	e.tally.CallDone(string(chat.GetContactGroup), code, took)
 	return failure, err

@@ -271,7 +271,7 @@ func (e *Engine) haltFor(cause error) *Halt {
 	h := &Halt{Cause: cause, own: true}
 	h.Halt = queue.Halt{State: queue.Halted, Reason: cause.Error(), Command: e.cfg.Resume, By: e.cfg.Host}
 	if errors.As(cause, &failure) {
-		h.Code, h.Remedy = failure.Word(), failure.Remedy()
+		h.Code, h.Remedy = failure.Reason(), failure.Remedy()
 	}
 	return h
 }
