@@ -220,8 +220,9 @@ func (r *runner) report(
 	}
 	run := app.NewRunReport(w.State().Tally, took, ledger)
 	planned := night.Report()
-	if planned != nil && s.Jobs.Partial+s.Jobs.Failed > 0 {
-		if planned.FailedNew, planned.FailedKnown, err = n.NightFailures(reading, importID); err != nil {
+	if planned != nil {
+		planned.Run = &app.NightRun{Calls: run.Calls, Seconds: run.Seconds}
+		if planned.Run.FailedNew, planned.Run.FailedKnown, err = n.NightFailures(reading, importID); err != nil {
 			return err
 		}
 	}

@@ -144,11 +144,12 @@ func nightText(n *app.NightReport) string {
 		}
 		fmt.Fprintf(&b, "  guards         %s\n", strings.Join(all, " · "))
 	}
-	if n.FailedNew+n.FailedKnown > 0 {
-		fmt.Fprintf(&b, "  failed         new %s · as before %s\n", count(n.FailedNew), count(n.FailedKnown))
+	if r := n.Run; r != nil {
+		fmt.Fprintf(&b, "  result         %s in %s · failed: %s new, %s known\n", things(r.Calls, "call"),
+			span(time.Duration(r.Seconds*float64(time.Second))), count(r.FailedNew), count(r.FailedKnown))
 	}
 	if n.Snapshot > 0 {
-		fmt.Fprintf(&b, "  snapshot       generation %d: %s groups, %s bytes\n", n.Generation, count(n.Snapshot), count(n.SnapshotBytes))
+		fmt.Fprintf(&b, "  snapshot       generation %d saved: %s in %s bytes\n", n.Generation, things(n.Snapshot, "group"), count(n.SnapshotBytes))
 	}
 	return b.String()
 }

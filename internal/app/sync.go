@@ -367,10 +367,17 @@ type NightReport struct {
 	Generation    int          `json:"generation"` // of the snapshot
 	Snapshot      int64        `json:"snapshot_groups"`
 	SnapshotBytes int64        `json:"snapshot_bytes"`
-	FailedNew     int64        `json:"failed_new"`   // conversations
-	FailedKnown   int64        `json:"failed_known"` // that had been sent in vain before
+	Run           *NightRun    `json:"run,omitempty"`
 	Continued     bool         `json:"continued,omitempty"`
 	NothingToDo   bool         `json:"nothing_to_do,omitempty"`
+}
+
+// A NightRun is what came of a night.
+type NightRun struct {
+	Calls       int64   `json:"calls"`
+	Seconds     float64 `json:"seconds"`
+	FailedNew   int64   `json:"failed_new"`   // conversations
+	FailedKnown int64   `json:"failed_known"` // that an earlier night had sent in vain, too
 }
 
 // NightFailures counts what failed in a night: conversations that were sent for the first time, and others.
