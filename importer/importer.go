@@ -46,6 +46,13 @@
 // sorting: each run has one segment for each rank. The order depends on the rows alone. Memory, partitions and cores
 // have no influence on it.
 //
+// # Syncs
+//
+// A sync is an import that recurs: what its earlier imports have put into the groups is the [Base] of the next plan, which
+// has jobs for the rest only. The base is spooled by the hash of the user, like rows; base.go folds it and groups the rows
+// of each partition on top, and [Plan.Snapshot] gives it folded, as the base of the next plan. Where a limit cuts, what is
+// there stays, and then names and ids decide instead of the order of the rows.
+//
 // # Performance
 //
 // Measured on 2 cores of a virtual machine, in CPU seconds. Groups have 20 conversations, users 10 groups; in "half", every
