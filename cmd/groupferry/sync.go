@@ -123,7 +123,10 @@ func nightText(n *app.NightReport) string {
 	}
 	var b strings.Builder
 	base := "the first"
-	if n.Last != nil {
+	switch {
+	case n.Last == nil && n.Night > 1:
+		base = "none before it was completed"
+	case n.Last != nil:
 		base = fmt.Sprintf("base: night %d, %s", n.Last.Number, n.Last.Completed.Local().Format(time.DateTime))
 	}
 	fmt.Fprintf(&b, "sync %s, night %d (%s)\n", n.Sync, n.Night, base)
