@@ -59,6 +59,9 @@ func ReadRows(ctx context.Context, inputs []string, cfg Config) (*Rows, error) {
 // again, with another base. The plans share what is spooled: closing one of them, or the rows, closes all.
 func (r *Rows) Plan(ctx context.Context, base *Base) (*Plan, error) { return r.p.group(ctx, base) }
 
+// Content is [Plan.Content], which is the same for each plan.
+func (r *Rows) Content() string { return hex.EncodeToString(r.p.digest.Sum(nil)) }
+
 // Close removes what was spooled.
 func (r *Rows) Close() error { return r.p.spool.close() }
 

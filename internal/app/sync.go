@@ -170,8 +170,8 @@ func (n *Namespace) planNight(ctx context.Context, rows *importer.Rows, in Input
 		return nil, err
 	}
 	over := night.before != nil && night.before.State.Over()
-	if !over {
-		// It may be this input's own night. Then it was planned on the snapshot alone, and has to be again.
+	if !over && rows.Content() == s.Pending.Content {
+		// It is this input's own night, unless other flags were given. It was planned on the snapshot alone.
 		own := *night
 		own.Number, own.base, own.before = s.Pending.Number, s.Pending.Base, nil
 		err := n.plan(ctx, &own, rows, in, cfg, true)
