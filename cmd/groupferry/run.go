@@ -143,7 +143,7 @@ func (r *runner) work(
 		enqueue = func(ctx context.Context) error {
 			stats, err := r.enqueue(ctx, s, in)
 			w.Metrics.JobsEnqueued(int(stats.Jobs)) // not those of an earlier run
-			return cmp.Or(err, night.Release(ctx))
+			return cmp.Or(err, night.Release(context.WithoutCancel(ctx))) // the import may be over by now, which ends ctx
 		}
 	}
 	if enqueue != nil && in.Record.Jobs == 0 {
