@@ -142,7 +142,7 @@ func (r *runner) work(
 	if stored.State == queue.Enqueueing {
 		enqueue = func(ctx context.Context) error {
 			stats, err := r.enqueue(ctx, s, in)
-			w.Metrics.JobsEnqueued(int(stats.Jobs)) // not those of an earlier run
+			w.Metrics.JobsEnqueued(int(stats.Jobs))                       // not those of an earlier run
 			return cmp.Or(err, night.Release(context.WithoutCancel(ctx))) // the import may be over by now, which ends ctx
 		}
 	}
