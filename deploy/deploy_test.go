@@ -266,7 +266,7 @@ func TestDashboard(t *testing.T) {
 			refs[q.RefID] = true
 		}
 	}
-	if want := []string{"Is it going?", "How fast?", "What fails?", "What waits?"}; !slices.Equal(rows, want) {
+	if want := []string{"Is it going?", "How fast?", "What fails?", "What waits?", "How were the nights?"}; !slices.Equal(rows, want) {
 		t.Errorf("rows: got %q, want %q", rows, want)
 	}
 }
