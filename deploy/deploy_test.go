@@ -105,7 +105,7 @@ func TestYAML(t *testing.T) {
 }
 
 // What does not get better by trying again is not restarted: wrong settings (2), and credentials that the API rejects, or
-// another halt (4).
+// another halt (4); of an import also rejected rows (3), and what a guard stopped (5).
 func TestNoRestart(t *testing.T) {
 	for path, line := range map[string]string{
 		"systemd/groupferry-worker.service": `(?m)^RestartPreventExitStatus=(.*)$`,
@@ -118,10 +118,17 @@ func TestNoRestart(t *testing.T) {
 			continue
 		}
 		codes := strings.FieldsFunc(m[1], func(r rune) bool { return r == ' ' || r == ',' })
-		for _, code := range []string{"2", "4"} {
+		want := []string{"2", "4"}
+		if !strings.Contains(path, "worker") {
+			want = append(want, "3", "5")
+		}
+		for _, code := range want {
 			if !slices.Contains(codes, code) {
 				t.Errorf("%s: got %q, want %s among them", path, codes, code)
 			}
+		}
+		if slices.Contains(codes, "75") {
+			t.Errorf("%s: got 75, which passes", path)
 		}
 	}
 	// Always is all that a Deployment can do, and Docker has a number of attempts alone.
@@ -130,6 +137,30 @@ func TestNoRestart(t *testing.T) {
 	}
 	if !regexp.MustCompile(`restart: "on-failure:\d+"`).MatchString(read(t, "compose.yaml")) {
 		t.Error("compose.yaml: got no bound on the restarts of the worker")
+	}
+}
+
+// What imports every night is a sync, no night overwrites what another one wrote, and nights do not pile up.
+func TestNights(t *testing.T) {
+	for path, sync := range map[string]string{
+		"systemd/groupferry-import.service": "--sync contacts ", "kubernetes/cronjob.yaml": "- --sync=contacts\n",
+		"compose.yaml": "import, --sync, samples,",
+	} {
+		text := read(t, path)
+		if !strings.Contains(text, sync) {
+			t.Errorf("%s: got no %q", path, sync)
+		}
+		// The name that rejects have by default is another one each night.
+		if strings.Contains(text, "--rejects") || strings.Contains(text, "--import-id") {
+			t.Errorf("%s: what one night writes goes where another one's is", path)
+		}
+	}
+	for path, keep := range map[string]string{
+		"systemd/groupferry-worker.service": "--keep 30d ", "kubernetes/worker.yaml": "- --keep=30d\n", "compose.yaml": "--keep, 30d]",
+	} {
+		if !strings.Contains(read(t, path), keep) {
+			t.Errorf("%s: got no %q: nights are kept for ever", path, keep)
+		}
 	}
 }
 
@@ -266,7 +297,7 @@ func TestDashboard(t *testing.T) {
 			refs[q.RefID] = true
 		}
 	}
-	if want := []string{"Is it going?", "How fast?", "What fails?", "What waits?"}; !slices.Equal(rows, want) {
+	if want := []string{"Is it going?", "How fast?", "What fails?", "What waits?", "How were the nights?"}; !slices.Equal(rows, want) {
 		t.Errorf("rows: got %q, want %q", rows, want)
 	}
 }
@@ -398,7 +429,7 @@ func TestKustomize(t *testing.T) {
 // What a person set up by one file must find the place that another file names.
 func TestPlacesAgree(t *testing.T) {
 	tests := []struct{ file, holds string }{
-		{"compose.yaml", `command: [work, --listen, "0.0.0.0:9477"]`},
+		{"compose.yaml", `command: [work, --listen, "0.0.0.0:9477"`},
 		{"prometheus/prometheus.yaml", "port: 9477"},
 		{"prometheus/prometheus.yaml", "names: [worker]"},
 		{"compose.yaml", "\n  worker:\n"},
@@ -421,12 +452,6 @@ func TestPlacesAgree(t *testing.T) {
 	for _, test := range tests {
 		if !strings.Contains(read(t, test.file), test.holds) {
 			t.Errorf("%s: got no %q", test.file, test.holds)
-		}
-	}
-	// The name that rejects have by default is another one each night.
-	for _, path := range []string{"systemd/groupferry-import.service", "kubernetes/cronjob.yaml"} {
-		if strings.Contains(read(t, path), "--rejects") {
-			t.Errorf("%s: the rejects of each night go to one file", path)
 		}
 	}
 	for _, path := range []string{"../samples/groups.csv"} { // what compose imports

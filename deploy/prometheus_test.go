@@ -70,6 +70,9 @@ func madeUpImport(ctx context.Context, m *metrics.Metrics) {
 		return metrics.Pace{State: "running", Commands: map[string]metrics.Lane{commands[0]: lane, commands[1]: lane}}
 	})
 	m.WatchQueue(func() (metrics.Queue, bool) { return metrics.Queue{Pending: 1000, InFlight: 12}, true })
+	m.WatchSyncs(func() []metrics.Sync {
+		return []metrics.Sync{{Name: "contacts", Begun: time.Now(), Done: time.Now(), Night: 12, Unchanged: 2, Rejected: 3, Failed: 4}}
+	})
 	m.WatchUserSig(func() time.Time { return time.Now().Add(24 * time.Hour) })
 	m.JobStarted() // one that stays in flight
 	tick := time.NewTicker(50 * time.Millisecond)

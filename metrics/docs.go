@@ -38,6 +38,7 @@ func full() *Metrics {
 	m := New(Config{Commands: []string{command}})
 	m.WatchPace(func() Pace { return Pace{Commands: map[string]Lane{command: {}}} })
 	m.WatchQueue(func() (Queue, bool) { return Queue{}, true })
+	m.WatchSyncs(func() []Sync { return []Sync{{Name: "contacts"}} })
 	m.WatchUserSig(time.Now)
 	m.JobStarted()
 	m.JobDone("done", 0, 0, 0, 1)

@@ -5,18 +5,19 @@
 //	jobs ──────► JobStarted, JobDone, JobRequeued ──┼──► registry ──► /metrics
 //	permits ───► Granted ───────────────────────────┘        │ asks at each scrape
 //	                                                         ▼
-//	             governor, queue, UserSig ◄── WatchPace, WatchQueue, WatchUserSig
+//	      governor, queue, syncs, UserSig ◄── WatchPace, WatchQueue, WatchSyncs, WatchUserSig
 //
 // It only observes: no method returns anything that another package could act on, and none blocks. The packages that it
 // watches do not know it; each has a small interface of its own that a [Metrics] happens to fulfil.
 //
 // Every series starts with groupferry_ and is in base units. Labels are closed sets: a value that is not in its set is
-// counted as "other", and no label holds an id, a name or a text that came from outside. Label values that are known
+// counted as "other", and no label holds an id, a name or a text that came from outside; but for the name of a sync, which a
+// person chose: of [MaxSyncs] at most. Label values that are known
 // beforehand start at 0, for a rate cannot see the first event of a series that begins with it. Gauges that nobody knows
 // yet are left out, which an alert can tell from 0. [Table] lists all series.
 //
 // Each process counts for itself, so counters are summed over the processes. The pace (rate, permits) is known by the
-// leader only, and the queue is the same everywhere: take the max of both. The state is that of the process; a standby
+// leader only, and the queue and its syncs are the same everywhere: take the max of all of them. The state is that of the process; a standby
 // says standby.
 package metrics
 
@@ -282,6 +283,12 @@ func (m *Metrics) WatchQueue(queue func() (Queue, bool)) {
 	m.watched.set(func(w *watched) { w.queue = queue })
 }
 
+// WatchSyncs has syncs asked at every scrape for what it knows, by name. It must be quick and safe to call from any
+// goroutine. Of more than [MaxSyncs] the first are shown.
+func (m *Metrics) WatchSyncs(syncs func() []Sync) {
+	m.watched.set(func(w *watched) { w.syncs = syncs })
+}
+
 // WatchUserSig has expiry asked at every scrape when the UserSig in use ends: it is renewed while the process runs. The zero
 // time means that nobody knows. It must be quick and safe to call from any goroutine.
 func (m *Metrics) WatchUserSig(expiry func() time.Time) {
@@ -312,6 +319,23 @@ type Queue struct {
 	InFlight int64 // that the leader is working on
 }
 
+// MaxSyncs is of how many syncs there are series: more than anybody has, and few enough for a Prometheus.
+const MaxSyncs = 100
+
+// A Sync is how far an import is that recurs under a name.
+type Sync struct {
+	Name  string
+	Begun time.Time // its last night
+	Done  time.Time // when a night was last complete, or found nothing to do; zero before the first
+
+	Night     int  // the last one that was complete
+	Confirmed bool // the last one found nothing to do
+	Unchanged int  // nights in a row whose input was that of the night before
+
+	Rejected int64 // rows of the last complete night
+	Failed   int64 // rows of it whose conversation is not in its group
+}
+
 // States returns the values of Pace.State: this process leads, and calls go out; another one leads; nobody does; a person
 // said wait; every job would fail the same way; this process leads, and the API is out of reach.
 func States() []string {
@@ -328,6 +352,7 @@ type watched struct {
 	mu         sync.Mutex // guards what follows
 	pace       func() Pace
 	queue      func() (Queue, bool)
+	syncs      func() []Sync
 	expiry     func() time.Time
 	lastResult time.Time
 
@@ -335,6 +360,8 @@ type watched struct {
 	leader, changes, standstill             *prometheus.Desc
 	pending, inFlight                       *prometheus.Desc
 	userSigExpiry, lastResultTime           *prometheus.Desc
+
+	syncBegun, syncDone, syncNight, syncConfirmed, syncUnchanged, syncRejected, syncFailed *prometheus.Desc
 }
 
 func newWatched(commands []string) *watched {
@@ -367,6 +394,20 @@ func newWatched(commands []string) *watched {
 			"When the UserSig in use ends, in Unix time."),
 		lastResultTime: desc("last_result_timestamp_seconds",
 			"When this process last finished a job, in Unix time."),
+		syncBegun: desc("sync_begun_timestamp_seconds",
+			"When the last night of a sync was begun, in Unix time.", "sync"),
+		syncDone: desc("sync_complete_timestamp_seconds",
+			"When a night of a sync was last complete, or found nothing to do, in Unix time; 0 before the first.", "sync"),
+		syncNight: desc("sync_night",
+			"Number of the last night of a sync that was complete; 0 before the first.", "sync"),
+		syncConfirmed: desc("sync_confirmed",
+			"1 if the last night of a sync found nothing to do, else 0.", "sync"),
+		syncUnchanged: desc("sync_unchanged_nights",
+			"Nights of a sync in a row whose input was that of the night before.", "sync"),
+		syncRejected: desc("sync_rejected_rows",
+			"Rows of the last complete night of a sync that were rejected.", "sync"),
+		syncFailed: desc("sync_failed_rows",
+			"Rows of the last complete night of a sync whose conversation is not in its group: it failed.", "sync"),
 	}
 }
 
@@ -381,6 +422,7 @@ func (w *watched) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		w.state, w.limit, w.effective, w.inUse, w.waiting, w.leader, w.changes, w.standstill,
 		w.pending, w.inFlight, w.userSigExpiry, w.lastResultTime,
+		w.syncBegun, w.syncDone, w.syncNight, w.syncConfirmed, w.syncUnchanged, w.syncRejected, w.syncFailed,
 	} {
 		ch <- d
 	}
@@ -392,26 +434,25 @@ func (w *watched) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
 	w.mu.Lock()
-	pace, queue, expiry, lastResult := w.pace, w.queue, w.expiry, w.lastResult
+	pace, queue, syncs, expiry, lastResult := w.pace, w.queue, w.syncs, w.expiry, w.lastResult
 	w.mu.Unlock()
+
+	is := func(so bool) float64 {
+		if so {
+			return 1
+		}
+		return 0
+	}
 
 	if pace != nil {
 		p := pace()
 		for _, s := range States() {
-			is := 0.0
-			if s == p.State {
-				is = 1
-			}
-			gauge(w.state, is, s)
+			gauge(w.state, is(s == p.State), s)
 		}
 		counter := func(d *prometheus.Desc, v float64) {
 			ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v)
 		}
-		leader := 0.0
-		if p.Leader {
-			leader = 1
-		}
-		gauge(w.leader, leader)
+		gauge(w.leader, is(p.Leader))
 		counter(w.changes, float64(p.LeaderChanges))
 		counter(w.standstill, p.Standstill.Seconds())
 		for _, command := range w.commands {
@@ -431,6 +472,18 @@ func (w *watched) Collect(ch chan<- prometheus.Metric) {
 			gauge(w.inFlight, float64(q.InFlight))
 		}
 	}
+	if syncs != nil {
+		all := syncs()
+		for _, s := range all[:min(len(all), MaxSyncs)] {
+			gauge(w.syncBegun, unixSeconds(s.Begun), s.Name)
+			gauge(w.syncDone, unixSeconds(s.Done), s.Name)
+			gauge(w.syncNight, float64(s.Night), s.Name)
+			gauge(w.syncConfirmed, is(s.Confirmed), s.Name)
+			gauge(w.syncUnchanged, float64(s.Unchanged), s.Name)
+			gauge(w.syncRejected, float64(s.Rejected), s.Name)
+			gauge(w.syncFailed, float64(s.Failed), s.Name)
+		}
+	}
 	if expiry != nil {
 		if t := expiry(); !t.IsZero() {
 			gauge(w.userSigExpiry, unixSeconds(t))
@@ -441,4 +494,10 @@ func (w *watched) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-func unixSeconds(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }
+// unixSeconds is 0 for the zero time.
+func unixSeconds(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.UnixMilli()) / 1000
+}

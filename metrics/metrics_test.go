@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -119,6 +120,30 @@ func TestValues(t *testing.T) {
 		{"queue out of reach", func(m *Metrics) {
 			m.WatchQueue(func() (Queue, bool) { return Queue{Pending: 50}, false })
 		}, nil},
+		{"sync", func(m *Metrics) {
+			m.WatchSyncs(func() []Sync {
+				return []Sync{
+					{Name: "contacts", Begun: time.Unix(1_700_000_000, 0), Done: time.UnixMilli(1_700_000_060_500), Night: 12, Confirmed: true,
+						Unchanged: 2, Rejected: 3, Failed: 4},
+					{Name: "first", Begun: time.Unix(1_700_000_000, 0)},
+				}
+			})
+		}, map[string]float64{
+			`sync_begun_timestamp_seconds{sync="contacts"}`:    1_700_000_000,
+			`sync_complete_timestamp_seconds{sync="contacts"}`: 1_700_000_060.5,
+			`sync_night{sync="contacts"}`:                      12,
+			`sync_confirmed{sync="contacts"}`:                  1,
+			`sync_unchanged_nights{sync="contacts"}`:           2,
+			`sync_rejected_rows{sync="contacts"}`:              3,
+			`sync_failed_rows{sync="contacts"}`:                4,
+			`sync_begun_timestamp_seconds{sync="first"}`:       1_700_000_000,
+			`sync_complete_timestamp_seconds{sync="first"}`:    0,
+			`sync_night{sync="first"}`:                         0,
+			`sync_confirmed{sync="first"}`:                     0,
+			`sync_unchanged_nights{sync="first"}`:              0,
+			`sync_rejected_rows{sync="first"}`:                 0,
+			`sync_failed_rows{sync="first"}`:                   0,
+		}},
 		{"usersig", func(m *Metrics) { m.WatchUserSig(func() time.Time { return time.UnixMilli(1_700_000_000_500) }) }, map[string]float64{
 			`usersig_expiry_timestamp_seconds`: 1_700_000_000.5,
 		}},
@@ -263,6 +288,20 @@ func TestCardinality(t *testing.T) {
 	if got, ceiling := len(samples(t, m)), 500; got > ceiling {
 		t.Errorf("series of one worker: got %d, want at most %d", got, ceiling)
 	}
+	before := len(samples(t, m))
+	m.WatchSyncs(func() (all []Sync) {
+		for i := range 3 * MaxSyncs {
+			all = append(all, Sync{Name: fmt.Sprintf("sync-%03d", i)})
+		}
+		return all
+	})
+	after := samples(t, m)
+	if got, ceiling := len(after)-before, 7*MaxSyncs; got != ceiling {
+		t.Errorf("series of many syncs: got %d, want %d", got, ceiling)
+	}
+	if _, there := after[`sync_night{sync="sync-099"}`]; !there {
+		t.Error("got no series of the sync 099, want the first hundred")
+	}
 }
 
 func TestLint(t *testing.T) {
@@ -328,6 +367,7 @@ func TestConcurrency(t *testing.T) {
 				m.JobRequeued("halt")
 				m.WatchPace(func() Pace { return Pace{State: "running"} })
 				m.WatchQueue(func() (Queue, bool) { return Queue{}, true })
+				m.WatchSyncs(func() []Sync { return []Sync{{Name: "contacts"}} })
 				m.WatchUserSig(time.Now)
 			}
 		})

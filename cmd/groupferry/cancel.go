@@ -17,7 +17,8 @@ func (p *program) cancelCommand() *cobra.Command {
 the results so far are kept; 'groupferry status' counts what was dropped.
 The groups that were written stay. 'groupferry results IMPORT --failed' exports what
 was dropped or failed, until the import is deleted; the file can be imported as it
-is. To import all of it again, give it another --import-id.`,
+is. To import all of it again, give it another --import-id. What a night of a sync has
+not done, the next one does.`,
 		Args: p.imports(1, 1),
 	}, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
 		i, err := s.CancelImport(ctx, args[0])
@@ -30,7 +31,10 @@ is. To import all of it again, give it another --import-id.`,
 		}
 		p.console.print("import %s is cancelled: %s of %s jobs had a result",
 			args[0], count(i.Jobs.Total-i.Jobs.Pending-i.Jobs.Dropped), count(i.Jobs.Total))
-		if i.Jobs.Dropped > 0 {
+		switch {
+		case i.Superseded:
+			p.console.print("night %d of sync %s has taken over from it", i.NextNight, i.Sync)
+		case i.Jobs.Dropped > 0:
 			p.console.print("'groupferry results %s --failed%s' exports what was dropped or failed", args[0], where)
 		}
 		return nil

@@ -27,6 +27,9 @@ older than --keep.`,
 		if errors.Is(err, queue.ErrUnfinished) {
 			return hint(err, "wait for its end, or 'groupferry cancel %s%s'", args[0], where)
 		}
+		if errors.As(err, new(*queue.PendingNightError)) {
+			return hint(err, "--keep of 'groupferry work' and 'groupferry run' deletes it then, once it is old enough")
+		}
 		if err == nil {
 			p.console.print("import %s is deleted", args[0])
 		}

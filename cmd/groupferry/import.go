@@ -30,11 +30,14 @@ or on other hosts.
 
 The same content again is the same import: it continues where it stopped, or says
 that there is nothing to do. Rejected rows are kept in a file that can be fixed
-and imported as it is.
+and imported as it is. With --sync NAME the input is a night of an import that
+recurs: only what is new since its last night is put on the queue, and a file that
+lost too much is refused.
 
 ` + exitCodes,
 		Example: `  groupferry import samples/groups.csv
-  groupferry import --nats-url nats://queue:4222 --max-rejects 1% export/*.csv.gz`,
+  groupferry import --nats-url nats://queue:4222 --max-rejects 1% export/*.csv.gz
+  groupferry import --sync contacts --region singapore --sdk-app-id 1400000000 export/*.csv.gz`,
 		Args: files,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()

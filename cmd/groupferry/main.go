@@ -52,8 +52,8 @@ const exitCodes = `Exit codes:
   2    usage or configuration
   3    finished, but some rows were rejected or some jobs failed
   4    halted: every job would fail the same way
-  5    no row accepted, or more rejects than allowed: nothing was enqueued
-  75   NATS or the API is out of reach
+  5    no row accepted, too many rejects, or a guard of a sync: nothing was enqueued
+  75   NATS or the API is out of reach, or another process has the sync
   130  interrupted`
 
 // Errors that only say how it ended; what happened is printed already.

@@ -48,12 +48,15 @@ it also writes what was dropped, with the code dropped.
 				return err
 			}
 			defer s.Close()
-			_, damaged := s.ImportStatus(cmd.Context(), args[0])
+			i, damaged := s.ImportStatus(cmd.Context(), args[0])
 			switch {
 			case errors.Is(damaged, queue.ErrNoImport):
 				return hint(damaged, "'%s' lists the imports", s.Conn.Command("status"))
 			case damaged != nil && !errors.As(damaged, new(*broker.DamagedError)):
 				return damaged
+			}
+			if i.Superseded && i.Jobs.Dropped > 0 {
+				p.console.print("night %d of sync %s was superseded: what it dropped was left to night %d", i.Night, i.Sync, i.NextNight)
 			}
 			if !summary {
 				err = app.WriteResults(p.data(), out.format, s.ResultLines(cmd.Context(), args[0], failed))

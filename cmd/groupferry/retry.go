@@ -54,6 +54,8 @@ func (p *program) retry(ctx context.Context, s *app.Namespace, id string, codes 
 		return &unfinishedError{errInterrupted, p.commandLine(), false}
 	case errors.Is(err, queue.ErrNoImport):
 		return hint(err, "'groupferry status%s' lists the imports", where)
+	case errors.As(err, new(*queue.NewerNightError)):
+		return hint(err, "'groupferry status%s' lists the nights; the last one can be retried", where)
 	case errors.Is(err, queue.ErrCancelled):
 		return hint(err, "'groupferry results %s --failed%s' exports what failed, to be imported as it is", id, where)
 	case errors.Is(err, queue.ErrUnfinished):

@@ -32,12 +32,16 @@ interrupt lets the calls under way finish, the second leaves at once; neither
 loses anything. While another process leads, run shows the progress of its import
 and takes over if that process goes.
 
+With --sync NAME the input is a night of an import that recurs: only what is new
+since its last night is sent, and a file that lost too much is refused.
+
 With --simulate it needs nothing else: the API is simulated in the same process,
 and nothing is kept unless --data-dir names a place for it.
 
 ` + exitCodes,
 		Example: `  groupferry run --simulate samples/groups.csv
-  groupferry run --region singapore --sdk-app-id 1400000000 --secret-key-file key groups.csv`,
+  groupferry run --region singapore --sdk-app-id 1400000000 --secret-key-file key groups.csv
+  groupferry run --region singapore --sdk-app-id 1400000000 --secret-key-file key --sync contacts export/*.csv`,
 		Args: files,
 		RunE: func(cmd *cobra.Command, args []string) error { return r.run(cmd, args) },
 	}
@@ -142,8 +146,8 @@ func (r *runner) work(
 	if stored.State == queue.Enqueueing {
 		enqueue = func(ctx context.Context) error {
 			stats, err := r.enqueue(ctx, s, in)
-			w.Metrics.JobsEnqueued(int(stats.Jobs)) // not those of an earlier run
-			return cmp.Or(err, night.Release(ctx))
+			w.Metrics.JobsEnqueued(int(stats.Jobs))                       // not those of an earlier run
+			return cmp.Or(err, night.Release(context.WithoutCancel(ctx))) // the import may be over by now, which ends ctx
 		}
 	}
 	if enqueue != nil && in.Record.Jobs == 0 {

@@ -24,8 +24,9 @@ func (p *program) statusCommand() *cobra.Command {
 		Use:   "status [IMPORT]",
 		Short: "Show how far the imports are",
 		Long: `status shows the imports, newest first: rows, jobs, conversations, the rate over the
-last minute and the time left, and whether everything is halted and why. It can
-look at an embedded server while another groupferry works with it.`,
+last minute and the time left, and whether everything is halted and why; and when
+the last night of each sync was complete. It can look at an embedded server while
+another groupferry works with it.`,
 		Args: p.imports(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := out.check(p); err != nil {
@@ -110,6 +111,41 @@ func importText(s *app.ImportStatus, results string) string {
 	return b.String()
 }
 
+// nightLine says which night an import is; "" if it is none.
+func nightLine(s *app.ImportStatus) string {
+	if s.Sync == "" {
+		return ""
+	}
+	line := fmt.Sprintf("  sync           %s, night %d · %s unchanged", s.Sync, s.Night, rows(s.Unchanged))
+	if s.Superseded {
+		line += fmt.Sprintf(" · superseded by night %d", s.NextNight)
+	}
+	return line + "\n"
+}
+
+// syncText says when the last night of a sync was complete.
+func syncText(s *app.SyncStatus) string {
+	at := func(t time.Time) string { return t.Local().Format(time.DateTime) }
+	line := fmt.Sprintf("sync %s (%s): ", s.Sync, s.Target)
+	last := 0
+	if n := s.Last; n == nil {
+		line += "no night is complete yet"
+	} else {
+		last = n.Number
+		line += fmt.Sprintf("night %d complete at %s", last, at(n.Completed))
+	}
+	if s.Confirmed != nil && s.Night == last && s.Confirmed.After(s.Last.Completed) {
+		line += ", nothing to do at " + at(*s.Confirmed)
+	}
+	if s.Unchanged > 0 {
+		line += ", the input is the same for " + things(int64(s.Unchanged), "night")
+	}
+	if s.Night > last && s.Begun != nil {
+		line += fmt.Sprintf("; night %d begun at %s", s.Night, at(*s.Begun))
+	}
+	return line + "\n"
+}
+
 // outcomesText says what became of jobs.
 func outcomesText(n *app.JobCounts) string {
 	return fmt.Sprintf("done %s · partial %s · failed %s · pending %s%s",
@@ -135,11 +171,15 @@ func statusText(s *app.Status) string {
 			fmt.Fprintf(&b, "  then: %s\n", h.Command)
 		}
 	}
+	for i := range s.Syncs {
+		b.WriteString(syncText(&s.Syncs[i]))
+	}
 	if len(s.Imports) == 0 {
 		b.WriteString("no imports\n")
 	}
 	for i := range s.Imports {
 		b.WriteString(importText(&s.Imports[i], ""))
+		b.WriteString(nightLine(&s.Imports[i]))
 	}
 	return b.String()
 }

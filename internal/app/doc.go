@@ -2,6 +2,7 @@
 //
 //	run FILE   ReadInput ─► Open ─► NewProcess ─► Begin, Rejects.Keep ─► Process.RunImport (Input.Enqueue) ─► ImportStatus, NewRunReport
 //	import     ReadInput ─► Open ─► Begin, Rejects.Keep ─► Input.Enqueue
+//	--sync     Open ─► ReadNight (lock, snapshot and results of the last night, plan, guards) ─► as above ─► Night.Release
 //	check      Check
 //	work       OpenWaiting ─► NewProcess ─► Process.Run
 //	others     Open ─► a method of Namespace: Status, WriteResults, Failures, Retry, Pause, CancelImport, …
@@ -19,6 +20,6 @@
 // It stands by until it takes the lease, leads one term, and stands by again when it loses the lease or hands it over. A
 // term has a governor, a queue.Term and a worker of its own: what they hold in memory ends with it.
 //
-// What a process knows about itself is its [State]. The engine notes each change there and logs it, and whoever needs to
-// know of it watches: see [Engine.Watch].
+// What a process knows about itself, and of the syncs of its API, is its [State]. The engine notes each change there and logs
+// it, and whoever needs to know of it watches: see [Engine.Watch]. A night of a sync: see sync.go.
 package app

@@ -223,7 +223,7 @@ func (e *Engine) leaveWhenHalted(ctx context.Context, leave context.CancelCauseF
 	}
 }
 
-// follow learns what people and other processes say: halts, the rate, the records of imports.
+// follow learns what people and other processes say: halts, the rate, the records of imports and syncs.
 func (e *Engine) follow(ctx context.Context) {
 	watcher := queue.Watcher{
 		Halt: e.applyHalt,
@@ -239,6 +239,7 @@ func (e *Engine) follow(ctx context.Context) {
 				e.cfg.OnImport(id)
 			}
 		},
+		Sync: e.syncChanged,
 		Resync: func() {
 			if _, jobs := e.present(); jobs != nil {
 				jobs.Resync()

@@ -129,7 +129,7 @@ func ReadInput(ctx context.Context, cfg InputConfig) (_ *Input, err error) {
 
 // findRejects decides where the rejects go.
 func (in *Input) findRejects(cfg InputConfig) (err error) {
-	in.Rejects, err = findRejects(in.Plan, cmp.Or(cfg.Rejects, in.Plan.ImportID+"-rejects.csv"), cfg.Stdout)
+	in.Rejects, err = findRejects(in.Plan, cmp.Or(cfg.Rejects, in.Record.ID+"-rejects.csv"), cfg.Stdout)
 	if err == nil {
 		in.Record.RejectsFile = in.Rejects.File
 	}

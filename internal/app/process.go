@@ -65,7 +65,13 @@ func NewProcess(ctx context.Context, cfg ProcessConfig) (*Process, error) {
 	engine := cfg.Engine
 	engine.OnGrant = p.Metrics.Granted
 	engine.Worker.Observer = metricsObserver{p.Metrics}
-	engine.OnComplete = func(i queue.Import) { p.log.Info("import is complete", "import", i.ID) }
+	engine.OnComplete = func(i queue.Import) {
+		if i.Sync != "" {
+			logNight(p.log, i.Sync, i.AsNight())
+			return
+		}
+		p.log.Info("import is complete", "import", i.ID)
+	}
 	engine.OnImport = func(string) {
 		select {
 		case p.changed <- struct{}{}:
@@ -96,6 +102,7 @@ func NewProcess(ctx context.Context, cfg ProcessConfig) (*Process, error) {
 	}
 	p.Metrics.WatchPace(p.pace)
 	p.Metrics.WatchQueue(p.queue)
+	p.Metrics.WatchSyncs(p.syncs)
 	p.Metrics.WatchUserSig(engine.API.SigExpiry)
 	return p, nil
 }
@@ -420,6 +427,23 @@ func (p *Process) queue() (n metrics.Queue, known bool) {
 		}
 	}
 	return n, true
+}
+
+// syncs are the syncs as the metrics show them.
+func (p *Process) syncs() []metrics.Sync {
+	s, _ := p.state.get()
+	all := make([]metrics.Sync, 0, len(s.Syncs))
+	for _, s := range s.Syncs {
+		m := metrics.Sync{Name: s.Name, Done: s.Seen(), Unchanged: s.Unchanged}
+		if n := s.Pending; n != nil {
+			m.Begun, m.Confirmed = n.Begun, s.Confirmed.After(n.Begun)
+		}
+		if n := s.Complete; n != nil {
+			m.Night, m.Rejected, m.Failed = n.Number, n.Rejected, n.Failed
+		}
+		all = append(all, m)
+	}
+	return all
 }
 
 // metricsObserver counts calls that were throttled, too.

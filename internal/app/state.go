@@ -3,6 +3,9 @@ package app
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -53,6 +56,8 @@ type State struct {
 	Silent bool    // no call had a response for [handoverAfter], outage or not
 
 	Progress *Progress // how far the imports are; nil while nobody knows
+
+	Syncs []queue.Sync // those of the API of this process, by name, as far as it knows; not to be changed
 
 	Tally      Tally                            // what this process did
 	Commands   map[string]governor.LaneSnapshot // the pace, while it leads
@@ -237,6 +242,9 @@ func (e *Engine) report(before, now *State) {
 		e.log.Warn("standing by: another process leads", "cause", now.Yielded)
 	}
 	e.reportRate(before, now)
+	if now.Leading { // one process is enough
+		e.reportSyncs(before.Syncs, now.Syncs)
+	}
 	switch {
 	case before.Outage == nil && now.Outage != nil:
 		e.log.Warn("the API is out of reach: probing with one call at a time, no job is lost", "err", now.Outage.Err)
@@ -255,6 +263,49 @@ func (e *Engine) report(before, now *State) {
 	if !before.Stopping && now.Stopping && now.StopsFor > 0 {
 		e.log.Info("stopping: jobs in flight may end, for up to 30 s; a second signal leaves at once", "in_flight", now.StopsFor)
 	}
+}
+
+// reportSyncs logs which nights had nothing to send, for those are done by nobody's term; see also [ProcessConfig].
+func (e *Engine) reportSyncs(before, now []queue.Sync) {
+	for _, s := range now {
+		i, known := findSync(before, s.Name)
+		if !known {
+			continue // it may be an old one
+		}
+		was := before[i]
+		if n := s.Complete; n != nil && (was.Complete == nil || was.Complete.Number < n.Number) && n.Done+n.Failed == 0 {
+			logNight(e.log, s.Name, n)
+		}
+		if s.Confirmed.After(was.Confirmed) {
+			e.log.Info("night found nothing to do: the input is the same", "sync", s.Name, "night", s.Night, "nights", s.Unchanged)
+		}
+	}
+}
+
+// logNight logs that a night is complete, once for each.
+func logNight(log *slog.Logger, name string, n *queue.Night) {
+	log.Info("night is complete", "sync", name, "night", n.Number, "import", n.Import, "done", n.Done, "failed", n.Failed,
+		"unchanged", n.Unchanged)
+}
+
+func findSync(all []queue.Sync, name string) (int, bool) {
+	return slices.BinarySearchFunc(all, name, func(s queue.Sync, name string) int { return strings.Compare(s.Name, name) })
+}
+
+// syncChanged notes the record of a sync.
+func (e *Engine) syncChanged(sync queue.Sync) {
+	if sync.Target != Target(e.cfg.App, e.cfg.API.Address()) {
+		return
+	}
+	e.state.set(func(s *State) {
+		i, known := findSync(s.Syncs, sync.Name)
+		s.Syncs = slices.Clone(s.Syncs)
+		if known {
+			s.Syncs[i] = sync
+		} else {
+			s.Syncs = slices.Insert(s.Syncs, i, sync)
+		}
+	})
 }
 
 // haltFor says what a cause of the gate is to people. A halt that this process began gets the reason and the remedy of

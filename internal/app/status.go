@@ -33,6 +33,41 @@ type ImportStatus struct {
 	LastResult    *time.Time         `json:"last_result,omitempty"`
 	Retry         *RetryStatus       `json:"retry,omitempty"`   // the last one
 	Damaged       string             `json:"damaged,omitempty"` // what is wrong with what is stored of it
+
+	Sync       string `json:"sync,omitempty"`         // the import is a night of this sync
+	Night      int    `json:"night_number,omitempty"` // its number; "night" is the report of a run
+	NextNight  int    `json:"next_night,omitempty"`   // that has taken over from it: it cannot be retried any more
+	Superseded bool   `json:"superseded,omitempty"`   // it was not over then: what had not started was dropped
+}
+
+// A SyncStatus is how far a sync is. Its JSON form is read by programs: fields are added, never changed.
+type SyncStatus struct {
+	Sync          string       `json:"sync"`
+	Target        string       `json:"target"`              // see [Target]
+	Last          *queue.Night `json:"last_complete"`       // null before the first
+	Night         int          `json:"night"`               // the last one that was begun
+	Import        string       `json:"import"`              // that one
+	Begun         *time.Time   `json:"begun,omitempty"`     // that one
+	Confirmed     *time.Time   `json:"confirmed,omitempty"` // when a night last found nothing to do
+	Unchanged     int          `json:"unchanged_nights"`    // in a row, whose input was that of the night before
+	Generation    int          `json:"generation"`          // of the snapshot
+	Snapshot      int64        `json:"snapshot_groups"`
+	SnapshotBytes int64        `json:"snapshot_bytes"`
+}
+
+// newSyncStatus needs the import of the pending night, if there is a record of it.
+func newSyncStatus(s *queue.Sync, pending *queue.Import) SyncStatus {
+	status := SyncStatus{
+		Sync: s.Name, Target: s.Target, Last: s.LastComplete(pending), Night: s.Night, Unchanged: s.Unchanged,
+		Generation: s.Generation, Snapshot: s.Groups, SnapshotBytes: s.Size,
+	}
+	if p := s.Pending; p != nil {
+		status.Import, status.Begun = p.Import, &p.Begun
+	}
+	if !s.Confirmed.IsZero() {
+		status.Confirmed = &s.Confirmed
+	}
+	return status
 }
 
 // A RetryStatus is how far a retry is. Until a job of it has its new result, it counts as what it was before.
@@ -99,6 +134,7 @@ func newImportStatus(p queue.Progress) ImportStatus {
 		Conversations: ConversationCounts{Total: i.Conversations, Done: n.Conversations.Done, Failed: n.Conversations.Failed,
 			Pending: i.Conversations - n.Conversations.Done - n.Conversations.Failed},
 		Calls: n.Calls,
+		Sync:  i.Sync, Night: i.Night, NextNight: i.NextNight, Superseded: i.Superseded,
 	}
 	if s.Files == nil {
 		s.Files = []string{}
@@ -159,8 +195,9 @@ func (s *ImportStatus) CheckSums() error {
 
 // A Status is how far the imports of a namespace are. Its JSON form is read by programs.
 type Status struct {
-	Imports []ImportStatus `json:"imports"` // newest first
-	Halt    *queue.Halt    `json:"halt"`    // null while calls may be made
+	Imports []ImportStatus `json:"imports"`         // newest first
+	Syncs   []SyncStatus   `json:"syncs,omitempty"` // by name; not where imports are named
+	Halt    *queue.Halt    `json:"halt"`            // null while calls may be made
 
 	Damaged error `json:"-"` // about the imports that are
 }
@@ -178,8 +215,21 @@ func (n *Namespace) Status(ctx context.Context, ids ...string) (Status, error) {
 		if err != nil {
 			return s, err
 		}
-		for _, p := range all {
+		records := map[string]*queue.Import{}
+		for i, p := range all {
 			s.add(newImportStatus(p), p.Damaged)
+			records[p.Import.ID] = &all[i].Import
+		}
+		syncs, err := n.Syncs(ctx)
+		if err != nil {
+			return s, err
+		}
+		for _, sync := range syncs {
+			var pending *queue.Import
+			if sync.Pending != nil {
+				pending = records[sync.Pending.Import]
+			}
+			s.Syncs = append(s.Syncs, newSyncStatus(&sync, pending))
 		}
 	}
 	for _, id := range ids {

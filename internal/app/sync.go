@@ -236,19 +236,9 @@ func (n *Namespace) plan(
 	}
 	night.content, night.mayReject = plan.Content, in.MaxRejects.allowed(plan.Summary.Rows)
 	night.Record.Sync, night.Record.Night, night.Record.Target = cfg.Name, night.Number, cfg.Target
-	night.last = lastComplete(night)
+	night.last = night.Sync.LastComplete(night.before)
 	night.Guards, night.Wrong = cfg.Guards.compare(plan, night.last)
 	return nil
-}
-
-// lastComplete is the last night that became complete; the record may not say so yet.
-func lastComplete(night *Night) *queue.Night {
-	if b, p := night.before, night.Sync.Pending; b != nil && b.State == queue.Complete && p != nil {
-		last := *p
-		last.Completed = b.Completed
-		return &last
-	}
-	return night.Sync.Complete
 }
 
 // yieldSnapshot passes a snapshot on, and reports whether more is wanted.

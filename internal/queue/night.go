@@ -144,9 +144,9 @@ func (q *Queue) FenceNight(ctx context.Context, s Sync, wait time.Duration) (Imp
 	}
 }
 
-// NoteComplete puts a complete night into the record of its sync, if it is the pending one and not there yet. The leader
-// does, and a night whose leader died is noted by the next one: it calls this before it moves the record on. It does
-// nothing for other imports.
+// NoteComplete puts a complete night into the record of its sync, if it is the pending one; after a retry, with its new
+// counts. The leader does, and a night whose leader died is noted by the next one: it calls this before it moves the record
+// on. It does nothing for other imports.
 func (q *Queue) NoteComplete(ctx context.Context, i Import) error {
 	if i.Sync == "" || i.State != Complete {
 		return nil
@@ -160,13 +160,7 @@ func (q *Queue) NoteComplete(ctx context.Context, i Import) error {
 			return err
 		}
 		broker.Failpoint("note-before")
-		_, err = q.UpdateSync(ctx, s, func(s *Sync) {
-			if s.Complete == nil || s.Complete.Number < s.Pending.Number {
-				night := *s.Pending
-				night.Completed = i.Completed
-				s.Complete = &night
-			}
-		})
+		_, err = q.UpdateSync(ctx, s, func(s *Sync) { s.Complete = s.LastComplete(&i) })
 		broker.Failpoint("note-after")
 		if !errors.Is(err, ErrSyncChanged) {
 			return err
@@ -176,10 +170,16 @@ func (q *Queue) NoteComplete(ctx context.Context, i Import) error {
 
 // completed finishes the end of an import that was made complete, and notes it in its sync.
 func (q *Queue) completed(ctx context.Context, i Import) error {
-	if err := q.finishEnd(ctx, i); err != nil {
+	if err := q.finishEnd(ctx, i); err != nil || i.Sync == "" {
 		return err
 	}
-	err := q.NoteComplete(ctx, i)
+	i, err := q.Import(ctx, i.ID) // with the counts
+	if errors.Is(err, ErrNoImport) {
+		return nil
+	}
+	if err == nil {
+		err = q.NoteComplete(ctx, i)
+	}
 	if err != nil && ctx.Err() == nil && !broker.Unreachable(err) {
 		q.log.Warn("the last complete night of a sync could not be noted", "import", i.ID, "sync", i.Sync, "error", err)
 		return nil

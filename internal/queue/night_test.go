@@ -376,7 +376,7 @@ func TestNoteComplete(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := lead(t, q, TermConfig{Term: 1, Target: testTarget})
-	l.work(t, 5, func(int, *Delivery) int { return 0 })
+	l.work(t, 5, func(i int, _ *Delivery) int { return i % 2 })
 	l.complete(t, 1)
 	noted := func() *Night {
 		t.Helper()
@@ -393,6 +393,13 @@ func TestNoteComplete(t *testing.T) {
 	i.Completed = i.Completed.Add(time.Hour) // as after a retry
 	if err := q.NoteComplete(t.Context(), i); err != nil || noted().Completed.Equal(i.Completed) {
 		t.Errorf("got %v, %v: a second time counts for nothing", noted(), err)
+	}
+	if c := i.Counts.Conversations; noted().Done != c.Done || c.Failed == 0 || noted().Failed != c.Failed {
+		t.Errorf("got %+v, want the counts of the import: %+v", noted(), i.Counts)
+	}
+	i.Counts.Conversations.Done, i.Counts.Conversations.Failed = 9, 1
+	if err := q.NoteComplete(t.Context(), i); err != nil || noted().Done != 9 || noted().Failed != 1 {
+		t.Errorf("got %+v, %v, want the counts of the retry", noted(), err)
 	}
 	if _, err := q.FenceNight(t.Context(), s, 0); err != nil {
 		t.Fatal(err)

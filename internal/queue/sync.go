@@ -65,7 +65,8 @@ type Sync struct {
 	revision uint64 // of the record that was read; 0 if there was none
 }
 
-// A Night is one import of a sync. The counts are the importer's; this package keeps them.
+// A Night is one import of a sync. The counts are the importer's, but for those of a complete night; this package keeps
+// them.
 type Night struct {
 	Number  int    `json:"night"`
 	Import  string `json:"import"`
@@ -80,8 +81,45 @@ type Night struct {
 	Users    int64 `json:"users,omitempty"`
 	Groups   int64 `json:"groups,omitempty"`
 
-	Begun     time.Time `json:"begun,omitzero"`
-	Completed time.Time `json:"completed,omitzero"` // for the first time; of Sync.Complete alone
+	Begun time.Time `json:"begun,omitzero"`
+
+	// Of Sync.Complete alone:
+	Completed time.Time `json:"completed,omitzero"`  // for the first time
+	Unchanged int64     `json:"unchanged,omitempty"` // of the accepted rows: nothing was sent for them
+	Done      int64     `json:"done,omitempty"`      // conversations that were sent, and are in their group
+	Failed    int64     `json:"failed,omitempty"`    // that are not
+}
+
+// completed is the night as its import says that it was complete.
+func (n Night) completed(i *Import) *Night {
+	n.Completed, n.Unchanged = i.Completed, i.Unchanged
+	n.Done, n.Failed = i.Counts.Conversations.Done, i.Counts.Conversations.Failed
+	return &n
+}
+
+// AsNight is a complete import as a night of its sync, with what its record knows.
+func (i *Import) AsNight() *Night { return Night{Number: i.Night, Import: i.ID}.completed(i) }
+
+// LastComplete is the last night that was complete; nil if there is none. Its record may not say so yet: pending is the
+// import of the pending night, or nil.
+func (s *Sync) LastComplete(pending *Import) *Night {
+	if pending != nil && pending.State == Complete && s.pending(pending.ID) {
+		night := s.Pending.completed(pending)
+		if c := s.Complete; c != nil && c.Number == night.Number {
+			night.Completed = c.Completed // not that of a retry
+		}
+		return night
+	}
+	return s.Complete
+}
+
+// Seen is when a night was complete, or found nothing to do; the zero time before the first.
+func (s *Sync) Seen() time.Time {
+	seen := s.Confirmed
+	if s.Complete != nil && s.Complete.Completed.After(seen) {
+		seen = s.Complete.Completed
+	}
+	return seen
 }
 
 // NewSync is the record of a sync that has none yet.
