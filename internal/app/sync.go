@@ -286,12 +286,16 @@ func resultGroup(r *job.Result) importer.Group {
 
 // guard asks all guards of a night.
 func (night *Night) guard(in InputConfig, cfg SyncConfig) error {
-	return cmp.Or(in.guard(night.Plan.Summary, night.Rejects), night.guardShrink(cfg))
+	err := in.guard(night.Plan.Summary, night.Rejects)
+	if e, ok := errors.AsType[*GuardError](err); ok && night.last != nil {
+		e.Night, e.Last = night.last.Number, night.last.Accepted
+	}
+	return cmp.Or(err, night.guardShrink(cfg))
 }
 
 func (night *Night) guardShrink(cfg SyncConfig) error {
 	if len(night.Wrong) > 0 && cfg.Guards.Accept != night.Plan.ImportID {
-		return &ShrinkError{cfg.Name, night.Plan.ImportID, night.Wrong}
+		return &ShrinkError{cfg.Name, night.Plan.ImportID, cfg.Guards.Accept, night.Wrong}
 	}
 	return nil
 }
