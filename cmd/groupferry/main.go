@@ -405,13 +405,15 @@ func (p *program) imports(least, most int) cobra.PositionalArgs {
 
 // commandLine is how this program was called, ready to be pasted into a shell; but for a login in a URL, which is to be
 // filled in again.
-func (p *program) commandLine() string {
+func (p *program) commandLine() string { return commandLine(p.args) }
+
+func commandLine(args []string) string {
 	words := []string{"groupferry"}
-	for i, a := range p.args {
+	for i, a := range args {
 		switch list, joined := strings.CutPrefix(a, "--nats-url="); {
 		case joined:
 			a = "--nats-url=" + hideLogins(list)
-		case i > 0 && p.args[i-1] == "--nats-url":
+		case i > 0 && args[i-1] == "--nats-url":
 			a = hideLogins(a)
 		default:
 			a = redact.Logins(a)

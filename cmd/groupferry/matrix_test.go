@@ -140,11 +140,11 @@ func TestCrashMatrix(t *testing.T) {
 		}
 	})
 	// On a busy machine a point that is only come by in time can be missed once.
-	if missed := seen.missed(); len(missed) > 0 {
+	if missed := seen.missed(matrixSteps); len(missed) > 0 {
 		t.Logf("missed at first: %v", missed)
 		t.Run("missed", func(t *testing.T) { runMatrix(t, binary, 0, missed, seen) })
 	}
-	for step, crashes := range seen.missed() {
+	for step, crashes := range seen.missed(matrixSteps) {
 		t.Errorf("%s did not come by %v", step, crashes)
 	}
 	t.Logf("%d runs, %d kills", seen.runs, seen.kills)
@@ -176,9 +176,9 @@ type reached struct {
 }
 
 // missed gives the failpoints of each step that nobody came by.
-func (r *reached) missed() map[string][]crash {
+func (r *reached) missed(steps []matrixStep) map[string][]crash {
 	missed := map[string][]crash{}
-	for _, step := range matrixSteps {
+	for _, step := range steps {
 		for _, point := range step.points {
 			// Who is to die within two milliseconds may have ended by then.
 			if !r.at[step.name+" "+point] && !strings.HasSuffix(point, "-inside") {

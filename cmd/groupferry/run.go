@@ -153,6 +153,11 @@ func (r *runner) work(
 	if enqueue != nil && in.Record.Jobs == 0 {
 		return enqueue(ctx) // that completes it, whoever leads
 	}
+	if enqueue == nil { // it is on the queue, and the next night may come
+		if err := night.Release(ctx); err != nil {
+			return err
+		}
+	}
 	defer r.sayWaiting(ctx, w)()
 	err := w.RunImport(untilLeft(ctx), ctx.Done(), enqueue)
 	r.console.end()

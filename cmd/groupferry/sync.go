@@ -111,9 +111,20 @@ func (p *program) readNight(
 		p.showKept(guard.Rejects, guard.Rejected)
 	}
 	if shrink, ok := errors.AsType[*app.ShrinkError](err); ok {
-		return nil, hint(err, "if that is right: %s --accept %s", p.commandLine(), shrink.Import)
+		return nil, hint(err, "check the input; if it is what is wanted: %s", acceptCommand(p.args, shrink.Import))
 	}
 	return night, err
+}
+
+// acceptCommand is the same command with --accept, in the place of one that was given.
+func acceptCommand(args []string, importID string) string {
+	var without []string
+	for i, a := range args {
+		if a != "--accept" && !strings.HasPrefix(a, "--accept=") && (i == 0 || args[i-1] != "--accept") {
+			without = append(without, a)
+		}
+	}
+	return commandLine(without) + " --accept " + importID
 }
 
 // nightText begins the report of a night.

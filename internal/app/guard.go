@@ -40,35 +40,39 @@ type Guard struct {
 // compare returns the guards of a night, and what is wrong by them. last is nil before there is a complete night.
 func (g SyncGuards) compare(plan *importer.Plan, last *queue.Night) (all []Guard, wrong []string) {
 	s := plan.Summary
+	if !g.MaxShrink.Limited {
+		g.MaxShrink = DefaultMaxShrink
+	}
 	if last != nil {
-		for _, c := range []struct {
-			what      string
-			now, last int64
-		}{{"rows", s.Accepted, last.Accepted}, {"users", s.Users, last.Users}, {"groups", s.Groups, last.Groups}} {
-			fewer := g.MaxShrink.Rows
-			if !g.MaxShrink.Limited {
-				g.MaxShrink = DefaultMaxShrink
-			}
-			if g.MaxShrink.Percent > 0 {
-				fewer = max(g.MaxShrink.allowed(c.last), minShrink)
-			} else if c.what != "rows" {
-				continue
-			}
-			guard := Guard{c.what, c.now, c.last, max(c.last-fewer, 0), true}
-			if guard.OK = guard.Now >= guard.Limit; !guard.OK {
-				wrong = append(wrong, fmt.Sprintf("%d accepted %s, after %d in night %d: --max-shrink %v wants %d at least",
-					c.now, c.what, c.last, last.Number, g.MaxShrink, guard.Limit))
-			}
-			all = append(all, guard)
+		add := func(what string, now, last, fewer int64) {
+			limit := max(last-fewer, 0)
+			all = append(all, Guard{what, now, last, limit, now >= limit})
 		}
-		guard := Guard{"files", int64(s.Files), int64(last.Files), int64(last.Files), s.Files >= last.Files}
-		if !guard.OK {
-			wrong = append(wrong, fmt.Sprintf("%d files, after %d in night %d", s.Files, last.Files, last.Number))
+		share := func(n int64) int64 { return max(g.MaxShrink.allowed(n), minShrink) }
+		if g.MaxShrink.Percent > 0 {
+			add("rows", s.Accepted, last.Accepted, share(last.Accepted))
+			add("users", s.Users, last.Users, share(last.Users))
+			add("groups", s.Groups, last.Groups, share(last.Groups))
+		} else {
+			add("rows", s.Accepted, last.Accepted, g.MaxShrink.Rows)
 		}
-		all = append(all, guard)
+		add("files", int64(s.Files), int64(last.Files), 0)
+		var fewer []string
+		for _, c := range all {
+			if !c.OK && c.What != "files" {
+				fewer = append(fewer, fmt.Sprintf("%s %s instead of %s (at least %s)", count(c.Now), c.What, count(c.Last), count(c.Limit)))
+			}
+		}
+		if len(fewer) > 0 {
+			wrong = append(wrong, fmt.Sprintf("fewer than --max-shrink %v allows after night %d: %s",
+				g.MaxShrink, last.Number, strings.Join(fewer, ", ")))
+		}
+		if files := all[len(all)-1]; !files.OK {
+			wrong = append(wrong, fmt.Sprintf("fewer files than in night %d: %d instead of %d", last.Number, files.Now, files.Last))
+		}
 	}
 	if len(plan.CutOff) > 0 {
-		wrong = append(wrong, strings.Join(plan.CutOff, ", ")+": the last line does not end, as if the file was cut off")
+		wrong = append(wrong, strings.Join(plan.CutOff, ", ")+": the last line has no line end, as if the file was cut off")
 	}
 	if len(plan.Changed) > 0 {
 		wrong = append(wrong, strings.Join(plan.Changed, ", ")+" changed while being read")
@@ -76,13 +80,27 @@ func (g SyncGuards) compare(plan *importer.Plan, last *queue.Night) (all []Guard
 	return all, wrong
 }
 
+// count writes a number as people read it: 3,000,000.
+func count(n int64) string {
+	s := fmt.Sprint(n)
+	for i := len(s) - 3; i > 0; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
+
 // A ShrinkError says that the guards of a sync refused a night: nothing of it was enqueued.
 type ShrinkError struct {
-	Sync   string
-	Import string   // what --accept takes
-	Wrong  []string // what is wrong
+	Sync     string
+	Import   string   // what --accept takes
+	Accepted string   // what it was given, for something else
+	Wrong    []string // what is wrong
 }
 
 func (e *ShrinkError) Error() string {
-	return fmt.Sprintf("sync %s: %s: nothing was enqueued", e.Sync, strings.Join(e.Wrong, "; "))
+	wrong := e.Wrong
+	if e.Accepted != "" {
+		wrong = append(wrong[:len(wrong):len(wrong)], "--accept "+e.Accepted+" is for other content, or for another night")
+	}
+	return fmt.Sprintf("sync %s: %s: nothing was enqueued", e.Sync, strings.Join(wrong, "; "))
 }

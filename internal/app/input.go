@@ -80,6 +80,9 @@ type GuardError struct {
 	Allowed int64   // how many may be rejected
 	Percent float64 // which is this share of the rows; 0 if it is a number
 	Rejects *Rejects
+
+	Night int   // of a sync, the last one that is complete; 0 for none
+	Last  int64 // rows that it accepted
 }
 
 func (e *GuardError) Error() string {
@@ -95,6 +98,9 @@ func (e *GuardError) Error() string {
 		why = "the input has no rows"
 	default:
 		why = fmt.Sprintf("no row was accepted, %d rejected", e.Rows)
+	}
+	if e.Night > 0 {
+		why += fmt.Sprintf("; night %d had %s accepted rows", e.Night, count(e.Last))
 	}
 	return why + ": nothing was enqueued"
 }

@@ -116,6 +116,13 @@ func (n *Namespace) readNight(ctx context.Context, in InputConfig, cfg SyncConfi
 			rows.Close()
 		}
 	}()
+	warn := cfg.Warn
+	cfg.Warn = func(text string) {
+		if warn != nil {
+			warn(text)
+		}
+		warn = nil // of every plan it is the same
+	}
 	for {
 		night, err := n.planNight(ctx, rows, in, cfg)
 		if err != nil {
@@ -207,7 +214,8 @@ func (n *Namespace) plan(
 ) error {
 	var results bool
 	base := func(snapshot string) *importer.Base {
-		return &importer.Base{Name: cfg.Name, Generation: night.base, All: cfg.Full, Groups: func(yield func(importer.Group, error) bool) {
+		name := cfg.Name + "\n" + cfg.Target // the same content for another API is another import
+		return &importer.Base{Name: name, Generation: night.base, All: cfg.Full, Groups: func(yield func(importer.Group, error) bool) {
 			if snapshot != "" && !n.yieldSnapshot(ctx, snapshot, yield) || night.before == nil {
 				return
 			}
@@ -268,12 +276,16 @@ func resultGroup(r *job.Result) importer.Group {
 
 // guard asks all guards of a night.
 func (night *Night) guard(in InputConfig, cfg SyncConfig) error {
-	return cmp.Or(in.guard(night.Plan.Summary, night.Rejects), night.guardShrink(cfg))
+	err := in.guard(night.Plan.Summary, night.Rejects)
+	if e, ok := errors.AsType[*GuardError](err); ok && night.last != nil {
+		e.Night, e.Last = night.last.Number, night.last.Accepted
+	}
+	return cmp.Or(err, night.guardShrink(cfg))
 }
 
 func (night *Night) guardShrink(cfg SyncConfig) error {
 	if len(night.Wrong) > 0 && cfg.Guards.Accept != night.Plan.ImportID {
-		return &ShrinkError{cfg.Name, night.Plan.ImportID, night.Wrong}
+		return &ShrinkError{cfg.Name, night.Plan.ImportID, cfg.Guards.Accept, night.Wrong}
 	}
 	return nil
 }
@@ -292,8 +304,11 @@ func (n *Namespace) takeNight(ctx context.Context, night *Night, cfg SyncConfig)
 		if err != nil {
 			return err
 		}
-		if before := night.before; before != nil && (!before.State.Over() ||
-			ended.Generation != before.Generation || ended.Counts.Results != before.Counts.Results) {
+		before := night.before
+		if before == nil { // it was to have no record, and no results
+			before = &queue.Import{State: queue.Cancelled}
+		}
+		if !before.State.Over() || ended.Generation != before.Generation || ended.Counts.Results != before.Counts.Results {
 			return errAgain
 		}
 	}

@@ -1,0 +1,191 @@
+package main
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"groupferry/internal/chat"
+	"groupferry/internal/chatsim"
+	"groupferry/internal/longtest"
+)
+
+// The lock of a sync is free once its jobs are on the queue, also for a run that found them there.
+func TestNightDuringRun(t *testing.T) {
+	sim, url := startSim(t, chatsim.Config{Latency: 100 * time.Millisecond})
+	s := newShell(t, url)
+	var sizes []int
+	for range 60 {
+		sizes = append(sizes, 1)
+	}
+	rows := makeRows(1, sizes...)
+	file := writeRows(t, rows)
+	s.run(exitDone, "import", "--sync", "contacts", file)
+	running := s.start("run", "--sync", "contacts", "--concurrency", "2", file)
+	await(t, "calls", func() bool { return created(sim) > 0 })
+	more := append(slices.Clone(rows), row{"another", "group", chat.Item{Type: chat.OneToOne, ID: "friend"}})
+	s.run(exitDone, "import", "--sync", "contacts", writeRows(t, more))
+	running.wait(exitIncomplete)
+	s.run(exitDone, "run", "--sync", "contacts", writeRows(t, more))
+	checkState(t, sim, stateOf(more))
+}
+
+// The steps of nights that are killed, with the failpoints that each passes.
+var nightSteps = []matrixStep{
+	{"first", slices.Concat(around("lock", "sync", "begin", "start"), []string{"lead"}, around("enqueue", "record-running", "group",
+		"record-complete", "end", "end-results", "drop"), []string{"note-before", "note-after"})},
+	{"second", slices.Concat(around("lock", "snapshot-chunk", "snapshot", "sync", "begin", "start", "enqueue", "record-running",
+		"group", "record-complete"), []string{"note-before", "note-after"})},
+	{"third", slices.Concat(around("lock", "snapshot-chunk", "snapshot", "sync", "begin", "start", "enqueue", "record-running"))},
+	{"supersede", around("lock", "record-cancelled", "end", "end-results", "drop", "sync",
+		"begin", "start", "enqueue")},
+	{"fence", slices.Concat([]string{"fence-before"}, around("begin", "start"), []string{"fence-after"},
+		around("record-cancelled", "end", "sync"))},
+	{"work", slices.Concat([]string{"lead"}, around("group", "record-complete", "end", "end-results", "drop"),
+		[]string{"note-before", "note-after"})},
+	{"empty", around("lock", "snapshot-chunk", "snapshot", "sync", "snapshot-delete", "begin", "start", "enqueue", "record-complete")},
+	{"same", around("lock", "sync")},
+}
+
+// TestCrashNights takes a sync through nights whose commands are killed at each failpoint, at their first pass, and called
+// again; with -matrix N it continues with N runs that draw points and passes. In the end the app has what the nights wanted
+// that were worked on, and nothing of those that the next one came before.
+func TestCrashNights(t *testing.T) {
+	longtest.Only(t)
+	t.Parallel()
+	binary := withFailpoints(t)
+	seen := &reached{at: map[string]bool{}}
+	t.Run("short", func(t *testing.T) {
+		const runs = 12
+		for n := range runs {
+			t.Run(fmt.Sprint(n), func(t *testing.T) {
+				t.Parallel()
+				crashes := map[string][]crash{}
+				for _, step := range nightSteps {
+					for i := n; i < len(step.points); i += runs {
+						crashes[step.name] = append(crashes[step.name], crash{point: step.points[i], pass: 1})
+					}
+				}
+				runNights(t, binary, uint64(n), crashes, seen)
+			})
+		}
+		for n := range *matrixRuns {
+			seed := nthSeed(n)
+			t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+				t.Parallel()
+				t.Logf("to repeat it: GROUPFERRY_LONG_TESTS=1 go test ./cmd/groupferry -run TestCrashNights -matrix 1 -matrix-seed %d", seed)
+				runNights(t, binary, seed, randomNightCrashes(seed), seen)
+			})
+		}
+	})
+	if missed := seen.missed(nightSteps); len(missed) > 0 {
+		t.Logf("missed at first: %v", missed)
+		t.Run("missed", func(t *testing.T) { runNights(t, binary, 0, missed, seen) })
+	}
+	for step, crashes := range seen.missed(nightSteps) {
+		t.Errorf("%s did not come by %v", step, crashes)
+	}
+	t.Logf("%d runs, %d kills", seen.runs, seen.kills)
+}
+
+func randomNightCrashes(seed uint64) map[string][]crash {
+	rng := rand.New(rand.NewPCG(seed, 7))
+	crashes := map[string][]crash{}
+	for _, step := range nightSteps {
+		for range rng.IntN(4) {
+			c := crash{point: step.points[rng.IntN(len(step.points))], pass: 1 + rng.IntN(4)}
+			if rng.IntN(3) == 0 {
+				c = crash{after: time.Duration(rng.IntN(1200)) * time.Millisecond}
+			}
+			crashes[step.name] = append(crashes[step.name], c)
+		}
+	}
+	return crashes
+}
+
+func runNights(t *testing.T, binary string, seed uint64, crashes map[string][]crash, seen *reached) {
+	const failing, slots = "friend-1", 8
+	var sizes []int
+	for i := range 40 {
+		sizes = append(sizes, 1+i%4)
+	}
+	all := makeRows(seed, sizes...)
+	sim, url := startSim(t, chatsim.Config{
+		Existing: []chatsim.Existing{chatsim.Append, chatsim.Replace, chatsim.Refuse}[seed%3],
+		FailIDs:  map[string]int{failing: chat.CodeUserNotImported},
+	})
+	m := &matrixRun{t: t, s: newShell(t, url), sim: sim, crashes: crashes, seen: seen}
+	m.s.program = binary
+	m.s.env["GROUPFERRY_TIMEOUT"] = "3s"
+	m.s.env["GROUPFERRY_SYNC_LOCK_STALE"] = "300ms" // nobody lives who would renew it
+	add := func(rows []row, user string, n int) []row {
+		rows = slices.Clone(rows)
+		for i := range n {
+			rows = append(rows, row{user, "new", chat.Item{Type: chat.OneToOne, ID: fmt.Sprint("n", i)}})
+		}
+		return rows
+	}
+	command := func(name string, rows []row, more ...string) []string {
+		args := []string{name, "--sync", "contacts", "--max-shrink", "90%"}
+		if name == "run" {
+			args = append(args, "--concurrency", fmt.Sprint(slots))
+		}
+		return append(append(args, more...), writeRows(t, rows))
+	}
+	readded, kills := 0, 0
+	sentOnce := func(night string) {
+		t.Helper()
+		got := sim.Ledger().Readded - readded
+		if most := 2 + (m.kills-kills)*slots*4; got > most { // one job finds out what create does
+			t.Errorf("%s: got %d conversations sent again after %d kills, want %d at most", night, got, m.kills-kills, most)
+		}
+		readded, kills = sim.Ledger().Readded, m.kills
+	}
+	without := func(rows []row) []row {
+		return slices.DeleteFunc(slices.Clone(rows), func(r row) bool { return r.item.ID == failing })
+	}
+	first := all[:len(all)/2]
+	m.do("first", []int{exitIncomplete}, command("run", first)...)
+	checkState(t, sim, stateOf(without(first)))
+	sentOnce("first")
+
+	second := add(all, "u2", 3)
+	m.do("second", []int{exitIncomplete}, command("run", second)...)
+	checkState(t, sim, stateOf(without(second)))
+	sentOnce("second")
+	if err := sim.Configure(func(c *chatsim.Config) { c.FailIDs = nil }); err != nil {
+		t.Fatal(err)
+	}
+
+	// Nobody works: each of these nights takes over from one before any job of it is done.
+	m.do("third", []int{exitDone}, command("import", add(all, "u3", 3))...)
+	m.do("supersede", []int{exitDone}, command("import", add(all, "u4", 3))...)
+	m.crash("", crash{point: "begin-before", pass: 1}, []int{exitDone}, command("import", add(all, "u5", 3)))
+	last := add(all, "u6", 3)
+	m.do("fence", []int{exitDone}, command("import", last)...)
+	checkState(t, sim, stateOf(without(second)))
+	m.do("work", []int{exitDone}, "work", "--drain", "--listen", "off", "--concurrency", fmt.Sprint(slots))
+	want := stateOf(append(slices.Clone(second), last...))
+	checkState(t, sim, want)
+	sentOnce("last")
+
+	// The same again, as a file, and as rows: nothing is sent, and at last there is nothing to do.
+	same := command("run", last)
+	calls := m.calls()
+	m.do("empty", []int{exitDone}, same...)
+	if p := m.do("same", []int{exitDone}, same...); !strings.Contains(p.stderr.String(), "nothing to do") {
+		t.Errorf("the same file again: got\n%s\n%s", &p.stdout, &p.stderr)
+	}
+	slices.Reverse(last)
+	m.do("shuffled", []int{exitDone}, command("run", last)...)
+	if got := m.calls() - calls; got > 0 {
+		t.Errorf("the same rows again: got %d calls, want none", got)
+	}
+	checkState(t, sim, want)
+	seen.mu.Lock()
+	seen.runs++
+	seen.mu.Unlock()
+}

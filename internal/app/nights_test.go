@@ -1,0 +1,1059 @@
+package app
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"groupferry/importer"
+	"groupferry/internal/broker"
+	"groupferry/internal/chat"
+	"groupferry/internal/chatsim"
+	"groupferry/internal/longtest"
+	"groupferry/internal/queue"
+)
+
+var (
+	nightRuns = flag.Int("nights", 0, "random runs of nights of a sync; 0: a few, and more in the long tests")
+	nightSeed = flag.Uint64("nights-seed", 1, "of the first of them, the next has one more; 0: random ones. A failure tells its own")
+)
+
+// TestNights takes a small sync through random nights, and compares each plan, each call and the API in the end with an
+// oracle that knows no snapshots: it keeps what the results said, night by night.
+//
+//	go test ./internal/app -run TestNights -nights 500 -nights-seed 1
+func TestNights(t *testing.T) {
+	runs := *nightRuns
+	switch {
+	case runs == 0 && longtest.Asked():
+		runs = 60
+	case runs == 0:
+		runs = 4
+	}
+	t.Run("seeds", func(t *testing.T) {
+		for i := range runs {
+			seed := *nightSeed + uint64(i)
+			if *nightSeed == 0 {
+				seed = rand.Uint64()
+			}
+			t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+				t.Parallel()
+				newWorld(t, seed, *nightRuns > 0 || longtest.Asked()).run()
+			})
+		}
+	})
+}
+
+// A conv is one conversation of a group.
+type conv struct {
+	user, group string
+	item        chat.Item
+}
+
+// key orders the conversations of a group as the limits take them: short ones first.
+func (c conv) key() string { return fmt.Sprintf("%c%d%s", len(c.item.ID), c.item.Type, c.item.ID) }
+
+// convs are conversations, and whether each is in its group.
+type convs map[conv]bool
+
+func (c convs) applied() convs {
+	there := maps.Clone(c)
+	maps.DeleteFunc(there, func(_ conv, applied bool) bool { return !applied })
+	return there
+}
+
+// A world is a namespace, and the APIs that a sync has been for.
+type world struct {
+	*namespace
+	seed uint64
+	rng  *rand.Rand
+	log  []string // what was done
+	apis []*syncedAPI
+	api  *syncedAPI // the present one
+	work *engineRun
+	kill context.CancelFunc // of work
+
+	began    time.Time
+	hard     bool     // a process may leave its lease behind, which the next one waits for
+	rows     convs    // what is wanted at present; all false
+	files    []string // that have fileRows
+	fileRows convs
+	limits   bool
+	batches  int
+}
+
+// A syncedAPI is a simulator, and what an oracle says about the sync for it.
+type syncedAPI struct {
+	sim    *chatsim.Sim
+	url    string
+	target string
+
+	base      convs  // what the nights before the pending one have said
+	may       convs  // what was ever wanted in a night that was begun
+	pending   string // import
+	number    int
+	wants     convs // all of the pending night
+	jobs      convs // of the pending night
+	content   string
+	full      bool
+	lost      bool  // somebody damaged the snapshot, and no night was begun since
+	protected convs // must not be sent
+
+	mu   sync.Mutex
+	sent []conv
+}
+
+// ServeHTTP notes what is sent, and passes it on.
+func (a *syncedAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	type item struct {
+		User  string `json:"To_Account"`
+		Group string `json:"ToGroupId"`
+	}
+	var call struct {
+		User   string `json:"From_Account"`
+		Create []struct {
+			GroupName   string
+			ContactItem []item
+		} `json:"GroupContactItem"`
+		Update struct {
+			OldGroupName      string
+			ContactUpdateItem []struct{ ContactItem item }
+		} `json:"UpdateGroup"`
+	}
+	if strings.Contains(r.URL.Path, "contact_group") && json.Unmarshal(body, &call) == nil {
+		a.mu.Lock()
+		add := func(group string, i item) {
+			it := chat.Item{Type: chat.OneToOne, ID: i.User}
+			if i.Group != "" {
+				it = chat.Item{Type: chat.GroupChat, ID: i.Group}
+			}
+			a.sent = append(a.sent, conv{call.User, group, it})
+		}
+		for _, g := range call.Create {
+			for _, i := range g.ContactItem {
+				add(g.GroupName, i)
+			}
+		}
+		for _, i := range call.Update.ContactUpdateItem {
+			add(call.Update.OldGroupName, i.ContactItem)
+		}
+		a.mu.Unlock()
+	}
+	a.sim.ServeHTTP(w, r)
+}
+
+func newWorld(t *testing.T, seed uint64, hard bool) *world {
+	w := &world{began: time.Now(), hard: hard, seed: seed, rng: rand.New(rand.NewPCG(seed, 13)), rows: convs{}}
+	w.limits = w.rng.IntN(4) == 0
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("to repeat it: go test ./internal/app -run TestNights -nights 1 -nights-seed %d\n%s", seed, strings.Join(w.log, "\n"))
+		}
+	})
+	existing := []chatsim.Existing{chatsim.Append, chatsim.Replace, chatsim.Refuse}[w.rng.IntN(3)]
+	w.namespace = &namespace{t: t, dir: filepath.Join(t.TempDir(), "data")}
+	w.Namespace = w.open()
+	for range 2 {
+		a := &syncedAPI{sim: chatsim.New(chatsim.Config{Rate: -1, Existing: existing, Seed: seed}), base: convs{}, may: convs{}}
+		server := httptest.NewServer(a)
+		t.Cleanup(server.Close)
+		a.url = server.URL
+		address, err := chat.Address(a.url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.target = Target(testApp, address)
+		w.apis = append(w.apis, a)
+	}
+	w.use(w.apis[0])
+	return w
+}
+
+func (w *world) use(a *syncedAPI) {
+	w.api = a
+	w.namespace.sim, w.namespace.url = a.sim, a.url
+}
+
+func (w *world) note(format string, args ...any) {
+	w.log = append(w.log, fmt.Sprintf("%5.2f s: ", time.Since(w.began).Seconds())+fmt.Sprintf(format, args...))
+}
+
+// chance is true once in n times.
+func (w *world) chance(n int) bool { return w.rng.IntN(n) == 0 }
+
+func (w *world) run() {
+	for range 4 + w.rng.IntN(5) {
+		w.change()
+		w.between()
+		w.night()
+		w.afterwards()
+		if w.t.Failed() {
+			return
+		}
+	}
+	// Faults are over: one clean night, then one that has nothing to send, then one that has nothing to do.
+	w.faults(0)
+	for _, a := range w.apis {
+		if a.number == 0 && a != w.api {
+			continue
+		}
+		w.stop(false)
+		w.use(a)
+		var ids []string
+		for i := range 4 {
+			w.note("clean night %d of %s", i+1, a.target)
+			at := w.attempt(w.Namespace, attempt{same: true})
+			if at.err != nil {
+				w.t.Fatal(at.err)
+			}
+			w.adopt(at)
+			ids = append(ids, a.pending)
+			w.start()
+			w.awaitOver()
+			if w.t.Failed() {
+				return
+			}
+		}
+		w.check(ids)
+	}
+	w.stop(false)
+}
+
+// change changes what is wanted.
+func (w *world) change() {
+	users, groups := 3, 4
+	if w.limits {
+		users, groups = 2, 24
+	}
+	some := func() conv {
+		it := chat.Item{Type: chat.OneToOne, ID: fmt.Sprintf("c%d", w.rng.IntN(8))}
+		if w.chance(3) {
+			it = chat.Item{Type: chat.GroupChat, ID: fmt.Sprintf("@TGS#%d", w.rng.IntN(4))}
+		}
+		return conv{fmt.Sprintf("u%d", w.rng.IntN(users)), fmt.Sprintf("g%d", w.rng.IntN(groups)), it}
+	}
+	switch w.rng.IntN(6) {
+	case 0:
+		w.note("nothing changes")
+		if len(w.rows) > 0 {
+			return
+		}
+	case 1:
+		for c := range w.rows { // many are gone
+			if w.chance(2) {
+				delete(w.rows, c)
+			}
+		}
+	case 2:
+		if w.limits { // a group on its way to the limit
+			w.batches++
+			for i := range 600 {
+				w.rows[conv{"u0", "g1", chat.Item{Type: chat.OneToOne, ID: fmt.Sprintf("b%d-%d", w.batches%3, i)}}] = false
+			}
+		}
+	}
+	for range 1 + w.rng.IntN(25) {
+		w.rows[some()] = false
+	}
+	for range w.rng.IntN(4) {
+		delete(w.rows, some())
+	}
+	w.note("%d rows", len(w.rows))
+}
+
+// between does what people, faults and time do between two nights.
+func (w *world) between() {
+	ctx := w.t.Context()
+	w.faults(w.rng.IntN(6))
+	if w.chance(6) {
+		w.note("another API")
+		w.stop(w.chance(2))
+		other := w.apis[0]
+		if w.api == other {
+			other = w.apis[1]
+		}
+		w.use(other)
+		w.faults(w.rng.IntN(6))
+	}
+	if w.chance(4) {
+		w.note("the process dies")
+		w.reopen()
+	}
+	if w.chance(4) {
+		gone, err := w.DeleteOlder(ctx, 0)
+		w.note("delete old ones: %v, %v", gone, err)
+		if err != nil {
+			w.t.Error(err)
+		}
+		if s, err := w.Queue.Sync(ctx, "contacts", w.api.target); err == nil && slices.Contains(gone, s.Pending.Import) {
+			w.t.Errorf("the pending night was deleted")
+		}
+	}
+	if w.chance(6) {
+		w.damage()
+	}
+	if w.chance(2) {
+		w.start()
+	}
+}
+
+// faults sets what fails at the simulators.
+func (w *world) faults(kind int) {
+	var faults []chatsim.Fault
+	var latency time.Duration
+	failing := map[string]int{}
+	switch kind {
+	case 1:
+		faults = []chatsim.Fault{{Kind: "item-51007", Share: 0.3}}
+	case 2:
+		failing = map[string]int{"u1": chat.CodeUserNotImported, "c3": chat.CodeUserNotImported}
+		if w.hard { // it takes seconds to give up
+			faults = []chatsim.Fault{{Kind: "50004", Share: 0.3}}
+		}
+	case 3:
+		faults = []chatsim.Fault{{Kind: chatsim.Lost, Share: 1, For: 2}}
+		latency = 5 * time.Millisecond
+	case 4:
+		latency = 20 * time.Millisecond
+	case 5:
+		faults = []chatsim.Fault{{Kind: "item-30001", Share: 0.1}}
+		failing = map[string]int{"u0": chat.CodeUserNotImported}
+		latency = 5 * time.Millisecond
+	}
+	w.note("faults: %v, failing %v, latency %v", faults, failing, latency)
+	for _, a := range w.apis {
+		if err := a.sim.Configure(func(c *chatsim.Config) { c.Faults, c.FailIDs, c.Latency = faults, failing, latency }); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+// damage deletes the snapshot, or a part of it.
+func (w *world) damage() {
+	ctx := w.t.Context()
+	s, err := w.Queue.Sync(ctx, "contacts", w.api.target)
+	if errors.Is(err, queue.ErrNoSync) || s.Object == "" {
+		return
+	}
+	js, err := w.Conn.JetStream().Stream(ctx, "OBJ_"+w.Conn.Namespace()+"-snapshots")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	chunks := "$O." + w.Conn.Namespace() + "-snapshots.C." + strings.Replace(s.Object, "/", ".", 1)
+	filter := chunks
+	if w.chance(2) {
+		filter = ">"
+	}
+	w.note("the snapshot %s is damaged: %s", s.Object, filter)
+	if err := js.Purge(ctx, jetstream.WithPurgeSubject(filter)); err != nil {
+		w.t.Fatal(err)
+	}
+	for _, a := range w.apis {
+		if s, err := w.Queue.Sync(ctx, "contacts", a.target); err == nil && s.Object != "" && (a == w.api || filter == ">") {
+			a.lost = true
+		}
+	}
+}
+
+// start lets a process work for the present API.
+func (w *world) start() {
+	if w.work != nil {
+		return
+	}
+	w.note("a process works")
+	w.protect()
+	hard, kill := context.WithCancel(context.Background())
+	n := w.open()
+	e, err := NewEngine(w.t.Context(), EngineConfig{
+		Namespace: n, App: testApp, Rate: 1000, Timeout: 10 * time.Second, Host: "here", API: w.client(chatsim.DemoSecretKey),
+		Name: fmt.Sprintf("%d-%d", w.seed, time.Now().UnixNano()),
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	stopped := make(chan struct{})
+	w.work = &engineRun{Engine: e, stop: sync.OnceFunc(func() { close(stopped) }), done: make(chan error, 1)}
+	w.kill = kill
+	go func() {
+		err := e.Run(hard, stopped)
+		n.Close()
+		w.work.done <- err
+	}()
+	w.t.Cleanup(kill)
+}
+
+// stop ends the process that works.
+func (w *world) stop(hard bool) {
+	if w.work == nil {
+		return
+	}
+	hard = hard && w.hard
+	w.note("it stops, hard %t", hard)
+	if hard {
+		w.kill()
+	}
+	if err := w.work.end(w.t); err != nil && !hard {
+		w.t.Error(err)
+	}
+	w.work = nil
+}
+
+// reopen is the end of all processes, and the beginning of new ones.
+func (w *world) reopen() {
+	w.stop(true)
+	w.Namespace.Close()
+	w.Namespace = w.open()
+}
+
+// protect adds what the pending night has by now to what must not be sent again.
+func (w *world) protect() {
+	a := w.api
+	if a.pending == "" {
+		return
+	}
+	w.flushSent()
+	maps.Copy(a.protected, w.results(a.pending).applied())
+}
+
+// flushSent checks what was sent since the last time.
+func (w *world) flushSent() {
+	a := w.api
+	a.mu.Lock()
+	sent := a.sent
+	a.sent = nil
+	a.mu.Unlock()
+	for _, c := range sent {
+		if a.protected[c] {
+			w.t.Errorf("sent again, with a result by then: %+v", c)
+		}
+		if _, ok := a.may[c]; !ok {
+			w.t.Errorf("sent, and never wanted: %+v", c)
+		}
+	}
+}
+
+// results are what the results of an import say.
+func (w *world) results(id string) convs {
+	all := convs{}
+	for r, err := range w.Results(w.t.Context(), id) {
+		if errors.Is(err, queue.ErrNoImport) {
+			return convs{}
+		}
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		for _, c := range r.Conversations {
+			all[conv{r.FromAccount, r.GroupName, chat.Item{Type: c.Type, ID: c.ID}}] = c.Code == ""
+		}
+	}
+	return all
+}
+
+// An attempt is one process that prepares a night.
+type attempt struct {
+	// how
+	rows   convs // nil: those of the world
+	same   bool  // the files of the last attempt, if they have these rows
+	full   bool
+	accept string
+	dies   time.Duration // unless it is 0
+	until  int           // how far it goes: 0 is to the end
+	wait   bool
+
+	// what came of it
+	err       error
+	id        string
+	number    int
+	content   string
+	continued bool
+	nothing   bool
+	jobs      convs
+	rejected  int64
+}
+
+// How far an attempt goes.
+const (
+	toRead = 1 + iota
+	toBegin
+)
+
+// write writes the rows as files, with duplicates and rows that are rejected.
+func (w *world) write(rows convs) []string {
+	var lines []string
+	for c := range rows {
+		line := fmt.Sprintf("%s,%s,1,%s,", c.user, c.group, c.item.ID)
+		if c.item.Type == chat.GroupChat {
+			line = fmt.Sprintf("%s,%s,2,,%s", c.user, c.group, c.item.ID)
+		}
+		lines = append(lines, line)
+	}
+	slices.Sort(lines)
+	for range w.rng.IntN(3) {
+		if len(lines) > 0 {
+			lines = append(lines, lines[w.rng.IntN(len(lines))])
+		}
+		if w.chance(2) {
+			lines = append(lines, ",g,1,x,")
+		}
+	}
+	w.rng.Shuffle(len(lines), func(i, j int) { lines[i], lines[j] = lines[j], lines[i] })
+	dir := w.t.TempDir()
+	parts := [][]string{lines}
+	if w.chance(3) {
+		n := w.rng.IntN(len(lines) + 1)
+		parts = [][]string{lines[:n], lines[n:]}
+	}
+	var files []string
+	for i, part := range parts {
+		text := "from_account,group_name,type,to_account,to_group_id\n"
+		for _, line := range part {
+			text += line + "\n"
+		}
+		files = append(files, filepath.Join(dir, fmt.Sprintf("%d.csv", i)))
+		if err := os.WriteFile(files[i], []byte(text), 0o600); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	return files
+}
+
+// attempt prepares a night as import does.
+func (w *world) attempt(n *Namespace, at attempt) *attempt {
+	if at.rows == nil {
+		at.rows = maps.Clone(w.rows)
+	}
+	if w.files == nil || !maps.Equal(w.fileRows, at.rows) || !at.same && !w.chance(4) {
+		w.files, w.fileRows = w.write(at.rows), at.rows
+	}
+	return w.attemptFiles(n, w.files, at)
+}
+
+func (w *world) attemptFiles(n *Namespace, files []string, at attempt) *attempt {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	if at.dies > 0 {
+		defer time.AfterFunc(at.dies, cancel).Stop()
+	}
+	cfg := SyncConfig{Name: "contacts", Target: w.api.target, Holder: "a test", Full: at.full, Guards: SyncGuards{
+		MaxShrink: Budget{Limited: true, Percent: 100}, Accept: at.accept,
+	}}
+	if at.wait {
+		cfg.Waiting = func(*queue.LockedError) {}
+	}
+	dir := w.t.TempDir()
+	night, err := n.ReadNight(ctx, InputConfig{
+		Files: files, MaxRejects: Budget{Limited: true, Percent: 90}, AllowEmpty: true,
+		Rejects: filepath.Join(dir, "rejects.csv"),
+	}, cfg)
+	if at.err = err; err != nil {
+		if refused, ok := errors.AsType[*ShrinkError](err); ok && at.accept == "" {
+			for _, accept := range []string{"0123456789abcdef", refused.Import} {
+				at.accept = accept
+				got := w.attemptFiles(n, files, at)
+				if got.err != nil && ctx.Err() != nil {
+					return got
+				}
+				if errors.As(got.err, new(*ShrinkError)) == (accept == refused.Import) {
+					w.t.Errorf("refused %v, and with --accept %s: %v", refused, accept, got.err)
+				}
+				if accept == refused.Import {
+					return got
+				}
+			}
+		}
+		return &at
+	}
+	defer night.Close()
+	defer night.Release(context.Background())
+	at.id, at.number, at.content, at.continued, at.nothing = night.Record.ID, night.Number, night.content, night.Continued, night.NothingToDo
+	at.rejected = night.Plan.Summary.Rejected
+	at.jobs = convs{}
+	for j, err := range night.Plan.Jobs() {
+		if err != nil {
+			w.t.Error(err)
+		}
+		for _, c := range j.Conversations {
+			key := conv{j.FromAccount, j.GroupName, chat.Item{Type: c.Type, ID: c.ID}}
+			if _, twice := at.jobs[key]; twice {
+				w.t.Errorf("%+v is in the plan twice", key)
+			}
+			at.jobs[key] = false
+		}
+	}
+	if at.until == toRead {
+		return &at
+	}
+	stored, _, err := n.Begin(ctx, night.Record)
+	if at.err = err; err != nil || at.until == toBegin {
+		return &at
+	}
+	if stored.State == queue.Enqueueing {
+		_, at.err = night.Enqueue(ctx, n, nil)
+	}
+	return &at
+}
+
+// night is one night, with all that can happen in it.
+func (w *world) night() {
+	at := attempt{full: w.chance(8)}
+	switch kind := w.rng.IntN(8); kind {
+	case 0, 1: // the process dies in it, and the same command comes again
+		for range 1 + w.rng.IntN(2) {
+			dying := at
+			switch w.rng.IntN(3) {
+			case 0:
+				dying.until = 1 + w.rng.IntN(2)
+			default:
+				dying.dies = time.Duration(w.rng.IntN(40)) * time.Millisecond
+			}
+			got := w.attempt(w.Namespace, dying)
+			w.note("it dies at %d or after %v: import %s, night %d, %v", dying.until, dying.dies, got.id, got.number, got.err)
+			w.reopen()
+			w.adopt(got)
+			if w.chance(3) {
+				w.change()
+			}
+		}
+	case 2, 3: // two at once
+		other := attempt{rows: w.rows}
+		at.wait, other.wait = w.chance(2), w.chance(2)
+		if w.chance(2) {
+			w.change()
+		}
+		at.rows = maps.Clone(w.rows)
+		one, two := w.write(at.rows), w.write(other.rows)
+		n := w.open()
+		defer n.Close()
+		var both sync.WaitGroup
+		var first, second *attempt
+		both.Go(func() { first = w.attemptFiles(w.Namespace, one, at) })
+		both.Go(func() { second = w.attemptFiles(n, two, other) })
+		both.Wait()
+		w.note("two at once: import %s, night %d, %v; import %s, night %d, %v",
+			first.id, first.number, first.err, second.id, second.number, second.err)
+		for _, got := range []*attempt{first, second} {
+			if got.err != nil && !errors.As(got.err, new(*queue.LockedError)) && !errors.Is(got.err, queue.ErrCancelled) {
+				w.t.Errorf("two at once: got %v", got.err)
+			}
+			if got.err != nil && got.wait && errors.As(got.err, new(*queue.LockedError)) {
+				w.t.Errorf("waiting: got %v", got.err)
+			}
+		}
+		w.adopt(first, second)
+		return
+	}
+	before := w.api.pending
+	got := w.attempt(w.Namespace, at)
+	w.note("import %s, night %d, full %t, continued %t, nothing to do %t, %v", got.id, got.number, got.full, got.continued, got.nothing, got.err)
+	if got.err != nil && !(errors.Is(got.err, queue.ErrCancelled) && got.continued) {
+		w.t.Errorf("night: %v", got.err)
+	}
+	w.adopt(got)
+	if before != "" && before != w.api.pending {
+		_, stats, err := w.Retry(w.t.Context(), before, nil, nil)
+		if (err != nil || stats.Jobs > 0) && !errors.As(err, new(*queue.NewerNightError)) && !errors.Is(err, queue.ErrCancelled) {
+			w.t.Errorf("retry of the night before: got %+v, %v, want it refused", stats, err)
+		}
+	}
+}
+
+// adopt lets the oracle follow what attempts came to.
+func (w *world) adopt(attempts ...*attempt) {
+	a := w.api
+	s, err := w.Queue.Sync(w.t.Context(), "contacts", a.target)
+	if errors.Is(err, queue.ErrNoSync) {
+		return
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	slices.SortFunc(attempts, func(x, y *attempt) int { return x.number - y.number })
+	// One that died may have begun a night, which only the record knows.
+	for _, at := range attempts {
+		if at.err != nil && at.id == "" && s.Pending != nil && s.Night > a.number && len(attempts) == 1 {
+			at.id, at.number, at.content = s.Pending.Import, s.Night, s.Pending.Content
+		}
+	}
+	for _, at := range attempts {
+		switch {
+		case at.id == "":
+		case at.number <= a.number: // continued, or nothing to do
+			if at.id != a.pending && at.number == a.number {
+				w.t.Errorf("night %d is import %s and %s", at.number, a.pending, at.id)
+			}
+			if at.nothing {
+				i, err := w.Import(w.t.Context(), at.id)
+				if err != nil || i.State != queue.Complete || i.Counts.Results > 0 || at.content != a.content || at.full {
+					w.t.Errorf("nothing to do: got import %+v, %v", i, err)
+				}
+			} else if at.jobs != nil {
+				w.same("jobs of the night that is continued", at.jobs, a.jobs)
+			}
+		default:
+			w.take(at)
+		}
+	}
+	if s.Night != a.number || s.Pending.Import != a.pending {
+		w.t.Errorf("the record has night %d, import %s; want %d, %s", s.Night, s.Pending.Import, a.number, a.pending)
+	}
+	w.checkRecord(s)
+}
+
+// take moves the oracle on to a new night.
+func (w *world) take(at *attempt) {
+	a := w.api
+	if at.number != a.number+1 {
+		w.t.Errorf("got night %d after %d", at.number, a.number)
+	}
+	lost := a.lost
+	if a.pending != "" {
+		if lost {
+			a.base = convs{}
+		}
+		a.lost = false
+		i, err := w.Import(w.t.Context(), a.pending)
+		if err != nil || !i.State.Over() {
+			w.t.Errorf("the night before, %s: got %v %v, want it to be over", a.pending, i.State, err)
+		}
+		maps.Copy(a.base, w.results(a.pending))
+	}
+	a.wants = wanted(at.rows, a.base)
+	a.jobs = maps.Clone(a.wants)
+	if !at.full {
+		maps.DeleteFunc(a.jobs, func(c conv, _ bool) bool { return a.base[c] })
+	}
+	if at.jobs != nil {
+		w.same("jobs", at.jobs, a.jobs)
+	}
+	maps.Copy(a.may, a.wants)
+	if lost || at.full { // some calls may have been made by now
+		a.protected = nil
+	}
+	w.flushSent()
+	a.protected = a.base.applied()
+	maps.DeleteFunc(a.protected, func(c conv, _ bool) bool { _, ok := a.jobs[c]; return ok })
+	a.pending, a.number, a.content, a.full = at.id, at.number, at.content, at.full
+}
+
+// wanted are the rows that the limits let through.
+func wanted(rows, base convs) convs {
+	groups, size := map[string]map[string]bool{}, map[[2]string]int{}
+	for c := range base.applied() {
+		if groups[c.user] == nil {
+			groups[c.user] = map[string]bool{}
+		}
+		groups[c.user][c.group] = true
+		size[[2]string{c.user, c.group}]++
+	}
+	byUser := slices.SortedFunc(maps.Keys(rows), func(x, y conv) int {
+		return strings.Compare(x.user+"\x00"+x.group+"\x00"+x.key(), y.user+"\x00"+y.group+"\x00"+y.key())
+	})
+	all := convs{}
+	for _, c := range byUser {
+		if groups[c.user] == nil {
+			groups[c.user] = map[string]bool{}
+		}
+		if !groups[c.user][c.group] && len(groups[c.user]) >= chat.MaxGroupsPerUser {
+			continue
+		}
+		groups[c.user][c.group] = true
+		if at := [2]string{c.user, c.group}; !base[c] {
+			if size[at] >= chat.MaxConversationsPerGroup {
+				continue
+			}
+			size[at]++
+		}
+		all[c] = false
+	}
+	return all
+}
+
+func (w *world) same(what string, got, want convs) {
+	var all []string
+	for c := range want {
+		if _, ok := got[c]; !ok {
+			all = append(all, fmt.Sprintf("missing %+v", c))
+		}
+	}
+	for c := range got {
+		if _, ok := want[c]; !ok {
+			all = append(all, fmt.Sprintf("too many %+v", c))
+		}
+	}
+	if len(all) > 0 {
+		slices.Sort(all)
+		w.t.Errorf("%s, night %d:\n%s", what, w.api.number, strings.Join(all[:min(len(all), 10)], "\n"))
+	}
+}
+
+// checkRecord compares the snapshot with what the oracle knows, and looks for what is left of old ones.
+func (w *world) checkRecord(s queue.Sync) {
+	a := w.api
+	if s.Object == "" || a.lost {
+		return
+	}
+	got := convs{}
+	w.yieldSnapshot(w.t.Context(), s.Object, func(g importer.Group, err error) bool {
+		if err != nil {
+			w.t.Errorf("snapshot: %v", err)
+			return false
+		}
+		for _, c := range g.Conversations {
+			got[conv{g.FromAccount, g.GroupName, chat.Item{Type: c.Type, ID: c.ID}}] = c.Applied
+		}
+		return true
+	})
+	if !maps.Equal(got, a.base) {
+		w.same("snapshot", got.applied(), a.base.applied())
+		w.t.Errorf("night %d: the snapshot has %d conversations, %d applied; want %d, %d",
+			a.number, len(got), len(got.applied()), len(a.base), len(a.base.applied()))
+	}
+}
+
+// afterwards works for a while, and does what people do then.
+func (w *world) afterwards() {
+	ctx := w.t.Context()
+	switch w.rng.IntN(6) {
+	case 0: // nobody works
+		return
+	case 1: // somebody does, for a moment
+		w.start()
+		time.Sleep(time.Duration(w.rng.IntN(30)) * time.Millisecond)
+		if w.chance(2) {
+			w.stop(w.chance(2))
+		}
+		return
+	case 2:
+		if w.api.pending == "" {
+			return
+		}
+		if w.chance(2) {
+			w.start()
+		}
+		err := w.Cancel(ctx, w.api.pending)
+		w.note("cancel %s: %v", w.api.pending, err)
+		return
+	}
+	w.start()
+	w.awaitOver()
+	for range w.rng.IntN(3) {
+		if w.api.pending == "" {
+			return
+		}
+		w.faults(w.rng.IntN(3))
+		w.protect()
+		_, stats, err := w.Retry(ctx, w.api.pending, nil, nil)
+		w.note("retry: %+v, %v", stats, err)
+		if w.chance(3) {
+			return
+		}
+		w.awaitOver()
+	}
+}
+
+// awaitOver waits for the end of the pending night, if there is one with a record.
+func (w *world) awaitOver() {
+	if w.api.pending == "" {
+		return
+	}
+	var last queue.Import
+	at := w.api.pending
+	for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		i, err := w.Import(w.t.Context(), at)
+		if errors.Is(err, queue.ErrNoImport) || err == nil && (i.State.Over() || i.State == queue.Enqueueing || i.State == queue.Retrying) {
+			return
+		}
+		if last = i; time.Now().After(end) {
+			w.t.Fatalf("import %s does not end: %+v, %v", at, last, err)
+		}
+	}
+}
+
+// check compares the API with the oracle after clean nights, whose imports have these IDs.
+func (w *world) check(ids []string) {
+	a := w.api
+	w.flushSent()
+	if ids[3] != ids[2] && !w.limits {
+		w.t.Errorf("clean nights: got imports %v, want the last one to have nothing to do", ids)
+	}
+	if len(a.jobs) > 0 && !w.limits {
+		w.t.Errorf("the last night has %d conversations to send, want none", len(a.jobs))
+	}
+	there := convs{}
+	for user, groups := range a.sim.State() {
+		for group, items := range groups {
+			for _, it := range items {
+				there[conv{user, group, it}] = true
+			}
+		}
+	}
+	for c := range a.wants {
+		if !there[c] && !w.limits {
+			w.t.Errorf("wanted, and not there: %+v", c)
+		}
+	}
+	for c := range a.base.applied() {
+		if !there[c] {
+			w.t.Errorf("it is known to be there, and is not: %+v", c)
+		}
+	}
+	for c := range there {
+		if _, ok := a.may[c]; !ok {
+			w.t.Errorf("it is there, and was never wanted: %+v", c)
+		}
+	}
+	if l := a.sim.Ledger(); l.BadRequests > 0 && !w.limits {
+		w.t.Errorf("bad requests: %+v", l.BadSamples)
+	}
+	var objects int
+	if s, err := w.Conn.StreamState(w.t.Context(), "OBJ_"+w.Conn.Namespace()+"-snapshots", "$O.*.C.contacts."+syncHash(w, a)+".>"); err == nil {
+		objects = len(s.Subjects)
+	} else if !errors.Is(err, broker.ErrNotFound) && !strings.Contains(err.Error(), "not found") {
+		w.t.Error(err)
+	}
+	if objects > 2 {
+		w.t.Errorf("got %d snapshots, want two at most", objects)
+	}
+}
+
+// syncHash is the part of a snapshot's name that stands for the target.
+func syncHash(w *world, a *syncedAPI) string {
+	s, err := w.Queue.Sync(w.t.Context(), "contacts", a.target)
+	if err != nil || s.Object == "" {
+		return "none"
+	}
+	name, _, _ := strings.Cut(s.Object, "/")
+	_, hash, _ := strings.Cut(name, ".")
+	return hash
+}
+
+// The tests of this package wait more than they work.
+func TestMain(m *testing.M) {
+	if err := flag.Set("test.parallel", "8"); err != nil {
+		panic(err)
+	}
+	os.Exit(m.Run())
+}
+
+// contacts is a sync of a namespace.
+func (n *namespace) contacts() SyncConfig {
+	return SyncConfig{Name: "contacts", Target: Target(testApp, n.url), Holder: "a test"}
+}
+
+// readNight reads lines as a night, or fails the test.
+func (n *namespace) readNight(cfg SyncConfig, in InputConfig, lines ...string) *Night {
+	n.t.Helper()
+	in.Files = []string{writeInput(n.t, lines...)}
+	night, err := n.ReadNight(n.t.Context(), in, cfg)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(func() { night.Close() })
+	return night
+}
+
+// enqueueNight begins and enqueues a night, and lets the next one be prepared.
+func (n *namespace) enqueueNight(night *Night) queue.Import {
+	n.t.Helper()
+	stored, _, err := n.Begin(n.t.Context(), night.Record)
+	if err == nil && stored.State == queue.Enqueueing {
+		_, err = night.Enqueue(n.t.Context(), n.Namespace, nil)
+	}
+	if err = errors.Join(err, night.Release(n.t.Context())); err != nil {
+		n.t.Fatal(err)
+	}
+	return stored
+}
+
+// A process that stood still between the record of the sync and that of its import goes on while the next night is planned:
+// what it has done by the fence is part of the base.
+func TestNightOfAFrozenProcess(t *testing.T) {
+	n := newNamespace(t, chatsim.Config{Rate: -1})
+	frozen := n.readNight(n.contacts(), InputConfig{}, "a,g,b", "a,g,c")
+	if err := frozen.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	e := n.start(nil)
+	goOn := func(*importer.Plan) error {
+		n.enqueueNight(frozen)
+		n.awaitComplete(frozen.Record.ID)
+		return nil
+	}
+	night := n.readNight(n.contacts(), InputConfig{OnRead: goOn}, "a,g,b", "a,g,c", "a,g,d")
+	if night.Number != 2 || night.Plan.Summary.Conversations != 1 || night.Sync.Groups != 1 {
+		t.Errorf("got night %d of %d conversations, on a snapshot of %d groups; want 2, 1, 1",
+			night.Number, night.Plan.Summary.Conversations, night.Sync.Groups)
+	}
+	n.enqueueNight(night)
+	n.awaitComplete(night.Record.ID)
+	if l := n.sim.Ledger(); l.Readded > 0 || l.Conversations != 3 {
+		t.Errorf("got %d conversations, %d of them sent twice, want 3 and none", l.Conversations, l.Readded)
+	}
+	if err := e.end(t); err != nil {
+		t.Error(err)
+	}
+}
+
+// The same content is another import where it goes to another API.
+func TestNightsOfTwoTargets(t *testing.T) {
+	n := newNamespace(t, chatsim.Config{Rate: -1})
+	other := n.contacts()
+	other.Target += "/other"
+	first := n.enqueueNight(n.readNight(n.contacts(), InputConfig{}, "a,g,b"))
+	second := n.enqueueNight(n.readNight(other, InputConfig{}, "a,g,b"))
+	if first.ID == second.ID || first.Target == second.Target {
+		t.Errorf("got imports %s for %s and %s for %s, want two", first.ID, first.Target, second.ID, second.Target)
+	}
+}
+
+// A lost snapshot is reported once, however often the night is planned.
+func TestLostSnapshotWarnsOnce(t *testing.T) {
+	n := newNamespace(t, chatsim.Config{Rate: -1})
+	n.enqueueNight(n.readNight(n.contacts(), InputConfig{}, "a,g,b"))
+	e := n.start(nil)
+	n.await("the first night", func() bool {
+		all, err := n.Imports(t.Context())
+		return err == nil && len(all) == 1 && all[0].State == queue.Complete
+	})
+	if err := e.end(t); err != nil {
+		t.Error(err)
+	}
+	live := n.readNight(n.contacts(), InputConfig{}, "a,g,b", "a,g,c")
+	n.enqueueNight(live) // and nobody works on it
+	js, err := n.Conn.JetStream().Stream(t.Context(), "OBJ_"+n.Conn.Namespace()+"-snapshots")
+	if err != nil || js.Purge(t.Context()) != nil {
+		t.Fatal(err)
+	}
+	cfg := n.contacts()
+	var warnings []string
+	cfg.Warn = func(text string) { warnings = append(warnings, text) }
+	night := n.readNight(cfg, InputConfig{}, "a,g,b", "a,g,c")
+	if len(warnings) != 1 || !strings.Contains(warnings[0], "all groups of sync contacts are sent again") {
+		t.Errorf("got warnings %q, want one", warnings)
+	}
+	if night.Number != 3 || night.Plan.Summary.Conversations != 2 {
+		t.Errorf("got night %d with %d conversations, want 3 with 2", night.Number, night.Plan.Summary.Conversations)
+	}
+}
