@@ -987,7 +987,7 @@ func (n *namespace) enqueueNight(night *Night) queue.Import {
 	return stored
 }
 
-// A process that stood still between the record of the sync and that of its import goes on while the next night is planned:
+// A process that stood still between the record of the sync and that of its import resumes while the next night is planned:
 // what it has done by the fence is part of the base.
 func TestNightOfAFrozenProcess(t *testing.T) {
 	n := newNamespace(t, chatsim.Config{Rate: -1})
@@ -996,12 +996,12 @@ func TestNightOfAFrozenProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	e := n.start(nil)
-	goOn := func(*importer.Plan) error {
+	resume := func(*importer.Plan) error {
 		n.enqueueNight(frozen)
 		n.awaitComplete(frozen.Record.ID)
 		return nil
 	}
-	night := n.readNight(n.contacts(), InputConfig{OnRead: goOn}, "a,g,b", "a,g,c", "a,g,d")
+	night := n.readNight(n.contacts(), InputConfig{OnRead: resume}, "a,g,b", "a,g,c", "a,g,d")
 	if night.Number != 2 || night.Plan.Summary.Conversations != 1 || night.Sync.Groups != 1 {
 		t.Errorf("got night %d of %d conversations, on a snapshot of %d groups; want 2, 1, 1",
 			night.Number, night.Plan.Summary.Conversations, night.Sync.Groups)
