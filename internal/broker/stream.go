@@ -174,26 +174,27 @@ type Msg struct {
 // says: what it acknowledged is seen. [ErrNotFound] is wrapped if there is none, and a [*DamagedError] if there is one that
 // the server cannot read: it says the same in both cases, so the second one is counted.
 func (c *Conn) LastMsg(ctx context.Context, stream, subject string) (*Msg, error) {
-	m, err := c.getMsg(ctx, stream, getRequest{LastFor: subject})
-	if !errors.Is(err, ErrNotFound) {
-		return m, err
-	}
-	state, stateErr := c.StreamState(ctx, stream, subject)
-	if stateErr != nil {
-		return nil, stateErr
-	}
-	if state.Subjects[subject] == 0 {
-		return nil, err
-	}
-	m, err = c.getMsg(ctx, stream, getRequest{LastFor: subject}) // it may have been written in between
-	if errors.Is(err, ErrNotFound) {
-		return nil, &DamagedError{
-			Path: "stream " + stream + " on " + c.where,
-			What: "the last message of subject " + subject + " cannot be read", Remedy: c.remedy(),
+	for range lastMsgTries { // it may have been written after it was asked for, and be removed when it is the next time
+		m, err := c.getMsg(ctx, stream, getRequest{LastFor: subject})
+		if !errors.Is(err, ErrNotFound) {
+			return m, err
+		}
+		state, stateErr := c.StreamState(ctx, stream, subject)
+		if stateErr != nil {
+			return nil, stateErr
+		}
+		if state.Subjects[subject] == 0 {
+			return nil, err
 		}
 	}
-	return m, err
+	return nil, &DamagedError{
+		Path: "stream " + stream + " on " + c.where,
+		What: "the last message of subject " + subject + " cannot be read", Remedy: c.remedy(),
+	}
 }
+
+// lastMsgTries is how often a message has to be counted, and not found, to be taken for damaged.
+const lastMsgTries = 4
 
 // remedy is what helps against damage.
 func (c *Conn) remedy() string {
