@@ -96,7 +96,7 @@ func exitCode(err error) int {
 	case errors.Is(err, errInterrupted), errors.Is(err, context.Canceled):
 		return exitInterrupted
 	case errors.As(err, &usage), errors.As(err, &config), errors.Is(err, broker.ErrTooOld), errors.Is(err, broker.ErrNoJetStream),
-		errors.Is(err, broker.ErrSchema), errors.Is(err, job.ErrVersion), errors.Is(err, worker.ErrMayReplace),
+		errors.Is(err, broker.ErrDenied), errors.Is(err, broker.ErrSchema), errors.Is(err, job.ErrVersion), errors.Is(err, worker.ErrMayReplace),
 		errors.As(err, new(*queue.OtherAppError)), errors.As(err, new(*broker.ConfigError)), errors.As(err, new(*broker.AuthError)):
 		return exitUsage
 	case governor.IsHalted(err):
@@ -136,6 +136,8 @@ func hintFor(err error) string {
 	case errors.As(err, new(*broker.AuthError)):
 		return "give a user that the server knows: in --nats-url or NATS_URL, as USER:PASSWORD@HOST:PORT, " +
 			"or as a file with --nats-creds or NATS_CREDS"
+	case errors.Is(err, broker.ErrDenied):
+		return "use another NATS user, or let this one publish that: deploy/nats/groupferry.conf has what each command needs"
 	case errors.Is(err, queue.ErrOrder):
 		return "give the input another --import-id to import it as a whole"
 	case errors.Is(err, worker.ErrMayReplace):

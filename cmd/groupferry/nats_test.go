@@ -36,12 +36,20 @@ type natsProcess struct {
 	name, dir      string
 	client, status string // addresses
 	cluster        string // what the configuration says about it, if it is in one
+	include        string // a file in dir that the configuration begins with; it can be ""
+	env            []string
 	cmd            *exec.Cmd
 }
 
 func startNATS(t testing.TB) *natsProcess {
 	t.Helper()
-	b := &natsProcess{t: t, name: "alone", dir: t.TempDir(), client: "127.0.0.1:-1", status: "127.0.0.1:-1"}
+	return startAlone(t, &natsProcess{dir: t.TempDir()})
+}
+
+// startAlone starts a server that is in no cluster.
+func startAlone(t testing.TB, b *natsProcess) *natsProcess {
+	t.Helper()
+	b.t, b.name, b.client, b.status = t, "alone", "127.0.0.1:-1", "127.0.0.1:-1"
 	b.start()
 	t.Cleanup(func() { b.kill() })
 	var ports struct{ NATS, Monitoring []string }
@@ -83,10 +91,14 @@ func (b *natsProcess) start() {
 	config := filepath.Join(b.dir, "config")
 	text := fmt.Sprintf("server_name: %s\nlisten: %q\nhttp: %q\nports_file_dir: %q\njetstream { store_dir: %q }\n%s",
 		b.name, b.client, b.status, b.dir, filepath.Join(b.dir, "store"), b.cluster)
+	if b.include != "" {
+		text = fmt.Sprintf("include %q\n%s", b.include, text)
+	}
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		b.t.Fatal(err)
 	}
 	b.cmd = exec.Command(path, "-c", config, "-l", filepath.Join(b.dir, "log"))
+	b.cmd.Env = append(os.Environ(), b.env...)
 	if err := b.cmd.Start(); err != nil {
 		b.t.Fatal(err)
 	}

@@ -202,8 +202,8 @@ func (c *Conn) Ask(ctx context.Context, do func(context.Context) error) error {
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		if d := c.denied.Load(); d != nil && d.at.After(start) && Unreachable(err) && APIError(err) == nil {
-			return d.err
+		if denied := c.Denied(start, err); denied != nil {
+			return denied
 		}
 		if attempt >= minAttempts && time.Now().After(end) || !c.mayPass(err, time.Since(start)) {
 			return err
@@ -212,6 +212,15 @@ func (c *Conn) Ask(ctx context.Context, do func(context.Context) error) error {
 			return err
 		}
 	}
+}
+
+// Denied tells whether a request that was made at start, or later, and failed with err had no response because the account
+// may not send it: the error is what the server said then, and nil otherwise. [Conn.Ask] tells by itself.
+func (c *Conn) Denied(start time.Time, err error) error {
+	if d := c.denied.Load(); d != nil && d.at.After(start) && Unreachable(err) && APIError(err) == nil {
+		return d.err
+	}
+	return nil
 }
 
 // mayPass tells whether the same request can have another outcome in a moment. It took so long.

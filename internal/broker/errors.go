@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -222,6 +223,10 @@ func (c *Conn) connectError(err error) error {
 	}
 	if _, ok := errors.AsType[*url.Error](err); ok {
 		return &ConfigError{field, errors.New("the server's address is not a URL")}
+	}
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
+		return &ConfigError{field, fmt.Errorf("%s: %w; name the file with the authority's certificate in SSL_CERT_FILE, "+
+			"or as ca in a NATS context", c.where, err)}
 	}
 	if Unreachable(err) {
 		return fmt.Errorf("%w: %s: %w", ErrUnreachable, c.where, err)

@@ -47,11 +47,13 @@ func (c *Conn) ensureStream(
 		want.Metadata = map[string]string{schemaKey: strconv.Itoa(Schema)}
 	}
 	var s jetstream.Stream
+	creating := false
 	err := c.Ask(ctx, func(ctx context.Context) (err error) {
 		s, err = c.js.Stream(ctx, want.Name)
 		if !errors.Is(err, jetstream.ErrStreamNotFound) || joinOnly {
 			return err
 		}
+		creating = true
 		Failpoint("stream-before")
 		FailInside("stream-inside")
 		s, err = c.js.CreateStream(ctx, want)
@@ -63,6 +65,10 @@ func (c *Conn) ensureStream(
 	})
 	if errors.Is(err, jetstream.ErrStreamNotFound) && joinOnly {
 		return nil, fmt.Errorf("%w in namespace %s of %s", ErrNoData, c.cfg.Namespace, c.where)
+	}
+	if creating && errors.Is(err, ErrDenied) {
+		return nil, fmt.Errorf("stream %s is not there yet, and this user may not make it; let one who may run this first: %w",
+			want.Name, err)
 	}
 	if err != nil {
 		return nil, c.streamFault(ctx, "stream "+want.Name, err)

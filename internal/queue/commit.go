@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -316,17 +317,18 @@ func (t *Term) send(ctx context.Context, g *group) (end uint64, err error) {
 	ctx, cancel := t.q.conn.Within(ctx, requestTime)
 	defer cancel()
 	msgs := t.messages(g, t.expected)
+	start := time.Now()
 	if len(msgs) == 1 {
 		ack, err := t.q.js.PublishMsg(ctx, msgs[0])
 		if err != nil {
-			return 0, err
+			return 0, cmp.Or(t.q.conn.Denied(start, err), err)
 		}
 		return ack.Sequence, nil
 	}
 	// Only the response to the last message matters.
 	ack, err := jetstreamext.PublishMsgBatch(ctx, t.q.js, msgs, jetstreamext.BatchFlowControl{})
 	if err != nil {
-		return 0, err
+		return 0, cmp.Or(t.q.conn.Denied(start, err), err)
 	}
 	return ack.Sequence, nil
 }

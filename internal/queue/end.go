@@ -322,6 +322,9 @@ func (q *Queue) Delete(ctx context.Context, id string) error {
 		if err := q.checkNotPending(ctx, &i); err != nil {
 			return fmt.Errorf("delete import %s: %w", id, err)
 		}
+		if err := q.checkMayRemove(ctx, id); err != nil {
+			return err
+		}
 		was := i
 		i, err = q.Update(ctx, id, func(i *Import) {
 			if i.State.Over() && i.Incarnation == was.Incarnation {
@@ -342,6 +345,15 @@ func (q *Queue) Delete(ctx context.Context, id string) error {
 		return fmt.Errorf("delete import %s: %w", id, err)
 	}
 	return nil
+}
+
+// checkMayRemove finds out whether this user may remove results: who may not could write the record all the same, and what
+// is left of the import then would go with the next Sweep. It removes what comes before the first sequence, which is nothing.
+func (q *Queue) checkMayRemove(ctx context.Context, id string) error {
+	err := q.conn.Ask(ctx, func(ctx context.Context) error {
+		return q.results.Purge(ctx, jetstream.WithPurgeSubject(q.resultSubject(id, "*")), jetstream.WithPurgeSequence(1))
+	})
+	return q.fault(ctx, "delete import "+id, err)
 }
 
 // DeleteOlder deletes the imports that were over longer ago than age, by this machine's clock, and returns their IDs. It
@@ -709,11 +721,15 @@ func (q *Queue) purge(ctx context.Context, s jetstream.Stream, subject string, u
 	var failed time.Time
 	for attempt := 1; ; attempt++ {
 		q.conn.Reading() // the server reads all messages that it removes
+		start := time.Now()
 		bounded, cancel := q.conn.Within(ctx, purgeTime)
 		err := s.Purge(bounded, jetstream.WithPurgeSubject(subject), jetstream.WithPurgeSequence(upTo+1)) // removes what is before it
 		cancel()
 		if err == nil || !broker.Unreachable(err) || ctx.Err() != nil {
 			return err
+		}
+		if denied := q.conn.Denied(start, err); denied != nil {
+			return denied
 		}
 		if failed.IsZero() {
 			failed = time.Now()

@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -345,9 +346,10 @@ func (w *writer) publish(ctx context.Context, done bool) error {
 	}
 	broker.Failpoint(name + "-before")
 	broker.FailInside(name + "-inside")
+	start := time.Now()
 	ack, err := jetstreamext.PublishMsgBatch(ctx, w.q.js, batch)
 	if err != nil {
-		return err
+		return cmp.Or(w.q.conn.Denied(start, err), err)
 	}
 	broker.Failpoint(name + "-after")
 	w.last, w.seq = next, ack.Sequence
