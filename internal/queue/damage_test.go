@@ -191,6 +191,11 @@ func TestResultsTellWhatIsMissing(t *testing.T) {
 	for range q.Results(t.Context(), "imp") { // the caller may stop
 		break
 	}
+	ctx, cancel := context.WithCancel(t.Context())
+	for range q.Results(ctx, "imp") { // also because its context has ended
+		cancel()
+		break
+	}
 }
 
 // What is left of a group that was not written as a whole is removed when the next term begins, or the group is rejected.
