@@ -28,14 +28,20 @@ import (
 	"github.com/gocarina/gocsv"
 	"github.com/klauspost/compress/zstd"
 
+	"groupferry/importer"
+	"groupferry/internal/app"
 	"groupferry/internal/broker"
+	"groupferry/internal/chat"
+	"groupferry/internal/chatsim"
 	"groupferry/internal/job"
 	"groupferry/internal/queue"
 )
 
 var (
-	scale      = flag.Float64("scale", 0, "rows of the inputs that TestScale measures, such as 2e6; 0 leaves it out")
-	scaleKinds = flag.String("scale.kinds", "shuffled,sorted,half,jsonl,gzip,zstd", "inputs that it measures")
+	scale       = flag.Float64("scale", 0, "rows of the inputs that TestScale measures, such as 2e6; 0 leaves it out")
+	scaleNights = flag.Int("scale.nights", 0, "groups of a sync whose nights TestNightsScale measures; 0 leaves it out")
+	scaleBase   = flag.Int("scale.base", 0, "groups of the snapshot that TestSnapshotScale measures a night on; 0 leaves it out")
+	scaleKinds  = flag.String("scale.kinds", "shuffled,sorted,half,jsonl,gzip,zstd", "inputs that it measures")
 )
 
 // Data as people have it: 20 conversations in a group and 10 groups of a user, and where half of all rows are of one
@@ -195,8 +201,171 @@ func openBytes(pid int, dir string) (n int64) {
 	return n
 }
 
-// scaleCommands are the processes that TestScale compares with.
-var scaleCommands = map[string]func(){"parse": scaleParse, "publish": scalePublish}
+// TestNightsScale measures the nights of a sync against a simulator in this process, which does not count:
+//
+//	go test ./cmd/groupferry -run TestNightsScale -v -timeout 1h -scale.nights 100000
+//
+// After the first one no night writes what did not change, and none takes more than 15 % of the CPU of the first.
+func TestNightsScale(t *testing.T) {
+	if *scaleNights == 0 {
+		t.Skip("-scale.nights 100000 measures so many groups")
+	}
+	sim, url := startSim(t, chatsim.Config{})
+	setAPI(t, url)
+	out := tabwriter.NewWriter(t.Output(), 0, 0, 2, ' ', 0)
+	defer out.Flush()
+	fmt.Fprintln(out, "night\tCPU s\tshare\twall s\trss MiB\twrites\t")
+	dir := t.TempDir()
+	data, spool := filepath.Join(dir, "data"), filepath.Join(dir, "spool")
+	if err := os.Mkdir(spool, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	rows := *scaleNights * scalePerGroup
+	shuffled, _ := writeScale(t, filepath.Join(dir, "shuffled"), "shuffled", rows)
+	sorted, _ := writeScale(t, filepath.Join(dir, "sorted"), "sorted", rows)
+	b, err := os.ReadFile(sorted)
+	if err != nil {
+		t.Fatal(err)
+	}
+	few := *scaleNights / 100
+	for i := range few { // the first group of each tenth user
+		b = fmt.Appendf(b, "user%d,Family,1,new,\n", i*10)
+	}
+	changed := filepath.Join(dir, "changed.csv")
+	if err := os.WriteFile(changed, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	writes := func() int {
+		l := sim.Ledger()
+		return l.Commands[chat.CreateContactGroup].Calls + l.Commands[chat.UpdateContactGroup].Calls
+	}
+	var first float64
+	for _, night := range []struct {
+		name, file string
+		writes     int // -1: as many as it takes
+	}{{"first", shuffled, -1}, {"the same file", shuffled, 0}, {"the same rows", sorted, 0}, {"1 % changed", changed, few}, {"no new rows", sorted, 0}} {
+		before := writes()
+		r := measured(t, spool, data, dir, night.name, []string{"run", "--quiet", "--sync", "contacts", "--rate", "1000000", night.file})
+		if first == 0 {
+			first = r.cpu
+		}
+		n := writes() - before
+		fmt.Fprintf(out, "%s\t%.1f\t%.1f %%\t%.1f\t%d\t%d\t\n", night.name, r.cpu, 100*r.cpu/first, r.wall, r.rss>>20, n)
+		out.Flush()
+		if night.writes >= 0 && n != night.writes {
+			t.Errorf("%s: got %d writes, want %d", night.name, n, night.writes)
+		}
+	}
+}
+
+// TestSnapshotScale measures a second night on a snapshot that is made here, without an API, and the size of it on disk:
+//
+//	go test ./cmd/groupferry -run TestSnapshotScale -v -timeout 2h -scale.base 5000000 -scale.kinds sorted,shuffled
+func TestSnapshotScale(t *testing.T) {
+	if *scaleBase == 0 {
+		t.Skip("-scale.base 5000000 measures a snapshot of so many groups")
+	}
+	setAPI(t, scaleAPI)
+	dir := t.TempDir()
+	data, spool := filepath.Join(dir, "data"), filepath.Join(dir, "spool")
+	if err := os.Mkdir(spool, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	rows := *scaleBase * scalePerGroup
+	out := tabwriter.NewWriter(t.Output(), 0, 0, 2, ' ', 0)
+	defer out.Flush()
+	fmt.Fprintln(out, "process\tCPU s\tµs a row\twall s\trss MiB\tspool MiB\tsnapshot MiB\t")
+	report := func(name string, r spent) {
+		fmt.Fprintf(out, "%s\t%.1f\t%.2f\t%.1f\t%d\t%d\t%d\t\n", name, r.cpu, r.cpu*1e6/float64(rows), r.wall, r.rss>>20, r.disk>>20,
+			diskBytes(filepath.Join(data, "jetstream"))>>20)
+		out.Flush()
+	}
+	report("snapshot", measured(t, spool, data, dir, "snapshot", []string{strconv.Itoa(*scaleBase)}))
+	for _, kind := range strings.Split(*scaleKinds, ",") {
+		file, _ := writeScale(t, filepath.Join(dir, kind), kind, rows)
+		report(kind, measured(t, spool, data, dir, "night", []string{"import", "--quiet", "--sync", "contacts", file}))
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	q := openStore(t, broker.Config{DataDir: data})
+	defer q.Close()
+	all, err := q.Imports(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range all {
+		if i.Jobs > 0 || i.Unchanged != int64(rows) {
+			t.Errorf("got %d jobs, %d conversations unchanged; want none and %d", i.Jobs, i.Unchanged, rows)
+		}
+	}
+}
+
+// setAPI says which API the processes call.
+func setAPI(t *testing.T, url string) {
+	t.Setenv("GROUPFERRY_API_URL", url)
+	t.Setenv("GROUPFERRY_SDK_APP_ID", strconv.Itoa(chatsim.DemoSDKAppID))
+	t.Setenv("GROUPFERRY_SECRET_KEY", testKey)
+}
+
+// scaleAPI is an address that nothing calls.
+const scaleAPI = "http://127.0.0.1:9"
+
+// scaleSnapshot stores a snapshot with the groups of the first rows of [writeScale].
+func scaleSnapshot() {
+	n, err := strconv.Atoi(os.Args[1])
+	if err != nil {
+		panic(err)
+	}
+	ctx := context.Background()
+	conn, err := broker.Open(ctx, broker.Config{DataDir: os.Getenv("GROUPFERRY_DATA_DIR")})
+	if err != nil {
+		panic(err)
+	}
+	defer conn.Close()
+	q, err := queue.Open(ctx, conn)
+	if err != nil {
+		panic(err)
+	}
+	address, err := chat.Address(scaleAPI)
+	if err != nil {
+		panic(err)
+	}
+	s := queue.NewSync("contacts", app.Target(queue.App{SDKAppID: chatsim.DemoSDKAppID}, address))
+	object, size, err := q.PutSnapshot(ctx, s, func(w io.Writer) error {
+		_, err := importer.WriteSnapshot(w, func(yield func(importer.Group, error) bool) {
+			for i := range n {
+				g := importer.Group{FromAccount: fmt.Sprintf("user%d", i/scalePerUser), GroupName: scaleNames[i%scalePerUser]}
+				if g.GroupName == `"Old, old"` { // as writeScale quotes it
+					g.GroupName = `Old, "old"`
+				}
+				for k := range scalePerGroup {
+					c := importer.GroupConversation{Type: job.OneToOne, ID: fmt.Sprintf("peer%d", i*scalePerGroup+k), Applied: true}
+					if (i*scalePerGroup+k)%7 == 0 {
+						c.Type, c.ID = job.GroupChat, fmt.Sprintf("@TGS#%d", i*scalePerGroup+k)
+					}
+					g.Conversations = append(g.Conversations, c)
+				}
+				if !yield(g, nil) {
+					return
+				}
+			}
+		})
+		return err
+	})
+	if err != nil {
+		panic(err)
+	}
+	_, err = q.UpdateSync(ctx, s, func(s *queue.Sync) {
+		s.Generation, s.Object, s.Size, s.Groups = 1, object, size, int64(n)
+	})
+	if err != nil {
+		panic(err)
+	}
+}
+
+// scaleCommands are the processes that the tests here compare with, and prepare with.
+var scaleCommands = map[string]func(){"parse": scaleParse, "publish": scalePublish, "snapshot": scaleSnapshot}
 
 // scaleParse is the loop over gocsv.
 func scaleParse() {
@@ -296,7 +465,7 @@ func writeScale(t *testing.T, name, kind string, rows int) (string, int64) {
 	if kind != "jsonl" {
 		w.WriteString("from_account,group_name,type,to_account,to_group_id\n")
 	}
-	names := []string{"Family", "家族", "Work", "Друзья", "Book club", "Neighbours", "أصدقاء", "Team", "Travel", "\"Old, old\""}
+	names := scaleNames
 	for i := range rows {
 		n := i
 		if kind != "sorted" {
@@ -331,6 +500,9 @@ func writeScale(t *testing.T, name, kind string, rows int) (string, int64) {
 	}
 	return name, info.Size() >> 20
 }
+
+// scaleNames are those of the groups of a user.
+var scaleNames = []string{"Family", "家族", "Work", "Друзья", "Book club", "Neighbours", "أصدقاء", "Team", "Travel", `"Old, old"`}
 
 // permute gives each number below n another one below n, in no order, without holding any: a few steps that can each be
 // undone scramble the numbers of so many bits, and one that is too large is scrambled again.

@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -189,6 +190,11 @@ func TestResultsTellWhatIsMissing(t *testing.T) {
 		}
 	}
 	for range q.Results(t.Context(), "imp") { // the caller may stop
+		break
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	for range q.Results(ctx, "imp") { // also because its context has ended
+		cancel()
 		break
 	}
 }

@@ -74,9 +74,7 @@ func (q *Queue) Dropped(ctx context.Context, id string) (*Dropped, error) {
 // cannot be read.
 func (d *Dropped) All(ctx context.Context) iter.Seq2[job.Job, error] {
 	return func(yield func(job.Job, error) bool) {
-		if err := d.read(ctx, yield); err != nil && !errors.Is(err, errStopped) {
-			yield(job.Job{}, err)
-		}
+		yieldAll(yield, func(yield func(job.Job, error) bool) error { return d.read(ctx, yield) })
 	}
 }
 

@@ -220,9 +220,21 @@ func (q *Queue) Results(ctx context.Context, id string, outcomes ...job.Outcome)
 		if len(outcomes) == 0 {
 			outcomes = job.Outcomes
 		}
-		if err := q.readResults(ctx, id, outcomes, yield); err != nil && !errors.Is(err, errStopped) {
-			yield(job.Result{}, err)
-		}
+		yieldAll(yield, func(yield func(job.Result, error) bool) error { return q.readResults(ctx, id, outcomes, yield) })
+	}
+}
+
+// yieldAll yields what read does, and last its error. Once the caller wants no more the error is nobody's: it is another one
+// than errStopped if the context has ended meanwhile.
+func yieldAll[T any](yield func(T, error) bool, read func(yield func(T, error) bool) error) {
+	stopped := false
+	err := read(func(v T, err error) bool {
+		stopped = !yield(v, err)
+		return !stopped
+	})
+	if err != nil && !stopped {
+		var none T
+		yield(none, err)
 	}
 }
 
