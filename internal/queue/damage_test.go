@@ -193,6 +193,7 @@ func TestResultsTellWhatIsMissing(t *testing.T) {
 		break
 	}
 	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
 	for range q.Results(ctx, "imp") { // also because its context has ended
 		cancel()
 		break
