@@ -337,7 +337,7 @@ func (w *world) faults(kind int) {
 		faults = []chatsim.Fault{{Kind: "item-51007", Share: 0.3}}
 	case 2:
 		failing = map[string]int{"u1": chat.CodeUserNotImported, "c3": chat.CodeUserNotImported}
-		if w.hard { // it takes seconds to give up
+		if w.hard && !w.limits { // it takes seconds to give up
 			faults = []chatsim.Fault{{Kind: "50004", Share: 0.3}}
 		}
 	case 3:
@@ -742,6 +742,7 @@ func (w *world) take(at *attempt) {
 		w.t.Errorf("got night %d after %d", at.number, a.number)
 	}
 	lost := a.lost
+	inFlight := convs{} // maybe: jobs of the night before without a result
 	if a.pending != "" {
 		if lost {
 			a.base = convs{}
@@ -751,7 +752,13 @@ func (w *world) take(at *attempt) {
 		if err != nil || !i.State.Over() {
 			w.t.Errorf("the night before, %s: got %v %v, want it to be over", a.pending, i.State, err)
 		}
-		maps.Copy(a.base, w.results(a.pending))
+		results := w.results(a.pending)
+		maps.Copy(a.base, results)
+		for c := range a.jobs {
+			if _, ended := results[c]; !ended {
+				inFlight[c] = true
+			}
+		}
 	}
 	a.wants = wanted(at.rows, a.base)
 	a.jobs = maps.Clone(a.wants)
@@ -767,7 +774,7 @@ func (w *world) take(at *attempt) {
 	}
 	w.flushSent()
 	a.protected = a.base.applied()
-	maps.DeleteFunc(a.protected, func(c conv, _ bool) bool { _, ok := a.jobs[c]; return ok })
+	maps.DeleteFunc(a.protected, func(c conv, _ bool) bool { _, ok := a.jobs[c]; return ok || inFlight[c] })
 	a.pending, a.number, a.content, a.full = at.id, at.number, at.content, at.full
 }
 
