@@ -20,8 +20,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"groupferry/importer"
 	"groupferry/internal/broker"
 	"groupferry/internal/chat"
@@ -45,7 +43,7 @@ func TestNights(t *testing.T) {
 	case runs == 0 && longtest.Asked():
 		runs = 60
 	case runs == 0:
-		runs = 4
+		runs = 3
 	}
 	t.Run("seeds", func(t *testing.T) {
 		for i := range runs {
@@ -212,7 +210,11 @@ func (w *world) note(format string, args ...any) {
 func (w *world) chance(n int) bool { return w.rng.IntN(n) == 0 }
 
 func (w *world) run() {
-	for range 4 + w.rng.IntN(5) {
+	nights := 4 + w.rng.IntN(5)
+	if !w.hard {
+		nights = 4
+	}
+	for range nights {
 		w.change()
 		w.between()
 		w.night()
@@ -370,16 +372,18 @@ func (w *world) damage() {
 		w.t.Fatal(err)
 	}
 	chunks := "$O." + w.Conn.Namespace() + "-snapshots.C." + strings.Replace(s.Object, "/", ".", 1)
-	filter := chunks
-	if w.chance(2) {
-		filter = ">"
+	all := w.chance(2)
+	w.note("the snapshot %s is damaged, all of them %t", s.Object, all)
+	if all {
+		err = js.Purge(ctx)
+	} else if last, lerr := js.GetLastMsgForSubject(ctx, chunks); lerr == nil {
+		err = js.DeleteMsg(ctx, last.Sequence)
 	}
-	w.note("the snapshot %s is damaged: %s", s.Object, filter)
-	if err := js.Purge(ctx, jetstream.WithPurgeSubject(filter)); err != nil {
+	if err != nil {
 		w.t.Fatal(err)
 	}
 	for _, a := range w.apis {
-		if s, err := w.Queue.Sync(ctx, "contacts", a.target); err == nil && s.Object != "" && (a == w.api || filter == ">") {
+		if s, err := w.Queue.Sync(ctx, "contacts", a.target); err == nil && s.Object != "" && (a == w.api || all) {
 			a.lost = true
 		}
 	}
@@ -862,8 +866,8 @@ func (w *world) afterwards() {
 	case 1: // somebody does, for a moment
 		w.start()
 		time.Sleep(time.Duration(w.rng.IntN(30)) * time.Millisecond)
-		if w.chance(2) {
-			w.stop(w.chance(2))
+		if stop, hard := w.chance(2), w.chance(2); stop && w.hard { // the next process waits a second for its calls
+			w.stop(hard)
 		}
 		return
 	case 2:
