@@ -70,8 +70,7 @@ var layout = map[string]rules{
 			"importer", "worker", "metrics", "internal/queue", "internal/broker", "internal/lease", "internal/governor", "internal/clock",
 			"internal/chat", "internal/chatsim", "internal/job",
 		},
-		testOwn:     []string{"internal/longtest"},
-		testModules: []string{"github.com/nats-io/"}, // to lose a snapshot
+		testOwn: []string{"internal/longtest"},
 	},
 	"importer": {
 		own: []string{"internal/job", "internal/chat"},
