@@ -342,7 +342,15 @@ func (q *Queue) watch(ctx context.Context, w Watcher, first bool) error {
 	if err != nil {
 		return q.fault(ctx, "watch the control bucket", err)
 	}
-	defer updates.Stop()
+	defer func() {
+		// It has the server remove the watch, which goes by itself when nobody has it; a server that is silent holds that up
+		// for seconds.
+		if ctx.Err() != nil {
+			go updates.Stop()
+		} else {
+			updates.Stop()
+		}
+	}()
 
 	seen, err := q.lastSeq(ctx, q.controlStream()) // later reads include the changes up to this one
 	if err != nil {
