@@ -44,7 +44,7 @@ func (d *documents) next(b *block) error {
 			_, err = d.dec.ReadToken()
 		default:
 			if _, err = d.dec.ReadToken(); err == nil {
-				return &Error{Line: d.at(), Problem: "is no answer of that system: a JSON object belongs here"}
+				return &Error{Line: d.at(), Problem: "is no response of that system: a JSON object belongs here"}
 			}
 		}
 		if err != nil {
@@ -172,7 +172,7 @@ func (d *documents) object() error {
 	}
 	if len(d.rows) > maxDocument {
 		return &Error{Line: line, Problem: fmt.Sprintf("a document has over %d conversations", maxDocument),
-			Hint: "save the answers for each user as documents of their own"}
+			Hint: "save the responses for each user as documents of their own"}
 	}
 	if group != "" && ids == nil {
 		d.names[group] = name

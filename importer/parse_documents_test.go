@@ -25,9 +25,9 @@ func TestDocuments(t *testing.T) {
 		{"\n\nfrom_account,x\n", "-: line 3: not valid JSON from here on"},
 		{`{}`, "-: has nothing that the preset openim knows; is it a response of that system?"},
 		{`[{"conversations":[]}]`, "-: has nothing that the preset openim knows; is it a response of that system?"},
-		{"1", "-: line 1: is no answer of that system: a JSON object belongs here"},
+		{"1", "-: line 1: is no response of that system: a JSON object belongs here"},
 		{`{"conversationIDs":[` + strings.Repeat(`"sg_1",`, maxDocument+1) + `""]}`,
-			"-: line 1: a document has over 100000 conversations; save the answers for each user as documents of their own"},
+			"-: line 1: a document has over 100000 conversations; save the responses for each user as documents of their own"},
 	} {
 		if err := readError(t, tc.input, Config{Preset: "openim"}); err.Error() != tc.want {
 			t.Errorf("%.40s: got %v, want %s", tc.input, err, tc.want)

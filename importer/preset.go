@@ -18,10 +18,10 @@ type preset struct {
 }
 
 var presets = map[string]preset{
-	// Answers of OpenIM's get_conversation_groups, one or many.
+	// Responses of OpenIM's get_conversation_groups, one or many.
 	"openim": {documents: true},
 
-	// Answers of NetEase Yunxin that list conversation groups, and conversations with the ids of their groups.
+	// Responses of NetEase Yunxin that list conversation groups, and conversations with the ids of their groups.
 	"yunxin": {documents: true},
 
 	// The table rostergroups of an ejabberd.

@@ -127,9 +127,9 @@ func (a *attempt) final() job.Result {
 // giveUp makes the failure of the last attempt final.
 func (a *attempt) giveUp(err error) {
 	var e *chat.Error
-	code, info := chat.WordNetwork, err.Error()
+	code, info := chat.ReasonNetwork, err.Error()
 	if errors.As(err, &e) {
-		code, info = e.Word(), e.Info
+		code, info = e.Reason(), e.Info
 		if info == "" {
 			info = e.Error()
 		}

@@ -158,7 +158,7 @@ func callOnce[A any](ctx context.Context, a *attempt, permit *governor.Permit, c
 	case err == nil:
 		a.w.cfg.Observer.CallDone(string(command), "ok", took)
 	case e != nil:
-		a.w.cfg.Observer.CallDone(string(command), e.Word(), took)
+		a.w.cfg.Observer.CallDone(string(command), e.Reason(), took)
 	}
 	return response, false, err // excused is set by the deferred function
 }

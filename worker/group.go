@@ -224,7 +224,7 @@ func endsJob(e *chat.Error) bool {
 func (a *attempt) reject(places []int, e *chat.Error) {
 	for _, i := range places {
 		a.known[i] = true
-		a.result.Conversations[i].Code, a.result.Conversations[i].Info = e.Word(), e.Info
+		a.result.Conversations[i].Code, a.result.Conversations[i].Info = e.Reason(), e.Info
 	}
 }
 

@@ -152,6 +152,9 @@ func TestEnvironment(t *testing.T) {
 				if strings.HasPrefix(name, "nats-") {
 					env = strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
 				}
+				if name == "accept" { // see TestNoAcceptance
+					return
+				}
 				if command == "simulate" && (name == "listen" || name == "rate") { // those of workers are another setting
 					env = strings.Replace(env, "GROUPFERRY_", "GROUPFERRY_SIMULATE_", 1)
 				}
@@ -255,6 +258,20 @@ func TestExamples(t *testing.T) {
 			if err != nil {
 				t.Errorf("%s: example %q: %v", command, line, err)
 			}
+		}
+	}
+}
+
+// TestNoAcceptance: what a person accepted once is not accepted every night by a variable.
+func TestNoAcceptance(t *testing.T) {
+	for _, command := range []string{"run", "import", "check"} {
+		p := newProgram(t, map[string]string{"GROUPFERRY_ACCEPT": "one", "-": "one"})
+		c := find(t, p, command)
+		if err := p.fromEnvironment(c); err != nil {
+			t.Fatal(err)
+		}
+		if got := c.Flags().Lookup("accept").Value.String(); got != "" {
+			t.Errorf("%s: got %q, want none", command, got)
 		}
 	}
 }

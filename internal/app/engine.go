@@ -2,7 +2,6 @@ package app
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -160,11 +159,11 @@ func (e *Engine) Run(ctx context.Context, stop <-chan struct{}) error {
 	background.Go(func() { e.follow(ctx) })
 	background.Go(func() { e.sample(ctx) })
 	background.Go(func() { e.announce(ctx) })
-	stopAnswering, err := e.cfg.Namespace.Conn.Standby(func() []byte { return e.presence(ctx) })
+	stopPresence, err := e.cfg.Namespace.Conn.Standby(func() []byte { return e.presence(ctx) })
 	if err != nil {
 		return err
 	}
-	defer stopAnswering()
+	defer stopPresence()
 	if e.cfg.LeaveOnHalt {
 		background.Go(func() { e.leaveWhenHalted(ctx, leave) })
 	}
@@ -355,139 +354,6 @@ func (e *Engine) retry(ctx context.Context, doing string, do func() error) error
 	}
 }
 
-// verify proves the credentials before the first job of this process, and ends a halt if it is to.
-func (e *Engine) verify(ctx context.Context, pace *governor.Governor) error {
-	for s, _ := e.state.get(); !s.Verified; s, _ = e.state.get() {
-		if cause := e.gate.Halted(); cause != nil {
-			if e.cfg.LeaveOnHalt && !IsPause(cause) {
-				return &governor.HaltedError{Cause: cause}
-			}
-			if err := e.gate.AwaitResume(ctx); err != nil {
-				return err
-			}
-		}
-		err := e.checkCredentials(ctx, pace)
-		switch {
-		case err == nil:
-			// Not before: a number with a typo would make the namespace that of an app that is not there.
-			err := e.retry(ctx, "claim the namespace", func() error { return e.cfg.Namespace.ClaimApp(ctx, e.cfg.App) })
-			if err != nil {
-				return err
-			}
-			e.state.set(func(s *State) { s.Verified = true })
-		case errors.Is(err, ErrCredentials):
-			return err
-		case governor.IsHalted(err): // by somebody, meanwhile
-		default:
-			return err
-		}
-	}
-	if e.lifting.Load() {
-		var was *queue.Halt
-		err := e.retry(ctx, "lift the halt", func() (err error) {
-			was, err = e.cfg.Namespace.ClearHalt(ctx)
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		e.lifting.Store(false)
-		if was != nil {
-			e.log.Info("the halt is lifted: the credentials work", "since", was.Since, "reason", was.Reason)
-		}
-	}
-	return nil
-}
-
-// A failure of the call that proves the credentials may pass, as that of any other call. It is made again after 0.2,
-// 0.4, 0.8 s and so on, up to 5 s.
-const (
-	checkBackoff = 200 * time.Millisecond
-	checkPause   = 5 * time.Second
-
-	// maxRejections calls in a row that something in between rejected, within 3 s by the pauses between them, are no accident.
-	maxRejections = 5
-
-	// checkLimit is for commands that end with their import: somebody waits to be told that the API is out of
-	// reach. No new call is made after it.
-	checkLimit = 15 * time.Second
-)
-
-// ErrCredentials says that the API, or something on the way to it, rejected this process, whose credentials have never worked.
-var ErrCredentials = errors.New("no call of this process was ever accepted")
-
-// ErrAPIUnreachable says that the API did not respond before the first call of a job.
-var ErrAPIUnreachable = errors.New("the API is out of reach")
-
-func (e *Engine) checkCredentials(ctx context.Context, pace *governor.Governor) error {
-	start, renewed, rejected := time.Now(), false, 0
-	for pause := checkBackoff; ; pause = min(2*pause, checkPause) {
-		failure, err := e.checkOnce(ctx, pace)
-		if failure == nil || ctx.Err() != nil {
-			return err
-		}
-		rejected++
-		if failure.Class() != chat.HaltRepeated {
-			rejected = 0
-		}
-		switch class := failure.Class(); {
-		case class == chat.Refresh && !renewed:
-			renewed = true
-			if rerr := e.cfg.API.Renew(); rerr != nil {
-				return fmt.Errorf("%w: %w", ErrCredentials, &governor.HaltedError{Cause: err})
-			}
-			continue
-		case class == chat.Halt, class == chat.Refresh, rejected >= maxRejections:
-			return fmt.Errorf("%w: %w", ErrCredentials, &governor.HaltedError{Cause: err})
-		}
-		if time.Since(start) > checkLimit {
-			if e.cfg.LeaveOnHalt {
-				return fmt.Errorf("%w: %w", ErrAPIUnreachable, err)
-			}
-			e.log.Warn("the API does not respond yet", "err", err)
-			start = time.Now()
-		}
-		if !clock.Pause(ctx, pause) {
-			return ctx.Err()
-		}
-	}
-}
-
-// checkOnce makes the call. The first result is the error as the API's, if it is one.
-func (e *Engine) checkOnce(ctx context.Context, pace *governor.Governor) (*chat.Error, error) {
-	permit, err := pace.Acquire(ctx, string(chat.GetContactGroup), "")
-	if err != nil {
-		return nil, err
-	}
-	start := time.Now()
-	err = e.cfg.API.Check(chat.WithDeadline(ctx, permit.EndBy(), permit.Sendable))
-	code, took := "ok", time.Since(start)
-	var failure *chat.Error
-	errors.As(err, &failure)
-	outcome := governor.Responded
-	switch {
-	case failure == nil:
-	case failure.Unsent():
-		outcome = governor.Unsent
-	case ctx.Err() != nil:
-		outcome = governor.Cancelled
-	case failure.Class() == chat.Throttle:
-		outcome = governor.Throttled
-	case failure.Code == 0 && !failure.NotOffered():
-		outcome = governor.Lost
-		e.noResponse.Store(&err)
-	}
-	permit.Done(outcome)
-	if outcome == governor.Unsent {
-		return failure, err
-	}
-	if failure != nil {
-		code = failure.Word()
-	}
-	e.tally.CallDone(string(chat.GetContactGroup), code, took)
-	return failure, err
-}
-
 // outage notes that an outage begins or ends.
 func (e *Engine) outage(on bool) {
 	e.state.set(func(s *State) {
@@ -533,48 +399,10 @@ func IsPause(cause error) bool {
 	return errors.As(cause, &standing) && standing.State == queue.Paused
 }
 
-const (
-	// handoverAfter is how long calls are under way without any response, or an outage lasts, before the leader asks who
-	// could lead instead: longer than the 3 s after which the API itself gives a request up.
-	handoverAfter = 4 * time.Second
-
-	// askWait is how long standbys may take to answer: they connect to the API first.
-	askWait = 2 * time.Second
-
-	// handoverPause is how long a leader that was handed the lead keeps it at least; it doubles with each hand-over in
-	// a row without a response of the API, up to mostPause.
-	handoverPause = 10 * time.Second
-	mostPause     = 5 * time.Minute
-)
-
-// presence is what a process that stands by says about itself.
-type presence struct {
-	Name      string    `json:"name"`
-	Host      string    `json:"host"`
-	App       queue.App `json:"app"`
-	Reachable bool      `json:"reachable"` // it can connect to the API
-}
-
-// presence answers a leader that asks who stands by; the leader itself says nothing.
-func (e *Engine) presence(ctx context.Context) []byte {
-	if e.Leading() {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, askWait)
-	defer cancel()
-	b, err := json.Marshal(presence{
-		Name: e.cfg.Name, Host: e.cfg.Host, App: e.cfg.App, Reachable: e.cfg.API.Reach(ctx) == nil,
-	})
-	if err != nil {
-		return nil
-	}
-	return b
-}
-
 // sampleEvery is how often the pace of this process is looked at.
 const sampleEvery = 250 * time.Millisecond
 
-// sample keeps, until ctx ends, what only time brings about: that the lease lapses, that no call is answered, and for how
+// sample keeps, until ctx ends, what only time brings about: that the lease lapses, that no call has a response, and for how
 // long calls have waited while none was permitted. It also corrects an outage that was reported in the wrong order.
 func (e *Engine) sample(ctx context.Context) {
 	const standing = time.Second // waiting that long without a permit begins to count
@@ -592,8 +420,8 @@ func (e *Engine) sample(ctx context.Context) {
 				out = now.State == governor.Outage
 			}
 		}
-		if lapsed := e.lapsed(); silent != s.Unanswered || lapsed != s.Lapsed {
-			e.state.set(func(s *State) { s.Unanswered, s.Lapsed = silent, lapsed && s.Leading })
+		if lapsed := e.lapsed(); silent != s.Silent || lapsed != s.Lapsed {
+			e.state.set(func(s *State) { s.Silent, s.Lapsed = silent, lapsed && s.Leading })
 		}
 		if differ++; out == (s.Outage != nil) {
 			differ = 0
@@ -608,72 +436,6 @@ func (e *Engine) sample(ctx context.Context) {
 			e.standstill.Add(int64(sampleEvery))
 		}
 	}
-}
-
-// awaitHandover watches for an outage, and returns the name of a standby that can reach the API when one lasts. It
-// returns "" when ctx ends.
-func (e *Engine) awaitHandover(ctx context.Context, before lease.Record) string {
-	earliest := time.Now()
-	if before.Handovers > 0 {
-		earliest = earliest.Add(min(mostPause, handoverPause<<min(before.Handovers-1, 5)))
-	}
-	for {
-		s, changed := e.state.get()
-		wait := time.Until(earliest)
-		if s.Outage != nil && !s.Unanswered {
-			wait = max(wait, time.Until(s.Outage.Since.Add(handoverAfter)))
-		}
-		switch {
-		case s.Outage == nil && !s.Unanswered:
-			wait = time.Hour // the next change comes first
-		case wait <= 0:
-			if next, ok := e.findSuccessor(ctx); ok {
-				e.log.Warn("the API is out of reach from here: handing the lead over", "to", next.Host)
-				return next.Name
-			}
-			wait, changed = time.Second, nil
-		}
-		select {
-		case <-changed:
-		case <-time.After(wait):
-		case <-ctx.Done():
-			return ""
-		}
-	}
-}
-
-func (e *Engine) findSuccessor(ctx context.Context) (next presence, found bool) {
-	err := e.cfg.Namespace.Conn.AskStandbys(ctx, askWait+time.Second, func(b []byte) (enough bool) {
-		var p presence
-		found = json.Unmarshal(b, &p) == nil && p.Reachable && p.App == e.cfg.App && p.Name != e.cfg.Name
-		next = p
-		return found
-	})
-	if err != nil {
-		e.log.Debug("ask the standbys", "err", err)
-	}
-	return next, found
-}
-
-// backlog is how many calls may wait for their turn before the next job is taken: what 200 calls a second take in a tenth
-// of a second. More would have to be done again after a crash, and keep a stop, a cancel and a small import waiting.
-const backlog = 20
-
-// termJobs gives the jobs of a term to the worker, as they are needed.
-type termJobs struct {
-	jobs *queue.Term
-	pace *governor.Governor
-}
-
-func (j termJobs) Next(ctx context.Context) (worker.Delivery, error) {
-	if err := j.pace.AwaitRoom(ctx, string(chat.CreateContactGroup), backlog); err != nil {
-		return nil, err
-	}
-	d, err := j.jobs.Next(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return d, nil
 }
 
 func sum(calls map[string]int) int {

@@ -356,7 +356,7 @@ func TestStopWithoutAPI(t *testing.T) {
 	t.Parallel()
 	for name, noticed := range map[string]func(*State) bool{
 		chatsim.Reset: func(s *State) bool { return s.Outage != nil },
-		chatsim.Hang:  func(s *State) bool { return s.Unanswered },
+		chatsim.Hang:  func(s *State) bool { return s.Silent },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

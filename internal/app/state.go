@@ -48,9 +48,9 @@ type State struct {
 	Stopping bool  // it was told to stop
 	StopsFor int64 // jobs that were in flight then, and may end
 
-	Halt       *Halt   // why no call may be made; nil while they may
-	Outage     *Outage // while this process leads and calls fail one after another without a response
-	Unanswered bool    // no call was answered for [handoverAfter], outage or not
+	Halt   *Halt   // why no call may be made; nil while they may
+	Outage *Outage // while this process leads and calls fail one after another without a response
+	Silent bool    // no call had a response for [handoverAfter], outage or not
 
 	Progress *Progress // how far the imports are; nil while nobody knows
 
@@ -271,7 +271,7 @@ func (e *Engine) haltFor(cause error) *Halt {
 	h := &Halt{Cause: cause, own: true}
 	h.Halt = queue.Halt{State: queue.Halted, Reason: cause.Error(), Command: e.cfg.Resume, By: e.cfg.Host}
 	if errors.As(cause, &failure) {
-		h.Code, h.Remedy = failure.Word(), failure.Remedy()
+		h.Code, h.Remedy = failure.Reason(), failure.Remedy()
 	}
 	return h
 }

@@ -239,7 +239,7 @@ func (t *term) cutGraceShort(ctx context.Context, stopWorking func()) {
 	for {
 		s, changed := t.e.state.get()
 		left := t.tenure.Right().Left() // more with each renewal
-		if left <= 0 || s.Outage != nil || s.Unanswered {
+		if left <= 0 || s.Outage != nil || s.Silent {
 			stopWorking()
 			return
 		}
@@ -275,4 +275,25 @@ func (e *Engine) closingContext(ctx context.Context) (context.Context, context.C
 		stopWatching()
 		cancel()
 	}
+}
+
+// backlog is how many calls may wait for their turn before the next job is taken: what 200 calls a second take in a tenth
+// of a second. More would have to be done again after a crash, and keep a stop, a cancel and a small import waiting.
+const backlog = 20
+
+// termJobs gives the jobs of a term to the worker, as they are needed.
+type termJobs struct {
+	jobs *queue.Term
+	pace *governor.Governor
+}
+
+func (j termJobs) Next(ctx context.Context) (worker.Delivery, error) {
+	if err := j.pace.AwaitRoom(ctx, string(chat.CreateContactGroup), backlog); err != nil {
+		return nil, err
+	}
+	d, err := j.jobs.Next(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
 }

@@ -226,15 +226,15 @@ func TestResponsesWithoutACode(t *testing.T) {
 		reason string
 		class  Class
 	}{
-		{"empty", 200, "", WordUndecodable, Retry},
-		{"no JSON", 200, "<html>", WordUndecodable, Retry},
-		{"other JSON", 200, "[]", WordUndecodable, Retry},
-		{"nothing in it", 200, "{}", WordUndecodable, Retry},
-		{"no code", 200, `{"ActionStatus":"OK"}`, WordUndecodable, Retry},
-		{"a contradiction", 200, `{"ActionStatus":"FAIL","ErrorCode":0}`, WordUndecodable, Retry},
-		{"no number", 200, `{"ActionStatus":"FAIL","ErrorCode":{}}`, WordUndecodable, Retry},
-		{"half", 200, okResponse[:20], WordCutOff, Retry},
-		{"more than a response can be", 200, big, WordUndecodable, Retry},
+		{"empty", 200, "", ReasonUndecodable, Retry},
+		{"no JSON", 200, "<html>", ReasonUndecodable, Retry},
+		{"other JSON", 200, "[]", ReasonUndecodable, Retry},
+		{"nothing in it", 200, "{}", ReasonUndecodable, Retry},
+		{"no code", 200, `{"ActionStatus":"OK"}`, ReasonUndecodable, Retry},
+		{"a contradiction", 200, `{"ActionStatus":"FAIL","ErrorCode":0}`, ReasonUndecodable, Retry},
+		{"no number", 200, `{"ActionStatus":"FAIL","ErrorCode":{}}`, ReasonUndecodable, Retry},
+		{"half", 200, okResponse[:20], ReasonCutOff, Retry},
+		{"more than a response can be", 200, big, ReasonUndecodable, Retry},
 		{"bad gateway with a response", 502, okResponse, "http-502", Retry},
 		{"too many", 429, "", "http-429", Retry},
 		{"unauthorized", 401, "", "http-401", HaltRepeated},
@@ -251,8 +251,8 @@ func TestResponsesWithoutACode(t *testing.T) {
 			t.Errorf("%s: got no error", tt.name)
 			continue
 		}
-		if e.Word() != tt.reason || e.Class() != tt.class || e.Code != 0 {
-			t.Errorf("%s: got %s %v %d, want %s %v 0", tt.name, e.Word(), e.Class(), e.Code, tt.reason, tt.class)
+		if e.Reason() != tt.reason || e.Class() != tt.class || e.Code != 0 {
+			t.Errorf("%s: got %s %v %d, want %s %v 0", tt.name, e.Reason(), e.Class(), e.Code, tt.reason, tt.class)
 		}
 	}
 }
@@ -416,14 +416,14 @@ func TestCheck(t *testing.T) {
 		{200, code(12345), "12345"},
 		{403, "", "http-403"},
 		{502, "", "http-502"},
-		{200, "?", WordUndecodable},
+		{200, "?", ReasonUndecodable},
 	}
 	for _, tt := range tests {
 		err := responding(t, tt.status, tt.body).Check(context.Background())
 		var e *Error
 		reason := ""
 		if errors.As(err, &e) {
-			reason = e.Word()
+			reason = e.Reason()
 		}
 		if reason != tt.reason || (err == nil) != (tt.reason == "") {
 			t.Errorf("%d %s: got %v, want %q", tt.status, tt.body, err, tt.reason)
@@ -518,29 +518,29 @@ func TestNoErrorHoldsASecret(t *testing.T) {
 		client *Client
 		reason string
 	}{
-		{"refused", newClient(t, Config{BaseURL: "http://" + gone}), WordRefused},
-		{"closed", raw(func(string, net.Conn) {}), WordReset},
-		{"reset", raw(func(_ string, c net.Conn) { c.(*net.TCPConn).SetLinger(0) }), WordReset},
-		{"a status line that echoes", raw(func(q string, c net.Conn) { fmt.Fprintf(c, "%s\r\n\r\n", q) }), WordNetwork},
-		{"a header that echoes", raw(func(q string, c net.Conn) { fmt.Fprintf(c, "HTTP/1.1 200 OK\r\n%s\r\n\r\n", q) }), WordNetwork},
+		{"refused", newClient(t, Config{BaseURL: "http://" + gone}), ReasonRefused},
+		{"closed", raw(func(string, net.Conn) {}), ReasonReset},
+		{"reset", raw(func(_ string, c net.Conn) { c.(*net.TCPConn).SetLinger(0) }), ReasonReset},
+		{"a status line that echoes", raw(func(q string, c net.Conn) { fmt.Fprintf(c, "%s\r\n\r\n", q) }), ReasonNetwork},
+		{"a header that echoes", raw(func(q string, c net.Conn) { fmt.Fprintf(c, "HTTP/1.1 200 OK\r\n%s\r\n\r\n", q) }), ReasonNetwork},
 		{"a length that echoes", raw(func(q string, c net.Conn) {
 			fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %s\r\n\r\n", q)
-		}), WordNetwork},
-		{"half a header", raw(func(_ string, c net.Conn) { io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-") }), WordNetwork},
+		}), ReasonNetwork},
+		{"half a header", raw(func(_ string, c net.Conn) { io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-") }), ReasonNetwork},
 		{"half a body", raw(func(_ string, c net.Conn) {
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
-		}), WordCutOff},
+		}), ReasonCutOff},
 		{"half a chunk", raw(func(_ string, c net.Conn) {
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n100\r\n{")
-		}), WordCutOff},
+		}), ReasonCutOff},
 		{"half a body without a length", raw(func(_ string, c net.Conn) {
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{\"ActionStatus\":")
-		}), WordCutOff},
+		}), ReasonCutOff},
 		{"a bad redirect that echoes", raw(func(q string, c net.Conn) {
 			fmt.Fprintf(c, "HTTP/1.1 302 Found\r\nLocation: http://%%zz/%s\r\nContent-Length: 0\r\n\r\n", q)
 		}), "http-302"},
 		{"TLS that is none", newClient(t, Config{BaseURL: "https" + strings.TrimPrefix(responding(t, 200, okResponse).base.String(), "http")}),
-			WordNetwork},
+			ReasonNetwork},
 		{"an info that echoes the query", serve(t, func(w http.ResponseWriter, r *http.Request) {
 			info, _ := json.Marshal("bad query " + r.URL.RawQuery)
 			fmt.Fprintf(w, `{"ActionStatus":"FAIL","ErrorCode":60002,"ErrorInfo":%s}`, info)
@@ -563,10 +563,10 @@ func TestNoErrorHoldsASecret(t *testing.T) {
 			w.WriteHeader(502)
 			fmt.Fprintf(w, "via http://proxy:pass-word-1@10.0.0.1: %s", sig)
 		}), "http-502"},
-		{"a body that echoes", serve(t, func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.URL.RawQuery) }), WordUndecodable},
+		{"a body that echoes", serve(t, func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.URL.RawQuery) }), ReasonUndecodable},
 		{"a value of the wrong shape that echoes", serve(t, func(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprintf(w, `{"GroupResultItem":%q}`, r.URL.RawQuery)
-		}), WordUndecodable},
+		}), ReasonUndecodable},
 	}
 	for _, tt := range tests {
 		e := call(t, tt.client)
@@ -574,8 +574,8 @@ func TestNoErrorHoldsASecret(t *testing.T) {
 			t.Errorf("%s: got no error", tt.name)
 			continue
 		}
-		if e.Word() != tt.reason {
-			t.Errorf("%s: got %s (%v), want %s", tt.name, e.Word(), e, tt.reason)
+		if e.Reason() != tt.reason {
+			t.Errorf("%s: got %s (%v), want %s", tt.name, e.Reason(), e, tt.reason)
 		}
 		expectNoSecret(t, tt.client, e)
 	}
@@ -624,7 +624,7 @@ func TestTimeoutAndCancel(t *testing.T) {
 
 	c := newClient(t, Config{BaseURL: server.URL, Timeout: 20 * time.Millisecond})
 	e := call(t, c)
-	if e == nil || e.Word() != WordTimeout || !e.Transport() || errors.Is(e, context.DeadlineExceeded) {
+	if e == nil || e.Reason() != ReasonTimeout || !e.Transport() || errors.Is(e, context.DeadlineExceeded) {
 		t.Errorf("timeout: got %v", e)
 	}
 	expectNoSecret(t, c, e)
@@ -634,7 +634,7 @@ func TestTimeoutAndCancel(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() { <-arrived; cancel() }()
 	_, err := c.Get(ctx, "u", 0)
-	if !errors.As(err, &e) || !errors.Is(err, context.Canceled) || e.Word() != WordCancelled || e.Transport() {
+	if !errors.As(err, &e) || !errors.Is(err, context.Canceled) || e.Reason() != ReasonCancelled || e.Transport() {
 		t.Errorf("cancel: got %v", err)
 	}
 	expectNoSecret(t, c, err)
@@ -642,7 +642,7 @@ func TestTimeoutAndCancel(t *testing.T) {
 	ctx, cancel = context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancel()
 	_, err = c.Get(ctx, "u", 0)
-	if !errors.As(err, &e) || !errors.Is(err, context.DeadlineExceeded) || e.Word() != WordTimeout {
+	if !errors.As(err, &e) || !errors.Is(err, context.DeadlineExceeded) || e.Reason() != ReasonTimeout {
 		t.Errorf("deadline: got %v", err)
 	}
 

@@ -108,7 +108,7 @@ func TestErrorTellsWhatToDo(t *testing.T) {
 		if got := e.NotOffered(); got != tt.notOffered {
 			t.Errorf("not offered of %v: got %v, want %v", &e, got, tt.notOffered)
 		}
-		if got := e.Word(); got != tt.reason {
+		if got := e.Reason(); got != tt.reason {
 			t.Errorf("reason of %v: got %q, want %q", &e, got, tt.reason)
 		}
 		if got := e.Error(); tt.text != "" && got != tt.text {
@@ -117,9 +117,9 @@ func TestErrorTellsWhatToDo(t *testing.T) {
 		if tt.class == Halt && e.Remedy() == "" {
 			t.Errorf("remedy of %v: got none", &e)
 		}
-		known := e.Code != 0 || e.Status != 0 || slices.Contains(Words(), e.Word())
+		known := e.Code != 0 || e.Status != 0 || slices.Contains(Reasons(), e.Reason())
 		if !known {
-			t.Errorf("reason of %v: %q is not listed", &e, e.Word())
+			t.Errorf("reason of %v: %q is not listed", &e, e.Reason())
 		}
 	}
 }

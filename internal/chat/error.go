@@ -22,7 +22,7 @@ const maxText = 256
 // An Error is a call that the API did not accept, or that got no response. One of Code, Status and Cause is set.
 type Error struct {
 	Command Command
-	Code    int    // what the API answered; 0 when it answered with no code
+	Code    int    // as the API responded; 0 if its response had none
 	Info    string // the server's text for the code, or how the body begins that came with a status; cleaned and cut, for people
 	Status  int    // HTTP status other than 200
 	Cause   error  // no readable response: the network, a timeout, an end of the context, a body cut off or undecodable
@@ -37,22 +37,22 @@ var (
 	errUndecodable = errors.New("the response is undecodable")
 )
 
-// The words of [Error.Word] that are no code and no HTTP status.
+// The reasons of [Error.Reason] that are no code and no HTTP status.
 const (
-	WordTimeout     = "timeout"
-	WordRefused     = "refused"
-	WordReset       = "reset"
-	WordCutOff      = "cut-off"
-	WordUndecodable = "undecodable"
-	WordCancelled   = "cancelled"
-	WordNetwork     = "network"
-	WordUnsent      = "unsent" // nothing of it reached the API
+	ReasonTimeout     = "timeout"
+	ReasonRefused     = "refused"
+	ReasonReset       = "reset"
+	ReasonCutOff      = "cut-off"
+	ReasonUndecodable = "undecodable"
+	ReasonCancelled   = "cancelled"
+	ReasonNetwork     = "network"
+	ReasonUnsent      = "unsent" // nothing of it reached the API
 )
 
-// Words lists the words of [Error.Word] that are no code and no HTTP status.
-func Words() []string {
+// Reasons lists the reasons of [Error.Reason] that are no code and no HTTP status.
+func Reasons() []string {
 	return []string{
-		WordTimeout, WordRefused, WordReset, WordCutOff, WordUndecodable, WordCancelled, WordNetwork, WordUnsent,
+		ReasonTimeout, ReasonRefused, ReasonReset, ReasonCutOff, ReasonUndecodable, ReasonCancelled, ReasonNetwork, ReasonUnsent,
 	}
 }
 
@@ -120,30 +120,30 @@ func (e *Error) Remedy() string {
 	return Remedy(e.Code)
 }
 
-// Word is a short stable word for results and metrics: the code in decimal, "http-502" for a status, or one of
-// [Words].
-func (e *Error) Word() string {
+// Reason is a short stable word for results and metrics: the code in decimal, "http-502" for a status, or one of
+// [Reasons].
+func (e *Error) Reason() string {
 	switch {
 	case e.Code != 0:
 		return strconv.Itoa(e.Code)
 	case e.Status != 0:
 		return "http-" + strconv.Itoa(e.Status)
 	case e.Unsent():
-		return WordUnsent
+		return ReasonUnsent
 	case errors.Is(e.Cause, context.Canceled):
-		return WordCancelled
+		return ReasonCancelled
 	case errors.Is(e.Cause, context.DeadlineExceeded), errors.Is(e.Cause, errNoResponse):
-		return WordTimeout
+		return ReasonTimeout
 	case errors.Is(e.Cause, errRefused):
-		return WordRefused
+		return ReasonRefused
 	case errors.Is(e.Cause, errReset):
-		return WordReset
+		return ReasonReset
 	case errors.Is(e.Cause, errCutOff):
-		return WordCutOff
+		return ReasonCutOff
 	case errors.Is(e.Cause, errUndecodable):
-		return WordUndecodable
+		return ReasonUndecodable
 	}
-	return WordNetwork
+	return ReasonNetwork
 }
 
 // A cause keeps what kind of failure an error of the network was, and its text. The error itself is let go: what it
@@ -157,7 +157,7 @@ func (c *cause) Error() string { return c.text }
 
 func (c *cause) Unwrap() error { return c.kind }
 
-// networkCause tells the kinds of network errors apart that [Error.Word] has words for.
+// networkCause tells the kinds of network errors apart that [Error.Reason] has words for.
 func networkCause(err error, clean func(string) string) error {
 	var timeout net.Error
 	var errno syscall.Errno

@@ -108,7 +108,7 @@ func TestFrozenAfterThePermit(t *testing.T) {
 
 		ctx, _ := permit(t.Context(), 0)
 		e, _ := create(ctx, c, 1)
-		if e == nil || !e.Unsent() || e.Word() != WordUnsent || e.Transport() || s.opened.Load() != 0 {
+		if e == nil || !e.Unsent() || e.Reason() != ReasonUnsent || e.Transport() || s.opened.Load() != 0 {
 			t.Errorf("before it connects: got %v and %d connections, want unsent and none", e, s.opened.Load())
 		}
 
@@ -151,7 +151,7 @@ func TestFrozenWithinTheRequest(t *testing.T) {
 		s, c := tap(t, secure)
 		ctx, _ := permit(t.Context(), 2)
 		e, _ := create(ctx, c, 100) // some 7 kB, which the transport writes in more than one piece
-		if e == nil || e.Unsent() || e.Word() != WordTimeout || !e.Transport() {
+		if e == nil || e.Unsent() || e.Reason() != ReasonTimeout || !e.Transport() {
 			t.Errorf("got %v, want a timeout: a part was written", e)
 		}
 		if _, err := create(t.Context(), c, 100); err != nil {
@@ -228,7 +228,7 @@ func TestDeadlineOfThePermit(t *testing.T) {
 	c := newClient(t, Config{BaseURL: server.URL, Timeout: time.Hour})
 	ctx := WithDeadline(t.Context(), time.Now().Add(100*time.Millisecond), func() bool { return true })
 	e, err := create(ctx, c, 1)
-	if e == nil || e.Word() != WordTimeout || e.Unsent() || errors.Is(err, context.DeadlineExceeded) {
+	if e == nil || e.Reason() != ReasonTimeout || e.Unsent() || errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v, want a timeout", err)
 	}
 	<-arrived
@@ -240,7 +240,7 @@ func TestDeadlineOfThePermit(t *testing.T) {
 		return nil, ctx.Err()
 	}
 	ctx = WithDeadline(t.Context(), time.Now().Add(10*time.Millisecond), func() bool { return true })
-	if e, _ := create(ctx, c, 1); e == nil || e.Word() != WordTimeout || e.Unsent() || !e.Transport() {
+	if e, _ := create(ctx, c, 1); e == nil || e.Reason() != ReasonTimeout || e.Unsent() || !e.Transport() {
 		t.Errorf("without a connection: got %v, want a timeout", e)
 	}
 }

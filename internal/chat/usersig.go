@@ -68,7 +68,7 @@ func SignUserSig(key Secret, sdkAppID uint64, identifier string, now time.Time, 
 	return Secret(sigEncoding.EncodeToString(b.Bytes()))
 }
 
-// VerifyUserSig checks sig as the API does. It returns 0, or the code that the API answers: [CodeSigEmpty],
+// VerifyUserSig checks sig as the API does. It returns 0, or the code that the API responds with: [CodeSigEmpty],
 // [CodeSigUnparsable], [CodeSigOtherApp], [CodeSigOtherIdentifier], [CodeSigExpired] or [CodeSigWrongKey], the first
 // that applies in this order.
 func VerifyUserSig(sig string, key Secret, sdkAppID uint64, identifier string, now time.Time) int {

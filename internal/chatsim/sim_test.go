@@ -75,7 +75,7 @@ func codeOf(t testing.TB, err error) string {
 	if !errors.As(err, &e) {
 		t.Fatalf("got %T %v, want *chat.Error", err, err)
 	}
-	return e.Word()
+	return e.Reason()
 }
 
 func expectCode(t testing.TB, what string, err error, want string) {
@@ -477,11 +477,11 @@ func TestEveryFault(t *testing.T) {
 		{"http-502", "http-502", false},
 		{"http-429", "http-429", false},
 		{"http-404", "http-404", false},
-		{"reset", chat.WordReset, false},
-		{"hang", chat.WordTimeout, false},
-		{"lost", chat.WordReset, true},
-		{"cut", chat.WordCutOff, true},
-		{"garbage", chat.WordUndecodable, true},
+		{"reset", chat.ReasonReset, false},
+		{"hang", chat.ReasonTimeout, false},
+		{"lost", chat.ReasonReset, true},
+		{"cut", chat.ReasonCutOff, true},
+		{"garbage", chat.ReasonUndecodable, true},
 	}
 	for _, tt := range tests {
 		t.Run(tt.fault, func(t *testing.T) {
@@ -517,7 +517,7 @@ func TestCutOfARejectionToo(t *testing.T) {
 	_, c, _ := start(t, Config{Existing: Refuse, Faults: []Fault{{Kind: Cut, After: 1, For: 1}}})
 	create(c, "u", "g", users(0, 1)...)
 	_, err := create(c, "u", "g", users(0, 1)...)
-	expectCode(t, "cut", err, chat.WordCutOff)
+	expectCode(t, "cut", err, chat.ReasonCutOff)
 }
 
 // A call that is applied late changes the groups after its caller was told that the connection is gone, and after
@@ -527,7 +527,7 @@ func TestLate(t *testing.T) {
 		Existing: Replace, Late: 50 * time.Millisecond, Faults: []Fault{{Kind: Late, For: 1}},
 	})
 	_, err := create(c, "u", "g", users(0, 3)...)
-	expectCode(t, "struck", err, chat.WordReset)
+	expectCode(t, "struck", err, chat.ReasonReset)
 	expectState(t, sim, "u", "g")
 	_, err = create(c, "u", "g", users(3, 5)...)
 	expectCode(t, "after", err, "ok")
@@ -1035,9 +1035,9 @@ func TestStartAndClose(t *testing.T) {
 	}
 	sim.Close()
 	sim.Close()
-	expectCode(t, "hanging at the close", <-ended, chat.WordReset)
+	expectCode(t, "hanging at the close", <-ended, chat.ReasonReset)
 	_, err = create(c, "u", "g", users(0, 1)...)
-	expectCode(t, "after the close", err, chat.WordRefused)
+	expectCode(t, "after the close", err, chat.ReasonRefused)
 }
 
 func TestHint(t *testing.T) {

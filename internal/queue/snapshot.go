@@ -185,7 +185,7 @@ func (w *snapshotWriter) finish(object string) error {
 	return nil
 }
 
-// put writes a message once, though the answer to a first try may be lost: only if the stream ends where it did before,
+// put writes a message once, though the response to a first try may be lost: only if the stream ends where it did before,
 // which the server knows without reading.
 func (w *snapshotWriter) put(m *nats.Msg) error {
 	for {
@@ -318,7 +318,7 @@ func (r *snapshotReader) read() error {
 	if len(r.ready) > 0 {
 		return nil
 	}
-	// The server that answered may lag behind; the stream's leader does not.
+	// The server that responded may lag behind; the stream's leader does not.
 	m, err := r.q.conn.NextMsg(r.ctx, r.q.snapshotStream(), r.next, subject)
 	if errors.Is(err, broker.ErrNotFound) {
 		return fmt.Errorf("%w: %s has %d of its %d parts", ErrSnapshot, r.object, r.chunks, r.info.Chunks)

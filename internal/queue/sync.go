@@ -193,7 +193,7 @@ func (q *Queue) UpdateSync(ctx context.Context, read Sync, change func(*Sync)) (
 		switch {
 		case err != nil:
 			return Sync{}, err
-		case now.Write == write: // the answer to it was lost
+		case now.Write == write: // the response to it was lost
 			return now.Sync, nil
 		case !now.sameBase(&read):
 			return Sync{}, fmt.Errorf("%s: %w", doing, ErrSyncChanged)

@@ -91,7 +91,7 @@ func (q *Queue) LockSync(ctx context.Context, name, holder string, waiting func(
 			return nil, err
 		}
 		switch {
-		case other.Token == l.mine.Token: // the answer to a try was lost
+		case other.Token == l.mine.Token: // the response to a try was lost
 			l.revision = at
 			l.begin()
 			return l, nil
@@ -202,7 +202,7 @@ func (l *SyncLock) replace(ctx context.Context, value storedLock) error {
 		if other.Token != l.mine.Token {
 			return ErrLockLost
 		}
-		l.revision = at // the answer to a write was lost
+		l.revision = at // the response to a write was lost
 	}
 }
 
