@@ -185,11 +185,11 @@ func (l *recordLog) add(record ...[]byte) error {
 		n += len(part)
 	}
 	if n > segmentBytes && len(l.tail) > 0 {
-		seg, err := l.spool.put(l.tail)
-		if err != nil {
+		tail := l.tail
+		if err := l.flush(); err != nil {
 			return err
 		}
-		l.segments, l.tail = append(l.segments, seg), l.tail[:0]
+		l.tail = tail[:0]
 	} else if n > cap(l.tail) && n > segmentBytes/8 { // it will be full one day
 		l.tail = slices.Grow(l.tail, segmentBytes-len(l.tail))
 	}
@@ -197,6 +197,18 @@ func (l *recordLog) add(record ...[]byte) error {
 		l.tail = append(l.tail, part...)
 	}
 	return nil
+}
+
+// flush leaves nothing of the log in its own memory.
+func (l *recordLog) flush() error {
+	if len(l.tail) == 0 {
+		return nil
+	}
+	seg, err := l.spool.put(l.tail)
+	if err == nil {
+		l.segments, l.tail = append(l.segments, seg), nil
+	}
+	return err
 }
 
 // size is that of all records in bytes.
