@@ -255,7 +255,7 @@ func (g *grouper) nameOrder() []uint32 {
 // A choice says what of users and groups over a limit is taken, beside what the base has.
 type choice struct {
 	groups        map[string]*smallest // of a user: names
-	conversations map[string]*smallest // of a group: as they are spooled
+	conversations map[string]*smallest // of a group: type and id
 }
 
 // choose chooses for the users and groups that were over a limit when the rows were taken in the order of the input.
@@ -297,7 +297,7 @@ func (g *partitionGrouper) choose(ctx context.Context, p partition, known []uint
 			convs = newSmallest(room)
 			c.conversations[string(row.group)] = convs
 		}
-		convs.add(row.entry.conversation())
+		convs.add(row.entry.conversation()[1:]) // type and id, without the size
 		return nil
 	})
 	return c, err
@@ -310,7 +310,7 @@ func (c *choice) refuse(g *grouper, row spooledRow) verdict {
 		return tooManyGroups
 	}
 	convs := c.conversations[string(row.group)]
-	if convs == nil || convs.has[string(row.entry.conversation())] {
+	if convs == nil || convs.has[string(row.entry.conversation()[1:])] {
 		return accepted
 	}
 	if there {

@@ -142,7 +142,7 @@ func TestBase(t *testing.T) {
 			users, names, ids = 1, 2, 1500 // groups over their limit
 		}
 		pick := func() (string, string, string) {
-			return neighbours[r.IntN(users)], fmt.Sprintf("g%02d", r.IntN(names)), fmt.Sprintf("c%04d", r.IntN(ids))
+			return neighbours[r.IntN(users)], fmt.Sprintf("g%02d", r.IntN(names)), fmt.Sprint("c", r.IntN(ids)) // of unlike lengths
 		}
 		for range r.IntN(3 * ids) {
 			u, g, c := pick()

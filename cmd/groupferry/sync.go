@@ -140,6 +140,9 @@ func nightText(n *app.NightReport) string {
 	case n.Last != nil:
 		base = fmt.Sprintf("base: night %d, %s", n.Last.Number, n.Last.Completed.Local().Format(time.DateTime))
 	}
+	if n.NothingToDo {
+		base = "complete, and the input is the same"
+	}
 	fmt.Fprintf(&b, "sync %s, night %d (%s)\n", n.Sync, n.Night, base)
 	difference := ""
 	if n.Last != nil {
