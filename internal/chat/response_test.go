@@ -127,11 +127,12 @@ func FuzzResponse(f *testing.F) {
 }
 
 // compareWithStandard checks that encoding/json reads the same. It leaves out what that makes of a member that is there
-// twice, of the two letters beside those of ASCII that it takes for an s and a k, and of names with a _ or - more.
+// twice, of the two letters beside those of ASCII that it takes for an s and a k, and of names with a _ or - more or less.
 func compareWithStandard(t *testing.T, text []byte, got *createResponse) {
 	lower := bytes.ToLower(text)
 	if !jsontext.Value(lower).IsValid() || bytes.ContainsAny(text, "\u017f\u212a") ||
-		bytes.ContainsAny(bytes.ReplaceAll(lower, []byte("to_account"), nil), "_-") {
+		bytes.ContainsAny(bytes.ReplaceAll(lower, []byte("to_account"), nil), "_-") || bytes.Contains(lower, []byte("toaccount")) ||
+		bytes.Contains(text, []byte(`\u`)) { // names can be written so, too
 		return
 	}
 	type number struct{ json.RawMessage }
