@@ -81,8 +81,12 @@ func TestCrashNights(t *testing.T) {
 			})
 		}
 	})
-	if missed := seen.missed(nightSteps); len(missed) > 0 {
-		t.Logf("missed at first: %v", missed)
+	for range 5 { // which process comes by a point first is not always the same
+		missed := seen.missed(nightSteps)
+		if len(missed) == 0 {
+			break
+		}
+		t.Logf("missed so far: %v", missed)
 		t.Run("missed", func(t *testing.T) { runNights(t, binary, 0, missed, seen) })
 	}
 	for step, crashes := range seen.missed(nightSteps) {

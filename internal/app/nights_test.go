@@ -41,7 +41,7 @@ func TestNights(t *testing.T) {
 	runs := *nightRuns
 	switch {
 	case runs == 0 && longtest.Asked():
-		runs = 60
+		runs = 10
 	case runs == 0:
 		runs = 3
 	}
@@ -976,7 +976,7 @@ func syncHash(w *world, a *syncedAPI) string {
 
 // The tests of this package wait more than they work.
 func TestMain(m *testing.M) {
-	if err := flag.Set("test.parallel", "8"); err != nil {
+	if err := flag.Set("test.parallel", "4"); err != nil {
 		panic(err)
 	}
 	os.Exit(m.Run())
