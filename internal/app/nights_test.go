@@ -65,8 +65,8 @@ type conv struct {
 	item        chat.Item
 }
 
-// key orders the conversations of a group as the limits take them: short ones first.
-func (c conv) key() string { return fmt.Sprintf("%c%d%s", len(c.item.ID), c.item.Type, c.item.ID) }
+// key orders the conversations of a group as the limits take them.
+func (c conv) key() string { return fmt.Sprintf("%d%s", c.item.Type, c.item.ID) }
 
 // convs are conversations, and whether each is in its group.
 type convs map[conv]bool
