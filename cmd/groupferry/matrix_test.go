@@ -114,37 +114,54 @@ func withFailpoints(t testing.TB) string {
 func TestCrashMatrix(t *testing.T) {
 	longtest.Only(t)
 	t.Parallel()
+	killSteps(t, stepKills{steps: matrixSteps, runs: 8, again: 1, random: randomCrashes, run: runMatrix})
+}
+
+// stepKills says how steps are killed at each of their failpoints.
+type stepKills struct {
+	steps  []matrixStep
+	runs   int                                  // that the failpoints are spread over
+	again  int                                  // how often points that were missed are tried again
+	random func(seed uint64) map[string][]crash // for -matrix
+	run    func(t *testing.T, binary string, seed uint64, crashes map[string][]crash, seen *reached)
+}
+
+func killSteps(t *testing.T, k stepKills) {
 	binary := withFailpoints(t)
 	seen := &reached{at: map[string]bool{}}
+	name := t.Name()
 	t.Run("short", func(t *testing.T) {
-		const runs = 8
-		for n := range runs {
+		for n := range k.runs {
 			t.Run(fmt.Sprint(n), func(t *testing.T) {
 				t.Parallel()
 				crashes := map[string][]crash{}
-				for _, step := range matrixSteps {
-					for i := n; i < len(step.points); i += runs {
+				for _, step := range k.steps {
+					for i := n; i < len(step.points); i += k.runs {
 						crashes[step.name] = append(crashes[step.name], crash{point: step.points[i], pass: 1})
 					}
 				}
-				runMatrix(t, binary, uint64(n), crashes, seen)
+				k.run(t, binary, uint64(n), crashes, seen)
 			})
 		}
 		for n := range *matrixRuns {
 			seed := nthSeed(n)
 			t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 				t.Parallel()
-				t.Logf("to repeat it: GROUPFERRY_LONG_TESTS=1 go test ./cmd/groupferry -run TestCrashMatrix -matrix 1 -matrix-seed %d", seed)
-				runMatrix(t, binary, seed, randomCrashes(seed), seen)
+				t.Logf("to repeat it: GROUPFERRY_LONG_TESTS=1 go test ./cmd/groupferry -run %s -matrix 1 -matrix-seed %d", name, seed)
+				k.run(t, binary, seed, k.random(seed), seen)
 			})
 		}
 	})
 	// On a busy machine a point that is only come by in time can be missed once.
-	if missed := seen.missed(matrixSteps); len(missed) > 0 {
-		t.Logf("missed at first: %v", missed)
-		t.Run("missed", func(t *testing.T) { runMatrix(t, binary, 0, missed, seen) })
+	for range k.again {
+		missed := seen.missed(k.steps)
+		if len(missed) == 0 {
+			break
+		}
+		t.Logf("missed so far: %v", missed)
+		t.Run("missed", func(t *testing.T) { k.run(t, binary, 0, missed, seen) })
 	}
-	for step, crashes := range seen.missed(matrixSteps) {
+	for step, crashes := range seen.missed(k.steps) {
 		t.Errorf("%s did not come by %v", step, crashes)
 	}
 	t.Logf("%d runs, %d kills", seen.runs, seen.kills)

@@ -56,43 +56,8 @@ var nightSteps = []matrixStep{
 func TestCrashNights(t *testing.T) {
 	longtest.Only(t)
 	t.Parallel()
-	binary := withFailpoints(t)
-	seen := &reached{at: map[string]bool{}}
-	t.Run("short", func(t *testing.T) {
-		const runs = 12
-		for n := range runs {
-			t.Run(fmt.Sprint(n), func(t *testing.T) {
-				t.Parallel()
-				crashes := map[string][]crash{}
-				for _, step := range nightSteps {
-					for i := n; i < len(step.points); i += runs {
-						crashes[step.name] = append(crashes[step.name], crash{point: step.points[i], pass: 1})
-					}
-				}
-				runNights(t, binary, uint64(n), crashes, seen)
-			})
-		}
-		for n := range *matrixRuns {
-			seed := nthSeed(n)
-			t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
-				t.Parallel()
-				t.Logf("to repeat it: GROUPFERRY_LONG_TESTS=1 go test ./cmd/groupferry -run TestCrashNights -matrix 1 -matrix-seed %d", seed)
-				runNights(t, binary, seed, randomNightCrashes(seed), seen)
-			})
-		}
-	})
-	for range 5 { // which process comes by a point first is not always the same
-		missed := seen.missed(nightSteps)
-		if len(missed) == 0 {
-			break
-		}
-		t.Logf("missed so far: %v", missed)
-		t.Run("missed", func(t *testing.T) { runNights(t, binary, 0, missed, seen) })
-	}
-	for step, crashes := range seen.missed(nightSteps) {
-		t.Errorf("%s did not come by %v", step, crashes)
-	}
-	t.Logf("%d runs, %d kills", seen.runs, seen.kills)
+	// Which process comes by a point first is not always the same.
+	killSteps(t, stepKills{steps: nightSteps, runs: 12, again: 5, random: randomNightCrashes, run: runNights})
 }
 
 func randomNightCrashes(seed uint64) map[string][]crash {

@@ -191,14 +191,7 @@ func (c *console) end() {
 	c.mu.Unlock()
 }
 
-// count writes a number in groups of three, as people read it: 1,234,567.
-func count[N int | int64](n N) string {
-	s := fmt.Sprint(n)
-	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
-		s = s[:i] + "," + s[i:]
-	}
-	return s
-}
+func count[N int | int64](n N) string { return app.Count(int64(n)) }
 
 // span writes a duration as people say it: 1.2 s, 3 min 20 s, 2 h 5 min.
 func span(d time.Duration) string {

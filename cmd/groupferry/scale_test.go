@@ -311,6 +311,18 @@ func setAPI(t *testing.T, url string) {
 // scaleAPI is an address that nothing calls.
 const scaleAPI = "http://127.0.0.1:9"
 
+// scaleQueue opens the queue in the data directory.
+func scaleQueue(ctx context.Context) (q *queue.Queue, closeQueue func()) {
+	conn, err := broker.Open(ctx, broker.Config{DataDir: os.Getenv("GROUPFERRY_DATA_DIR")})
+	if err != nil {
+		panic(err)
+	}
+	if q, err = queue.Open(ctx, conn); err != nil {
+		panic(err)
+	}
+	return q, func() { conn.Close() }
+}
+
 // scaleSnapshot stores a snapshot with the groups of the first rows of [writeScale].
 func scaleSnapshot() {
 	n, err := strconv.Atoi(os.Args[1])
@@ -318,15 +330,8 @@ func scaleSnapshot() {
 		panic(err)
 	}
 	ctx := context.Background()
-	conn, err := broker.Open(ctx, broker.Config{DataDir: os.Getenv("GROUPFERRY_DATA_DIR")})
-	if err != nil {
-		panic(err)
-	}
-	defer conn.Close()
-	q, err := queue.Open(ctx, conn)
-	if err != nil {
-		panic(err)
-	}
+	q, closeQueue := scaleQueue(ctx)
+	defer closeQueue()
 	address, err := chat.Address(scaleAPI)
 	if err != nil {
 		panic(err)
@@ -402,15 +407,8 @@ func scalePublish() {
 		panic(err)
 	}
 	ctx := context.Background()
-	conn, err := broker.Open(ctx, broker.Config{DataDir: os.Getenv("GROUPFERRY_DATA_DIR")})
-	if err != nil {
-		panic(err)
-	}
-	defer conn.Close()
-	q, err := queue.Open(ctx, conn)
-	if err != nil {
-		panic(err)
-	}
+	q, closeQueue := scaleQueue(ctx)
+	defer closeQueue()
 	j := job.Job{
 		Import: "scale", FromAccount: fmt.Sprintf("user%d", n/scalePerUser/2), GroupName: "Family 12",
 	}

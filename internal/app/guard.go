@@ -28,12 +28,12 @@ var (
 // minShrink rows, users or groups may always be missing where a share is allowed: of a small input a few are a large one.
 const minShrink = 20
 
-// A Guard is one comparison, with the last complete night or with a limit.
+// A Guard is one comparison with the last complete night.
 type Guard struct {
-	What  string `json:"what"` // rows, users, groups, files or rejected
+	What  string `json:"what"` // rows, users, groups or files
 	Now   int64  `json:"now"`
-	Last  int64  `json:"last"`  // of the last complete night; 0 if it is compared with nothing
-	Limit int64  `json:"limit"` // what Now may not be below; for rejected, above
+	Last  int64  `json:"last"`  // of the last complete night
+	Limit int64  `json:"limit"` // what Now may not be below
 	OK    bool   `json:"ok"`
 }
 
@@ -60,7 +60,7 @@ func (g SyncGuards) compare(plan *importer.Plan, last *queue.Night) (all []Guard
 		var fewer []string
 		for _, c := range all {
 			if !c.OK && c.What != "files" {
-				fewer = append(fewer, fmt.Sprintf("%s %s instead of %s (at least %s)", count(c.Now), c.What, count(c.Last), count(c.Limit)))
+				fewer = append(fewer, fmt.Sprintf("%s %s instead of %s (at least %s)", Count(c.Now), c.What, Count(c.Last), Count(c.Limit)))
 			}
 		}
 		if len(fewer) > 0 {
@@ -78,15 +78,6 @@ func (g SyncGuards) compare(plan *importer.Plan, last *queue.Night) (all []Guard
 		wrong = append(wrong, strings.Join(plan.Changed, ", ")+" changed while being read")
 	}
 	return all, wrong
-}
-
-// count writes a number as people read it: 3,000,000.
-func count(n int64) string {
-	s := fmt.Sprint(n)
-	for i := len(s) - 3; i > 0; i -= 3 {
-		s = s[:i] + "," + s[i:]
-	}
-	return s
 }
 
 // A ShrinkError says that the guards of a sync refused a night: nothing of it was enqueued.

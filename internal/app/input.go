@@ -89,18 +89,18 @@ func (e *GuardError) Error() string {
 	var why string
 	switch {
 	case e.Rejected > e.Allowed:
-		why = fmt.Sprintf("%d of %d rows were rejected, --max-rejects allows %d", e.Rejected, e.Rows, e.Allowed)
+		why = fmt.Sprintf("%s of %s rows were rejected, --max-rejects allows %s", Count(e.Rejected), Count(e.Rows), Count(e.Allowed))
 		if e.Percent > 0 {
-			why = fmt.Sprintf("%d of %d rows (%.3g%%) were rejected, --max-rejects %g%% allows %d",
-				e.Rejected, e.Rows, 100*float64(e.Rejected)/float64(e.Rows), e.Percent, e.Allowed)
+			why = fmt.Sprintf("%s of %s rows (%.3g%%) were rejected, --max-rejects %g%% allows %s",
+				Count(e.Rejected), Count(e.Rows), 100*float64(e.Rejected)/float64(e.Rows), e.Percent, Count(e.Allowed))
 		}
 	case e.Rows == 0:
 		why = "the input has no rows"
 	default:
-		why = fmt.Sprintf("no row was accepted, %d rejected", e.Rows)
+		why = fmt.Sprintf("no row was accepted, %s rejected", Count(e.Rows))
 	}
 	if e.Night > 0 {
-		why += fmt.Sprintf("; night %d had %s accepted rows", e.Night, count(e.Last))
+		why += fmt.Sprintf("; night %d had %s accepted rows", e.Night, Count(e.Last))
 	}
 	return why + ": nothing was enqueued"
 }

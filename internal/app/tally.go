@@ -12,6 +12,15 @@ import (
 	"groupferry/worker"
 )
 
+// Count writes a number in groups of three, as people read it: 1,234,567.
+func Count(n int64) string {
+	s := strconv.FormatInt(n, 10)
+	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
+
 // A Tally is what one process did. What an import comes to is in its results; other processes may have done a part.
 type Tally struct {
 	Calls         int64 // that were sent
