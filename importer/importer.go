@@ -87,7 +87,10 @@
 //	go test ./cmd/groupferry -run TestScale -v -timeout 2h -scale 2e6
 package importer
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+)
 
 // An Error says why an input cannot be read at all, and what to do about it.
 type Error struct {
@@ -97,6 +100,9 @@ type Error struct {
 	Hint    string // what to do; may be ""
 	Err     error  // the cause, for errors.Is; may be nil, and is not part of the text
 }
+
+// ErrEmpty is wrapped by the error of a CSV input without any content, not even a header.
+var ErrEmpty = errors.New("empty")
 
 func (e *Error) Error() string {
 	s := e.File

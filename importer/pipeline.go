@@ -194,7 +194,7 @@ func (p *pipeline) readSource(ctx context.Context, s source) error {
 		// A JSONL export of nothing is an empty file. A CSV export of nothing still has its header: without one it is
 		// more likely an export that broke, not one without groups.
 		if format == FormatCSV {
-			return &Error{File: s.name, Problem: "is empty", Hint: "a CSV file begins with a header"}
+			return &Error{File: s.name, Problem: "is empty", Hint: "a CSV file begins with a header", Err: ErrEmpty}
 		}
 		p.notices = append(p.notices, s.name+" is empty")
 	}

@@ -65,7 +65,7 @@ A FILE is CSV or JSONL, also compressed with gzip or zstd; - is standard input.`
 			}
 			r, err := app.Check(cmd.Context(), cfg)
 			p.console.end()
-			if err != nil && exitCode(err) != exitGuarded {
+			if err != nil && (exitCode(err) != exitGuarded || r.Import == "") { // a guard's error comes with a report
 				return err
 			}
 			p.showKept(r.Kept, r.Rejected)

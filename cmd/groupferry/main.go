@@ -101,7 +101,7 @@ func exitCode(err error) int {
 		return exitUsage
 	case governor.IsHalted(err):
 		return exitHalted
-	case errors.As(err, new(*app.GuardError)), errors.As(err, new(*app.ShrinkError)):
+	case errors.As(err, new(*app.GuardError)), errors.As(err, new(*app.ShrinkError)), errors.Is(err, importer.ErrEmpty):
 		return exitGuarded
 	case errors.As(err, new(*queue.LockedError)), errors.Is(err, queue.ErrLockLost), errors.Is(err, queue.ErrSyncChanged),
 		errors.Is(err, broker.ErrUnreachable), errors.Is(err, app.ErrAPIUnreachable):
