@@ -38,24 +38,38 @@ const (
 	GroupChat = 2 // the id is a group id
 )
 
-// A Conversation is what is put into a group, with the place in the input that asked for it.
+// An Op is what a job is to do with a conversation.
+type Op string
+
+// The operations.
+const (
+	Add    Op = ""       // put it into the group
+	Remove Op = "remove" // take it out of the group
+	Keep   Op = "keep"   // wanted, and in the group as far as the sync knows; sent only if the group has to be created anew
+)
+
+// A Conversation is what is put into a group or taken out of it, with the place in the input that asked for it.
 type Conversation struct {
 	Type int    `json:"type"` // OneToOne or GroupChat
 	ID   string `json:"id"`   // user id or group id, as Type says
+	Op   Op     `json:"op"`   // what to do with it
 	File int    `json:"file"` // which input of the import, from 0; the import's record has its name
-	Line int64  `json:"line"` // physical line in that file, from 1
+	Line int64  `json:"line"` // physical line in that file, from 1; 0 where no row asked for it, as for a removal
 
 	// Again says that a sync sent it in an earlier night, and that it is not known to be in the group since.
 	Again bool `json:"again"`
 }
 
 // A Job is one group to be written. In a retry it has the conversations that failed before and are wanted again; the
-// others are in the result that it is going to replace.
+// others are in the result that it is going to replace. What the group holds beyond the conversations that the job names
+// is left as it is, by every job.
 type Job struct {
 	Import        string         `json:"import"`       // import ID
 	ID            string         `json:"job"`          // [ID] of the import, the user and the group name
 	FromAccount   string         `json:"from_account"` // the user whose group it is
 	GroupName     string         `json:"group_name"`
+	OldName       string         `json:"old_name"`   // the group has this name and is renamed to GroupName first; "" for no rename
+	Delete        bool           `json:"delete"`     // nothing is wanted in the group any more: all conversations are Remove
 	Generation    int            `json:"generation"` // 0 at first; the n-th retry of the import makes it n
 	Prior         uint64         `json:"prior"`      // in a retry: the sequence, on the results stream, of the result that it is going to replace
 	Conversations []Conversation `json:"conversations"`
@@ -65,7 +79,7 @@ type Job struct {
 type Outcome string
 
 const (
-	Done    Outcome = "done"    // every conversation is in the group
+	Done    Outcome = "done"    // every conversation is in the group, or out of it, as the job asked
 	Partial Outcome = "partial" // some are, some failed
 	Failed  Outcome = "failed"  // none of them is known to be
 )
@@ -76,16 +90,24 @@ var Outcomes = []Outcome{Done, Partial, Failed}
 // A ConversationResult says what became of one conversation.
 type ConversationResult struct {
 	Conversation
-	Code string `json:"code"` // "" when it is in the group; else the API's code, or a reason where no response had one
+	Code string `json:"code"` // "" when it is in the group, or out of it, as its Op asks; else the API's code, or a reason where no response had one
 	Info string `json:"info"` // the API's text for a code, for people; never branch on it
 }
 
-// A Result is the one final fact about a job. It holds all that a retry needs.
+// Gone reports whether a removal that failed with a code of the API is recorded once and not tried again every night: the
+// user or the group chat is not there any more (50001, 51007), so nobody can take it out.
+func Gone(code string) bool { return code == "50001" || code == "51007" }
+
+// A Result is the one final fact about a job. It holds all that a retry needs. It has the conversations that the job
+// adds or removes; one that the job keeps is in it only if it was sent, in a group that had to be created anew: then as
+// one that was added.
 type Result struct {
 	Import        string               `json:"import"`
 	Job           string               `json:"job"` // the job's ID
 	FromAccount   string               `json:"from_account"`
 	GroupName     string               `json:"group_name"`
+	OldName       string               `json:"old_name"` // the group had this name, and was renamed
+	Deleted       bool                 `json:"deleted"`  // the group is gone: it was deleted, or did not exist
 	GroupID       int64                `json:"group_id"` // as the API numbered the group; 0 when no call told
 	Outcome       Outcome              `json:"outcome"`
 	Code          string               `json:"code"` // why the job as a whole failed, if its conversations do not say it
@@ -98,6 +120,11 @@ type Result struct {
 	Started       time.Time            `json:"started"` // first attempt, by the worker's clock
 	Finished      time.Time            `json:"finished"`
 	Worker        string               `json:"worker"` // who wrote the result
+
+	// What a retry of a failed job needs beyond that, as the job had it.
+	Rename string         `json:"rename"` // the OldName of a rename that was not done
+	Delete bool           `json:"delete"` // the job was to delete the group
+	Keep   []Conversation `json:"keep"`   // the conversations to be sent if the group has to be created anew
 }
 
 // CodeUndecodable is the code of a result for a message that is no job this binary can read. Such a result has no
@@ -108,7 +135,7 @@ const CodeUndecodable = "undecodable"
 func (r *Result) SetOutcome() {
 	failed := r.FailedConversations()
 	switch {
-	case failed == 0:
+	case failed == 0 && r.Code == "":
 		r.Outcome = Done
 	case failed == len(r.Conversations):
 		r.Outcome = Failed
@@ -117,7 +144,7 @@ func (r *Result) SetOutcome() {
 	}
 }
 
-// FailedConversations counts the conversations that are not in the group.
+// FailedConversations counts the conversations that are not in the group, or not out of it, as the job asked.
 func (r *Result) FailedConversations() int {
 	n := 0
 	for i := range r.Conversations {
@@ -171,14 +198,10 @@ func (j *Job) AppendJSON(b []byte) []byte {
 	b = appendField(b, "job", j.ID)
 	b = appendField(b, "from_account", j.FromAccount)
 	b = appendField(b, "group_name", j.GroupName)
+	b = appendText(b, "old_name", j.OldName)
+	b = appendFlag(b, "delete", j.Delete)
 	b = appendGeneration(b, j.Generation, "prior", j.Prior)
-	b = append(b, `,"conversations":[`...)
-	for i := range j.Conversations {
-		b = appendSeparator(b, i)
-		b = appendConversation(b, &j.Conversations[i])
-		b = append(b, '}')
-	}
-	return append(b, "\n]}"...)
+	return append(appendConversations(b, "conversations", j.Conversations), '}')
 }
 
 // AppendJSON appends the wire form of r to b, in the same shape as a job's.
@@ -189,34 +212,42 @@ func (r *Result) AppendJSON(b []byte) []byte {
 	b = appendField(b, "job", r.Job)
 	b = appendField(b, "from_account", r.FromAccount)
 	b = appendField(b, "group_name", r.GroupName)
+	b = appendText(b, "old_name", r.OldName)
+	b = appendFlag(b, "deleted", r.Deleted)
 	b = appendInt(b, "group_id", r.GroupID)
 	b = appendField(b, "outcome", string(r.Outcome))
-	if r.Code != "" {
-		b = appendField(b, "code", r.Code)
-	}
-	if r.Info != "" {
-		b = appendField(b, "info", r.Info)
-	}
+	b = appendText(b, "code", r.Code)
+	b = appendText(b, "info", r.Info)
 	b = appendGeneration(b, r.Generation, "replaces", r.Replaces)
 	b = appendInt(b, "attempts", int64(r.Attempts))
 	b = appendInt(b, "calls", int64(r.Calls))
 	b = appendField(b, "started", r.Started.UTC().Format(time.RFC3339Nano))
 	b = appendField(b, "finished", r.Finished.UTC().Format(time.RFC3339Nano))
 	b = appendField(b, "worker", r.Worker)
+	b = appendText(b, "rename", r.Rename)
+	b = appendFlag(b, "delete", r.Delete)
+	if len(r.Keep) > 0 {
+		b = appendConversations(b, "keep", r.Keep)
+	}
 	b = append(b, `,"conversations":[`...)
 	for i := range r.Conversations {
 		c := &r.Conversations[i]
 		b = appendSeparator(b, i)
 		b = appendConversation(b, &c.Conversation)
-		if c.Code != "" {
-			b = appendField(b, "code", c.Code)
-		}
-		if c.Info != "" {
-			b = appendField(b, "info", c.Info)
-		}
+		b = appendText(b, "code", c.Code)
+		b = appendText(b, "info", c.Info)
 		b = append(b, '}')
 	}
 	return append(b, "\n]}"...)
+}
+
+func appendConversations(b []byte, key string, list []Conversation) []byte {
+	b = append(append(append(b, `,"`...), key...), `":[`...)
+	for i := range list {
+		b = appendSeparator(b, i)
+		b = append(appendConversation(b, &list[i]), '}')
+	}
+	return append(b, "\n]"...)
 }
 
 func appendSeparator(b []byte, i int) []byte {
@@ -231,14 +262,30 @@ func appendConversation(b []byte, c *Conversation) []byte {
 	b = append(b, `{"type":`...)
 	b = strconv.AppendInt(b, int64(c.Type), 10)
 	b = appendField(b, "id", c.ID)
+	b = appendText(b, "op", string(c.Op))
 	if c.File != 0 {
 		b = appendInt(b, "file", int64(c.File))
 	}
-	b = appendInt(b, "line", c.Line)
-	if c.Again {
-		b = append(b, `,"again":true`...)
+	if c.Line != 0 {
+		b = appendInt(b, "line", c.Line)
 	}
-	return b
+	return appendFlag(b, "again", c.Again)
+}
+
+// appendText leaves out what is empty.
+func appendText(b []byte, key, s string) []byte {
+	if s == "" {
+		return b
+	}
+	return appendField(b, key, s)
+}
+
+// appendFlag leaves out what is false.
+func appendFlag(b []byte, key string, set bool) []byte {
+	if !set {
+		return b
+	}
+	return append(append(append(b, `,"`...), key...), `":true`...)
 }
 
 // appendGeneration leaves out what is zero, as both are for the jobs of most imports.
@@ -310,6 +357,9 @@ func (c *Conversation) check(i int) error {
 	if c.File < 0 {
 		return fmt.Errorf("conversation %d: file %d", i, c.File)
 	}
+	if c.Op != Add && c.Op != Remove && c.Op != Keep {
+		return fmt.Errorf("conversation %d: op %q", i, c.Op)
+	}
 	return nil
 }
 
@@ -325,6 +375,9 @@ func Decode(b []byte) (Job, error) {
 	}
 	for i := 0; err == nil && i < len(w.Conversations); i++ {
 		err = w.Conversations[i].check(i)
+		if err == nil && w.Delete && w.Conversations[i].Op != Remove {
+			err = fmt.Errorf("conversation %d of a group to be deleted: op %q", i, w.Conversations[i].Op)
+		}
 	}
 	if err == nil && len(w.Conversations) == 0 {
 		err = errors.New("no conversations")
@@ -347,6 +400,12 @@ func DecodeResult(b []byte) (Result, error) {
 	}
 	for i := 0; err == nil && i < len(w.Conversations); i++ {
 		err = w.Conversations[i].check(i)
+		if err == nil && w.Conversations[i].Op == Keep {
+			err = fmt.Errorf("conversation %d: op %q", i, Keep)
+		}
+	}
+	for i := 0; err == nil && i < len(w.Keep); i++ {
+		err = w.Keep[i].check(i)
 	}
 	if err == nil && !slices.Contains(Outcomes, w.Outcome) {
 		err = fmt.Errorf("outcome %q", w.Outcome)

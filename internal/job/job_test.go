@@ -39,6 +39,41 @@ func sampleResult() Result {
 	}
 }
 
+// sampleMirror is a job of a mirror with a result of it: a group is renamed, added to, and taken from.
+func sampleMirror() (Job, Result) {
+	j := Job{
+		Import: "9f2c41d07ab3e655", ID: ID("9f2c41d07ab3e655", "anna", "Friends"),
+		FromAccount: "anna", GroupName: "Friends", OldName: "friends",
+		Conversations: []Conversation{
+			{Type: OneToOne, ID: "bob", Line: 2},
+			{Type: OneToOne, ID: "carl", Op: Remove},
+			{Type: GroupChat, ID: "@TGS#1ABC", Op: Keep, File: 1, Line: 7},
+		},
+	}
+	r := Result{
+		Import: j.Import, Job: j.ID, FromAccount: "anna", GroupName: "Friends", OldName: "friends", GroupID: 7,
+		Outcome: Partial, Attempts: 1, Calls: 2, Worker: "host-1",
+		Started:  time.Date(2026, 1, 2, 3, 4, 5, 600, time.UTC),
+		Finished: time.Date(2026, 1, 2, 3, 4, 6, 0, time.UTC),
+		Conversations: []ConversationResult{
+			{Conversation: Conversation{Type: OneToOne, ID: "bob", Line: 2}},
+			{Conversation: Conversation{Type: OneToOne, ID: "carl", Op: Remove}, Code: "50001", Info: "no such user"},
+		},
+		Keep: []Conversation{{Type: GroupChat, ID: "@TGS#1ABC", Op: Keep, File: 1, Line: 7}},
+	}
+	return j, r
+}
+
+// sampleDelete is a job that deletes a group, and a result that says that it is gone.
+func sampleDelete() (Job, Result) {
+	j, r := sampleMirror()
+	carl := Conversation{Type: OneToOne, ID: "carl", Op: Remove}
+	j.OldName, j.Delete, j.Conversations = "", true, []Conversation{carl}
+	r.OldName, r.Deleted, r.Outcome, r.Keep = "", true, Done, nil
+	r.Conversations = []ConversationResult{{Conversation: carl}}
+	return j, r
+}
+
 func golden(t *testing.T, name string, got []byte) {
 	t.Helper()
 	path := filepath.Join("testdata", name)
@@ -82,6 +117,23 @@ func TestWireForm(t *testing.T) {
 	if r2, err := DecodeResult(rb); err != nil || !reflect.DeepEqual(r, r2) {
 		t.Errorf("result of a retry: got %+v, %v, want %+v", r2, err, r)
 	}
+	for name, sample := range map[string]func() (Job, Result){"mirror": sampleMirror, "delete": sampleDelete} {
+		j, r := sample()
+		jb, rb := j.AppendJSON(nil), r.AppendJSON(nil)
+		golden(t, "job."+name+".v1.json", jb)
+		golden(t, "result."+name+".v1.json", rb)
+		if j2, err := Decode(jb); err != nil || !reflect.DeepEqual(j, j2) {
+			t.Errorf("job of a %s: got %+v, %v, want %+v", name, j2, err, j)
+		}
+		r2, err := DecodeResult(rb)
+		if err != nil || !reflect.DeepEqual(r, r2) {
+			t.Errorf("result of a %s: got %+v, %v, want %+v", name, r2, err, r)
+		}
+		r.Rename, r.Delete = "friends", true // failed ones
+		if r2, err = DecodeResult(r.AppendJSON(nil)); err != nil || !reflect.DeepEqual(r, r2) {
+			t.Errorf("failed result of a %s: got %+v, %v, want %+v", name, r2, err, r)
+		}
+	}
 	poison := Result{Import: "i", Job: "seq-9", Outcome: Failed, Code: CodeUndecodable, Info: "x",
 		Started: r.Started, Finished: r.Finished, Conversations: []ConversationResult{}}
 	p2, err := DecodeResult(poison.AppendJSON(nil))
@@ -103,6 +155,8 @@ func TestDecodeRefuses(t *testing.T) {
 		"no conversations": `{"v":1,"import":"i","job":"j"}`,
 		"generation -1":    strings.Replace(ok, `"v":1,`, `"v":1,"generation":-1,`, 1),
 		"cut off":          ok[:len(ok)-5],
+		"op move":          strings.Replace(ok, `"type":2`, `"type":2,"op":"move"`, 1),
+		"delete and add":   strings.Replace(ok, `"v":1,`, `"v":1,"delete":true,`, 1),
 	} {
 		if j, err := Decode([]byte(b)); err == nil {
 			t.Errorf("%s: got %+v, want an error", name, j)
@@ -119,6 +173,11 @@ func TestDecodeRefuses(t *testing.T) {
 	}
 	if _, err := DecodeResult([]byte(`{"v":1,"import":"i","job":"j","outcome":"maybe"}`)); err == nil {
 		t.Error("outcome maybe: got no error")
+	}
+	_, r := sampleMirror()
+	kept := strings.Replace(string(r.AppendJSON(nil)), `"op":"remove"`, `"op":"keep"`, 1)
+	if _, err := DecodeResult([]byte(kept)); err == nil {
+		t.Error("a result of what is kept: got no error")
 	}
 }
 
@@ -153,6 +212,14 @@ func TestSetOutcome(t *testing.T) {
 	}
 }
 
+// A job without a conversation that failed can fail itself: its rename was rejected.
+func TestSetOutcomeOfTheJob(t *testing.T) {
+	r := Result{Code: "50002"}
+	if r.SetOutcome(); r.Outcome != Failed {
+		t.Errorf("got %s, want %s", r.Outcome, Failed)
+	}
+}
+
 func TestValidImportID(t *testing.T) {
 	for s, want := range map[string]bool{"a": true, "Night-2_b": true, "": false, "a.b": false, "a b": false, "ä": false,
 		strings.Repeat("x", 64): true, strings.Repeat("x", 65): false, "a*": false, "a>": false} {
@@ -181,6 +248,9 @@ func FuzzDecode(f *testing.F) {
 	for range 2 {
 		f.Add(j.AppendJSON(nil))
 		f.Add(r.AppendJSON(nil))
+		mj, mr := sampleMirror()
+		f.Add(mj.AppendJSON(nil))
+		f.Add(mr.AppendJSON(nil))
 		j.GroupName, j.Generation, j.Prior = "Familie Müller", 2, 1<<50
 		r.Code, r.Info, r.Generation, r.Replaces = "51000", "gone", 2, 1<<50
 		r.Conversations[1].Info = "no such group"
@@ -241,12 +311,16 @@ func BenchmarkDecode(b *testing.B) {
 	}
 }
 
-// The largest job fits into a message of a server's usual size: 1,000 conversations whose ids need escapes.
+// The largest job fits into a message of a server's usual size: 1,000 wanted conversations whose ids need escapes, and
+// 1,000 that are to be taken out.
 func TestLargestJob(t *testing.T) {
 	j := Job{Import: strings.Repeat("i", MaxImportID), ID: ID("i", "u", "g"), FromAccount: strings.Repeat(`"`, 32),
 		GroupName: strings.Repeat("\x01", 32), Generation: 999, Prior: 1 << 60}
 	for range 1000 {
-		j.Conversations = append(j.Conversations, Conversation{GroupChat, strings.Repeat(`"`, 48), 1 << 30, 1 << 60, true})
+		id := strings.Repeat(`"`, 48)
+		j.Conversations = append(j.Conversations,
+			Conversation{Type: GroupChat, ID: id, Op: Keep, File: 1 << 30, Line: 1 << 60, Again: true},
+			Conversation{Type: GroupChat, ID: id, Op: Remove})
 	}
 	if n := len(j.AppendJSON(nil)); n > 1<<19 {
 		t.Errorf("got %d bytes", n)
