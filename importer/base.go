@@ -25,6 +25,15 @@ type Base struct {
 
 	// All has everything that is wanted sent, also what is there. The base then only says where the limits cut.
 	All bool
+
+	// Removals says what becomes of what the base has and the input has not: see removal.go.
+	Removals Removals
+
+	// Clear also takes out what is in the groups of users of whom the input has no row at all.
+	Clear bool
+
+	// Others gives the groups that other syncs wrote, for [Plan.Conflicts]; nil if nobody asks.
+	Others iter.Seq2[OtherGroup, error]
 }
 
 // A Group is what a sync knows of one group.
@@ -32,13 +41,33 @@ type Group struct {
 	FromAccount   string
 	GroupName     string
 	Conversations []GroupConversation
+
+	// OldName, unless empty, is the name that the group had before: what was known of that one is known of this one.
+	OldName string
 }
 
 // A GroupConversation is one that a sync sent.
 type GroupConversation struct {
-	Type    int // [job.OneToOne] or [job.GroupChat]
-	ID      string
-	Applied bool // it is in the group; else that is not known, or known not to be
+	Type  int // [job.OneToOne] or [job.GroupChat]
+	ID    string
+	State State
+}
+
+// A State is what a sync knows of a conversation.
+type State uint8
+
+const (
+	Refused State = iota // it was sent, and the API did not take it
+	Unsure               // it was sent, or to be taken out, and nobody knows whether it is in the group
+	Applied              // it is in the group
+	Removed              // it was taken out: this sync has nothing to do with it any more. In no snapshot
+)
+
+// An OtherGroup is a group that another sync wrote.
+type OtherGroup struct {
+	Sync        string // its name
+	FromAccount string
+	GroupName   string
 }
 
 // The base of a partition is spooled like rows, with the state in the place of the input:
@@ -47,35 +76,54 @@ type GroupConversation struct {
 //	snapshot ───────────────────┴─► spool, by the hash of the user ─► fold ─┬─► group: what is there, then the rows
 //	                                                                        └─► Plan.Snapshot
 //
-// appendBaseRow encodes what is known of one conversation.
-func appendBaseRow(b []byte, g *Group, c *GroupConversation) []byte {
-	b = append(append(b, byte(len(g.FromAccount))), g.FromAccount...)
-	b = append(append(b, byte(len(g.GroupName))), g.GroupName...)
-	b = append(append(b, byte(1+len(c.ID)), byte('0'+c.Type)), c.ID...)
-	state := attempted
-	if c.Applied {
-		state = applied
-	}
+// A group that was renamed is a row of the old one, with the new name in the place of the id; one of another sync has the
+// name of the sync there.
+func appendBaseRow(b []byte, user, group string, kind int, id string, state rowState) []byte {
+	b = append(append(b, byte(len(user))), user...)
+	b = append(append(b, byte(len(group))), group...)
+	b = append(append(b, byte(1+len(id)), byte('0'+kind)), id...)
 	return binary.AppendUvarint(binary.AppendUvarint(b, uint64(state)), 0)
 }
 
 func baseState(e entry) rowState { return rowState(e.position().file) }
 
+// rowStates are those of the base's states.
+var rowStates = [...]rowState{Refused: refused, Unsure: unsure, Applied: applied, Removed: gone}
+
+// stateOf is the other way round.
+func stateOf(s rowState) State { return State(slices.Index(rowStates[:], s)) }
+
 // spoolBase spools what is known by the hash of the user.
-func spoolBase(ctx context.Context, s *spool, groups iter.Seq2[Group, error]) (*[partitions]recordLog, error) {
+func spoolBase(ctx context.Context, s *spool, base *Base) (*[partitions]recordLog, error) {
 	logs := new([partitions]recordLog)
 	for i := range logs {
 		logs[i].spool = s
 	}
 	var record []byte
-	for g, err := range groups {
-		if err = cmp.Or(err, ctx.Err()); err != nil {
+	add := func(user, group string, kind int, id string, state rowState) error {
+		record = appendBaseRow(record[:0], user, group, kind, id, state)
+		return logs[partitionOf(hashUser(user), 0, partitionBits)].add(record)
+	}
+	for g, err := range base.Groups {
+		if err = cmp.Or(err, ctx.Err()); err == nil && g.OldName != "" {
+			err = add(g.FromAccount, g.OldName, 0, g.GroupName, renamed)
+		}
+		if err != nil {
 			return nil, err
 		}
-		log := &logs[partitionOf(hashUser(g.FromAccount), 0, partitionBits)]
 		for i := range g.Conversations {
-			record = appendBaseRow(record[:0], &g, &g.Conversations[i])
-			if err := log.add(record); err != nil {
+			c := &g.Conversations[i]
+			if err := add(g.FromAccount, g.GroupName, c.Type, c.ID, rowStates[c.State]); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if base.Others != nil {
+		for g, err := range base.Others {
+			if err = cmp.Or(err, ctx.Err()); err == nil {
+				err = add(g.FromAccount, g.GroupName, 0, g.Sync, ofOther)
+			}
+			if err != nil {
 				return nil, err
 			}
 		}
@@ -98,38 +146,83 @@ func (g *partitionGrouper) groupOnBase(ctx context.Context, p partition) (*run, 
 }
 
 func (g *partitionGrouper) tryOnBase(ctx context.Context, p partition) (*run, error) {
-	g.fold.reset()
-	err := g.each(ctx, p.base, func(row spooledRow) error {
-		g.fold.put(row, baseState(row.entry))
-		return g.checkBudget(p)
-	})
-	if err != nil {
+	if err := g.foldBase(ctx, p); err != nil {
 		return nil, err
 	}
 	known := g.fold.nameOrder()
-	taken, err := g.takeRows(ctx, p, known, nil)
-	if err == nil && taken.counts.Rejected > 0 {
-		var c *choice
-		if c, err = g.choose(ctx, p, known, taken); err == nil {
-			taken, err = g.takeRows(ctx, p, known, c)
+	m := newRemoval(g)
+	var t *taken
+	for {
+		err := m.decide(ctx, p)
+		if err == nil {
+			t, err = g.takeWithin(ctx, p, known, m)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if !m.withhold(t) {
+			break
 		}
 	}
-	if err != nil {
+	m.place(known)
+	if err := m.findConflicts(ctx, p); err != nil {
 		return nil, err
 	}
-	g.summary.add(&taken.counts)
-	r := &run{overLimit: taken.overLimit, base: recordLog{spool: g.spool}}
+	g.summary.add(&t.counts)
+	g.summary.add(&m.counts)
+	r := &run{overLimit: t.overLimit, base: recordLog{spool: g.spool}}
 	var state []byte
 	for _, n := range known {
-		row := g.fold.rowOf(&g.fold.rows[n])
-		state = append(binary.AppendUvarint(state[:0], uint64(g.fold.rows[n].state)), 0)
-		if err := r.base.add(row.group, row.entry.conversation(), state); err != nil {
+		row := &g.fold.rows[n]
+		if row.state == gone || m.forgets(n) {
+			continue
+		}
+		spooled := g.fold.rowOf(row)
+		state = append(binary.AppendUvarint(state[:0], uint64(row.state)), 0)
+		if err := r.base.add(spooled.group, spooled.entry.conversation(), state); err != nil {
 			return nil, err
 		}
 	}
 	// These are kept for as long as the plan, and of 100 million rows there are 8,000.
 	r.overLimit.tail = bytes.Clone(r.overLimit.tail)
 	return r, r.base.flush()
+}
+
+// foldBase makes of all that became known what is known now.
+func (g *partitionGrouper) foldBase(ctx context.Context, p partition) error {
+	g.fold.reset()
+	moved := map[string]groupKey{} // groups that were renamed
+	err := g.each(ctx, p.base, func(row spooledRow) error {
+		switch state := baseState(row.entry); state {
+		case renamed:
+			moved[string(row.group)] = row.group.renamed(row.entry.id())
+		case ofOther:
+		default:
+			g.fold.put(row, state)
+		}
+		return g.checkBudget(p)
+	})
+	if err == nil && len(moved) > 0 {
+		g.fold.move(moved)
+	}
+	return err
+}
+
+// move moves the rows of groups to other groups. What is known there of the same conversation came with the move, or
+// after it, and stays.
+func (g *grouper) move(to map[string]groupKey) {
+	for i := range len(g.rows) {
+		row := g.rows[i]
+		key, ok := to[string(g.keyOf(&g.groups[row.group]))]
+		if !ok || row.state == gone {
+			continue
+		}
+		g.rows[i].state = gone
+		n, _ := g.findGroup(key)
+		if _, slot, there := g.findRow(n, g.entryOf(&row).conversation()); !there {
+			g.append(g.entryOf(&row), n, slot, row.state)
+		}
+	}
 }
 
 // taken is what became of the rows of a partition, beside those that the grouper has.
@@ -140,19 +233,35 @@ type taken struct {
 	groups    map[string]bool // with rows over the limit of conversations
 }
 
-// loadBase fills the grouper with what is known to be there.
-func (g *partitionGrouper) loadBase(known []uint32) {
+// loadBase fills the grouper with what is known to be there, and stays.
+func (g *partitionGrouper) loadBase(known []uint32, m *removal) {
 	g.grouper.reset()
 	for _, n := range known {
-		if row := &g.fold.rows[n]; row.state == applied {
-			g.grouper.put(g.fold.rowOf(row), applied)
+		row := &g.fold.rows[n]
+		if row.state != applied || m.removes(n) {
+			continue
 		}
+		g.grouper.put(spooledRow{m.keyOf(row.group), g.fold.entryOf(row)}, applied)
 	}
 }
 
+// takeWithin fills the grouper with the base and then the rows. If some are over a limit, what is there stays, and then
+// names and ids decide.
+func (g *partitionGrouper) takeWithin(ctx context.Context, p partition, known []uint32, m *removal) (*taken, error) {
+	t, err := g.takeRows(ctx, p, known, m, nil)
+	if err != nil || t.counts.Rejected == 0 {
+		return t, err
+	}
+	c, err := g.choose(ctx, p, known, m, t)
+	if err != nil {
+		return nil, err
+	}
+	return g.takeRows(ctx, p, known, m, c)
+}
+
 // takeRows fills the grouper with the base and then the rows.
-func (g *partitionGrouper) takeRows(ctx context.Context, p partition, known []uint32, c *choice) (*taken, error) {
-	g.loadBase(known)
+func (g *partitionGrouper) takeRows(ctx context.Context, p partition, known []uint32, m *removal, c *choice) (*taken, error) {
+	g.loadBase(known, m)
 	t := &taken{overLimit: recordLog{spool: g.spool}, users: map[string]bool{}, groups: map[string]bool{}}
 	err := g.each(ctx, &p.rows, func(row spooledRow) error {
 		v := accepted
@@ -259,8 +368,8 @@ type choice struct {
 }
 
 // choose chooses for the users and groups that were over a limit when the rows were taken in the order of the input.
-func (g *partitionGrouper) choose(ctx context.Context, p partition, known []uint32, over *taken) (*choice, error) {
-	g.loadBase(known)
+func (g *partitionGrouper) choose(ctx context.Context, p partition, known []uint32, m *removal, over *taken) (*choice, error) {
+	g.loadBase(known, m)
 	c := &choice{map[string]*smallest{}, map[string]*smallest{}}
 	err := g.each(ctx, &p.rows, func(row spooledRow) error {
 		user := row.group.user()

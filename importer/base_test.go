@@ -33,7 +33,7 @@ func (w world) groups(r *rand.Rand) iter.Seq2[Group, error] {
 	var all []Group
 	for k, convs := range w {
 		for id, is := range convs {
-			all = append(all, Group{k[0], k[1], []GroupConversation{{job.OneToOne, id, is}}})
+			all = append(all, known(k[0], k[1], GroupConversation{job.OneToOne, id, stateIf(is)}))
 		}
 	}
 	slices.SortFunc(all, func(a, b Group) int {
@@ -42,6 +42,17 @@ func (w world) groups(r *rand.Rand) iter.Seq2[Group, error] {
 	})
 	r.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 	return seqOf(all)
+}
+
+func known(user, name string, c ...GroupConversation) Group {
+	return Group{FromAccount: user, GroupName: name, Conversations: c}
+}
+
+func stateIf(applied bool) State {
+	if applied {
+		return Applied
+	}
+	return Refused
 }
 
 func seqOf(all []Group) iter.Seq2[Group, error] {
@@ -163,7 +174,11 @@ func TestBase(t *testing.T) {
 			for _, j := range jobsOf(t, plan) {
 				jobs++
 				for _, c := range j.Conversations {
-					send.set(j.FromAccount, j.GroupName, c.ID, true)
+					if c.Op == job.Add {
+						send.set(j.FromAccount, j.GroupName, c.ID, true)
+					} else if c.Op != job.Keep || !base[[2]string{j.FromAccount, j.GroupName}][c.ID] || !take[[2]string{j.FromAccount, j.GroupName}][c.ID] {
+						t.Errorf("seed %d: %v has %+v", seed, j.GroupName, c)
+					}
 				}
 			}
 			known, groupsWanted, newGroups, conversations := int64(0), 0, 0, int64(0)
@@ -243,7 +258,7 @@ func compareWorlds(t *testing.T, p *Plan, base world) {
 			t.Errorf("group %s of %s comes twice", g.GroupName, g.FromAccount)
 		}
 		for _, c := range g.Conversations {
-			got.set(g.FromAccount, g.GroupName, c.ID, c.Applied)
+			got.set(g.FromAccount, g.GroupName, c.ID, c.State == Applied)
 		}
 	}
 	if !maps.EqualFunc(got, base, maps.Equal) {
@@ -253,9 +268,9 @@ func compareWorlds(t *testing.T, p *Plan, base world) {
 
 // What was known last counts.
 func TestBaseLastCounts(t *testing.T) {
-	known := func(is ...bool) (all []Group) {
+	was := func(is ...bool) (all []Group) {
 		for _, is := range is {
-			all = append(all, Group{"u", "g", []GroupConversation{{job.GroupChat, "c", is}}})
+			all = append(all, known("u", "g", GroupConversation{job.GroupChat, "c", stateIf(is)}))
 		}
 		return all
 	}
@@ -263,7 +278,7 @@ func TestBaseLastCounts(t *testing.T) {
 		known []Group
 		jobs  int64
 	}{
-		{nil, 1}, {known(true), 0}, {known(false), 1}, {known(false, true), 0}, {known(true, false), 1}, {known(true, false, true), 0},
+		{nil, 1}, {was(true), 0}, {was(false), 1}, {was(false, true), 0}, {was(true, false), 1}, {was(true, false, true), 0},
 	} {
 		read, err := ReadRows(t.Context(), []string{"-"}, Config{Stdin: strings.NewReader(csvHeader + "u,g,2,,c\n")})
 		if err != nil {
@@ -280,7 +295,7 @@ func TestBaseLastCounts(t *testing.T) {
 				t.Errorf("%v, all %t: got %+v, %v, want %d jobs", test.known, all, p.Summary, err, want)
 			}
 			for _, j := range jobsOf(t, p) {
-				again := len(test.known) > 0 && !test.known[len(test.known)-1].Conversations[0].Applied
+				again := len(test.known) > 0 && test.known[len(test.known)-1].Conversations[0].State != Applied
 				if c := j.Conversations[0]; c.ID != "c" || c.Line != 2 || c.Again != again {
 					t.Errorf("%v: got %+v, want again %t", test.known, c, again)
 				}
@@ -294,6 +309,7 @@ func TestBaseIDs(t *testing.T) {
 	seen := map[string]Base{}
 	for _, b := range []Base{
 		{Name: "a"}, {Name: "b"}, {Name: "a", Generation: 1}, {Name: "a", All: true}, {Name: "a", Generation: 1, All: true},
+		{Name: "a", Removals: OnlyCount}, {Name: "a", Removals: RemoveAbsent}, {Name: "a", Removals: RemoveAbsent, Clear: true},
 	} {
 		b.Groups = seqOf(nil)
 		p := planOn(t, [][3]string{{"u", "g", "c"}}, Config{}, &b)
@@ -323,8 +339,8 @@ func TestBaseError(t *testing.T) {
 
 func TestSnapshot(t *testing.T) {
 	groups := []Group{
-		{"u", "family", []GroupConversation{{job.OneToOne, "a", true}, {job.GroupChat, "b", false}}},
-		{"v", "名", []GroupConversation{{job.GroupChat, "@TGS#1", true}}},
+		known("u", "family", GroupConversation{job.OneToOne, "a", Applied}, GroupConversation{job.GroupChat, "b", Refused}),
+		known("v", "名", GroupConversation{job.GroupChat, "@TGS#1", Unsure}),
 	}
 	var b bytes.Buffer
 	if n, err := WriteSnapshot(&b, seqOf(groups)); n != 2 || err != nil {

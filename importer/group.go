@@ -19,7 +19,7 @@ type grouper struct {
 	limitless bool
 	all       bool // send what the base has, too
 
-	attempted func(spooledRow) bool // reports whether a sync sent a row in vain before; nil without a base
+	again func(spooledRow) bool // reports whether a sync sent a row in vain before; nil without a base
 
 	seed    maphash.Seed
 	keys    []byte // of the groups, concatenated
@@ -46,10 +46,26 @@ type group struct {
 	user    uint32
 	next    uint32 // the user's next group, if there is one
 	rows    uint32
-	known   uint32 // of these: the base has them
-	wanted  uint32 // of these: they are accepted
-	send    uint32 // of the wanted ones: its job has them
-	size    uint32 // of the entries of these in bytes
+	known   uint32   // of these: the base has them
+	wanted  uint32   // of these: they are accepted
+	send    uint32   // of the wanted ones: its job adds them
+	removes uint32   // of these: its job removes them
+	size    uint32   // of the entries of both in bytes
+	kept    uint32   // of the entries of the other wanted ones, in bytes
+	deleted bool     // all of it goes
+	was     groupKey // what it is renamed from; nil: it is not
+}
+
+// hasJob reports whether something is to be done with a group.
+func (at *group) hasJob() bool { return at.send > 0 || at.removes > 0 || at.was != nil }
+
+// keeps returns how many wanted conversations, which are there, the job of a group has, and the size of their entries: for
+// the case that the group has to be created anew.
+func (at *group) keeps() (n, size uint32) {
+	if at.send == 0 && at.was == nil {
+		return 0, 0
+	}
+	return at.wanted - at.send, at.kept
 }
 
 // A groupRow is an accepted row, or one of the base.
@@ -68,15 +84,28 @@ const (
 	toSend    rowState = iota // wanted, and in the group's job: every row where there is no base
 	applied                   // the base says that it is in the group
 	unchanged                 // so it does, and the row is wanted
-	attempted                 // limitless only: sent, and not known to be in the group
+	toRemove                  // the base says so, and the job removes it
+
+	// In the fold of a base alone, beside applied:
+	refused // it was sent, and is not in the group
+	unsure  // it was sent, or was to be removed, and nobody knows whether it is in the group
+	gone    // the sync has nothing to do with it any more
+	renamed // what is known of the group is known of another one
+	ofOther // the group is another sync's
 )
+
+// live reports whether a row of a fold may be in its group.
+func (s rowState) live() bool { return s == applied || s == unsure }
+
+// wanted reports whether an accepted row asked for it.
+func (s rowState) wanted() bool { return s == toSend || s == unchanged }
 
 // The size of users, groups and rows in bytes, each with its slot in an index: a map has 17 bytes a slot and is 7/16
 // to 7/8 full.
 const (
 	indexBytes    = 39
 	bytesPerUser  = 32 + indexBytes
-	bytesPerGroup = 36 + indexBytes + layoutBytes
+	bytesPerGroup = 72 + indexBytes + layoutBytes
 	bytesPerRow   = 12 + indexBytes
 )
 
@@ -134,17 +163,18 @@ func (g *grouper) add(r spooledRow) verdict {
 	found, key, again := g.findRow(n, r.entry.conversation())
 	at := &g.groups[n]
 	switch {
-	case again && g.rows[found].state == applied && g.all:
-		r2 := &g.rows[found]
-		r2.entry, r2.size, r2.state = uint32(len(g.entries)), uint8(len(r.entry.bytes)), toSend
-		g.entries = append(g.entries, r.entry.bytes...)
-		at.wanted++
-		at.send++
-		at.size += uint32(len(r.entry.bytes))
-		return accepted
 	case again && g.rows[found].state == applied:
-		g.rows[found].state = unchanged
+		of := &g.rows[found]
+		of.entry, of.size, of.state = uint32(len(g.entries)), uint8(len(r.entry.bytes)), unchanged
+		g.entries = append(g.entries, r.entry.bytes...) // with the place in the input
 		at.wanted++
+		if g.all {
+			of.state = toSend
+			at.send++
+			at.size += uint32(len(r.entry.bytes))
+		} else {
+			at.kept += uint32(len(r.entry.bytes))
+		}
 		return accepted
 	case again:
 		return duplicate
@@ -189,6 +219,21 @@ func (g *grouper) put(r spooledRow, state rowState) {
 	}
 	g.append(r.entry, n, key, state)
 	g.groups[n].known++
+}
+
+// remove adds a row that its group's job removes. The group may be one too many for its user, until it is deleted.
+func (g *grouper) remove(key groupKey, e entry, deleted bool) {
+	limitless := g.limitless
+	g.limitless = true
+	n, _ := g.findGroup(key)
+	g.limitless = limitless
+	conv := e.conversation()
+	_, slot, _ := g.findRow(n, conv)
+	g.append(entry{append(conv[:len(conv):len(conv)], 0, 0), len(conv)}, n, slot, toRemove)
+	at := &g.groups[n]
+	at.removes++
+	at.size += uint32(len(conv) + 2)
+	at.deleted = deleted
 }
 
 func (g *grouper) indexGroup(key groupKey) (n uint32, slot uint64, ok bool) {
@@ -262,21 +307,37 @@ func (x index) find(hash uint64, is func(n uint32) bool) (n uint32, key uint64, 
 	}
 }
 
-// jobOrder returns the groups that have a job, in the order of [Plan.Jobs].
-func (g *grouper) jobOrder() []uint32 {
-	order := make([]uint32, 0, len(g.groups))
+// rankOf is the place of the job of a group among those of its user. Groups are deleted last, unless the user has too many
+// before that.
+func (g *grouper) rankOf(at *group) int {
+	u := &g.users[at.user]
+	if u.n <= chat.MaxGroupsPerUser {
+		return int(at.rank)
+	}
+	before := 0 // of the groups that come first
+	for n := range g.groupsOf(u) {
+		if other := &g.groups[n]; other.deleted && !at.deleted || other.deleted == at.deleted && other.rank < at.rank {
+			before++
+		}
+	}
+	return before
+}
+
+// jobOrder returns the groups that have a job, in the order of [Plan.Jobs], and their ranks.
+func (g *grouper) jobOrder() (order []uint32, ranks []uint16) {
+	order, ranks = make([]uint32, 0, len(g.groups)), make([]uint16, len(g.groups))
 	for i := range g.groups {
-		if g.groups[i].send > 0 {
+		if at := &g.groups[i]; at.hasJob() {
 			order = append(order, uint32(i))
+			ranks[i] = uint16(g.rankOf(at))
 		}
 	}
 	slices.SortFunc(order, func(a, b uint32) int {
-		x, y := &g.groups[a], &g.groups[b]
-		u, v := &g.users[x.user], &g.users[y.user]
-		if c := cmp.Or(cmp.Compare(x.rank, y.rank), cmp.Compare(u.hash, v.hash)); c != 0 {
+		u, v := &g.users[g.groups[a].user], &g.users[g.groups[b].user]
+		if c := cmp.Or(cmp.Compare(ranks[a], ranks[b]), cmp.Compare(u.hash, v.hash)); c != 0 {
 			return c
 		}
 		return bytes.Compare(g.nameOf(u), g.nameOf(v))
 	})
-	return order
+	return order, ranks
 }

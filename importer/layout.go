@@ -10,20 +10,23 @@ import (
 
 // A layout has the jobs of a grouper as they are spooled, in the order of [Plan.Jobs]:
 //
-//	│ size of the rest │ group key │ rows │ entry │ entry │ … │ size of the rest │ …
-//	└──────────────────────── one job ────────────────────────┘
+//	│ size of the rest │ group key │ deleted │ size, old name │ rows │ entry │ entry │ … │ size of the rest │ …
+//	└───────────────────────────────────── one job ───────────────────────────────────────┘
 //
-// Sizes and counts are uvarints.
+// Sizes and counts are uvarints, deleted and the size of the old name, which is 0 if there is none, a byte each.
 type layout struct {
 	g    *grouper
 	jobs []byte
-	ends [chat.MaxGroupsPerUser]int // by rank: the end of its jobs
-	next []uint32                   // by group: the end of its entries
+	ends [maxRanks]int // by rank: the end of its jobs
+	next []uint32      // by group: the end of its entries
 	head []byte
 }
 
 // layoutBytes is what the layout adds to the key and the entries of a job.
-const layoutBytes = 4 + 2*binary.MaxVarintLen32
+const layoutBytes = 6 + 2*binary.MaxVarintLen32
+
+// maxRanks is how many jobs a user can have in a plan: all groups deleted, and as many new ones.
+const maxRanks = 2 * chat.MaxGroupsPerUser
 
 // layoutJobs replaces what l has by the jobs of g.
 func (l *layout) layoutJobs(g *grouper) {
@@ -31,14 +34,27 @@ func (l *layout) layoutJobs(g *grouper) {
 	l.jobs = slices.Grow(l.jobs[:0], len(g.keys)+len(g.entries)+layoutBytes*len(g.groups))
 	l.next = slices.Grow(l.next[:0], len(g.groups))[:len(g.groups)]
 	clear(l.next) // groups without a job have no entries
-	for _, n := range g.jobOrder() {
+	order, ranks := g.jobOrder()
+	for _, n := range order {
 		at := &g.groups[n]
-		l.head = binary.AppendUvarint(append(l.head[:0], g.keyOf(at)...), uint64(at.send))
-		l.jobs = binary.AppendUvarint(l.jobs, uint64(len(l.head))+uint64(at.size))
+		deleted := byte(0)
+		if at.deleted {
+			deleted = 1
+		}
+		l.head = append(append(l.head[:0], g.keyOf(at)...), deleted)
+		if at.was == nil {
+			l.head = append(l.head, 0)
+		} else {
+			l.head = append(append(l.head, byte(len(at.was.name()))), at.was.name()...)
+		}
+		keeps, _ := at.keeps()
+		l.head = binary.AppendUvarint(l.head, uint64(at.send+at.removes+keeps))
+		size := entriesSize(at)
+		l.jobs = binary.AppendUvarint(l.jobs, uint64(len(l.head)+size))
 		l.jobs = append(l.jobs, l.head...)
 		l.next[n] = uint32(len(l.jobs))
-		l.jobs = l.jobs[:len(l.jobs)+int(at.size)]
-		l.ends[at.rank] = len(l.jobs)
+		l.jobs = slices.Grow(l.jobs, size)[:len(l.jobs)+size]
+		l.ends[ranks[n]] = len(l.jobs)
 	}
 	for rank := 1; rank < len(l.ends); rank++ {
 		l.ends[rank] = max(l.ends[rank], l.ends[rank-1])
@@ -46,14 +62,23 @@ func (l *layout) layoutJobs(g *grouper) {
 	// One pass over the rows in the order of the input: going job by job would miss the cache at every row.
 	for i := range g.rows {
 		r := &g.rows[i]
-		if r.state != toSend {
-			continue
+		bit := byte(0)
+		switch r.state {
+		case toSend:
+			if g.again != nil && g.again(g.rowOf(r)) {
+				bit = againBit
+			}
+		case toRemove:
+			bit = removeBit
+		default:
+			if keeps, _ := g.groups[r.group].keeps(); keeps == 0 || r.state != unchanged {
+				continue
+			}
+			bit = keepBit
 		}
 		at := l.next[r.group]
 		l.next[r.group] += uint32(copy(l.jobs[at:], g.entryOf(r).bytes))
-		if g.attempted != nil && g.attempted(g.rowOf(r)) {
-			l.jobs[at+1] |= againBit
-		}
+		l.jobs[at+1] |= bit
 	}
 }
 
@@ -66,8 +91,16 @@ func (l *layout) rank(n int) []byte {
 	return l.jobs[from:l.ends[n]]
 }
 
-// entries returns those of a group, in the order of the input.
-func (l *layout) entries(n uint32) []byte { return l.jobs[l.next[n]-l.g.groups[n].size : l.next[n]] }
+// entriesSize is that of the entries of a group's job in bytes.
+func entriesSize(at *group) int {
+	_, kept := at.keeps()
+	return int(at.size + kept)
+}
+
+// entries returns those of a group: what is there, the rest in the order of the input, what is removed.
+func (l *layout) entries(n uint32) []byte {
+	return l.jobs[int(l.next[n])-entriesSize(&l.g.groups[n]) : l.next[n]]
+}
 
 // first returns the position of the first row of a group.
 func (l *layout) first(n uint32) position {
@@ -87,6 +120,10 @@ func decodeJob(b []byte, importID string) (j job.Job, rest []byte) {
 	key, b := decodeGroupKey(b)
 	j = job.Job{Import: importID, FromAccount: text[1:][:len(key.user())], GroupName: cut(key.name(), b)}
 	j.ID = job.ID(importID, j.FromAccount, j.GroupName)
+	j.Delete = b[0] == 1
+	old := b[2:][:b[1]]
+	b = b[2+len(old):]
+	j.OldName = cut(old, b)
 	rows, n := binary.Uvarint(b)
 	b = b[n:]
 	j.Conversations = make([]job.Conversation, rows)
@@ -96,7 +133,7 @@ func decodeJob(b []byte, importID string) (j job.Job, rest []byte) {
 		at := e.position()
 		bytes := cut(e.bytes, b)
 		j.Conversations[i] = job.Conversation{
-			Type: e.kind(), ID: bytes[2:e.conv], File: at.file, Line: at.line, Again: e.again(),
+			Type: e.kind(), ID: bytes[2:e.conv], Op: e.op(), File: at.file, Line: at.line, Again: e.again(),
 		}
 	}
 	return j, rest

@@ -5,8 +5,6 @@ import (
 	"context"
 	"io"
 	"sync/atomic"
-
-	"groupferry/internal/chat"
 )
 
 // A partition has the rows of the users whose hashes begin with the same bits, in the order of the input.
@@ -46,9 +44,9 @@ func partitionOf(hash uint64, bits, n int) int { return int(hash << bits >> (64 
 
 // A run is what a partition becomes: the jobs of its users, and their rows over a limit.
 type run struct {
-	jobs      [chat.MaxGroupsPerUser]segment // by the rank of the group among those of its user
-	overLimit recordLog                      // rejects, in the order of the input
-	base      recordLog                      // what a sync knows of these users: see foldBase
+	jobs      [maxRanks]segment // by the rank of the job among those of its user
+	overLimit recordLog         // rejects, in the order of the input
+	base      recordLog         // what a sync knows of these users: see foldBase
 }
 
 // A partitionGrouper makes runs of partitions, one after the other, and reuses its memory.
@@ -59,8 +57,14 @@ type partitionGrouper struct {
 
 	grouper *grouper
 	layout  layout
-	buf     []byte   // for reading
-	fold    *grouper // limitless; nil without a base
+	buf     []byte // for reading
+
+	// With a base:
+	fold      *grouper // limitless
+	base      *Base
+	withheld  *withheld // whose removals are
+	examples  *examples
+	conflicts *smallest // keys of groups that are also another sync's, with its name
 
 	read     atomic.Int64 // bytes of partitions; those of their parts do not count
 	summary  Summary      // of all partitions
@@ -71,17 +75,18 @@ func newPartitionGrouper(s *spool, budget, chunkSize int) *partitionGrouper {
 	return &partitionGrouper{spool: s, budget: budget, chunkSize: chunkSize, grouper: newGrouper()}
 }
 
-// onBase readies g for partitions with a base; all is [Base.All].
-func (g *partitionGrouper) onBase(all bool) {
-	g.fold = newGrouper()
-	g.fold.limitless, g.grouper.all = true, all
-	g.grouper.attempted = func(r spooledRow) bool {
+// onBase readies g for partitions with a base.
+func (g *partitionGrouper) onBase(base *Base, w *withheld) {
+	g.fold, g.base, g.withheld = newGrouper(), base, w
+	g.examples, g.conflicts = newExamples(), newSmallest(maxExamples)
+	g.fold.limitless, g.grouper.all = true, base.All
+	g.grouper.again = func(r spooledRow) bool {
 		group, ok := g.fold.lookUp(r.group)
 		if !ok {
 			return false
 		}
 		n, _, ok := g.fold.findRow(group, r.entry.conversation())
-		return ok && g.fold.rows[n].state == attempted
+		return ok && (g.fold.rows[n].state == refused || g.fold.rows[n].state == unsure)
 	}
 }
 
@@ -179,16 +184,29 @@ func (g *partitionGrouper) finish(r *run) (err error) {
 		at := &g.grouper.groups[i]
 		s.Accepted += int64(at.wanted)
 		s.Conversations += int64(at.send)
-		s.Calls += int64((int(at.send) + g.chunkSize - 1) / g.chunkSize)
+		s.Calls += g.calls(at)
+		if at.hasJob() {
+			s.Jobs++
+		}
 		if at.wanted == 0 {
 			continue
 		}
 		s.Groups++
-		if at.send > 0 {
-			s.Jobs++
+		key := g.grouper.keyOf(at)
+		if at.was != nil {
+			s.Renamed++
+			g.examples.add(exampleRename, key)
 		}
-		if at.known == 0 {
+		switch {
+		case at.known == 0 && at.was == nil:
 			s.NewGroups++
+			g.examples.add(exampleCreate, key)
+		case at.send > 0:
+			s.AddedTo++
+			g.examples.add(exampleAdd, key)
+		case !at.hasJob():
+			s.Unchanged++
+			g.examples.add(exampleUnchanged, key)
 		}
 	}
 	for i := range g.grouper.users {
@@ -201,4 +219,15 @@ func (g *partitionGrouper) finish(r *run) (err error) {
 	}
 	checkGroups(g.grouper, &g.layout, &g.findings)
 	return nil
+}
+
+// calls is how many writes the job of a group takes, if none fails.
+func (g *partitionGrouper) calls(at *group) (n int64) {
+	if at.deleted {
+		return 1
+	}
+	if at.was != nil {
+		n++
+	}
+	return n + int64((int(at.send+at.removes)+g.chunkSize-1)/g.chunkSize)
 }

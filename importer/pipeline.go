@@ -136,14 +136,16 @@ func (p *pipeline) readAll(ctx context.Context, inputs []string) error {
 
 // group makes a plan of what was read.
 func (p *pipeline) group(ctx context.Context, base *Base) (*Plan, error) {
-	var known *[partitions]recordLog
+	g := &grouping{pipeline: p, base: base, summary: p.summary, findings: p.findings.clone()}
 	if base != nil {
 		var err error
-		if known, err = spoolBase(ctx, p.spool, base.Groups); err != nil {
+		if g.known, err = spoolBase(ctx, p.spool, base); err == nil {
+			g.withheld, err = p.findWithheld(ctx, base)
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
-	g := &grouping{pipeline: p, base: base, known: known, summary: p.summary, findings: p.findings.clone()}
 	g.summary.RejectCodes = maps.Clone(p.summary.RejectCodes)
 	runs, err := g.groupAll(ctx)
 	if err != nil {
@@ -157,6 +159,9 @@ type grouping struct {
 	*pipeline
 	base     *Base                  // nil: not a sync
 	known    *[partitions]recordLog // what the base has, spooled
+	withheld *withheld
+	examples Examples
+	conflict []OtherGroup
 	summary  Summary
 	findings findings
 }
@@ -332,7 +337,7 @@ func (p *grouping) groupAll(ctx context.Context) ([]*run, error) {
 	for w := range p.workers {
 		g := newPartitionGrouper(p.spool, p.memory/p.workers, p.ChunkSize)
 		if p.base != nil {
-			g.onBase(p.base.All)
+			g.onBase(p.base, p.withheld)
 		}
 		each[w] = g
 		wait.Go(func() {
@@ -365,10 +370,16 @@ func (p *grouping) groupAll(ctx context.Context) ([]*run, error) {
 	if err := cmp.Or(ctx.Err(), context.Cause(inner)); err != nil {
 		return nil, err
 	}
+	found, conflicts := newExamples(), newSmallest(maxExamples)
 	for _, g := range each {
 		p.summary.add(&g.summary)
 		p.findings.add(&g.findings)
+		if p.base != nil {
+			found.addAll(g.examples)
+			conflicts.addAll(g.conflicts)
+		}
 	}
+	p.examples, p.conflict = found.all(), otherGroups(conflicts)
 	return slices.Concat(runs[:]...), nil
 }
 
@@ -379,7 +390,8 @@ func (p *grouping) plan(runs []*run) *Plan {
 	if p.base != nil {
 		// Nights with the same content are one import where they start from the same, and else are not.
 		d := sha256.New()
-		fmt.Fprintf(d, "sync %s\ngeneration %d\nall %t\n%x\n", p.base.Name, p.base.Generation, p.base.All, sum)
+		fmt.Fprintf(d, "sync %s\ngeneration %d\nall %t\nremovals %d\nclear %t\n%x\n",
+			p.base.Name, p.base.Generation, p.base.All, p.base.Removals, p.base.Clear, sum)
 		sum = d.Sum(nil)
 	}
 	digest := hex.EncodeToString(sum)
@@ -395,6 +407,11 @@ func (p *grouping) plan(runs []*run) *Plan {
 		spool:    p.spool,
 		runs:     runs,
 		rejects:  p.rejects,
+
+		Examples: p.examples, Conflicts: p.conflict,
+	}
+	if p.withheld != nil {
+		plan.Suspended = p.withheld.suspended
 	}
 	plan.Warnings, plan.Summary.Warnings = p.findings.report(p.files)
 	plan.Summary.Spooled = p.spool.onDisk()

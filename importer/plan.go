@@ -4,7 +4,6 @@ import (
 	"io"
 	"iter"
 
-	"groupferry/internal/chat"
 	"groupferry/internal/job"
 )
 
@@ -20,6 +19,11 @@ type Plan struct {
 	Notices  []string  // what else to report once, such as columns that were ignored
 	CutOff   []string  // inputs in CSV whose last line does not end, as if they were cut off
 	Changed  []string  // inputs that were changed while they were read
+
+	// With a base:
+	Examples  Examples     // some groups of each kind
+	Suspended string       // why nothing at all is removed; "" if it is not for rejected rows
+	Conflicts []OtherGroup // some of the groups that another sync wrote, too
 
 	spool   *spool
 	runs    []*run    // in the order of the hashes
@@ -38,12 +42,31 @@ type Summary struct {
 	Users         int64            // with at least one accepted row
 	Groups        int64            // with at least one accepted row
 	NewGroups     int64            // of these: the base has nothing in them
-	Jobs          int64            // groups of which something is to be sent
+	AddedTo       int64            // of these: the base has something in them, and something is to be added
+	Renamed       int64            // of these: they have another name before
+	Unchanged     int64            // of these: nothing is to be done
+	Jobs          int64            // groups with which something is to be done
 	Conversations int64            // of the jobs
 	Calls         int64            // that the jobs need if none fails
 	RejectCodes   map[string]int64 // rejected rows by code; never nil in a plan
 	Warnings      int64            // given; Plan.Warnings has the first 1,000 of each kind
 	Spooled       int64            // bytes of the spool on disk; the rest was in memory
+
+	// With [Base.Removals]:
+	Known         Extent // of what the base says is there
+	Removed       Extent // of what goes: conversations; groups and users of whom nothing remains
+	RemovedFrom   int64  // groups that remain, and something of which goes
+	Withheld      int64  // conversations that the input has not, and that stay all the same: see [Plan.Suspended]
+	WithheldUsers int64  // users with rejected rows, of whom for that reason nothing goes
+}
+
+// An Extent is how much something is.
+type Extent struct{ Conversations, Groups, Users int64 }
+
+func (e *Extent) add(f Extent) {
+	e.Conversations += f.Conversations
+	e.Groups += f.Groups
+	e.Users += f.Users
 }
 
 func (s *Summary) add(t *Summary) {
@@ -53,6 +76,14 @@ func (s *Summary) add(t *Summary) {
 	s.Users += t.Users
 	s.Groups += t.Groups
 	s.NewGroups += t.NewGroups
+	s.AddedTo += t.AddedTo
+	s.Renamed += t.Renamed
+	s.Unchanged += t.Unchanged
+	s.Known.add(t.Known)
+	s.Removed.add(t.Removed)
+	s.RemovedFrom += t.RemovedFrom
+	s.Withheld += t.Withheld
+	s.WithheldUsers += t.WithheldUsers
 	s.Jobs += t.Jobs
 	s.Conversations += t.Conversations
 	s.Calls += t.Calls
@@ -77,7 +108,7 @@ func (s *Summary) reject(code string, n int64) {
 func (p *Plan) Jobs() iter.Seq2[job.Job, error] {
 	return func(yield func(job.Job, error) bool) {
 		var buf []byte
-		for rank := range chat.MaxGroupsPerUser {
+		for rank := range maxRanks {
 			for _, r := range p.runs {
 				if r.jobs[rank].size == 0 {
 					continue

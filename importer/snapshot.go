@@ -41,7 +41,7 @@ func (p *Plan) Snapshot() iter.Seq2[Group, error] {
 						g = Group{FromAccount: string(key.user()), GroupName: string(key.name())}
 					}
 					g.Conversations = append(g.Conversations, GroupConversation{
-						Type: row.entry.kind(), ID: string(row.entry.id()), Applied: baseState(row.entry) == applied,
+						Type: row.entry.kind(), ID: string(row.entry.id()), State: stateOf(baseState(row.entry)),
 					})
 				}
 			}
@@ -79,11 +79,7 @@ func WriteSnapshot(w io.Writer, groups iter.Seq2[Group, error]) (n int64, err er
 		record = appendText(appendText(record[:0], g.FromAccount), g.GroupName)
 		record = binary.AppendUvarint(record, 1+uint64(len(g.Conversations)))
 		for _, c := range g.Conversations {
-			kind := byte(c.Type)
-			if c.Applied {
-				kind |= snapshotApplied
-			}
-			record = appendText(append(record, kind), c.ID)
+			record = appendText(append(record, byte(c.State)<<4|byte(c.Type)), c.ID)
 		}
 		if _, err := b.Write(record); err != nil {
 			return n, err
@@ -96,8 +92,6 @@ func WriteSnapshot(w io.Writer, groups iter.Seq2[Group, error]) (n int64, err er
 	}
 	return n, z.Close()
 }
-
-const snapshotApplied = 0x10
 
 // ErrSnapshot is wrapped by the error of a snapshot that is damaged, cut off, or of another form.
 var ErrSnapshot = errors.New("the snapshot cannot be read")
@@ -186,9 +180,9 @@ func (s *snapshotReader) group() (g Group, end bool) {
 		if s.err != nil {
 			return g, false
 		}
-		c := GroupConversation{Type: int(kind[0] &^ snapshotApplied), ID: id, Applied: kind[0]&snapshotApplied != 0}
-		if c.Type != job.OneToOne && c.Type != job.GroupChat {
-			s.fail("a type in it is not known")
+		c := GroupConversation{Type: int(kind[0] & 0xf), ID: id, State: State(kind[0] >> 4)}
+		if c.Type != job.OneToOne && c.Type != job.GroupChat || c.State > Applied {
+			s.fail("a type or a state in it is not known")
 			return g, false
 		}
 		g.Conversations = append(g.Conversations, c)

@@ -24,6 +24,12 @@ type groupKey []byte
 func (k groupKey) user() []byte { return k[1:][:k[0]] }
 func (k groupKey) name() []byte { return k[2+k[0]:] }
 
+// renamed is the key of a group of the same user with another name.
+func (k groupKey) renamed(name []byte) groupKey {
+	key := append(make(groupKey, 0, 2+int(k[0])+len(name)), k[:1+k[0]]...)
+	return append(append(key, byte(len(name))), name...)
+}
+
 // An entry is what a row adds to its group: a conversation, and the place of the row in the input.
 type entry struct {
 	bytes []byte
@@ -31,12 +37,26 @@ type entry struct {
 }
 
 func (e entry) conversation() []byte { return e.bytes[:e.conv] }
-func (e entry) kind() int            { return int(e.bytes[1]&^againBit - '0') }
+func (e entry) kind() int            { return int(e.bytes[1]&^(againBit|keepBit|removeBit) - '0') }
 func (e entry) again() bool          { return e.bytes[1]&againBit != 0 }
 func (e entry) id() []byte           { return e.bytes[2:e.conv] }
 
-// againBit, in the type digit of a laid out job, is [job.Conversation.Again].
-const againBit = 0x40
+// Bits in the type digit of a laid out job.
+const (
+	againBit  = 0x40 // [job.Conversation.Again]
+	keepBit   = 0x08 // [job.Keep]
+	removeBit = 0x80 // [job.Remove]
+)
+
+func (e entry) op() job.Op {
+	switch {
+	case e.bytes[1]&keepBit != 0:
+		return job.Keep
+	case e.bytes[1]&removeBit != 0:
+		return job.Remove
+	}
+	return job.Add
+}
 
 func (e entry) position() position {
 	file, n := binary.Uvarint(e.bytes[e.conv:])

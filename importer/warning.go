@@ -10,6 +10,7 @@ import (
 	"unicode"
 
 	"groupferry/internal/chat"
+	"groupferry/internal/job"
 )
 
 // A Warning is about accepted rows that may not be what was meant, or that the API may reject.
@@ -195,8 +196,9 @@ func checkConversations(g *grouper, l *layout, u *user, f *findings) {
 	for n := range g.groupsOf(u) {
 		for b := l.entries(n); len(b) > 0; {
 			var e entry
-			e, b = decodeEntry(b)
-			entries = append(entries, e)
+			if e, b = decodeEntry(b); e.op() != job.Remove {
+				entries = append(entries, e)
+			}
 		}
 	}
 	slices.SortFunc(entries, func(a, b entry) int { return a.position().compare(b.position()) })

@@ -97,6 +97,9 @@ A FILE is CSV or JSONL, also compressed with gzip or zstd; - is standard input.`
 func checkText(r *app.CheckReport, inputs []string) string {
 	var b strings.Builder
 	b.WriteString(nightText(r.Night))
+	if r.Night != nil {
+		b.WriteString(examplesText(&r.Night.Examples))
+	}
 	fmt.Fprintf(&b, "import %s (%s)\n", r.Import, fileNames(app.FileNames(inputs)))
 	fmt.Fprintf(&b, "  rows           %-9s accepted %s · duplicates %s · rejected %s\n", count(r.Rows), count(r.Accepted), count(r.Duplicates), count(r.Rejected))
 	fmt.Fprintf(&b, "  groups         %-9s of %s users\n", count(r.Groups), count(r.Users))

@@ -101,7 +101,8 @@ func exitCode(err error) int {
 		return exitUsage
 	case governor.IsHalted(err):
 		return exitHalted
-	case errors.As(err, new(*app.GuardError)), errors.As(err, new(*app.ShrinkError)), errors.Is(err, importer.ErrEmpty):
+	case errors.As(err, new(*app.GuardError)), errors.As(err, new(*app.ShrinkError)), errors.Is(err, importer.ErrEmpty),
+		errors.As(err, new(*app.SnapshotError)), errors.As(err, new(*app.OtherSyncError)):
 		return exitGuarded
 	case errors.As(err, new(*queue.LockedError)), errors.Is(err, queue.ErrLockLost), errors.Is(err, queue.ErrSyncChanged),
 		errors.Is(err, broker.ErrUnreachable), errors.Is(err, app.ErrAPIUnreachable):
@@ -129,6 +130,10 @@ func hintFor(err error) string {
 		return "name another file with --rejects, or - for standard output"
 	case errors.As(err, &guard):
 		return guardHint(guard)
+	case errors.As(err, new(*app.SnapshotError)):
+		return "run a night of that sync with --mode add: it sends all that its input has, and makes a new one"
+	case errors.As(err, new(*app.OtherSyncError)):
+		return "let each group be in the input of one sync alone, or use --mode add"
 	case errors.As(err, new(*queue.OtherAppError)):
 		return "name another --namespace, or another --data-dir"
 	case errors.As(err, new(*app.NotQueuedError)):

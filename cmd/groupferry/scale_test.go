@@ -348,7 +348,7 @@ func scaleSnapshot() {
 					g.GroupName = `Old, "old"`
 				}
 				for k := range scalePerGroup {
-					c := importer.GroupConversation{Type: job.OneToOne, ID: fmt.Sprintf("peer%d", i*scalePerGroup+k), Applied: true}
+					c := importer.GroupConversation{Type: job.OneToOne, ID: fmt.Sprintf("peer%d", i*scalePerGroup+k), State: importer.Applied}
 					if (i*scalePerGroup+k)%7 == 0 {
 						c.Type, c.ID = job.GroupChat, fmt.Sprintf("@TGS#%d", i*scalePerGroup+k)
 					}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"groupferry/importer"
 	"groupferry/internal/app"
 	"groupferry/internal/broker"
 	"groupferry/internal/chat"
@@ -17,13 +18,17 @@ import (
 
 // syncFlags say that an input is a night of a sync.
 type syncFlags struct {
-	name, maxShrink, accept string
-	full, wait              bool
+	name, mode, missing            string
+	maxShrink, maxRemovals, accept string
+	full, wait                     bool
 }
 
 func (s *syncFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&s.name, "sync", "", "`name` of an import that recurs: only what is new since its last night is sent")
+	f.StringVar(&s.mode, "mode", "add", "of a sync: add, or `mirror` to remove what it added and the input has no more")
+	f.StringVar(&s.missing, "missing-users", "keep", "in a mirror, what becomes of users without a row: keep or `clear`")
+	f.StringVar(&s.maxRemovals, "max-removals", "", "in a mirror, enqueue nothing if it would remove more than `N or N%` (default 5%, at most 10,000)")
 	f.StringVar(&s.maxShrink, "max-shrink", "", "in a sync, enqueue nothing if the last night had `N or N%` rows more (default 10%)")
 	f.StringVar(&s.accept, "accept", "", "in a sync, take the `import` that a guard refused; it is the one that was meant")
 	f.BoolVar(&s.full, "full", false, "in a sync, send all that the input has, not only what is new")
@@ -36,7 +41,7 @@ func (s *syncFlags) add(cmd *cobra.Command) {
 func (s *syncFlags) used(p *program, in *inputFlags) (bool, error) {
 	switch {
 	case s.name == "":
-		for _, flag := range []string{"max-shrink", "accept", "full", "wait"} {
+		for _, flag := range []string{"mode", "missing-users", "max-removals", "max-shrink", "accept", "full", "wait"} {
 			if p.given[flag] {
 				return false, usagef("--%s goes with --sync NAME", flag)
 			}
@@ -44,6 +49,12 @@ func (s *syncFlags) used(p *program, in *inputFlags) (bool, error) {
 		return false, nil
 	case in.importID != "":
 		return false, usagef("%s and %s: a night of a sync makes its own import ID", p.named("sync"), p.named("import-id"))
+	case s.mode != "add" && s.mode != "mirror":
+		return false, usagef("%s %q: add or mirror", p.named("mode"), s.mode)
+	case s.missing != "keep" && s.missing != "clear":
+		return false, usagef("%s %q: keep or clear", p.named("missing-users"), s.missing)
+	case s.mode == "add" && (s.missing == "clear" || p.given["max-removals"]):
+		return false, usagef("--missing-users and --max-removals go with --mode mirror")
 	case !queue.ValidSyncName(s.name):
 		return false, usagef("%s %q: use 1 to %d of A-Z, a-z, 0-9, - and _", p.named("sync"), s.name, queue.MaxSyncName)
 	}
@@ -54,6 +65,7 @@ func (s *syncFlags) used(p *program, in *inputFlags) (bool, error) {
 func (s *syncFlags) config(p *program, files []string, in *inputFlags, target string, chunk int) (app.InputConfig, app.SyncConfig, error) {
 	cfg := app.SyncConfig{
 		Name: s.name, Target: target, Holder: processName(), Full: s.full,
+		Mirror: s.mode == "mirror", Clear: s.missing == "clear",
 		Guards: app.SyncGuards{Accept: s.accept},
 		Warn:   func(text string) { p.console.warn("%s", text) },
 	}
@@ -70,7 +82,9 @@ func (s *syncFlags) config(p *program, files []string, in *inputFlags, target st
 	if !input.MaxRejects.Limited {
 		input.MaxRejects = app.DefaultMaxRejects
 	}
-	cfg.Guards.MaxShrink, err = p.budget("max-shrink", s.maxShrink)
+	if cfg.Guards.MaxShrink, err = p.budget("max-shrink", s.maxShrink); err == nil {
+		cfg.Guards.MaxRemovals, err = p.budget("max-removals", s.maxRemovals)
+	}
 	return input, cfg, err
 }
 
@@ -153,11 +167,13 @@ func nightText(n *app.NightReport) string {
 	}
 	fmt.Fprintf(&b, "  input          %s · %s accepted%s · %s rejected, at most %s\n", things(int64(n.Files), "file"), rows(n.Accepted),
 		difference, count(n.Rejected), count(n.MayReject))
-	fmt.Fprintf(&b, "  plan           create %s · add %s · unchanged %s\n", count(n.Create), count(n.Add), count(n.Unchanged))
+	fmt.Fprintf(&b, "  plan           create %s · add %s%s · unchanged %s\n", count(n.Create), count(n.Add), mirrorPlan(n.Mirror),
+		count(n.Unchanged))
+	b.WriteString(mirrorText(n.Mirror))
 	if len(n.Guards) > 0 {
 		all := make([]string, len(n.Guards))
 		for i, g := range n.Guards {
-			all[i] = fmt.Sprintf("%s %s, at least %s", g.What, count(g.Now), count(g.Limit))
+			all[i] = fmt.Sprintf("%s %s, at %s %s", g.What, count(g.Now), map[bool]string{false: "least", true: "most"}[g.AtMost], count(g.Limit))
 		}
 		fmt.Fprintf(&b, "  guards         %s\n", strings.Join(all, " · "))
 	}
@@ -167,6 +183,57 @@ func nightText(n *app.NightReport) string {
 	}
 	if n.Snapshot > 0 {
 		fmt.Fprintf(&b, "  snapshot       generation %d saved: %s in %s bytes\n", n.Generation, things(n.Snapshot, "group"), count(n.SnapshotBytes))
+	}
+	return b.String()
+}
+
+// mirrorPlan is what a mirror adds to the line with the plan.
+func mirrorPlan(m *app.Mirror) string {
+	if m == nil || m.OnlyAdds {
+		return ""
+	}
+	text := fmt.Sprintf(" · remove from %s · delete %s", count(m.Remove), count(m.Delete))
+	if m.Rename > 0 {
+		text += " · rename " + count(m.Rename)
+	}
+	return text
+}
+
+// mirrorText says what a mirror removes, and what it does not.
+func mirrorText(m *app.Mirror) string {
+	if m == nil {
+		return ""
+	}
+	var b strings.Builder
+	what := fmt.Sprintf("%s, %s deleted, %s cleared", things(m.Conversations, "conversation"), things(m.Delete, "group"),
+		things(m.Users, "user"))
+	if m.OnlyAdds {
+		fmt.Fprintf(&b, "  would remove   %s; the first night of a mirror only adds\n", what)
+	} else {
+		fmt.Fprintf(&b, "  removals       %s\n", what)
+	}
+	switch {
+	case m.Suspended != "":
+		fmt.Fprintf(&b, "  withheld       all: %s\n", inLine(m.Suspended))
+	case m.Withheld > 0:
+		fmt.Fprintf(&b, "  withheld       %s; %s with rejected rows\n", things(m.Withheld, "removal"), things(m.WithheldUsers, "user"))
+	}
+	return b.String()
+}
+
+// examplesText has the first groups of each kind.
+func examplesText(e *app.NightExamples) string {
+	var b strings.Builder
+	for _, kind := range []struct {
+		name   string
+		groups []importer.GroupName
+	}{
+		{"create", e.Create}, {"add", e.Add}, {"remove from", e.Remove}, {"delete", e.Delete}, {"rename to", e.Rename},
+		{"unchanged", e.Unchanged},
+	} {
+		for _, g := range kind.groups {
+			fmt.Fprintf(&b, "  %-14s %q of %s\n", kind.name, inLine(g.GroupName), inLine(g.FromAccount))
+		}
 	}
 	return b.String()
 }

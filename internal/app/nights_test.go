@@ -24,6 +24,7 @@ import (
 	"groupferry/internal/broker"
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
+	"groupferry/internal/job"
 	"groupferry/internal/longtest"
 	"groupferry/internal/queue"
 )
@@ -612,6 +613,9 @@ func (w *world) attemptFiles(n *Namespace, files []string, at attempt) *attempt 
 			w.t.Error(err)
 		}
 		for _, c := range j.Conversations {
+			if c.Op == job.Keep {
+				continue
+			}
 			key := conv{j.FromAccount, j.GroupName, chat.Item{Type: c.Type, ID: c.ID}}
 			if _, twice := at.jobs[key]; twice {
 				w.t.Errorf("%+v is in the plan twice", key)
@@ -846,7 +850,10 @@ func (w *world) checkRecord(s queue.Sync) {
 			return false
 		}
 		for _, c := range g.Conversations {
-			got[conv{g.FromAccount, g.GroupName, chat.Item{Type: c.Type, ID: c.ID}}] = c.Applied
+			key := conv{g.FromAccount, g.GroupName, chat.Item{Type: c.Type, ID: c.ID}}
+			if _, known := a.base[key]; known || c.State != importer.Unsure { // else it was under way when a night was cut off
+				got[key] = c.State == importer.Applied
+			}
 		}
 		return true
 	})

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"groupferry/importer"
+	"groupferry/internal/chat"
 	"groupferry/internal/job"
 	"groupferry/internal/queue"
 )
@@ -31,6 +32,8 @@ type SyncConfig struct {
 	Target string // see [Target]
 	Holder string // this process, for people
 	Full   bool   // send all that is wanted, also what is there
+	Mirror bool   // remove what the sync added, and the input has no more
+	Clear  bool   // in a mirror: also of users of whom the input has no row at all
 	Guards SyncGuards
 
 	// Waiting is called when another process is preparing a night of this sync, which is waited for then. If it is nil the
@@ -69,6 +72,7 @@ type Night struct {
 	base    int           // generation that it was planned on
 	content string
 
+	removals  importer.Removals
 	mayReject int64
 	fold      bool // the snapshot of the plan is to be stored
 	lost      bool // the last snapshot could not be read
@@ -134,6 +138,9 @@ func (n *Namespace) readNight(ctx context.Context, in InputConfig, cfg SyncConfi
 			}
 			in.OnRead = nil
 		}
+		if c := night.Plan.Conflicts; len(c) > 0 {
+			return nil, &OtherSyncError{cfg.Name, c}
+		}
 		if err := night.findRejects(in); err != nil {
 			return nil, err
 		}
@@ -165,7 +172,13 @@ func (n *Namespace) planNight(ctx context.Context, rows *importer.Rows, in Input
 			return nil, err
 		}
 	}
-	night := &Night{Sync: s, Number: s.Night + 1, base: s.Generation + 1}
+	night := &Night{Sync: s, Number: s.Night + 1, base: s.Generation + 1, removals: importer.KeepAll}
+	if cfg.Mirror {
+		night.removals = importer.OnlyCount // the first one in this mode
+		if s.Pending != nil && s.Pending.Mirror {
+			night.removals = importer.RemoveAbsent
+		}
+	}
 	if s.Pending == nil {
 		return night, n.plan(ctx, night, rows, in, cfg, false)
 	}
@@ -181,6 +194,9 @@ func (n *Namespace) planNight(ctx context.Context, rows *importer.Rows, in Input
 		// It is this input's own night, unless other flags were given. It was planned on the snapshot alone.
 		own := *night
 		own.Number, own.base, own.before = s.Pending.Number, s.Pending.Base, nil
+		if cfg.Mirror && !s.Pending.Removes {
+			own.removals = importer.OnlyCount
+		}
 		err := n.plan(ctx, &own, rows, in, cfg, true)
 		switch {
 		case err == nil && own.Plan.ImportID == s.Pending.Import:
@@ -208,27 +224,29 @@ func unreadable(err error) bool {
 }
 
 // plan plans rows on the snapshot of a sync and the results of the night before. Unless it has to be exact, a snapshot that
-// cannot be read is replaced by nothing: then all is sent, once.
+// cannot be read is replaced by nothing: then all is sent, once. A mirror is exact, for it removes what is in the snapshot.
 func (n *Namespace) plan(
 	ctx context.Context, night *Night, rows *importer.Rows, in InputConfig, cfg SyncConfig, exact bool,
 ) error {
 	var results bool
 	base := func(snapshot string) *importer.Base {
 		name := cfg.Name + "\n" + cfg.Target // the same content for another API is another import
-		return &importer.Base{Name: name, Generation: night.base, All: cfg.Full, Groups: func(yield func(importer.Group, error) bool) {
-			if snapshot != "" && !n.yieldSnapshot(ctx, snapshot, yield) || night.before == nil {
-				return
-			}
-			for r, err := range n.Results(ctx, night.before.ID) {
-				results = true
-				if !yield(resultGroup(&r), err) {
-					return
-				}
-			}
-		}}
+		b := &importer.Base{
+			Name: name, Generation: night.base, All: cfg.Full, Removals: night.removals, Clear: cfg.Clear,
+			Groups: func(yield func(importer.Group, error) bool) {
+				n.yieldKnown(ctx, snapshot, night.before, &results, yield)
+			},
+		}
+		if cfg.Mirror && n != nil {
+			b.Others = n.otherGroups(ctx, cfg)
+		}
+		return b
 	}
 	plan, err := rows.Plan(ctx, base(night.Sync.Object))
 	if err != nil && unreadable(err) && !exact {
+		if cfg.Mirror {
+			return &SnapshotError{cfg.Name, err}
+		}
 		if cfg.Warn != nil {
 			cfg.Warn(fmt.Sprintf("%v: all groups of sync %s are sent again", err, cfg.Name))
 		}
@@ -245,8 +263,72 @@ func (n *Namespace) plan(
 	night.content, night.mayReject = plan.Content, in.MaxRejects.allowed(plan.Summary.Rows)
 	night.Record.Sync, night.Record.Night, night.Record.Target = cfg.Name, night.Number, cfg.Target
 	night.last = night.Sync.LastComplete(night.before)
-	night.Guards, night.Wrong = cfg.Guards.compare(plan, night.last)
+	night.Guards, night.Wrong = cfg.Guards.compare(plan, night.last, night.removals)
 	return nil
+}
+
+// yieldKnown passes on what a sync knows: a snapshot, unless it is "", and what became of the night after it, unless that is
+// nil. results is set when there is something of the second kind.
+func (n *Namespace) yieldKnown(
+	ctx context.Context, snapshot string, night *queue.Import, results *bool, yield func(importer.Group, error) bool,
+) {
+	if snapshot != "" && !n.yieldSnapshot(ctx, snapshot, yield) || night == nil {
+		return
+	}
+	for r, err := range n.Results(ctx, night.ID) {
+		*results = true
+		if !yield(resultGroup(&r), err) {
+			return
+		}
+	}
+	for j, err := range n.UnderWay(ctx, night) {
+		*results = true
+		for _, g := range underWay(&j) {
+			if !yield(g, err) {
+				return
+			}
+		}
+		if err != nil && !yield(importer.Group{}, err) {
+			return
+		}
+	}
+}
+
+// otherGroups gives the groups that the other syncs of an API know.
+func (n *Namespace) otherGroups(ctx context.Context, cfg SyncConfig) iter.Seq2[importer.OtherGroup, error] {
+	return func(yield func(importer.OtherGroup, error) bool) {
+		all, err := n.Syncs(ctx)
+		if err != nil {
+			yield(importer.OtherGroup{}, err)
+			return
+		}
+		for _, s := range all {
+			if s.Name == cfg.Name || s.Target != cfg.Target {
+				continue
+			}
+			var pending *queue.Import
+			if s.Pending != nil {
+				i, err := n.Import(ctx, s.Pending.Import)
+				if err == nil {
+					pending = &i
+				} else if !errors.Is(err, queue.ErrNoImport) {
+					yield(importer.OtherGroup{}, err)
+					return
+				}
+			}
+			more := true
+			n.yieldKnown(ctx, s.Object, pending, new(bool), func(g importer.Group, err error) bool {
+				if err != nil && unreadable(err) {
+					err = &SnapshotError{s.Name, err}
+				}
+				more = yield(importer.OtherGroup{Sync: s.Name, FromAccount: g.FromAccount, GroupName: g.GroupName}, err)
+				return more && err == nil
+			})
+			if !more {
+				return
+			}
+		}
+	}
 }
 
 // yieldSnapshot passes a snapshot on, and reports whether more is wanted.
@@ -267,11 +349,41 @@ func (n *Namespace) yieldSnapshot(ctx context.Context, object string, yield func
 
 // resultGroup is what a result says about its group.
 func resultGroup(r *job.Result) importer.Group {
-	g := importer.Group{FromAccount: r.FromAccount, GroupName: r.GroupName}
-	for _, c := range r.Conversations {
-		g.Conversations = append(g.Conversations, importer.GroupConversation{Type: c.Type, ID: c.ID, Applied: c.Code == ""})
+	g := importer.Group{FromAccount: r.FromAccount, GroupName: r.GroupName, OldName: r.OldName}
+	for i := range r.Conversations {
+		c := &r.Conversations[i]
+		state := importer.Applied
+		switch refused := chat.Refuses(c.Code); {
+		case c.Op == job.Remove && (c.Code == "" || job.Gone(c.Code)):
+			state = importer.Removed
+		case c.Op == job.Remove && refused: // it is as it was
+			continue
+		case c.Code == "":
+		case refused:
+			state = importer.Refused
+		default:
+			state = importer.Unsure
+		}
+		g.Conversations = append(g.Conversations, importer.GroupConversation{Type: c.Type, ID: c.ID, State: state})
 	}
 	return g
+}
+
+// underWay is what is known of the group of a job whose calls may have taken effect.
+func underWay(j *job.Job) []importer.Group {
+	g := importer.Group{FromAccount: j.FromAccount, GroupName: j.GroupName}
+	for _, c := range j.Conversations {
+		if c.Op == job.Keep && j.OldName == "" {
+			continue
+		}
+		g.Conversations = append(g.Conversations, importer.GroupConversation{Type: c.Type, ID: c.ID, State: importer.Unsure})
+	}
+	if j.OldName == "" {
+		return []importer.Group{g}
+	}
+	old := g
+	old.GroupName = j.OldName
+	return []importer.Group{old, g}
 }
 
 // guard asks all guards of a night.
@@ -335,6 +447,7 @@ func (n *Namespace) takeNight(ctx context.Context, night *Night, cfg SyncConfig)
 		next.Night = night.Number
 		next.Pending = &queue.Night{
 			Number: night.Number, Import: night.Plan.ImportID, Digest: night.Plan.Digest, Content: night.content, Base: night.base,
+			Mirror: cfg.Mirror, Removes: night.removals == importer.RemoveAbsent,
 			Files: sum.Files, Rows: sum.Rows, Accepted: sum.Accepted, Rejected: sum.Rejected, Users: sum.Users, Groups: sum.Groups,
 			Begun: now(),
 		}
@@ -343,6 +456,11 @@ func (n *Namespace) takeNight(ctx context.Context, night *Night, cfg SyncConfig)
 		return err
 	}
 	night.Sync = moved
+	if night.before != nil {
+		if err := n.DropJobs(ctx, night.before); err != nil {
+			return err
+		}
+	}
 	return n.DeleteSnapshots(ctx, moved)
 }
 
@@ -356,25 +474,50 @@ func (night *Night) Release(ctx context.Context) error {
 
 // A NightReport says what a night was planned to be. Its JSON form is read by programs: fields are added, never changed.
 type NightReport struct {
-	Sync          string       `json:"sync"`
-	Night         int          `json:"night"`
-	Import        string       `json:"import"`
-	Last          *queue.Night `json:"last_complete"` // what the guards compare with; null in the first night
-	Files         int          `json:"files"`
-	Accepted      int64        `json:"accepted"`
-	Rejected      int64        `json:"rejected"`
-	MayReject     int64        `json:"may_reject"`
-	Create        int64        `json:"create"`    // groups that the sync has put nothing into
-	Add           int64        `json:"add"`       // groups that get something new
-	Unchanged     int64        `json:"unchanged"` // groups
-	Guards        []Guard      `json:"guards"`
-	Wrong         []string     `json:"wrong,omitempty"`
-	Generation    int          `json:"generation"` // of the snapshot
-	Snapshot      int64        `json:"snapshot_groups"`
-	SnapshotBytes int64        `json:"snapshot_bytes"`
-	Run           *NightRun    `json:"run,omitempty"`
-	Continued     bool         `json:"continued,omitempty"`
-	NothingToDo   bool         `json:"nothing_to_do,omitempty"`
+	Sync          string        `json:"sync"`
+	Night         int           `json:"night"`
+	Import        string        `json:"import"`
+	Last          *queue.Night  `json:"last_complete"` // what the guards compare with; null in the first night
+	Files         int           `json:"files"`
+	Accepted      int64         `json:"accepted"`
+	Rejected      int64         `json:"rejected"`
+	MayReject     int64         `json:"may_reject"`
+	Create        int64         `json:"create"`    // groups that the sync has put nothing into
+	Add           int64         `json:"add"`       // groups that get something new
+	Unchanged     int64         `json:"unchanged"` // groups
+	Mirror        *Mirror       `json:"mirror,omitempty"`
+	Examples      NightExamples `json:"examples"`
+	Guards        []Guard       `json:"guards"`
+	Wrong         []string      `json:"wrong,omitempty"`
+	Generation    int           `json:"generation"` // of the snapshot
+	Snapshot      int64         `json:"snapshot_groups"`
+	SnapshotBytes int64         `json:"snapshot_bytes"`
+	Run           *NightRun     `json:"run,omitempty"`
+	Continued     bool          `json:"continued,omitempty"`
+	NothingToDo   bool          `json:"nothing_to_do,omitempty"`
+}
+
+// A Mirror is what a night in mirror mode removes.
+type Mirror struct {
+	OnlyAdds      bool   `json:"only_adds"`            // it is the first one in this mode: it removes nothing of this
+	Conversations int64  `json:"remove_conversations"` // those of deleted groups, too
+	Remove        int64  `json:"remove"`               // groups that lose some
+	Delete        int64  `json:"delete"`               // groups
+	Users         int64  `json:"clear"`                // users who lose all
+	Rename        int64  `json:"rename"`               // groups
+	Withheld      int64  `json:"withheld"`             // conversations that stay though the input has them no more
+	WithheldUsers int64  `json:"withheld_users"`       // whose rows were rejected
+	Suspended     string `json:"suspended,omitempty"`  // why nothing at all is removed
+}
+
+// NightExamples are the first groups of each kind.
+type NightExamples struct {
+	Create    []importer.GroupName `json:"create,omitempty"`
+	Add       []importer.GroupName `json:"add,omitempty"`
+	Remove    []importer.GroupName `json:"remove,omitempty"`
+	Delete    []importer.GroupName `json:"delete,omitempty"`
+	Rename    []importer.GroupName `json:"rename,omitempty"`
+	Unchanged []importer.GroupName `json:"unchanged,omitempty"`
 }
 
 // A NightRun is what came of a night.
@@ -410,10 +553,19 @@ func (night *Night) Report() *NightReport {
 		return nil
 	}
 	s := night.Plan.Summary
+	var mirror *Mirror
+	if night.removals != importer.KeepAll {
+		mirror = &Mirror{
+			OnlyAdds: night.removals == importer.OnlyCount, Conversations: s.Removed.Conversations, Remove: s.RemovedFrom,
+			Delete: s.Removed.Groups, Users: s.Removed.Users, Rename: s.Renamed, Withheld: s.Withheld,
+			WithheldUsers: s.WithheldUsers, Suspended: night.Plan.Suspended,
+		}
+	}
 	return &NightReport{
 		Sync: night.Sync.Name, Night: night.Number, Import: night.Plan.ImportID, Last: night.last,
 		Files: s.Files, Accepted: s.Accepted, Rejected: s.Rejected, MayReject: night.mayReject,
-		Create: s.NewGroups, Add: s.Jobs - s.NewGroups, Unchanged: s.Groups - s.Jobs, Guards: night.Guards, Wrong: night.Wrong,
+		Create: s.NewGroups, Add: s.AddedTo, Unchanged: s.Unchanged, Mirror: mirror, Examples: NightExamples(night.Plan.Examples),
+		Guards: night.Guards, Wrong: night.Wrong,
 		Generation: night.Sync.Generation, Snapshot: night.Sync.Groups, SnapshotBytes: night.Sync.Size,
 		Continued: night.Continued, NothingToDo: night.NothingToDo,
 	}

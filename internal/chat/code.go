@@ -3,6 +3,7 @@ package chat
 import (
 	"cmp"
 	"slices"
+	"strconv"
 )
 
 // The codes that this project sends, looks for or simulates. [Codes] lists all that are known.
@@ -150,6 +151,14 @@ func lookup(code int) codeFacts {
 // ClassOf returns the class of a code of the API; [Unknown] for one that is not documented.
 func ClassOf(code int) Class {
 	return lookup(code).class
+}
+
+// Refuses reports whether a code in a result, as text, is one with which the API refuses a conversation or a call: nothing
+// of it took effect. Other codes, and the reasons without a response, say nothing about that.
+func Refuses(code string) bool {
+	n, err := strconv.Atoi(code)
+	class := ClassOf(n)
+	return err == nil && (class == Permanent || class == ItemRetry)
 }
 
 // Meaning says in short English what a code means.

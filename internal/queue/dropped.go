@@ -79,14 +79,73 @@ func (d *Dropped) All(ctx context.Context) iter.Seq2[job.Job, error] {
 }
 
 func (d *Dropped) read(ctx context.Context, yield func(job.Job, error) bool) error {
-	s, err := d.q.conn.StreamState(ctx, d.q.jobsStream(), d.q.jobsSubject(d.id))
+	return d.q.readJobs(ctx, d.id, d.from, func(_ uint64, j *job.Job) error {
+		if !yield(*j, nil) {
+			return errStopped
+		}
+		return nil
+	})
+}
+
+// UnderWay reads the jobs of an import that is over, have no result, and may have been handed out: what was in flight when
+// it ended and its leader died. Their calls may have taken effect, or not. The errors are those of [Dropped.All].
+func (q *Queue) UnderWay(ctx context.Context, i *Import) iter.Seq2[job.Job, error] {
+	return func(yield func(job.Job, error) bool) {
+		yieldAll(yield, func(yield func(job.Job, error) bool) error {
+			if i.State != Cancelled || i.Counts.JobsWithResult() == i.Jobs {
+				return nil
+			}
+			s, _, err := q.lastState(ctx, i.ID)
+			if err != nil {
+				return err
+			}
+			handed, ahead := dropped{next: 1}, int64(minAhead) // before the first state of a generation
+			if s != nil && s.Incarnation == i.Incarnation && s.Generation == i.Generation {
+				handed, ahead = dropped{s.Next, s.Unfinished}, s.Ahead
+			}
+			return q.readJobs(ctx, i.ID, handed, func(seq uint64, j *job.Job) error {
+				if j.Generation != i.Generation {
+					return nil
+				}
+				if seq >= handed.next {
+					if ahead--; ahead < 0 {
+						return errStopped
+					}
+				}
+				if !yield(*j, nil) {
+					return errStopped
+				}
+				return nil
+			})
+		})
+	}
+}
+
+// DropJobs removes the jobs of a night that was cut off by the next one, once the sync knows what was under way of it: the
+// next night has what is wanted. It does nothing for other imports.
+func (q *Queue) DropJobs(ctx context.Context, i *Import) error {
+	if !i.Superseded {
+		return nil
+	}
+	subject := q.jobsSubject(i.ID)
+	s, err := q.conn.StreamState(ctx, q.jobsStream(), subject)
+	if err != nil || s.Subjects[subject] == 0 {
+		return err
+	}
+	return q.purgeJobs(ctx, subject, s.LastSeq)
+}
+
+// readJobs reads those jobs of an import that of has. It keeps few of them in memory. An error of each ends it;
+// [errStopped] is none.
+func (q *Queue) readJobs(ctx context.Context, id string, of dropped, each func(seq uint64, j *job.Job) error) error {
+	s, err := q.conn.StreamState(ctx, q.jobsStream(), q.jobsSubject(id))
 	if err != nil {
 		return err
 	}
-	scan := resultScan{q: d.q, id: d.id}
+	scan := resultScan{q: q, id: id}
 	var unreadable int64
 	err = scan.run(ctx, func(m stored) error {
-		if !d.from.has(m.seq) {
+		if !of.has(m.seq) {
 			return nil
 		}
 		j, err := job.Decode(m.Data)
@@ -95,19 +154,21 @@ func (d *Dropped) read(ctx context.Context, yield func(job.Job, error) bool) err
 			return err
 		case err != nil:
 			unreadable++
-		case !yield(j, nil):
-			return errStopped
+			return nil
 		}
-		return nil
+		return each(m.seq, &j)
 	})
+	if errors.Is(err, errStopped) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	if missing := int64(s.Subjects[d.q.jobsSubject(d.id)]) - scan.read + unreadable; missing > 0 {
-		if now, err := d.q.Import(ctx, d.id); err != nil || now.State == Deleting {
-			return errors.Join(err, fmt.Errorf("read dropped jobs: %w: %s was deleted", ErrNoImport, d.id))
+	if missing := int64(s.Subjects[q.jobsSubject(id)]) - scan.read + unreadable; missing > 0 {
+		if now, err := q.Import(ctx, id); err != nil || now.State == Deleting {
+			return errors.Join(err, fmt.Errorf("read jobs: %w: %s was deleted", ErrNoImport, id))
 		}
-		return d.q.jobsDamaged(d.id, fmt.Sprintf("%d of its dropped jobs cannot be read", missing))
+		return q.jobsDamaged(id, fmt.Sprintf("%d of its dropped jobs cannot be read", missing))
 	}
 	return nil
 }

@@ -454,7 +454,7 @@ func (q *Queue) removeEnded(
 		}
 	}
 	upTo := seq
-	if i.State == Cancelled && !i.Superseded { // else the next night has what is wanted
+	if i.State == Cancelled { // its jobs without a result: see Dropped, and UnderWay
 		d, err := q.droppedFrom(ctx, &i)
 		if err != nil {
 			return false, err

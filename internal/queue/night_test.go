@@ -226,6 +226,14 @@ func TestSupersede(t *testing.T) {
 			t.Fatalf("got %+v, %v", i, err)
 		}
 	}
+	wantJobs(t, q, "i1", 5) // until what was under way is known
+	i, err := q.Import(t.Context(), "i1")
+	if err == nil {
+		err = q.DropJobs(t.Context(), &i)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	wantJobs(t, q, "i1", 0)
 	if done, failed := outcomes(t, q, "i1"); done != 1 || failed != 1 {
 		t.Errorf("got %d done and %d failed, want 1 and 1", done, failed)
@@ -276,6 +284,13 @@ func TestSupersedeWhileEnqueued(t *testing.T) {
 	})
 	if _, newer := errors.AsType[*NewerNightError](err); !newer || !errors.Is(err, ErrCancelled) {
 		t.Errorf("got %v, want ErrCancelled and a NewerNightError", err)
+	}
+	i, err := q.Import(t.Context(), "i1")
+	if err == nil {
+		err = q.DropJobs(t.Context(), &i)
+	}
+	if err != nil {
+		t.Error(err)
 	}
 	wantJobs(t, q, "i1", 0)
 }

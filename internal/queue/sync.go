@@ -81,6 +81,9 @@ type Night struct {
 	Users    int64 `json:"users,omitempty"`
 	Groups   int64 `json:"groups,omitempty"`
 
+	Mirror  bool `json:"mirror,omitempty"`  // it was begun in mirror mode
+	Removes bool `json:"removes,omitempty"` // and it is not the first one in it, which removes nothing
+
 	Begun time.Time `json:"begun,omitzero"`
 
 	// Of Sync.Complete alone:
