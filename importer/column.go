@@ -30,7 +30,7 @@ var extraColumns = []string{"code", "reason", "file", "line"}
 
 // resultColumns are those that exported results have beside both. An input with all of them is such a file; a single one
 // can be somebody's own column and is reported as ignored.
-var resultColumns = []string{"group_id", "attempts", "job", "outcome", "finished"}
+var resultColumns = []string{"group_id", "attempts", "job", "outcome", "finished", "op"}
 
 // columns finds the column that a name in an input means.
 type columns struct {

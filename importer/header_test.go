@@ -12,12 +12,12 @@ func TestResultsAsInput(t *testing.T) {
 	const ours = "from_account,group_name,type,to_account,to_group_id,code,reason,file,line"
 	const row = "\nu1,g,1,x1,,51007,gone,a.csv,9"
 	for _, tc := range []struct{ name, input, notice string }{
-		{"results", ours + ",group_id,attempts,job,outcome,finished" + row + ",7,3,j1,partial,2026-01-02T03:04:05Z\n", ""},
-		{"results and more", ours + ",group_id,attempts,note,job,outcome,finished" + row + ",7,3,n,j1,partial,\n",
+		{"results", ours + ",group_id,attempts,job,outcome,finished,op" + row + ",7,3,j1,partial,2026-01-02T03:04:05Z,add\n", ""},
+		{"results and more", ours + ",group_id,attempts,note,job,outcome,finished,op" + row + ",7,3,n,j1,partial,,add\n",
 			`-: columns ignored: "note"`},
 		{"some of them", ours + ",group_id,job" + row + ",7,j1\n", `-: columns ignored: "group_id", "job"`},
 		{"results as JSONL", `{"from_account":"u1","group_name":"g","type":1,"to_account":"x1","code":"51007","reason":"gone",` +
-			`"file":"a.csv","line":9,"group_id":7,"attempts":3,"job":"j1","outcome":"partial","finished":"2026-01-02T03:04:05Z"}` +
+			`"file":"a.csv","line":9,"group_id":7,"attempts":3,"job":"j1","outcome":"partial","finished":"2026-01-02T03:04:05Z","op":"add"}` +
 			"\n", ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

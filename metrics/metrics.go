@@ -71,6 +71,8 @@ type Metrics struct {
 	jobs              *prometheus.CounterVec
 	jobAttempts       prometheus.Counter
 	conversations     *prometheus.CounterVec
+	removals          *prometheus.CounterVec
+	groupsDeleted     prometheus.Counter
 	jobDuration       prometheus.Histogram
 	jobsInFlight      prometheus.Gauge
 	jobsRequeued      *prometheus.CounterVec
@@ -139,6 +141,10 @@ func New(cfg Config) *Metrics {
 			"Attempts that the finished jobs took. Over jobs_total: attempts per job."),
 		conversations: counters("conversations_total",
 			"Conversations of the finished jobs: done (in the group) or failed.", "outcome"),
+		removals: counters("removals_total",
+			"Conversations that the finished jobs of mirrors were to take out of groups: done or failed.", "outcome"),
+		groupsDeleted: counter("groups_deleted_total",
+			"Groups that the finished jobs of mirrors deleted, or found gone."),
 		jobsRequeued: counters("jobs_requeued_total",
 			"Jobs that this process gave back without a result: to try again later, at a stop or at a halt.", "reason"),
 		calls: counters("calls_total",
@@ -195,6 +201,7 @@ func (m *Metrics) start() {
 	}
 	m.conversationsDone = m.conversations.WithLabelValues("done")
 	m.conversationsFail = m.conversations.WithLabelValues("failed")
+	m.Removed(0, 0, 0) // they start at 0
 	for reason := range m.reasons {
 		m.jobsRequeued.WithLabelValues(reason)
 	}
@@ -254,6 +261,13 @@ func (m *Metrics) JobDone(outcome string, conversationsDone, conversationsFailed
 	m.conversationsFail.Add(float64(conversationsFailed))
 	m.jobDuration.Observe(d.Seconds())
 	m.watched.set(func(w *watched) { w.lastResult = time.Now() })
+}
+
+// Removed counts what a finished job took out of its group, or failed to, and the groups that it deleted.
+func (m *Metrics) Removed(conversations, conversationsFailed, groups int) {
+	m.removals.WithLabelValues("done").Add(float64(conversations))
+	m.removals.WithLabelValues("failed").Add(float64(conversationsFailed))
+	m.groupsDeleted.Add(float64(groups))
 }
 
 // JobRequeued counts a job that is no longer in flight here and has no result. The reason is "retry" (it is tried again

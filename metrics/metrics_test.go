@@ -206,6 +206,7 @@ func TestJobDone(t *testing.T) {
 	m.JobDone("done", 10, 0, 200*time.Millisecond, 1)
 	m.JobDone("partial", 4, 2, time.Second, 3)
 	m.JobDone("what", 0, 1, time.Second, 1)
+	m.Removed(7, 2, 1)
 
 	got := samples(t, m)
 	for series, want := range map[string]float64{
@@ -217,6 +218,9 @@ func TestJobDone(t *testing.T) {
 		`job_attempts_total`:                    5,
 		`conversations_total{outcome="done"}`:   14,
 		`conversations_total{outcome="failed"}`: 3,
+		`removals_total{outcome="done"}`:        7,
+		`removals_total{outcome="failed"}`:      2,
+		`groups_deleted_total`:                  1,
 		`job_duration_seconds_count`:            3,
 		`job_duration_seconds_sum`:              2.2,
 		`job_duration_seconds_bucket{le="0.1"}`: 0,

@@ -37,6 +37,11 @@ type attempt struct {
 	group        presence
 	foundAt      time.Time // when that was found out; zero if it was not
 	restarted    bool      // the group was gone in between
+	anew         bool      // an earlier attempt began to create the group anew
+	removesFirst bool      // the group has no room for what is added before what is removed is out
+	full         bool      // the API said so of a conversation
+	takesOut     bool      // the update that is being made
+	deleting     int64     // the group that may have been deleted by now; 0 for none
 	needsCheck   bool      // only reading the group tells what it holds
 	maybeCreated bool      // by a create without a response
 	lateUntil    time.Time // until then it may take effect
@@ -49,7 +54,7 @@ func newAttempt(w *Worker, d Delivery, now time.Time) *attempt {
 		earlier.started = now
 	}
 	return &attempt{
-		w: w, d: d, made: d.Attempt(), calls: earlier.calls, started: earlier.started, needsCheck: earlier.needsCheck,
+		w: w, d: d, made: d.Attempt(), calls: earlier.calls, started: earlier.started, needsCheck: earlier.needsCheck, anew: earlier.anew, deleting: earlier.deleting,
 		lateUntil: w.earlierUntil(d),
 		result:    job.Result{Import: d.Import(), Job: sequenceName(d.Sequence()), Started: earlier.started},
 	}
@@ -64,13 +69,21 @@ func (a *attempt) prepare(ctx context.Context) error {
 	}
 	a.result = job.Result{
 		Import: j.Import, Job: j.ID, FromAccount: j.FromAccount, GroupName: j.GroupName,
-		Generation: j.Generation, Replaces: j.Prior, Started: a.started,
-		Conversations: make([]job.ConversationResult, len(j.Conversations)),
+		Generation: j.Generation, Replaces: j.Prior, Started: a.started, Rename: j.OldName, Delete: j.Delete,
+		Conversations: make([]job.ConversationResult, 0, len(j.Conversations)),
 	}
-	a.known, a.todo = make([]bool, len(j.Conversations)), make([]int, len(j.Conversations))
-	for i, c := range j.Conversations {
-		a.result.Conversations[i].Conversation = c
-		a.todo[i] = i
+	for _, c := range j.Conversations {
+		if c.Op == job.Keep {
+			a.result.Keep = append(a.result.Keep, c)
+		} else {
+			a.append(job.ConversationResult{Conversation: c})
+		}
+	}
+	if j.Delete {
+		a.w.noteDelete(a.d, j.FromAccount)
+		if a.d.Earlier() { // a deletion that takes effect once this job has its result would meet what others put there
+			a.lateUntil = a.w.started.Add(lateTime)
+		}
 	}
 	if j.Prior == 0 {
 		return nil
@@ -85,19 +98,26 @@ func (a *attempt) prepare(ctx context.Context) error {
 	return nil
 }
 
+// append adds a conversation to those that are to be sent.
+func (a *attempt) append(c job.ConversationResult) {
+	a.todo = append(a.todo, len(a.result.Conversations))
+	a.known = append(a.known, false)
+	a.result.Conversations = append(a.result.Conversations, c)
+}
+
 // resume makes the attempt continue from the result of an earlier generation: of the job's conversations those are sent
 // that failed then; all others keep what the earlier result says.
 func (a *attempt) resume(before *job.Result) {
 	wanted := map[chat.Item]bool{}
 	for _, c := range a.result.Conversations {
-		wanted[chat.Item{Type: c.Type, ID: c.ID}] = true
+		wanted[itemOf(&c)] = true
 	}
 	a.before = before
-	a.result.Started, a.result.GroupID = before.Started, before.GroupID
+	a.result.Started, a.result.GroupID, a.result.OldName = before.Started, before.GroupID, before.OldName
 	a.result.Conversations = slices.Clone(before.Conversations)
 	a.known, a.todo = make([]bool, len(before.Conversations)), nil
 	for i, c := range before.Conversations {
-		if c.Code != "" && wanted[chat.Item{Type: c.Type, ID: c.ID}] {
+		if c.Code != "" && wanted[itemOf(&c)] {
 			a.todo = append(a.todo, i)
 		} else {
 			a.known[i] = true
@@ -110,12 +130,48 @@ func (a *attempt) doneBefore() int {
 	if a.before == nil {
 		return 0
 	}
-	return len(a.before.Conversations) - a.before.FailedConversations()
+	done, _ := count(a.before, job.Add)
+	return done
 }
 
-// final returns the result with the attempts and calls of all generations.
+// count counts the conversations of a result with an operation.
+func count(r *job.Result, op job.Op) (done, failed int) {
+	for i := range r.Conversations {
+		switch c := &r.Conversations[i]; {
+		case c.Op != op:
+		case c.Code == "":
+			done++
+		default:
+			failed++
+		}
+	}
+	return done, failed
+}
+
+// wasDone reports whether an earlier generation did a conversation.
+func (a *attempt) wasDone(i int) bool {
+	return a.before != nil && i < len(a.before.Conversations) && a.before.Conversations[i].Code == ""
+}
+
+// pick returns those of some conversations that have an operation.
+func (a *attempt) pick(places []int, op job.Op) (picked []int) {
+	for _, i := range places {
+		if a.result.Conversations[i].Op == op {
+			picked = append(picked, i)
+		}
+	}
+	return picked
+}
+
+func itemOf(c *job.ConversationResult) chat.Item { return chat.Item{Type: c.Type, ID: c.ID} }
+
+// final returns the result with the attempts and calls of all generations. What only a retry needs is in it if there may
+// be one.
 func (a *attempt) final() job.Result {
 	r := a.result
+	if r.Outcome == job.Done {
+		r.Rename, r.Delete, r.Keep = "", false, nil
+	}
 	r.Attempts, r.Calls = a.made, a.calls
 	if a.before != nil {
 		r.Attempts += a.before.Attempts

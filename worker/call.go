@@ -64,9 +64,24 @@ func (r *repeats) reset() {
 // again once, and tries again after failures that may pass. A *chat.Error is the API's final response; it comes wrapped
 // in errAgain when more tries may help later, and in a *governor.HaltedError when every job would fail the same way.
 func call[A any](ctx context.Context, a *attempt, command chat.Command, do func(context.Context) (A, error), code func(A) string) (A, error) {
+	return callAfter(ctx, a, command, nil, do, code)
+}
+
+// callAfter is a call that is made only after before returned nil, no longer than staleAfter ago: that is called before each
+// try. An error of it ends the call.
+func callAfter[A any](ctx context.Context, a *attempt, command chat.Command, before func(context.Context) error,
+	do func(context.Context) (A, error), code func(A) string,
+) (A, error) {
 	var none A
 	tries, unsent, renewed := 0, 0, false
 	for {
+		var ready time.Time
+		if before != nil {
+			if err := before(ctx); err != nil {
+				return none, err
+			}
+			ready = time.Now()
+		}
 		permit, err := a.w.pace.Acquire(ctx, string(command), a.result.FromAccount)
 		if err != nil {
 			return none, err
@@ -78,6 +93,10 @@ func call[A any](ctx context.Context, a *attempt, command chat.Command, do func(
 		if command == chat.CreateContactGroup && a.stale() {
 			permit.Done(governor.Unsent)
 			return none, errStale
+		}
+		if before != nil && time.Since(ready) > staleAfter {
+			permit.Done(governor.Unsent)
+			continue
 		}
 		response, excused, err := callOnce(ctx, a, permit, command, unsent >= unsentMost, do, code)
 		if err == nil {
@@ -177,6 +196,9 @@ func (a *attempt) noteNoResponse(command chat.Command, unknown bool) {
 		return
 	}
 	a.needsCheck = a.needsCheck || !unknown
+	if command == chat.DelContactGroup || command == chat.UpdateContactGroup && a.takesOut {
+		a.lateUntil = time.Now().Add(lateTime) // after the job's result, somebody may put in what this takes out
+	}
 	if command == chat.CreateContactGroup {
 		a.maybeCreated = true
 		if !a.w.known.harmless() {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -29,18 +30,23 @@ import (
 //   - Where get is not offered either, a create could take out what is in the group and nobody would know. Then nothing is
 //     sent, unless the user accepts that.
 //   - What is known about a group is used for half a minute: somebody else may create or delete it.
-//   - A retry adds what failed before. If the group is gone meanwhile, all of it is sent.
-//   - If a call for a group had no response, the group is read in the end, and what is missing is sent again. While a create
-//     without a response may still take effect, nothing else is sent to its group; nor is anything for a job that a leader
-//     which handed over may have made calls for, until these have taken effect.
+//   - A retry adds what failed before. If the group is gone meanwhile, all of it is sent: also what the job keeps, which is
+//     in the group as far as the sync knows. So a job that keeps something, or takes something out, makes an update first.
+//   - What is taken out shares the updates with what is added, which comes first. It comes first itself, in calls of its own,
+//     where the group may have no room for both. A conversation is out of a group that does not exist.
+//   - If a call for a group had no response, the group is read in the end, and what is missing is sent again, or what is still
+//     there. While a create without a response may still take effect, nothing else is sent to its group; nor is anything for
+//     a job that a leader which handed over may have made calls for, until these have taken effect. A job that takes
+//     something out has no result before that: somebody may put it in again then.
 //
 // Doing a job twice ends in the same state. One job at a time works on the groups of a user.
 
 // Codes of a result that no code of the API stands for.
 const (
-	CodeNoResult    = "no-result" // the response has no result for this conversation
-	CodeNotInGroup  = "not-in-group"
-	CodeNeedsUpdate = "needs-update" // only update_contact_group could add it, and that is not offered
+	CodeNoResult     = "no-result" // the response has no result for this conversation
+	CodeNotInGroup   = "not-in-group"
+	CodeStillInGroup = "still-in-group"
+	CodeNeedsUpdate  = "needs-update" // only update_contact_group could do it, and that is not offered
 )
 
 // ErrMayReplace says that nothing can be written without the risk that create takes out what is in a group.
@@ -87,7 +93,7 @@ func (a *attempt) run(ctx context.Context) error {
 	}
 	defer free()
 	err = a.write(ctx)
-	if err == nil && a.needsCheck {
+	if err == nil && a.needsCheck && !a.result.Deleted {
 		err = a.check(ctx)
 	}
 	if errors.Is(err, errNoUpdate) { // in the middle: the next attempt knows
@@ -122,15 +128,95 @@ func (a *attempt) lock(ctx context.Context) (free func(), err error) {
 	}
 }
 
-// write writes the conversations of the job into its group.
+// write does what the job asks for.
 func (a *attempt) write(ctx context.Context) error {
-	if a.canAdd() {
+	if goOn, err := a.rename(ctx); !goOn || err != nil {
+		return err
+	}
+	if a.result.Delete {
+		if err := a.deleteGroup(ctx); err != nil || a.result.Deleted {
+			return err
+		}
+	}
+	if err := a.continueAnew(ctx); err != nil {
+		return err
+	}
+	if len(a.wanted())+len(a.result.Keep)+len(a.pick(a.todo, job.Remove)) > chat.MaxConversationsPerGroup {
+		a.removesFirst = true
+	}
+	if a.w.known.offers(chat.UpdateContactGroup) || a.w.known.harmless() && len(a.pick(a.todo, job.Remove)) == 0 {
 		err := a.sendAll(ctx, a.todo)
 		if !errors.Is(err, errNoUpdate) {
 			return err
 		}
 	}
+	removes := a.pick(a.todo, job.Remove)
+	a.set(removes, CodeNeedsUpdate, "only update_contact_group takes a conversation out of a group, and it is not offered")
+	if a.todo = a.pick(a.todo, job.Add); len(a.todo) == 0 {
+		return nil
+	}
+	if len(removes) > 0 && a.w.known.harmless() {
+		return a.sendAll(ctx, a.todo)
+	}
 	return a.writeWhole(ctx)
+}
+
+// continueAnew sends what the job keeps, too, if an attempt before this one had begun to create the group anew, and may not
+// have come to the end of it. Of an attempt by another process nothing is known; the group tells.
+func (a *attempt) continueAnew(ctx context.Context) error {
+	if a.anew {
+		a.restart()
+		a.restarted = false
+		return nil
+	}
+	if !a.d.Earlier() || len(a.result.Keep) == 0 {
+		return nil
+	}
+	members, err := a.find(ctx)
+	switch {
+	case unreadable(err):
+		a.addKept(nil)
+	case err != nil:
+		return err
+	case a.group == absent && len(a.pick(a.todo, job.Add)) > 0:
+		a.restart()
+	default:
+		a.addKept(members)
+	}
+	return nil
+}
+
+// addKept adds what the job keeps to what is sent, but for what the group is known to hold.
+func (a *attempt) addKept(held map[chat.Item]bool) {
+	for _, c := range a.result.Keep {
+		if !held[chat.Item{Type: c.Type, ID: c.ID}] {
+			c.Op = job.Add
+			a.append(job.ConversationResult{Conversation: c, Kept: true})
+		}
+	}
+	a.result.Keep = nil
+}
+
+// restart makes the attempt write the whole group anew, for it does not exist. What was to be taken out is out.
+func (a *attempt) restart() {
+	a.restarted = true
+	a.done(a.pick(a.todo, job.Remove))
+	a.addKept(nil)
+	a.todo = a.allConversations()
+}
+
+// done records that conversations are as the job asks.
+func (a *attempt) done(places []int) {
+	for _, i := range places {
+		c := &a.result.Conversations[i]
+		a.known[i], c.Code, c.Info = true, "", ""
+	}
+}
+
+// gone records that the group does not exist any more. Calls without a response made no difference.
+func (a *attempt) gone() {
+	a.done(a.todo)
+	a.group, a.result.Deleted = absent, true
 }
 
 // canAdd reports whether a call can add to a group that exists.
@@ -148,28 +234,39 @@ func (a *attempt) sendAll(ctx context.Context, todo []int) error {
 		}
 		again, err := a.send(ctx, todo, pass == resends)
 		if errors.Is(err, errNeedsAll) {
-			a.todo = a.allConversations()
+			if len(a.pick(a.todo, job.Add)) == 0 {
+				a.gone()
+				return nil
+			}
+			a.restart()
 			todo, pass = a.todo, -1
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		todo = again
+		todo, a.removesFirst = again, a.removesFirst || a.full
 	}
 	return nil
 }
 
-// allConversations lists the conversations that the group should hold in the end.
+// allConversations lists the conversations that the group should hold in the end, to be sent all.
 func (a *attempt) allConversations() []int {
+	all := a.wanted()
+	for _, i := range all {
+		a.known[i] = false
+	}
+	return all
+}
+
+// wanted lists the conversations of the result that the group should hold in the end.
+func (a *attempt) wanted() (all []int) {
 	todo := map[int]bool{}
 	for _, i := range a.todo {
 		todo[i] = true
 	}
-	var all []int
 	for i, c := range a.result.Conversations {
-		if todo[i] || c.Code == "" {
-			a.known[i] = false
+		if c.Op == job.Add && (todo[i] || c.Code == "") {
 			all = append(all, i)
 		}
 	}
@@ -178,10 +275,19 @@ func (a *attempt) allConversations() []int {
 
 // send sends the conversations at the given places, chunk by chunk, and returns those to be sent again.
 func (a *attempt) send(ctx context.Context, places []int, last bool) (again []int, err error) {
-	for len(places) > 0 {
+	for places = a.ordered(places); len(places) > 0; {
 		n := min(len(places), a.w.cfg.ChunkSize)
-		response, err := a.sendChunk(ctx, a.items(places[:n]))
+		adds, removes := a.pick(places[:n], job.Add), a.pick(places[:n], job.Remove)
+		if a.removesFirst && len(adds) > 0 && len(removes) > 0 {
+			n, adds = len(removes), nil
+		}
+		response, err := a.sendChunk(ctx, a.items(adds), a.items(removes))
 		if rejected, ok := rejection(err); ok {
+			if rejected.Code == chat.CodeTooManyConversations && len(adds) > 0 && a.mayMakeRoom(places) {
+				a.removesFirst = true
+				places = a.ordered(places)
+				continue
+			}
 			if endsJob(rejected) {
 				n = len(places)
 			}
@@ -198,11 +304,24 @@ func (a *attempt) send(ctx context.Context, places []int, last bool) (again []in
 	return again, nil
 }
 
+// ordered puts what is added before what is removed; or after it, where there may be no room for both.
+func (a *attempt) ordered(places []int) []int {
+	adds, removes := a.pick(places, job.Add), a.pick(places, job.Remove)
+	if a.removesFirst {
+		return append(removes, adds...)
+	}
+	return append(adds, removes...)
+}
+
+// mayMakeRoom reports whether a group that is full may not be once some conversations are removed.
+func (a *attempt) mayMakeRoom(places []int) bool {
+	return !a.removesFirst && len(a.pick(places, job.Remove)) > 0
+}
+
 func (a *attempt) items(places []int) []chat.Item {
 	items := make([]chat.Item, len(places))
 	for k, i := range places {
-		c := &a.result.Conversations[i]
-		items[k] = chat.Item{Type: c.Type, ID: c.ID}
+		items[k] = itemOf(&a.result.Conversations[i])
 	}
 	return items
 }
@@ -222,17 +341,19 @@ func endsJob(e *chat.Error) bool {
 
 // reject records that the API rejected a call with these conversations.
 func (a *attempt) reject(places []int, e *chat.Error) {
-	for _, i := range places {
-		a.known[i] = true
-		a.result.Conversations[i].Code, a.result.Conversations[i].Info = e.Reason(), e.Info
-	}
+	a.set(places, e.Reason(), e.Info)
 }
 
 // need records that only update could add these conversations.
 func (a *attempt) need(places []int) {
+	a.set(places, CodeNeedsUpdate, "create_contact_group carries 100 conversations")
+}
+
+// fail1 records that conversations failed with a code.
+func (a *attempt) set(places []int, code, info string) {
 	for _, i := range places {
 		c := &a.result.Conversations[i]
-		a.known[i], c.Code, c.Info = true, CodeNeedsUpdate, "create_contact_group carries 100 conversations"
+		a.known[i], c.Code, c.Info = true, code, info
 	}
 }
 
@@ -243,7 +364,11 @@ func (a *attempt) noteAll(places []int, response chat.Response, last bool) (agai
 	}
 	for k, i := range places {
 		a.known[i] = true
-		if a.note(&a.result.Conversations[i], response.Items[k], last) {
+		c, r := &a.result.Conversations[i], response.Items[k]
+		if a.note(c, r, last) {
+			again = append(again, i)
+		} else if r.Code == chat.CodeTooManyConversations && !last && a.mayMakeRoom(a.todo) {
+			a.full = true
 			again = append(again, i)
 		}
 	}
@@ -275,27 +400,35 @@ func (a *attempt) passing() error {
 	return nil
 }
 
-// sendChunk makes the calls that add a chunk. A *chat.Error says that the chunk is rejected for good.
-func (a *attempt) sendChunk(ctx context.Context, items []chat.Item) (chat.Response, error) {
+// expected reports whether the group holds something of ours, as far as is known.
+func (a *attempt) expected() bool {
+	return a.doneBefore() > 0 || len(a.result.Keep) > 0 || len(a.pick(a.todo, job.Remove)) > 0
+}
+
+// sendChunk makes the calls that add a chunk, and take one out. A *chat.Error says that they are rejected for good. The error
+// is errNeedsAll if the group does not exist and something in it is expected.
+func (a *attempt) sendChunk(ctx context.Context, items, removes []chat.Item) (chat.Response, error) {
 	reading := a.w.known.create()
-	if a.group == unknown && (a.doneBefore() > 0 || reading != Append) {
-		response, err := a.addOrFind(ctx, items)
+	if len(removes) > 0 && !a.w.known.offers(chat.UpdateContactGroup) {
+		return chat.Response{}, errNoUpdate
+	}
+	if a.group == unknown && (a.expected() || reading != Append) {
+		response, err := a.updateOrFind(ctx, items, removes)
 		if a.group != absent || err != nil {
 			return response, err
 		}
-		if a.doneBefore() > 0 && !a.restarted { // deleted since, with all that was done
-			a.restarted = true
-			return response, errNeedsAll
-		}
+	}
+	if a.group == absent && a.expected() && !a.restarted { // deleted since, with all that was done
+		return chat.Response{}, errNeedsAll
 	}
 	if a.group == present && (reading != Append || a.w.known.offers(chat.UpdateContactGroup)) {
-		response, err := a.update(ctx, items)
+		response, err := a.update(ctx, items, removes)
 		if e, ok := rejection(err); ok && e.Code == chat.CodeNoSuchGroup { // deleted meanwhile
 			if a.restarted {
 				a.needsCheck = true
 				return response, err
 			}
-			a.group, a.foundAt, a.restarted = absent, time.Now(), true
+			a.group, a.foundAt = absent, time.Now()
 			return response, errNeedsAll
 		}
 		return response, err
@@ -310,7 +443,7 @@ func (a *attempt) sendChunk(ctx context.Context, items []chat.Item) (chat.Respon
 		response, err = a.create(ctx, items)
 	}
 	if e, ok := rejection(err); ok && (a.maybeCreated || mayExist(e)) && a.w.known.offers(chat.UpdateContactGroup) {
-		added, uerr := a.update(ctx, items)
+		added, uerr := a.update(ctx, items, nil)
 		if _, ok := rejection(uerr); !ok {
 			return added, uerr
 		}
@@ -324,8 +457,8 @@ func mayExist(e *chat.Error) bool {
 	return e.Code == chat.CodeBadParameter || e.Code == chat.CodeTooManyGroups || e.Code != 0 && e.Class() == chat.Unknown
 }
 
-// addOrFind adds a chunk to the group, or finds that the group does not exist.
-func (a *attempt) addOrFind(ctx context.Context, items []chat.Item) (chat.Response, error) {
+// updateOrFind updates the group with a chunk, or finds that the group does not exist.
+func (a *attempt) updateOrFind(ctx context.Context, items, removes []chat.Item) (chat.Response, error) {
 	if !a.w.known.offers(chat.UpdateContactGroup) {
 		if !a.w.known.harmless() {
 			return chat.Response{}, errNoUpdate
@@ -339,7 +472,7 @@ func (a *attempt) addOrFind(ctx context.Context, items []chat.Item) (chat.Respon
 		}
 		return chat.Response{}, err
 	}
-	response, err := a.update(ctx, items)
+	response, err := a.update(ctx, items, removes)
 	e, rejected := rejection(err)
 	switch {
 	case !rejected:
@@ -377,7 +510,7 @@ func (a *attempt) tryCreate(ctx context.Context, items []chat.Item) (_ chat.Resp
 	}
 	response, err := a.experiment(ctx, items[:len(items)/2], items[len(items)/2:])
 	if len(response.Items) < len(items) && err == nil {
-		response, err = a.update(ctx, items)
+		response, err = a.update(ctx, items, nil)
 	}
 	return response, err, true
 }
@@ -478,12 +611,19 @@ func (a *attempt) writeWhole(ctx context.Context) error {
 		return a.w.known.mayReplace(err)
 	}
 	unread := err != nil
+	if unread && len(a.wanted())+len(a.result.Keep) > chat.MaxItemsPerCall && len(a.result.Keep) > 0 {
+		a.need(a.todo) // it would take out what the job keeps
+		return nil
+	}
+	if unread || a.group == absent {
+		a.addKept(nil)
+	}
 	var carried, added []int // of the job's conversations: those that are in the group, and those that are not
 	for _, i := range a.allConversations() {
 		c := &a.result.Conversations[i]
-		if it := (chat.Item{Type: c.Type, ID: c.ID}); members[it] {
+		if it := itemOf(c); members[it] {
 			delete(members, it)
-			a.known[i], c.Code, c.Info = true, "", ""
+			a.done([]int{i})
 			carried = append(carried, i)
 		} else {
 			added = append(added, i)
@@ -523,9 +663,7 @@ func (a *attempt) writeWhole(ctx context.Context) error {
 		response, err := a.create(ctx, append(a.items(places), others...))
 		if rejected, ok := rejection(err); ok {
 			a.needsCheck = true // what it held, it holds
-			a.reject(slices.DeleteFunc(added, func(i int) bool {
-				return a.before != nil && a.before.Conversations[i].Code == ""
-			}), rejected)
+			a.reject(slices.DeleteFunc(added, a.wasDone), rejected)
 			return nil
 		}
 		if err != nil {
@@ -578,6 +716,9 @@ func (a *attempt) create(ctx context.Context, items []chat.Item) (chat.Response,
 	if err == nil {
 		a.group, a.foundAt = present, time.Now()
 	}
+	if e, ok := rejection(err); ok && e.Code == chat.CodeTooManyGroups && a.w.deletesGroup(a.result.FromAccount) {
+		return response, fmt.Errorf("%w: %w", errAgain, e) // there is going to be room
+	}
 	return response, err
 }
 
@@ -586,11 +727,12 @@ func (a *attempt) stale() bool {
 	return !a.w.known.harmless() && time.Since(a.foundAt) > staleAfter && !a.foundAt.IsZero()
 }
 
-func (a *attempt) update(ctx context.Context, items []chat.Item) (chat.Response, error) {
+func (a *attempt) update(ctx context.Context, items, removes []chat.Item) (chat.Response, error) {
 	if err := a.waitForLate(ctx); err != nil {
 		return chat.Response{}, err
 	}
-	req := chat.UpdateRequest{FromAccount: a.result.FromAccount, GroupName: a.result.GroupName, Add: items}
+	req := chat.UpdateRequest{FromAccount: a.result.FromAccount, GroupName: a.result.GroupName, Add: items, Remove: removes}
+	a.takesOut = len(removes) > 0
 	response, err := call(ctx, a, chat.UpdateContactGroup, func(ctx context.Context) (chat.Response, error) {
 		return a.w.api.Update(ctx, req)
 	}, codeOf)
@@ -603,7 +745,7 @@ func (a *attempt) update(ctx context.Context, items []chat.Item) (chat.Response,
 	return response, err
 }
 
-// waitForLate waits until a create without a response can take effect no more.
+// waitForLate waits until a call without a response can take effect no more, if that would make a difference.
 func (a *attempt) waitForLate(ctx context.Context) error {
 	if wait := time.Until(a.lateUntil); wait > 0 {
 		return sleep(ctx, wait)
@@ -611,8 +753,8 @@ func (a *attempt) waitForLate(ctx context.Context) error {
 	return nil
 }
 
-// check reads the group back and corrects the result by it: what is in the group is done. What is not is sent once
-// more, where that can be done alone, and fails if it is not there then.
+// check reads the group back and corrects the result by it: what is in the group is done, or what is out of it. What is
+// not is sent once more, where that can be done alone, and fails if it is not there then, or still there.
 func (a *attempt) check(ctx context.Context) error {
 	if !a.w.known.offers(chat.GetContactGroup) {
 		return nil
@@ -632,13 +774,14 @@ func (a *attempt) check(ctx context.Context) error {
 		for _, i := range a.todo {
 			c := &a.result.Conversations[i]
 			switch {
-			case members[chat.Item{Type: c.Type, ID: c.ID}]:
+			case members[itemOf(c)] == (c.Op == job.Add):
 				c.Code, c.Info = "", ""
 			case c.Code == "":
 				missing = append(missing, i)
 			}
 		}
 		if len(missing) == 0 {
+			a.result.Deleted = a.group == absent && len(a.pick(a.todo, job.Add)) == 0
 			return nil
 		}
 		if !last {
@@ -647,19 +790,63 @@ func (a *attempt) check(ctx context.Context) error {
 			}
 			continue
 		}
-		for _, i := range missing {
-			a.result.Conversations[i].Code = CodeNotInGroup
-			a.result.Conversations[i].Info = "another call for the same group took it out again, or the API does not list it"
-		}
+		a.set(a.pick(missing, job.Add), CodeNotInGroup,
+			"another call for the same group took it out again, or the API does not list it")
+		a.set(a.pick(missing, job.Remove), CodeStillInGroup,
+			"another call for the same group put it in again, or the API does not take it out")
 		return nil
 	}
 }
 
-// find reads the user's groups: whether the job's group exists, and what it holds.
+// A listing is what a user's groups hold.
+type listing struct {
+	names         map[int64]string // by group id
+	conversations []chat.Membership
+}
+
+// id finds a group by its name.
+func (l *listing) id(name string) (id int64, ok bool) {
+	for id, other := range l.names {
+		if other == name {
+			return id, true
+		}
+	}
+	return 0, false
+}
+
+// members returns what a group holds.
+func (l *listing) members(id int64) map[chat.Item]bool {
+	members := map[chat.Item]bool{}
+	for _, m := range l.conversations {
+		if slices.Contains(m.GroupIDs, id) {
+			members[m.Item] = true
+		}
+	}
+	return members
+}
+
+// find reads the user's groups: whether the job's group exists, and what it holds. A name that is the same but for case or
+// Unicode form counts if an update under the job's name said that it was of that group.
 func (a *attempt) find(ctx context.Context) (map[chat.Item]bool, error) {
-	var id int64
-	known := false
-	var listed []chat.Membership
+	l, err := a.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	id, ok := l.id(a.result.GroupName)
+	if name, there := l.names[a.result.GroupID]; !ok && there && chat.FoldName(name) == chat.FoldName(a.result.GroupName) {
+		id, ok = a.result.GroupID, true
+	}
+	if !ok {
+		a.group = absent
+		return map[chat.Item]bool{}, nil
+	}
+	a.group = present
+	return l.members(id), nil
+}
+
+// read reads the user's groups to the end.
+func (a *attempt) read(ctx context.Context) (*listing, error) {
+	l := &listing{names: map[int64]string{}}
 	for start, complete := int64(0), false; !complete; {
 		page, err := call(ctx, a, chat.GetContactGroup, func(ctx context.Context) (chat.Page, error) {
 			return a.w.api.Get(ctx, a.result.FromAccount, start)
@@ -670,30 +857,16 @@ func (a *attempt) find(ctx context.Context) (map[chat.Item]bool, error) {
 		if err != nil {
 			return nil, err
 		}
-		for group, name := range page.Groups {
-			if name == a.result.GroupName {
-				id, known = group, true
-			}
-		}
-		listed = append(listed, page.Conversations...)
+		maps.Copy(l.names, page.Groups)
+		l.conversations = append(l.conversations, page.Conversations...)
 		complete = page.Complete
 		if !complete && (page.Next <= start || start > 0 && len(page.Conversations) == 0) {
 			return nil, errNoEnd
 		}
 		start = page.Next
 	}
-	members := map[chat.Item]bool{}
-	a.group, a.foundAt = absent, time.Now()
-	if !known {
-		return members, nil
-	}
-	a.group = present
-	for _, m := range listed {
-		if slices.Contains(m.GroupIDs, id) {
-			members[m.Item] = true
-		}
-	}
-	return members, nil
+	a.foundAt = time.Now()
+	return l, nil
 }
 
 func codeOf(a chat.Response) string {

@@ -29,6 +29,7 @@ type Known struct {
 	// When the command was last found not to be offered.
 	NoUpdateAt time.Time `json:"no_update_at,omitzero"`
 	NoGetAt    time.Time `json:"no_get_at,omitzero"`
+	NoDeleteAt time.Time `json:"no_delete_at,omitzero"`
 }
 
 const (
@@ -40,7 +41,7 @@ const (
 	askAgain = 10 * time.Minute
 )
 
-// offer is what this process knows about update or get. HTTP 404 means that the command is not offered if it lasts, and
+// offer is what this process knows about update, get or del. HTTP 404 means that the command is not offered if it lasts, and
 // if the command never had a response: something in between can respond with 404 for a moment.
 type offer struct {
 	responded bool
@@ -63,7 +64,7 @@ type knowledge struct {
 func newKnowledge(known Known, save func(Known), log *slog.Logger) *knowledge {
 	return &knowledge{
 		log: log, save: save, known: known, trying: make(chan struct{}, 1),
-		offer: map[chat.Command]*offer{chat.UpdateContactGroup: {}, chat.GetContactGroup: {}},
+		offer: map[chat.Command]*offer{chat.UpdateContactGroup: {}, chat.GetContactGroup: {}, chat.DelContactGroup: {}},
 	}
 }
 
@@ -96,13 +97,16 @@ func (k *knowledge) change(set func(*Known)) {
 }
 
 func (n *Known) missing(c chat.Command) *time.Time {
-	if c == chat.UpdateContactGroup {
+	switch c {
+	case chat.UpdateContactGroup:
 		return &n.NoUpdateAt
+	case chat.DelContactGroup:
+		return &n.NoDeleteAt
 	}
 	return &n.NoGetAt
 }
 
-// offers reports whether update or get can be called, as far as is known.
+// offers reports whether update, get or del can be called, as far as is known.
 func (k *knowledge) offers(c chat.Command) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -119,7 +123,7 @@ func (k *knowledge) heard(c chat.Command) {
 	}
 }
 
-// missed notes a response that says that update or get is not offered, and reports whether that is to be believed.
+// missed notes a response that says that update, get or del is not offered, and reports whether that is to be believed.
 func (k *knowledge) missed(e *chat.Error) bool {
 	k.mu.Lock()
 	o := k.offer[e.Command]
@@ -130,10 +134,13 @@ func (k *knowledge) missed(e *chat.Error) bool {
 	if !believed || !k.offers(e.Command) {
 		return believed
 	}
-	if e.Command == chat.UpdateContactGroup {
+	switch e.Command {
+	case chat.UpdateContactGroup:
 		k.log.Warn("update_contact_group is not offered here: groups are written with create alone, which carries 100 "+
 			"conversations; where a group has more, the rest fails, unless create is found to add to groups", "err", e)
-	} else {
+	case chat.DelContactGroup:
+		k.log.Warn("del_contact_group is not offered here: groups in which nothing is wanted any more stay, and are empty", "err", e)
+	default:
 		k.log.Warn("get_contact_group is not offered here: groups cannot be read back", "err", e)
 	}
 	k.change(func(n *Known) { *n.missing(e.Command) = time.Now().Round(0) })

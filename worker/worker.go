@@ -80,10 +80,12 @@ type Delivery interface {
 	Requeue(after time.Duration, counted bool)
 }
 
-// API is the part of the REST API that writes groups.
+// API is the REST API, as far as it writes groups and reads them.
 type API interface {
 	Create(context.Context, chat.CreateRequest) (chat.Response, error)
 	Update(context.Context, chat.UpdateRequest) (chat.Response, error)
+	Rename(context.Context, chat.RenameRequest) error
+	Delete(ctx context.Context, fromAccount, groupName string) error // no error where there is no such group
 	Get(ctx context.Context, fromAccount string, start int64) (chat.Page, error)
 	Renew() error
 }
@@ -102,7 +104,10 @@ type Observer interface {
 	CallDone(command, code string, d time.Duration)
 	Retry(command string)
 	JobStarted()
+	// JobDone reports a job that has its result, and how many conversations it put into the group, or failed to.
 	JobDone(outcome string, conversationsDone, conversationsFailed int, d time.Duration, attempts int)
+	// Removed reports what such a job took out of its group, or failed to, and the groups that it deleted, if any.
+	Removed(conversations, conversationsFailed, groups int)
 	// JobRequeued reports that a job was requeued without a result: "retry", "stop" or "halt".
 	JobRequeued(reason string)
 }
@@ -161,12 +166,14 @@ type Worker struct {
 
 	started time.Time
 	known   *knowledge
-	users   keys // those whose groups a job works on
+	users   keys          // those whose groups a job works on
+	deleter chan struct{} // a place for each of the few jobs that may be about to delete a group
 	repeats repeats
 
 	mu       sync.Mutex
-	spent    map[messageID]spent // on jobs that were requeued
-	tidiedAt time.Time           // when spent was last rid of what did not come back
+	spent    map[messageID]spent    // on jobs that were requeued
+	deletes  map[messageID]deletion // jobs that have no result yet
+	tidiedAt time.Time              // when spent was last rid of what did not come back
 }
 
 // A messageID names what a delivery delivers.
@@ -181,6 +188,14 @@ type spent struct {
 	started    time.Time // the first of them
 	ended      time.Time // the last of them
 	needsCheck bool      // a call had no response
+	anew       bool      // the group was gone, and is being created anew
+	deleting   int64     // the group that may have been deleted; 0 for none
+}
+
+// A deletion is a job that is to delete a group of a user.
+type deletion struct {
+	user  string
+	begun time.Time // its last attempt
 }
 
 // New returns a worker. Nothing happens before Run.
@@ -206,9 +221,10 @@ func New(cfg Config, jobs Jobs, api API, pace Pace) *Worker {
 	return &Worker{
 		cfg: cfg, jobs: jobs, api: api, pace: pace,
 		turn: make(chan struct{}, 1), started: time.Now(),
-		known: newKnowledge(cfg.Known, cfg.OnKnown, cfg.Log),
-		users: keys{held: map[string]chan struct{}{}},
-		spent: map[messageID]spent{},
+		known:   newKnowledge(cfg.Known, cfg.OnKnown, cfg.Log),
+		users:   keys{held: map[string]chan struct{}{}},
+		deleter: make(chan struct{}, deleters),
+		spent:   map[messageID]spent{}, deletes: map[messageID]deletion{},
 	}
 }
 
@@ -379,11 +395,24 @@ func (w *Worker) finish(d Delivery, a *attempt, start time.Time) {
 	r.Worker, r.Finished = w.cfg.Name, time.Now()
 	w.mu.Lock()
 	delete(w.spent, messageOf(d))
+	delete(w.deletes, messageOf(d))
 	w.mu.Unlock()
 	// Counted before it is handed over: the result may be the last one, and the process gone with it.
-	failed := r.FailedConversations()
+	done, failed := count(&r, job.Add)
 	// What an earlier generation did was counted then; of that, some may be out of the group by now.
-	done := max(0, len(r.Conversations)-failed-a.doneBefore())
+	done = max(0, done-a.doneBefore())
+	removed, removesFailed := count(&r, job.Remove)
+	if a.before != nil {
+		before, _ := count(a.before, job.Remove)
+		removed -= before
+	}
+	deleted := 0
+	if r.Deleted {
+		deleted = 1
+	}
+	if removed+removesFailed+deleted > 0 {
+		w.cfg.Observer.Removed(removed, removesFailed, deleted)
+	}
 	w.cfg.Observer.JobDone(string(r.Outcome), done, failed, time.Since(start), a.made)
 	d.Finish(r)
 }
@@ -404,10 +433,11 @@ func (w *Worker) finishPanic(d Delivery, a *attempt, start time.Time, value any)
 func (w *Worker) requeueAttempt(d Delivery, a *attempt, reason string, after time.Duration, counted bool) {
 	now := time.Now()
 	w.mu.Lock()
-	w.spent[messageOf(d)] = spent{calls: a.calls, started: a.started, ended: now, needsCheck: a.needsCheck}
+	w.spent[messageOf(d)] = spent{calls: a.calls, started: a.started, ended: now, needsCheck: a.needsCheck, anew: a.restarted || a.anew, deleting: a.deleting}
 	if now.Sub(w.tidiedAt) > forgetAfter {
 		w.tidiedAt = now
 		maps.DeleteFunc(w.spent, func(_ messageID, s spent) bool { return now.Sub(s.ended) > forgetAfter })
+		maps.DeleteFunc(w.deletes, func(_ messageID, d deletion) bool { return now.Sub(d.begun) > forgetAfter })
 	}
 	w.mu.Unlock()
 	w.requeue(d, reason, after, counted)
@@ -433,6 +463,25 @@ func (w *Worker) spentOn(d Delivery) spent {
 	return w.spent[messageOf(d)]
 }
 
+// noteDelete notes that there is a job that is to delete a group of a user.
+func (w *Worker) noteDelete(d Delivery, user string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.deletes[messageOf(d)] = deletion{user, time.Now()}
+}
+
+// deletesGroup reports whether there is a job that is to delete a group of a user, and has no result yet.
+func (w *Worker) deletesGroup(user string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, d := range w.deletes {
+		if d.user == user {
+			return true
+		}
+	}
+	return false
+}
+
 func messageOf(d Delivery) messageID { return messageID{d.Import(), d.Sequence()} }
 
 func sequenceName(n uint64) string { return "seq-" + strconv.FormatUint(n, 10) }
@@ -443,4 +492,5 @@ func (nobody) CallDone(string, string, time.Duration)       {}
 func (nobody) Retry(string)                                 {}
 func (nobody) JobStarted()                                  {}
 func (nobody) JobDone(string, int, int, time.Duration, int) {}
+func (nobody) Removed(int, int, int)                        {}
 func (nobody) JobRequeued(string)                           {}

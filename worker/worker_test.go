@@ -205,7 +205,7 @@ func (d *delivery) Requeue(after time.Duration, counted bool) {
 // the wanted ones, if any are named.
 func (s *stream) again(j job.Job, generation int, wanted ...job.Conversation) {
 	r := s.results["imp/"+j.ID]
-	j.Generation, j.Conversations = generation, wanted
+	j.Generation, j.Conversations, j.OldName, j.Delete = generation, wanted, r.Rename, r.Delete
 	if len(wanted) == 0 {
 		for _, c := range r.Conversations {
 			if c.Code != "" {
@@ -213,6 +213,7 @@ func (s *stream) again(j job.Job, generation int, wanted ...job.Conversation) {
 			}
 		}
 	}
+	j.Conversations = append(j.Conversations, r.Keep...)
 	for i, k := range s.kept {
 		if k.Job == j.ID {
 			j.Prior = uint64(i + 1)
@@ -228,9 +229,14 @@ type api struct {
 	refuse   int    // with this code
 	noUpdate error
 	noGet    error
+	noDelete error
+	most     int                           // conversations of a group; 0 for no limit. What a call takes out makes no room in the same call
+	fold     bool                          // names that differ in case are those of one group
 	groups   map[string]map[chat.Item]bool // by user/group
 	ids      map[string]int64              // by user/group: what Get numbers it
-	calls    []string                      // command names
+	lastID   int64
+	calls    []string // command names
+	updates  []string // of what was added and removed: "+60 -40"
 	underway map[string]int
 	renewed  int
 	latency  time.Duration
@@ -282,7 +288,23 @@ func (a *api) call(c chat.Command, user string, apply func() (chat.Response, err
 	return apply()
 }
 
-func (a *api) add(key string, items []chat.Item) chat.Response {
+// key finds the group of a name.
+func (a *api) key(user, name string) string {
+	key := user + "/" + name
+	if a.fold && a.groups[key] == nil {
+		for other := range a.groups {
+			if strings.EqualFold(other, key) {
+				return other
+			}
+		}
+	}
+	return key
+}
+
+func (a *api) add(key string, items []chat.Item) chat.Response { return a.change(key, items, nil) }
+
+func (a *api) change(key string, add, remove []chat.Item) chat.Response {
+	items := slices.Concat(add, remove)
 	response := chat.Response{GroupID: 7}
 	for i, it := range items {
 		r := chat.ItemResult{Item: it, Reported: true}
@@ -292,8 +314,12 @@ func (a *api) add(key string, items []chat.Item) chat.Response {
 		if a.short && i == len(items)-1 {
 			a.short, r.Reported = false, false
 		}
-		if r.Code == 0 && r.Reported {
+		switch {
+		case r.Code != 0 || !r.Reported:
+		case i < len(add):
 			a.groups[key][it] = true
+		default:
+			delete(a.groups[key], it)
 		}
 		response.Items = append(response.Items, r)
 	}
@@ -302,7 +328,7 @@ func (a *api) add(key string, items []chat.Item) chat.Response {
 
 func (a *api) Create(_ context.Context, r chat.CreateRequest) (chat.Response, error) {
 	return a.call(chat.CreateContactGroup, r.FromAccount, func() (chat.Response, error) {
-		key := r.FromAccount + "/" + r.GroupName
+		key := a.key(r.FromAccount, r.GroupName)
 		if a.groups[key] != nil && a.existing == "refuse" {
 			return chat.Response{}, coded(chat.CreateContactGroup, a.refuse)
 		}
@@ -318,12 +344,61 @@ func (a *api) Update(_ context.Context, r chat.UpdateRequest) (chat.Response, er
 		if a.noUpdate != nil {
 			return chat.Response{}, a.noUpdate
 		}
-		key := r.FromAccount + "/" + r.GroupName
+		key := a.key(r.FromAccount, r.GroupName)
 		if a.groups[key] == nil {
 			return chat.Response{}, coded(chat.UpdateContactGroup, 51009)
 		}
-		return a.add(key, r.Add), nil
+		a.updates = append(a.updates, fmt.Sprintf("+%d -%d", len(r.Add), len(r.Remove)))
+		if n := len(r.Add) + len(r.Remove); n < 1 || n > chat.MaxItemsPerCall {
+			panic(fmt.Sprintf("an update of %d conversations", n))
+		}
+		more := 0
+		for _, it := range r.Add {
+			if !a.groups[key][it] {
+				more++
+			}
+		}
+		if a.most > 0 && more > 0 && len(a.groups[key])+more > a.most {
+			return chat.Response{}, coded(chat.UpdateContactGroup, chat.CodeTooManyConversations)
+		}
+		return a.change(key, r.Add, r.Remove), nil
 	})
+}
+
+func (a *api) Rename(_ context.Context, r chat.RenameRequest) error {
+	_, err := a.call(chat.UpdateContactGroup, r.FromAccount, func() (chat.Response, error) {
+		if a.noUpdate != nil {
+			return chat.Response{}, a.noUpdate
+		}
+		old, other := a.key(r.FromAccount, r.OldName), a.key(r.FromAccount, r.NewName)
+		switch {
+		case a.groups[old] == nil:
+			return chat.Response{}, coded(chat.UpdateContactGroup, 51009)
+		case other != old && a.groups[other] != nil:
+			return chat.Response{}, coded(chat.UpdateContactGroup, chat.CodeBadParameter)
+		}
+		members, id := a.groups[old], a.ids[old]
+		delete(a.groups, old)
+		delete(a.ids, old)
+		key := r.FromAccount + "/" + r.NewName
+		a.groups[key], a.ids[key] = members, id
+		return chat.Response{}, nil
+	})
+	return err
+}
+
+// Delete is no error where there is no such group, as that of the client.
+func (a *api) Delete(_ context.Context, user, group string) error {
+	_, err := a.call(chat.DelContactGroup, user, func() (chat.Response, error) {
+		if a.noDelete != nil {
+			return chat.Response{}, a.noDelete
+		}
+		key := a.key(user, group)
+		delete(a.groups, key)
+		delete(a.ids, key)
+		return chat.Response{}, nil
+	})
+	return err
 }
 
 // Get gives pages of 70.
@@ -339,7 +414,8 @@ func (a *api) Get(_ context.Context, user string, start int64) (chat.Page, error
 			members := a.groups[key]
 			if name, ok := strings.CutPrefix(key, user+"/"); ok {
 				if a.ids[key] == 0 { // it keeps its number while others come between two pages
-					a.ids[key] = int64(len(a.ids) + 1)
+					a.lastID++
+					a.ids[key] = a.lastID
 				}
 				id := a.ids[key]
 				page.Groups[id] = name

@@ -13,7 +13,7 @@ import (
 
 func (p *program) simulateCommand() *cobra.Command {
 	var cfg chatsim.Config
-	var address, existing, keyFile, admin string
+	var address, existing, names, keyFile, admin string
 	var faults []string
 	var failIDs map[string]string
 	cmd := &cobra.Command{
@@ -38,7 +38,7 @@ single conversations). 50004:10% strikes one call in ten, 51013@50 every call fr
   groupferry simulate --latency 50ms --jitter 10ms --fault 50004:10% --fault lost:5%`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg.Existing = chatsim.Existing(existing)
+			cfg.Existing, cfg.Names = chatsim.Existing(existing), chatsim.Names(names)
 			if admin != "" {
 				cfg.Admins = []string{admin}
 			}
@@ -86,8 +86,10 @@ single conversations). 50004:10% strikes one call in ten, 51013@50 every call fr
 	f.StringVar(&keyFile, "secret-key-file", "", "`file` with the secret key of the app (default: a published demo key)")
 	f.IntVar(&cfg.Rate, "rate", chat.MaxRate, "calls of a command in any second; -1 for no limit (or GROUPFERRY_SIMULATE_RATE)")
 	f.StringVar(&existing, "existing", string(chatsim.Append), "what create does to a group that is there: `append`, replace or refuse")
+	f.StringVar(&names, "names", string(chatsim.Exact), "whether names that differ in case or Unicode form are two groups: `exact`, or one: fold")
 	f.BoolVar(&cfg.NoUpdate, "no-update", false, "do not offer update_contact_group (404)")
 	f.BoolVar(&cfg.NoGet, "no-get", false, "do not offer get_contact_group (404)")
+	f.BoolVar(&cfg.NoDelete, "no-delete", false, "do not offer del_contact_group (404)")
 	f.StringVar(&cfg.Edition, "edition", chatsim.Ultimate, "of the app: `ultimate`, or standard (51013)")
 	f.DurationVar(&cfg.Latency, "latency", 0, "of a call")
 	f.DurationVar(&cfg.Jitter, "jitter", 0, "of the latency, up to this much more or less")

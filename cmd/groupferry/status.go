@@ -88,6 +88,16 @@ func importText(s *app.ImportStatus, results string) string {
 	fmt.Fprintf(&b, "  conversations  %-9s done %s · failed %s · pending %s%s\n",
 		count(s.Conversations.Total), count(s.Conversations.Done), count(s.Conversations.Failed), count(s.Conversations.Pending),
 		droppedText(s.Conversations.Dropped))
+	if n := &s.Removals; n.Total+n.Done+n.Failed > 0 {
+		fmt.Fprintf(&b, "  removals       %-9s done %s · failed %s · pending %s%s\n",
+			count(n.Total), count(n.Done), count(n.Failed), count(n.Pending), droppedText(n.Dropped))
+	}
+	if n := &s.Restored; n.Total > 0 {
+		fmt.Fprintf(&b, "  restored       %-9s done %s · failed %s: their groups were gone\n", count(n.Total), count(n.Done), count(n.Failed))
+	}
+	if s.Deleted+s.Renamed > 0 {
+		fmt.Fprintf(&b, "  groups         %s\n", groupsText("", s.Deleted, s.Renamed))
+	}
 	if r := s.Retry; r != nil {
 		fmt.Fprintf(&b, "  retry %-8d %-9s pending %s", r.Generation, count(r.Jobs), count(r.Pending))
 		if len(r.Codes) > 0 {
@@ -109,6 +119,21 @@ func importText(s *app.ImportStatus, results string) string {
 		fmt.Fprintf(&b, "  results        %s\n", results)
 	}
 	return b.String()
+}
+
+// groupsText says how many groups were deleted and renamed, after a separator; "" if none was.
+func groupsText(separator string, deleted, renamed int64) string {
+	var parts []string
+	if deleted > 0 {
+		parts = append(parts, "deleted "+count(deleted))
+	}
+	if renamed > 0 {
+		parts = append(parts, "renamed "+count(renamed))
+	}
+	if len(parts) == 0 {
+		return ""
+	}
+	return separator + strings.Join(parts, " · ")
 }
 
 // nightLine says which night an import is; "" if it is none.

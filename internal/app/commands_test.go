@@ -113,7 +113,7 @@ func TestImportToResults(t *testing.T) {
 		t.Errorf("status: got %+v, %v, sums %v", s, err, s.CheckSums())
 	}
 	var b strings.Builder
-	if err := WriteResults(&b, CSV, n.ResultLines(t.Context(), id, true)); err != nil || !strings.Contains(b.String(), second+",3,") ||
+	if err := WriteResults(&b, CSV, false, n.ResultLines(t.Context(), id, FailedLines)); err != nil || !strings.Contains(b.String(), second+",3,") ||
 		!strings.Contains(b.String(), "\na,g,1,c,,51007,") {
 		t.Errorf("failed results: got %q, %v", &b, err)
 	}
@@ -154,7 +154,7 @@ func TestPauseAndCancel(t *testing.T) {
 	}
 	// What was dropped is among its results, until it is deleted.
 	var b strings.Builder
-	if err := WriteResults(&b, CSV, n.ResultLines(t.Context(), "one", true)); err != nil || strings.Count(b.String(), ",dropped,") != 6 {
+	if err := WriteResults(&b, CSV, false, n.ResultLines(t.Context(), "one", FailedLines)); err != nil || strings.Count(b.String(), ",dropped,") != 6 {
 		t.Errorf("results: got %q, %v; want 3 lines of what was dropped", &b, err)
 	}
 	if f, err := n.Failures(t.Context(), "one"); err != nil || f.Dropped != 3 || f.Failed != 0 || f.Codes[0].Count != 3 {
@@ -171,7 +171,7 @@ func TestPauseAndCancel(t *testing.T) {
 		t.Fatal(err)
 	}
 	var missing *NotQueuedError
-	if err := WriteResults(io.Discard, CSV, n.ResultLines(t.Context(), "early", false)); !errors.As(err, &missing) || missing.Jobs != 5 {
+	if err := WriteResults(io.Discard, CSV, false, n.ResultLines(t.Context(), "early", AllLines)); !errors.As(err, &missing) || missing.Jobs != 5 {
 		t.Errorf("results of one that was cancelled before its jobs were on the queue: got %v, want 5 missing", err)
 	}
 	if _, err := n.Status(t.Context(), "two"); !errors.Is(err, queue.ErrNoImport) {
@@ -217,7 +217,7 @@ func TestManyFiles(t *testing.T) {
 	e := n.start(nil)
 	n.awaitComplete(in.Record.ID)
 	lines := 0
-	for l, err := range n.ResultLines(t.Context(), in.Record.ID, false) {
+	for l, err := range n.ResultLines(t.Context(), in.Record.ID, AllLines) {
 		if want := filepath.Join(dir, fmt.Sprintf("%03s.csv", strings.TrimPrefix(l.ToAccount, "b"))); err != nil || l.File != want || l.Line != 2 {
 			t.Fatalf("got %+v, %v; want line 2 of %s", l, err, want)
 		}

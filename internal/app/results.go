@@ -27,7 +27,7 @@ type ResultLine struct {
 	Type        int       `json:"type"`
 	ToAccount   string    `json:"to_account,omitempty"`
 	ToGroupID   string    `json:"to_group_id,omitempty"`
-	Code        string    `json:"code"` // "" when it is in the group
+	Code        string    `json:"code"` // "" when it is in the group, or out of it, as Op says
 	Reason      string    `json:"reason"`
 	File        string    `json:"file"`
 	Line        int64     `json:"line"`
@@ -36,10 +36,41 @@ type ResultLine struct {
 	Job         string    `json:"job"`
 	Outcome     string    `json:"outcome"` // of the job; OutcomeDropped when it has none
 	Finished    time.Time `json:"finished"`
+	Op          string    `json:"op"` // OpAdd, OpRemove or OpRename; "" where it is not known
+}
+
+// The operations of a [ResultLine].
+const (
+	OpAdd    = "add"    // the conversation is to be in the group
+	OpRemove = "remove" // it is to be out of it
+	OpRename = "rename" // the line is about the name of the group, and about no conversation
+)
+
+// Lines says which lines of an import's results are wanted.
+type Lines int
+
+const (
+	AllLines     Lines = iota
+	FailedLines        // of conversations that are not in their group: an input that sends them again
+	RemovedLines       // of conversations that were taken out: an input that puts them in again
+)
+
+// want reports whether a line is one of these.
+func (w Lines) want(l *ResultLine) bool {
+	switch w {
+	case FailedLines: // what was to be removed, or renamed, is no row that could be imported
+		return l.Code != "" && l.Op != OpRemove && l.Op != OpRename
+	case RemovedLines:
+		return l.Code == "" && l.Op == OpRemove
+	}
+	return true
 }
 
 var resultColumns = []string{"from_account", "group_name", "type", "to_account", "to_group_id", "code", "reason", "file", "line",
-	"group_id", "attempts", "job", "outcome", "finished"}
+	"group_id", "attempts", "job", "outcome", "finished", "op"}
+
+// inputColumns are the first of them, which an input has.
+const inputColumns = 5
 
 func (l *ResultLine) fields() []string {
 	kind, line, group := "", "", ""
@@ -53,7 +84,7 @@ func (l *ResultLine) fields() []string {
 		group = strconv.FormatInt(l.GroupID, 10)
 	}
 	return []string{l.FromAccount, l.GroupName, kind, l.ToAccount, l.ToGroupID, l.Code, l.Reason, l.File, line,
-		group, strconv.Itoa(l.Attempts), l.Job, l.Outcome, l.Finished.UTC().Format(time.RFC3339)}
+		group, strconv.Itoa(l.Attempts), l.Job, l.Outcome, l.Finished.UTC().Format(time.RFC3339), l.Op}
 }
 
 // OutcomeDropped stands, as code and as outcome, for what a cancel dropped.
@@ -62,18 +93,24 @@ const OutcomeDropped = "dropped"
 // droppedLines gives a job that was dropped then as one line for each conversation. files are the names of the import's
 // inputs.
 func droppedLines(j *job.Job, files []string, at time.Time) []ResultLine {
-	all := make([]ResultLine, len(j.Conversations))
-	for i, c := range j.Conversations {
-		l := &all[i]
-		*l = ResultLine{FromAccount: j.FromAccount, GroupName: j.GroupName, Type: c.Type, Code: OutcomeDropped,
+	all := make([]ResultLine, 0, len(j.Conversations))
+	for _, c := range j.Conversations {
+		if c.Op == job.Keep {
+			continue
+		}
+		l := ResultLine{FromAccount: j.FromAccount, GroupName: j.GroupName, Type: c.Type, Code: OutcomeDropped,
 			Reason: "the import was cancelled", Line: c.Line, Job: j.ID, Outcome: OutcomeDropped, Finished: at}
 		l.setTarget(c, files)
+		all = append(all, l)
 	}
 	return all
 }
 
 func (l *ResultLine) setTarget(c job.Conversation, files []string) {
-	if c.File < len(files) {
+	if l.Op = OpAdd; c.Op == job.Remove {
+		l.Op = OpRemove
+	}
+	if c.File < len(files) && c.Line > 0 {
 		l.File = files[c.File]
 	}
 	if c.Type == job.OneToOne {
@@ -83,18 +120,22 @@ func (l *ResultLine) setTarget(c job.Conversation, files []string) {
 	}
 }
 
-// resultLines gives a result as one line for each conversation, or a single one for a job of which nothing is known. files
-// are the names of the import's inputs.
+// resultLines gives a result as one line for each conversation, and one for the job if that failed for a reason of its own.
+// files are the names of the import's inputs.
 func resultLines(r *job.Result, files []string) []ResultLine {
 	base := ResultLine{
 		FromAccount: r.FromAccount, GroupName: r.GroupName, GroupID: r.GroupID, Attempts: r.Attempts,
 		Job: r.Job, Outcome: string(r.Outcome), Finished: r.Finished,
 	}
-	if len(r.Conversations) == 0 {
-		base.Code, base.Reason = r.Code, r.Info
-		return []ResultLine{base}
+	all := make([]ResultLine, len(r.Conversations), len(r.Conversations)+1)
+	if r.Code != "" && r.FailedConversations() == 0 {
+		l := base
+		l.Code, l.Reason = r.Code, r.Info
+		if r.Rename != "" {
+			l.Op = OpRename
+		}
+		all = append(all, l)
 	}
-	all := make([]ResultLine, len(r.Conversations))
 	for i, c := range r.Conversations {
 		l := base
 		l.Type, l.Code, l.Reason, l.Line = c.Type, c.Code, c.Info, c.Line
@@ -119,14 +160,22 @@ func (e *NotQueuedError) Error() string {
 	return fmt.Sprintf("%d dropped jobs of import %s are missing: the import was cancelled before they were on the queue", e.Jobs, e.Import)
 }
 
-// ResultLines reads the results of an import, and what a cancel of it dropped, a line for each conversation; with failed,
-// of those alone that are not in their group. An error is the last thing it yields: a *NotQueuedError, or one of
+// ResultLines reads the results of an import, and what a cancel of it dropped, a line for each conversation. An error is the last thing it yields: a *NotQueuedError, or one of
 // [queue.Queue.Results], [queue.Queue.Dropped] and [queue.Dropped.All].
-func (n *Namespace) ResultLines(ctx context.Context, id string, failed bool) iter.Seq2[ResultLine, error] {
+func (n *Namespace) ResultLines(ctx context.Context, id string, wanted Lines) iter.Seq2[ResultLine, error] {
 	var outcomes []job.Outcome // all
-	if failed {
-		outcomes = []job.Outcome{job.Partial, job.Failed}
+	if wanted == FailedLines {
+		outcomes = failures
 	}
+	return n.resultLines(ctx, id, outcomes, wanted.want)
+}
+
+// failures are the outcomes of jobs with something that failed.
+var failures = []job.Outcome{job.Partial, job.Failed}
+
+func (n *Namespace) resultLines(
+	ctx context.Context, id string, outcomes []job.Outcome, want func(*ResultLine) bool,
+) iter.Seq2[ResultLine, error] {
 	return func(yield func(ResultLine, error) bool) {
 		var files []string
 		record, err := n.Import(ctx, id)
@@ -147,10 +196,7 @@ func (n *Namespace) ResultLines(ctx context.Context, id string, failed bool) ite
 				return
 			}
 			for _, l := range resultLines(&r, files) {
-				if failed && l.Code == "" {
-					continue
-				}
-				if !yield(l, nil) {
+				if want(&l) && !yield(l, nil) {
 					return
 				}
 			}
@@ -166,7 +212,7 @@ func (n *Namespace) ResultLines(ctx context.Context, id string, failed bool) ite
 			}
 			left--
 			for _, l := range droppedLines(&j, files, dropped.At) {
-				if !yield(l, nil) {
+				if want(&l) && !yield(l, nil) {
 					return
 				}
 			}
@@ -184,15 +230,20 @@ const (
 )
 
 // WriteResults writes lines to w as [CSV] or [JSONL]. When lines end with an error, those before it are written, and the
-// error is returned. The columns of the CSV begin with those of an input, so it can be imported as it is.
-func WriteResults(w io.Writer, format string, lines iter.Seq2[ResultLine, error]) error {
+// error is returned. The columns of the CSV begin with those of an input, so it can be imported as it is; asInput leaves out
+// all others.
+func WriteResults(w io.Writer, format string, asInput bool, lines iter.Seq2[ResultLine, error]) error {
 	b := bufio.NewWriterSize(w, 64<<10)
 	asJSON, asCSV := json.NewEncoder(b), csv.NewWriter(b)
 	asJSON.SetEscapeHTML(false)
 	write := func(l *ResultLine) error { return asJSON.Encode(l) }
 	if format == CSV {
-		write = func(l *ResultLine) error { return asCSV.Write(l.fields()) }
-		if err := asCSV.Write(resultColumns); err != nil {
+		columns := len(resultColumns)
+		if asInput {
+			columns = inputColumns
+		}
+		write = func(l *ResultLine) error { return asCSV.Write(l.fields()[:columns]) }
+		if err := asCSV.Write(resultColumns[:columns]); err != nil {
 			return err
 		}
 	}
@@ -213,10 +264,15 @@ func WriteResults(w io.Writer, format string, lines iter.Seq2[ResultLine, error]
 // Failures are what failed in an import, by code. Their JSON form is read by programs: fields are added, never changed.
 type Failures struct {
 	Import  string        `json:"import"`
-	Done    int64         `json:"done"` // conversations
+	Done    int64         `json:"done"` // conversations that were added
 	Failed  int64         `json:"failed"`
 	Dropped int64         `json:"dropped,omitempty"` // by cancel
 	Codes   []FailureCode `json:"codes"`             // the most frequent first
+
+	Removed        int64 `json:"removed,omitempty"` // conversations that were taken out
+	RemovalsFailed int64 `json:"removals_failed,omitempty"`
+	Deleted        int64 `json:"deleted_groups,omitempty"`
+	Renamed        int64 `json:"renamed_groups,omitempty"`
 }
 
 // A FailureCode is what failed with one code.
@@ -233,15 +289,20 @@ func (n *Namespace) Failures(ctx context.Context, id string) (Failures, error) {
 	if err != nil && !errors.As(err, new(*broker.DamagedError)) {
 		return Failures{}, err
 	}
-	s := Failures{Import: id, Done: progress.Counts.Conversations.Done}
+	counts := &progress.Counts
+	s := Failures{Import: id, Done: counts.Conversations.Done + counts.Restored.Done, Removed: counts.Removals.Done,
+		Deleted: counts.Deleted, Renamed: counts.Renamed}
 	byCode := map[string]*FailureCode{}
-	for l, err := range n.ResultLines(ctx, id, true) {
+	for l, err := range n.resultLines(ctx, id, failures, func(l *ResultLine) bool { return l.Code != "" }) {
 		if err != nil {
 			return s, err
 		}
-		if l.Outcome == OutcomeDropped {
+		switch {
+		case l.Outcome == OutcomeDropped:
 			s.Dropped++
-		} else {
+		case l.Op == OpRemove:
+			s.RemovalsFailed++
+		default:
 			s.Failed++
 		}
 		c := byCode[l.Code]

@@ -30,6 +30,8 @@ type Tally struct {
 	Partial       int64
 	Failed        int64
 	Conversations int64 // that are in their groups
+	Removed       int64 // conversations that were taken out
+	Deleted       int64 // groups
 }
 
 // A tallyObserver counts what a worker does, and passes it on.
@@ -81,6 +83,14 @@ func (o *tallyObserver) JobDone(outcome string, done, failed int, d time.Duratio
 	o.Observer.JobDone(outcome, done, failed, d, attempts)
 }
 
+func (o *tallyObserver) Removed(removed, failed, deleted int) {
+	o.count(func(n *Tally) {
+		n.Removed += int64(removed)
+		n.Deleted += int64(deleted)
+	})
+	o.Observer.Removed(removed, failed, deleted)
+}
+
 // isThrottle reports whether a code, as an observer gets it, says that the API throttled the call.
 func isThrottle(code string) bool {
 	n, err := strconv.Atoi(code)
@@ -119,7 +129,7 @@ func NewRunReport(n Tally, took time.Duration, l *chatsim.Ledger) *RunReport {
 		s.Throttled += c.Throttled
 		s.MaxPerSecond = max(s.MaxPerSecond, c.MaxPerSecond)
 	}
-	switch groups := n.Done + n.Partial; {
+	switch groups := n.Done + n.Partial - n.Deleted; {
 	case s.Calls != n.Calls:
 		s.Disagrees = fmt.Sprintf("%d calls arrived, %d were made", s.Calls, n.Calls)
 	case int64(l.Conversations) != n.Conversations:

@@ -105,7 +105,7 @@ var layout = map[string]rules{
 	"internal/redact": {},
 	"internal/chat": {
 		own:     []string{"internal/redact"},
-		modules: []string{becomingStandard},
+		modules: []string{becomingStandard, "golang.org/x/text/"},
 		testOwn: []string{"internal/chatsim"},
 	},
 	"internal/governor": {own: []string{"internal/clock"}},

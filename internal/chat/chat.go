@@ -86,6 +86,13 @@ type UpdateRequest struct {
 	Add, Remove []Item
 }
 
+// A RenameRequest gives a group that exists another name. What it holds stays.
+type RenameRequest struct {
+	FromAccount string
+	OldName     string
+	NewName     string
+}
+
 // A Response says what became of every conversation of a call that the API accepted.
 type Response struct {
 	GroupID int64        // as the API numbered the group; 0 when it did not say

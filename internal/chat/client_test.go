@@ -156,6 +156,11 @@ func TestRequestsOnTheWire(t *testing.T) {
 			},
 		},
 		{
+			"POST /v4/recentcontact/update_contact_group",
+			`{"From_Account":"u","UpdateType":1,"UpdateGroup":{"UpdateGroupType":1,"OldGroupName":"g","NewGroupName":"G"}}`,
+			func(c *Client) error { return c.Rename(ctx, RenameRequest{"u", "g", "G"}) },
+		},
+		{
 			"POST /v4/recentcontact/get_contact_group", `{"From_Account":"u","StartIndex":7}`,
 			func(c *Client) error { _, err := c.Get(ctx, "u", 7); return err },
 		},

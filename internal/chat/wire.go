@@ -10,7 +10,8 @@ import (
 const (
 	updateGroup = 1 // UpdateType: a group, not a mark
 
-	updateMembers = 2 // UpdateGroupType; 1 renames
+	renameGroup   = 1 // UpdateGroupType
+	updateMembers = 2
 
 	optNone   = 0 // no operation given
 	optAdd    = 1 // ContactOptType
@@ -52,7 +53,8 @@ type updateBody struct {
 	UpdateGroup struct {
 		UpdateGroupType   int
 		OldGroupName      string
-		ContactUpdateItem []updateItem
+		NewGroupName      string       `json:",omitempty"`
+		ContactUpdateItem []updateItem `json:",omitempty"`
 	}
 }
 
@@ -148,6 +150,15 @@ func (c *Client) Update(ctx context.Context, r UpdateRequest) (Response, error) 
 	}
 	response.Items = items
 	return response, nil
+}
+
+// Rename renames a group.
+func (c *Client) Rename(ctx context.Context, r RenameRequest) error {
+	body := updateBody{FromAccount: r.FromAccount, UpdateType: updateGroup}
+	body.UpdateGroup.UpdateGroupType = renameGroup
+	body.UpdateGroup.OldGroupName, body.UpdateGroup.NewGroupName = r.OldName, r.NewName
+	var a baseResponse
+	return c.call(ctx, UpdateContactGroup, &body, &a)
 }
 
 // Get reads a page of a user's groups: the first from start 0, each other from the Next of the one before it.

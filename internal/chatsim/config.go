@@ -22,6 +22,15 @@ const (
 	Refuse  Existing = "refuse"  // the call fails with RefuseCode
 )
 
+// Names says which names are those of one group. The documents do not say.
+type Names string
+
+// The readings of names.
+const (
+	Exact Names = "exact" // those that are equal; the default
+	Fold  Names = "fold"  // those that differ in case or Unicode form only, too
+)
+
 // The editions of an app.
 const (
 	Ultimate = "ultimate" // has conversation groups; the default
@@ -51,8 +60,11 @@ type Config struct {
 	Existing   Existing `json:"existing,omitempty"`
 	RefuseCode int      `json:"refuse_code,omitempty"` // code of the response for Refuse; default 50002
 
+	Names Names `json:"names,omitempty"`
+
 	NoUpdate       bool   `json:"no_update,omitempty"`        // update_contact_group is not offered
 	NoGet          bool   `json:"no_get,omitempty"`           // get_contact_group is not offered
+	NoDelete       bool   `json:"no_delete,omitempty"`        // del_contact_group is not offered
 	NotOfferedCode int    `json:"not_offered_code,omitempty"` // the response to such a command: 60009, or 0 for HTTP 404
 	Edition        string `json:"edition,omitempty"`          // Ultimate or Standard
 	Disabled       bool   `json:"disabled,omitempty"`         // the app is disabled: 60016
@@ -75,6 +87,11 @@ func (c *Config) Validate() error {
 	case "", Append, Replace, Refuse:
 	default:
 		return fmt.Errorf("existing: %q is none of append, replace, refuse", c.Existing)
+	}
+	switch c.Names {
+	case "", Exact, Fold:
+	default:
+		return fmt.Errorf("names: %q is none of exact, fold", c.Names)
 	}
 	switch c.Edition {
 	case "", Ultimate, Standard:
@@ -123,6 +140,9 @@ func (c *Config) withDefaults() Config {
 	if d.Existing == "" {
 		d.Existing = Append
 	}
+	if d.Names == "" {
+		d.Names = Exact
+	}
 	if d.RefuseCode == 0 {
 		d.RefuseCode = chat.CodeBadParameter
 	}
@@ -154,6 +174,8 @@ func (c *Config) offered(command chat.Command) bool {
 		return !c.NoUpdate
 	case chat.GetContactGroup:
 		return !c.NoGet
+	case chat.DelContactGroup:
+		return !c.NoDelete
 	}
 	return true
 }

@@ -22,8 +22,11 @@ type Ledger struct {
 
 	Added       int `json:"added"`        // conversations put into a group that they were not in
 	Readded     int `json:"readded"`      // put into a group that they were in
-	Removed     int `json:"removed"`      // taken out of one that they were in
+	Removed     int `json:"removed"`      // taken out of one that they were in, or that was deleted
 	ItemsFailed int `json:"items_failed"` // conversations whose result had a code
+
+	Deleted int `json:"deleted"` // groups
+	Renamed int `json:"renamed"` // groups that got another name
 
 	BadRequests int          `json:"bad_requests"` // calls that break a documented limit, format or permission
 	BadSamples  []BadRequest `json:"bad_samples"`  // the first 20 of them

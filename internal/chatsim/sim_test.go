@@ -138,7 +138,7 @@ func TestCallsChangeGroups(t *testing.T) {
 
 	l := sim.Ledger()
 	wantLedger := Ledger{
-		Users: 1, Groups: 1, Conversations: 3, Added: 5, Readded: 1, Removed: 1, MostAtOnce: 1,
+		Users: 1, Groups: 1, Conversations: 3, Added: 5, Readded: 1, Removed: 2, Deleted: 1, MostAtOnce: 1,
 		Commands: map[chat.Command]Calls{
 			chat.CreateContactGroup: {Calls: 2, OK: 2},
 			chat.UpdateContactGroup: {Calls: 2, OK: 1, Failed: 1},
@@ -171,6 +171,35 @@ func TestRename(t *testing.T) {
 		}
 	}
 	expectState(t, sim, "u", "new", users(0, 1)...)
+	if l := sim.Ledger(); l.Renamed != 1 {
+		t.Errorf("got %d groups renamed, want 1", l.Renamed)
+	}
+}
+
+// Under Fold, names that differ in case or Unicode form are those of one group, which has the name that it was given last.
+func TestNames(t *testing.T) {
+	for _, names := range []Names{Exact, Fold} {
+		sim, c, _ := start(t, Config{Names: names})
+		ctx := t.Context()
+		create(c, "u", "Caf\u00e9", users(0, 2)...)
+		_, err := add(c, "u", "cafe\u0301", users(2, 1)...)
+		renamed := c.Rename(ctx, chat.RenameRequest{FromAccount: "u", OldName: "CAF\u00c9", NewName: "CAFE"})
+		deleted := c.Delete(ctx, "u", "cafe")
+		code, want, groups := "51009", "51009", 1
+		if names == Fold {
+			code, want, groups = "ok", "ok", 0
+		}
+		expectCode(t, string(names)+": update", err, code)
+		expectCode(t, string(names)+": rename", renamed, want)
+		expectCode(t, string(names)+": delete", deleted, "ok")
+		if l := sim.Ledger(); l.Groups != groups || l.Added-l.Removed != l.Conversations || l.BadRequests != 0 {
+			t.Errorf("%s: got %d groups and %+v, want %d groups", names, l.Groups, l, groups)
+		}
+		create(c, "u", "Work", users(0, 1)...)
+		err = c.Rename(ctx, chat.RenameRequest{FromAccount: "u", OldName: "Work", NewName: "work"})
+		expectCode(t, string(names)+": another case", err, "ok")
+		expectState(t, sim, "u", "work", users(0, 1)...)
+	}
 }
 
 func TestExistingGroup(t *testing.T) {
@@ -612,12 +641,12 @@ func TestSeedRepeats(t *testing.T) {
 
 func TestNotOffered(t *testing.T) {
 	for _, code := range []int{0, 60009} {
-		sim, c, _ := start(t, Config{NoUpdate: true, NoGet: true, NotOfferedCode: code})
+		sim, c, _ := start(t, Config{NoUpdate: true, NoGet: true, NoDelete: true, NotOfferedCode: code})
 		_, err := create(c, "u", "g", users(0, 1)...)
 		expectCode(t, "create", err, "ok")
 		_, updated := add(c, "u", "g", users(0, 1)...)
 		_, got := c.Get(context.Background(), "u", 0)
-		for _, err := range []error{updated, got} {
+		for _, err := range []error{updated, got, c.Delete(context.Background(), "u", "g")} {
 			var e *chat.Error
 			if !errors.As(err, &e) || !e.NotOffered() || e.Code != code {
 				t.Errorf("code %d: got %v", code, err)
@@ -962,7 +991,7 @@ func TestLedgerAndStateAsJSON(t *testing.T) {
 
 func TestConfigAsJSON(t *testing.T) {
 	c := Config{
-		SDKAppID: 1, Admins: []string{"a"}, Rate: 5, Existing: Refuse, NoUpdate: true, Edition: Standard, Latency: time.Second,
+		SDKAppID: 1, Admins: []string{"a"}, Rate: 5, Existing: Refuse, Names: Fold, NoUpdate: true, Edition: Standard, Latency: time.Second,
 		Jitter: time.Millisecond, Faults: []Fault{{Kind: Lost, Share: 0.05, After: 1, For: 2}}, FailIDs: map[string]int{"x": 50001},
 		Seed: 9,
 	}
@@ -982,7 +1011,7 @@ func TestConfigAsJSON(t *testing.T) {
 
 func TestValidate(t *testing.T) {
 	for field, c := range map[string]Config{
-		"existing": {Existing: "x"}, "edition": {Edition: "x"}, "not_offered_code": {NotOfferedCode: 1}, "app_rate": {AppRate: -1},
+		"existing": {Existing: "x"}, "names": {Names: "x"}, "edition": {Edition: "x"}, "not_offered_code": {NotOfferedCode: 1}, "app_rate": {AppRate: -1},
 		"latency": {Latency: -1}, "jitter": {Jitter: -1}, "page_size": {PageSize: -1}, "admins": {Admins: []string{""}},
 		"faults": {Faults: []Fault{{Kind: "x"}}},
 	} {

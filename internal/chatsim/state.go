@@ -21,13 +21,17 @@ type group struct {
 	items map[chat.Item]struct{}
 }
 
-func (a *account) find(name string) *group {
-	for _, g := range a.groups {
-		if g.name == name {
-			return g
+// find returns the user's group of a name, and its place; nil if there is none.
+func (s *Sim) find(a *account, name string) (*group, int) {
+	if s.set.Names == Fold {
+		name = chat.FoldName(name)
+	}
+	for i, g := range a.groups {
+		if g.name == name || s.set.Names == Fold && chat.FoldName(g.name) == name {
+			return g, i
 		}
 	}
-	return nil
+	return nil, -1
 }
 
 // State returns all groups, by user and group name. The conversations of a group are sorted by type and id.
@@ -86,7 +90,7 @@ func (s *Sim) apply(command chat.Command, r *request, itemCode func(chat.Item) i
 	case chat.UpdateContactGroup:
 		return s.update(a, r, itemCode)
 	case chat.DelContactGroup:
-		return del(a, r.GroupName[0])
+		return s.del(a, r.GroupName[0])
 	default:
 		return s.get(a, r.StartIndex), nil
 	}
@@ -98,7 +102,7 @@ func (s *Sim) create(a *account, r *request, itemCode func(chat.Item) int) (any,
 	for i, it := range wanted.ContactItem {
 		changes[i] = change{item: it.item()}
 	}
-	g := a.find(wanted.GroupName)
+	g, _ := s.find(a, wanted.GroupName)
 	switch {
 	case g == nil && len(a.groups) >= chat.MaxGroupsPerUser:
 		return nil, badRequest(chat.CodeTooManyGroups, "the user has %d groups", len(a.groups))
@@ -125,7 +129,7 @@ func (s *Sim) create(a *account, r *request, itemCode func(chat.Item) int) (any,
 
 func (s *Sim) update(a *account, r *request, itemCode func(chat.Item) int) (any, *rejection) {
 	wanted := r.UpdateGroup
-	g := a.find(wanted.OldGroupName)
+	g, _ := s.find(a, wanted.OldGroupName)
 	if g == nil {
 		return nil, &rejection{code: chat.CodeNoSuchGroup, text: "the group to update does not exist"}
 	}
@@ -134,8 +138,11 @@ func (s *Sim) update(a *account, r *request, itemCode func(chat.Item) int) (any,
 	response.UpdateGroupResult.OldGroupName = wanted.OldGroupName
 	response.UpdateGroupResult.GroupID = g.id
 	if wanted.UpdateGroupType == renameGroup {
-		if other := a.find(wanted.NewGroupName); other != nil && other != g {
+		if other, _ := s.find(a, wanted.NewGroupName); other != nil && other != g {
 			return nil, badRequest(chat.CodeBadParameter, "the user has a group of the new name")
+		}
+		if g.name != wanted.NewGroupName {
+			s.book.Renamed++
 		}
 		g.name = wanted.NewGroupName
 	} else {
@@ -152,13 +159,14 @@ func (s *Sim) update(a *account, r *request, itemCode func(chat.Item) int) (any,
 	return response, nil
 }
 
-func del(a *account, name string) (any, *rejection) {
-	i := slices.IndexFunc(a.groups, func(g *group) bool { return g.name == name })
-	if i < 0 {
+func (s *Sim) del(a *account, name string) (any, *rejection) {
+	g, i := s.find(a, name)
+	if g == nil {
 		return nil, &rejection{code: chat.CodeNoSuchGroup, text: "the group to delete does not exist"}
 	}
-	g := a.groups[i]
 	a.groups = slices.Delete(a.groups, i, i+1)
+	s.book.Deleted++
+	s.book.Removed += len(g.items)
 	return &delResponse{base: okBase, GroupItem: []groupItem{{GroupName: g.name, GroupID: g.id}}}, nil
 }
 

@@ -92,6 +92,7 @@ type ConversationResult struct {
 	Conversation
 	Code string `json:"code"` // "" when it is in the group, or out of it, as its Op asks; else the API's code, or a reason where no response had one
 	Info string `json:"info"` // the API's text for a code, for people; never branch on it
+	Kept bool   `json:"kept"` // the job keeps it, and it was sent because the group had to be created anew
 }
 
 // Gone reports whether a removal that failed with a code of the API is recorded once and not tried again every night: the
@@ -236,7 +237,7 @@ func (r *Result) AppendJSON(b []byte) []byte {
 		b = appendConversation(b, &c.Conversation)
 		b = appendText(b, "code", c.Code)
 		b = appendText(b, "info", c.Info)
-		b = append(b, '}')
+		b = append(appendFlag(b, "kept", c.Kept), '}')
 	}
 	return append(b, "\n]}"...)
 }

@@ -80,9 +80,10 @@ type Import struct {
 	Duplicates    int64 `json:"duplicates"`
 	Rejected      int64 `json:"rejected"`
 	Unchanged     int64 `json:"unchanged,omitempty"` // of the accepted ones, those that a night of a sync found to be there
-	Conversations int64 `json:"conversations"`
-	Calls         int64 `json:"calls"` // if none has to be repeated
-	Jobs          int64 `json:"jobs"`  // 0 until Enqueue has counted them, if Begin did not get it
+	Conversations int64 `json:"conversations"`       // that its jobs add
+	Removals      int64 `json:"removals,omitempty"`  // conversations that its jobs take out
+	Calls         int64 `json:"calls"`               // if none has to be repeated
+	Jobs          int64 `json:"jobs"`                // 0 until Enqueue has counted them, if Begin did not get it
 
 	// Incarnation is new with each Begin. It tells the data of a deleted import from that of a later one with the same
 	// ID.

@@ -412,15 +412,19 @@ func crashedResult(j *job.Job, before *job.Result) job.Result {
 	r := job.Result{
 		Job: j.ID, FromAccount: j.FromAccount, GroupName: j.GroupName, Outcome: job.Failed,
 		Code: CodeCrashed, Info: "the leader was lost three times while this job was under way",
-		Replaces: j.Prior, Attempts: 1, Started: time.Now(), Finished: time.Now(),
+		Replaces: j.Prior, Attempts: 1, Started: time.Now(), Finished: time.Now(), Rename: j.OldName, Delete: j.Delete,
 	}
-	if before == nil {
-		for _, c := range j.Conversations {
+	for _, c := range j.Conversations {
+		if c.Op == job.Keep {
+			r.Keep = append(r.Keep, c)
+		} else if before == nil {
 			r.Conversations = append(r.Conversations, job.ConversationResult{Conversation: c, Code: CodeCrashed})
 		}
+	}
+	if before == nil {
 		return r
 	}
-	r.GroupID, r.Started = before.GroupID, before.Started
+	r.GroupID, r.Started, r.OldName = before.GroupID, before.Started, before.OldName
 	r.Attempts, r.Calls = r.Attempts+before.Attempts, before.Calls
 	type item struct {
 		kind int

@@ -157,7 +157,7 @@ func (q *Queue) beginRetry(ctx context.Context, id string, codes []string) (Impo
 // jobs up to a sequence; it reads to the first one. If there is nothing, it counts those that could not be read.
 func (q *Queue) hasFailures(
 	ctx context.Context, rec Import, codes []string, upTo uint64, failures int64,
-) (found bool, unreadable int64, err error) {
+) (found bool, lost int64, err error) {
 	if failures == 0 {
 		return false, 0, nil
 	}
@@ -177,8 +177,8 @@ func (q *Queue) hasFailures(
 			refused = fmt.Errorf("result %d: %w", m.seq, err)
 			return errStopped
 		}
-		if len(r.Conversations) == 0 {
-			unreadable++
+		if unreadable(&r) {
+			lost++
 		}
 		if found = len(retryJob(&rec, m.seq, &r).Conversations) > 0; found {
 			return errStopped
@@ -193,7 +193,7 @@ func (q *Queue) hasFailures(
 	case err == nil && scan.read < failures:
 		err = q.lost(rec.ID, "%d results of partial and failed jobs can be read, of %d", scan.read, failures)
 	}
-	return false, unreadable, err
+	return false, lost, err
 }
 
 func codeList(codes []string) string {
@@ -258,27 +258,41 @@ func (w *writer) takeFailure(ctx context.Context, m stored, replaced []uint64) e
 	if err != nil {
 		return fmt.Errorf("result %d: %w", m.seq, err)
 	}
-	if len(r.Conversations) == 0 {
+	if unreadable(&r) {
 		w.source.Unreadable++
 	}
 	j := retryJob(&w.rec, m.seq, &r)
 	if len(j.Conversations) == 0 {
 		return nil
 	}
-	w.source.Conversations += int64(len(j.Conversations))
+	for _, c := range j.Conversations {
+		if c.Op != job.Keep {
+			w.source.Conversations++
+		}
+	}
 	return w.take(ctx, &j)
 }
 
-// retryJob makes a job of the failed conversations in a result that have one of the codes. It may have none.
+// retryJob makes a job of the failed conversations in a result that have one of the codes, with what the result keeps for
+// it. It may have none.
 func retryJob(rec *Import, seq uint64, r *job.Result) job.Job {
 	j := job.Job{
 		Import: rec.ID, ID: r.Job, FromAccount: r.FromAccount, GroupName: r.GroupName,
-		Generation: rec.Generation, Prior: seq,
+		OldName: r.Rename, Delete: r.Delete, Generation: rec.Generation, Prior: seq,
+	}
+	wanted := func(code string) bool {
+		return code != "" && (len(rec.RetryCodes) == 0 || slices.Contains(rec.RetryCodes, code))
 	}
 	for _, c := range r.Conversations {
-		if c.Code != "" && (len(rec.RetryCodes) == 0 || slices.Contains(rec.RetryCodes, c.Code)) {
+		if wanted(c.Code) {
 			j.Conversations = append(j.Conversations, c.Conversation)
 		}
 	}
+	if len(j.Conversations) > 0 || r.Rename != "" && wanted(r.Code) {
+		j.Conversations = append(j.Conversations, r.Keep...)
+	}
 	return j
 }
+
+// unreadable reports whether nothing is known of what a failed job was to do.
+func unreadable(r *job.Result) bool { return len(r.Conversations) == 0 && r.Rename == "" }

@@ -23,14 +23,29 @@ type Counts struct {
 		Failed  int64 `json:"failed"`
 	} `json:"jobs"`
 
-	// Conversations counts what the newest result of each job says about its conversations.
-	Conversations struct {
-		Done   int64 `json:"done"`
-		Failed int64 `json:"failed"`
-	} `json:"conversations"`
+	// Conversations counts what the newest result of each job says about the conversations that it adds, Removals about
+	// those that it takes out. Restored are those that the job keeps, and that were sent because their group had to be
+	// created anew.
+	Conversations Ended `json:"conversations"`
+	Removals      Ended `json:"removals"`
+	Restored      Ended `json:"restored"`
+
+	Deleted int64 `json:"deleted"` // groups that the newest results say are gone
+	Renamed int64 `json:"renamed"` // groups that they say were renamed
 
 	Calls      int64     `json:"calls"`                // that the newest results took
 	LastResult time.Time `json:"last_result,omitzero"` // by the leader's clock; zero when there is none
+}
+
+// Ended counts conversations with a result.
+type Ended struct {
+	Done   int64 `json:"done"`
+	Failed int64 `json:"failed"`
+}
+
+func (e *Ended) add(other Ended, times int64) {
+	e.Done += times * other.Done
+	e.Failed += times * other.Failed
 }
 
 // JobsWithResult returns the number of jobs that have a result, of any generation.
@@ -38,14 +53,35 @@ func (c *Counts) JobsWithResult() int64 { return c.Jobs.Done + c.Jobs.Partial + 
 
 // share is what one result adds to the counts.
 type share struct {
-	outcome      job.Outcome
-	done, failed int64 // conversations
-	calls        int64
+	outcome                  job.Outcome
+	added, removed, restored Ended
+	deleted, renamed         int64 // groups
+	calls                    int64
 }
 
 func shareOf(r *job.Result) share {
-	failed := int64(r.FailedConversations())
-	return share{r.Outcome, int64(len(r.Conversations)) - failed, failed, int64(r.Calls)}
+	s := share{outcome: r.Outcome, calls: int64(r.Calls)}
+	for i := range r.Conversations {
+		c, one := &r.Conversations[i], Ended{Done: 1}
+		if c.Code != "" {
+			one = Ended{Failed: 1}
+		}
+		switch {
+		case c.Op == job.Remove:
+			s.removed.add(one, 1)
+		case c.Kept:
+			s.restored.add(one, 1)
+		default:
+			s.added.add(one, 1)
+		}
+	}
+	if r.Deleted {
+		s.deleted = 1
+	}
+	if r.OldName != "" {
+		s.renamed = 1
+	}
+	return s
 }
 
 // add adds a share; times is 1, or -1 to subtract the share of a result that a retry replaces.
@@ -58,8 +94,11 @@ func (c *Counts) add(s share, times int64) {
 	case job.Failed:
 		c.Jobs.Failed += times
 	}
-	c.Conversations.Done += times * s.done
-	c.Conversations.Failed += times * s.failed
+	c.Conversations.add(s.added, times)
+	c.Removals.add(s.removed, times)
+	c.Restored.add(s.restored, times)
+	c.Deleted += times * s.deleted
+	c.Renamed += times * s.renamed
 	c.Calls += times * s.calls
 }
 

@@ -486,7 +486,7 @@ func fit(r *job.Result, room int64) []byte {
 	}
 	r.Outcome, r.Code = job.Failed, CodeTooLarge
 	r.Info = fmt.Sprintf("the result has %d bytes, and the server takes %d: raise its max_payload", size, room)
-	r.Conversations = nil
+	r.Conversations, r.Keep, r.Rename, r.Delete = nil, nil, "", false
 	return r.AppendJSON(nil)
 }
 
