@@ -209,9 +209,10 @@ func (n *Namespace) planNight(ctx context.Context, rows *importer.Rows, in Input
 	if err := n.plan(ctx, night, rows, in, cfg, false); err != nil {
 		return nil, err
 	}
-	// The same input is another night where something became known since, and where a person cancelled the last one.
+	// The same input is another night where something became known since, and where a person cancelled the last one; and in
+	// another mode, or after the first night of a mirror, where it removes something.
 	if over && before.State == queue.Complete && before.Counts.Results == 0 && night.content == s.Pending.Content &&
-		!night.lost && !cfg.Full {
+		!night.lost && !cfg.Full && cfg.Mirror == s.Pending.Mirror && night.Plan.Summary.Jobs == 0 {
 		night.NothingToDo = true
 		night.Number, night.Record.ID, night.Record.Digest = s.Pending.Number, s.Pending.Import, s.Pending.Digest
 	}
