@@ -1023,3 +1023,34 @@ func (m *mirrored) verify(t *testing.T, a *api, r job.Result, offered string) {
 		t.Errorf("%s: got old name %q and code %q, want it renamed: %t", m.newKey(), r.OldName, r.Code, renamed)
 	}
 }
+
+// restless is an API whose list changes between two pages, so many times: what was on the first one moves to the next.
+type restless struct {
+	*api
+	times int
+}
+
+func (r *restless) Get(ctx context.Context, user string, start int64) (chat.Page, error) {
+	page, err := r.api.Get(ctx, user, start)
+	if start > 0 && r.times > 0 {
+		r.times--
+		page.Conversations = append(page.Conversations, chat.Membership{Item: contacts(ids("old", 1))[0]})
+	}
+	return page, err
+}
+
+func TestAGroupIsNotDeletedByPagesThatDoNotGoTogether(t *testing.T) {
+	for _, times := range []int{2, 3} {
+		synctest.Test(t, func(t *testing.T) {
+			a := newAPI("append")
+			a.put("anna/g", ids("old", 100)...)
+			s := newStream(deleteJob("g", ids("old", 100)...))
+			if err := workWith(t, Config{}, s, &restless{a, times}, startGovernor(t, governor.Config{})); err != nil {
+				t.Fatal(err)
+			}
+			if ended(t, s.kept[0], job.Done, 0, 100); s.kept[0].Deleted != (times < 3) {
+				t.Errorf("the list changed %d times: got deleted %t", times, s.kept[0].Deleted)
+			}
+		})
+	}
+}
