@@ -55,10 +55,11 @@ func mirrorJob(group string, add, remove, keep []string) job.Job {
 	for i, id := range add {
 		j.Conversations = append(j.Conversations, job.Conversation{Type: chat.OneToOne, ID: id, Line: int64(i + 2)})
 	}
-	for op, list := range map[job.Op][]string{job.Remove: remove, job.Keep: keep} {
-		for _, id := range list {
-			j.Conversations = append(j.Conversations, job.Conversation{Type: chat.OneToOne, ID: id, Op: op})
-		}
+	for _, id := range remove {
+		j.Conversations = append(j.Conversations, job.Conversation{Type: chat.OneToOne, ID: id, Op: job.Remove})
+	}
+	for _, id := range keep {
+		j.Conversations = append(j.Conversations, job.Conversation{Type: chat.OneToOne, ID: id, Op: job.Keep})
 	}
 	return j
 }
