@@ -13,7 +13,7 @@ import (
 const deleters = 16
 
 var (
-	errShared = errors.New("the group holds something that the job does not name, or it cannot be read to the end")
+	errShared = errors.New("the group holds something that the job does not name, or the list is not complete")
 	errGone   = errors.New("the group does not exist")
 )
 
@@ -22,8 +22,8 @@ var (
 // done: what the job takes out is to go by updates, and the group stays.
 //
 // What remains is that somebody puts something into the group between the read and the deletion: usually some milliseconds,
-// at worst staleAfter and the time of a call; that is lost with it. So is what is moved meanwhile from a page of the list
-// that is not read yet to one that was. And a deletion without a response may take effect up to lateTime after it failed.
+// at worst staleAfter and the time of a call; that is lost with it. So is what comes meanwhile into a page of the list that
+// was read already, and what a plan leaves out of a list that it says is complete. And a deletion without a response may take effect up to lateTime after it failed.
 // The job has no result before that.
 //
 // If the process ends before the result is written, the job is done again. A group that somebody made since stays, unless
@@ -57,16 +57,19 @@ func (a *attempt) mayDelete(ctx context.Context) error {
 	if err := a.waitForLate(ctx); err != nil {
 		return err
 	}
-	l, err := a.read(ctx)
-	if unreadable(err) {
+	list, changed, err := a.list(ctx)
+	for again := 0; changed && err == nil && again < 2; again++ {
+		list, changed, err = a.list(ctx)
+	}
+	if unreadable(err) || changed && err == nil {
 		return errShared
 	}
 	if err != nil {
 		return err
 	}
-	id, ok := l.id(a.result.GroupName)
+	id, ok := groupNamed(list, a.result.GroupName)
 	if !ok {
-		for _, name := range l.names {
+		for _, name := range list.Groups {
 			if chat.FoldName(name) == chat.FoldName(a.result.GroupName) { // it may be this one, or not
 				return errShared
 			}
@@ -77,7 +80,7 @@ func (a *attempt) mayDelete(ctx context.Context) error {
 		return errGone
 	}
 	a.deleting = id
-	members := l.members(id)
+	members := membersOf(list, id)
 	for _, i := range a.pick(a.todo, job.Remove) {
 		delete(members, itemOf(&a.result.Conversations[i]))
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -798,15 +797,28 @@ func (a *attempt) check(ctx context.Context) error {
 	}
 }
 
-// A listing is what a user's groups hold.
-type listing struct {
-	names         map[int64]string // by group id
-	conversations []chat.Membership
+// find reads the user's groups: whether the job's group exists, and what it holds. A name that is the same but for case or
+// Unicode form counts if an update under the job's name said that it was of that group.
+func (a *attempt) find(ctx context.Context) (map[chat.Item]bool, error) {
+	list, _, err := a.list(ctx)
+	if err != nil {
+		return nil, err
+	}
+	a.group, a.foundAt = absent, time.Now()
+	id, ok := groupNamed(list, a.result.GroupName)
+	if name, there := list.Groups[a.result.GroupID]; !ok && there && chat.FoldName(name) == chat.FoldName(a.result.GroupName) {
+		id, ok = a.result.GroupID, true
+	}
+	if !ok {
+		return map[chat.Item]bool{}, nil
+	}
+	a.group = present
+	return membersOf(list, id), nil
 }
 
-// id finds a group by its name.
-func (l *listing) id(name string) (id int64, ok bool) {
-	for id, other := range l.names {
+// groupNamed finds the number of a group.
+func groupNamed(list chat.Page, name string) (id int64, ok bool) {
+	for id, other := range list.Groups {
 		if other == name {
 			return id, true
 		}
@@ -814,10 +826,10 @@ func (l *listing) id(name string) (id int64, ok bool) {
 	return 0, false
 }
 
-// members returns what a group holds.
-func (l *listing) members(id int64) map[chat.Item]bool {
+// membersOf returns what a group holds.
+func membersOf(list chat.Page, id int64) map[chat.Item]bool {
 	members := map[chat.Item]bool{}
-	for _, m := range l.conversations {
+	for _, m := range list.Conversations {
 		if slices.Contains(m.GroupIDs, id) {
 			members[m.Item] = true
 		}
@@ -825,48 +837,38 @@ func (l *listing) members(id int64) map[chat.Item]bool {
 	return members
 }
 
-// find reads the user's groups: whether the job's group exists, and what it holds. A name that is the same but for case or
-// Unicode form counts if an update under the job's name said that it was of that group.
-func (a *attempt) find(ctx context.Context) (map[chat.Item]bool, error) {
-	l, err := a.read(ctx)
-	if err != nil {
-		return nil, err
-	}
-	id, ok := l.id(a.result.GroupName)
-	if name, there := l.names[a.result.GroupID]; !ok && there && chat.FoldName(name) == chat.FoldName(a.result.GroupName) {
-		id, ok = a.result.GroupID, true
-	}
-	if !ok {
-		a.group = absent
-		return map[chat.Item]bool{}, nil
-	}
-	a.group = present
-	return l.members(id), nil
-}
-
-// read reads the user's groups to the end.
-func (a *attempt) read(ctx context.Context) (*listing, error) {
-	l := &listing{names: map[int64]string{}}
-	for start, complete := int64(0), false; !complete; {
+// list reads all pages of the user's groups. The error wraps errNoEnd when they have no end. Changed says that two pages do
+// not go together: the list was another one in between.
+func (a *attempt) list(ctx context.Context) (list chat.Page, changed bool, err error) {
+	list.Groups = map[int64]string{}
+	seen := map[chat.Item]bool{}
+	for start := int64(0); !list.Complete; {
 		page, err := call(ctx, a, chat.GetContactGroup, func(ctx context.Context) (chat.Page, error) {
 			return a.w.api.Get(ctx, a.result.FromAccount, start)
 		}, nil)
 		if e, ok := rejection(err); ok && e.Code == chat.CodeNoSuchGroup { // of a user who has none
-			break
+			return chat.Page{Complete: true}, start > 0, nil
 		}
 		if err != nil {
-			return nil, err
+			return list, changed, err
 		}
-		maps.Copy(l.names, page.Groups)
-		l.conversations = append(l.conversations, page.Conversations...)
-		complete = page.Complete
-		if !complete && (page.Next <= start || start > 0 && len(page.Conversations) == 0) {
-			return nil, errNoEnd
+		for group, name := range page.Groups {
+			was, known := list.Groups[group]
+			changed = changed || known && was != name
+			list.Groups[group] = name
+		}
+		for _, m := range page.Conversations {
+			changed = changed || seen[m.Item]
+			seen[m.Item] = true
+		}
+		list.Conversations = append(list.Conversations, page.Conversations...)
+		list.Complete = page.Complete
+		if !page.Complete && (page.Next <= start || start > 0 && len(page.Conversations) == 0) {
+			return list, changed, errNoEnd
 		}
 		start = page.Next
 	}
-	a.foundAt = time.Now()
-	return l, nil
+	return list, changed, nil
 }
 
 func codeOf(a chat.Response) string {

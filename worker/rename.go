@@ -37,7 +37,7 @@ func (a *attempt) rename(ctx context.Context) (goOn bool, err error) {
 		a.rejectJob(CodeNeedsUpdate, "only update_contact_group renames a group, and it is not offered")
 		return false, nil
 	}
-	l, err := a.read(ctx)
+	list, _, err := a.list(ctx)
 	switch {
 	case unreadable(err) && rejected.Code == chat.CodeNoSuchGroup:
 		a.renamed()
@@ -49,8 +49,8 @@ func (a *attempt) rename(ctx context.Context) (goOn bool, err error) {
 	case err != nil:
 		return false, err
 	}
-	_, oldThere := l.id(old)
-	id, newThere := l.id(name)
+	_, oldThere := groupNamed(list, old)
+	id, newThere := groupNamed(list, name)
 	switch {
 	case oldThere && newThere:
 		text := fmt.Sprintf("group %q is left as it is: there is another one named %q", old, name)
@@ -58,7 +58,7 @@ func (a *attempt) rename(ctx context.Context) (goOn bool, err error) {
 		removes := a.pick(a.todo, job.Remove)
 		a.set(removes, CodeNotRenamed, text)
 		a.todo = a.pick(a.todo, job.Add)
-		a.addKept(l.members(id))
+		a.addKept(membersOf(list, id))
 		a.group = present
 	case newThere:
 		a.renamed()

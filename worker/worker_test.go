@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -409,7 +410,7 @@ func (a *api) Get(_ context.Context, user string, start int64) (chat.Page, error
 			return chat.Response{}, a.noGet
 		}
 		page.Groups = map[int64]string{}
-		var all []chat.Membership
+		groups := map[chat.Item][]int64{}
 		for _, key := range slices.Sorted(maps.Keys(a.groups)) {
 			members := a.groups[key]
 			if name, ok := strings.CutPrefix(key, user+"/"); ok {
@@ -420,11 +421,15 @@ func (a *api) Get(_ context.Context, user string, start int64) (chat.Page, error
 				id := a.ids[key]
 				page.Groups[id] = name
 				for it := range members {
-					all = append(all, chat.Membership{Item: it, GroupIDs: []int64{id}})
+					groups[it] = append(groups[it], id)
 				}
 			}
 		}
-		slices.SortStableFunc(all, func(x, y chat.Membership) int { return strings.Compare(x.ID, y.ID) })
+		var all []chat.Membership
+		for it, ids := range groups {
+			all = append(all, chat.Membership{Item: it, GroupIDs: ids})
+		}
+		slices.SortFunc(all, func(x, y chat.Membership) int { return cmp.Or(strings.Compare(x.ID, y.ID), x.Type-y.Type) })
 		end := min(start+70, int64(len(all)))
 		page.Conversations, page.Next, page.Complete = all[start:end], end, end == int64(len(all))
 		return chat.Response{}, nil

@@ -103,7 +103,7 @@ func failuresText(s *app.Failures) string {
 	if s.Removed+s.RemovalsFailed > 0 {
 		fmt.Fprintf(&b, "; %s removed, %s not", count(s.Removed), count(s.RemovalsFailed))
 	}
-	b.WriteString(groupsText("; ", s.Deleted, s.Renamed))
+	b.WriteString(groupsText("; groups ", s.Deleted, s.Renamed))
 	b.WriteByte('\n')
 	for _, c := range s.Codes {
 		e := c.Example
