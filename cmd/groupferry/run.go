@@ -230,7 +230,10 @@ func (r *runner) report(
 	run := app.NewRunReport(w.State().Tally, took, ledger)
 	planned := night.Report()
 	if planned != nil {
-		planned.Run = &app.NightRun{Calls: run.Calls, Seconds: run.Seconds}
+		planned.Run = &app.NightRun{
+			Calls: run.Calls, Seconds: run.Seconds, Added: s.Conversations.Done, Removed: s.Removals.Done,
+			RemovalsFailed: s.Removals.Failed, Deleted: s.Deleted,
+		}
 		if planned.Run.FailedNew, planned.Run.FailedKnown, err = n.NightFailures(reading, importID); err != nil {
 			return err
 		}

@@ -88,9 +88,13 @@ func importText(s *app.ImportStatus, results string) string {
 	fmt.Fprintf(&b, "  conversations  %-9s done %s · failed %s · pending %s%s\n",
 		count(s.Conversations.Total), count(s.Conversations.Done), count(s.Conversations.Failed), count(s.Conversations.Pending),
 		droppedText(s.Conversations.Dropped))
-	if n := &s.Removals; n.Total+n.Done+n.Failed > 0 {
-		fmt.Fprintf(&b, "  removals       %-9s done %s · failed %s · pending %s%s\n",
-			count(n.Total), count(n.Done), count(n.Failed), count(n.Pending), droppedText(n.Dropped))
+	if n := &s.Removals; n.Total+n.Done+n.Failed+s.Withheld > 0 {
+		withheld := ""
+		if s.Withheld > 0 {
+			withheld = " · withheld " + count(s.Withheld)
+		}
+		fmt.Fprintf(&b, "  removals       %-9s done %s · failed %s · pending %s%s%s\n",
+			count(n.Total), count(n.Done), count(n.Failed), count(n.Pending), droppedText(n.Dropped), withheld)
 	}
 	if n := &s.Restored; n.Total > 0 {
 		fmt.Fprintf(&b, "  restored       %-9s done %s · failed %s: their groups were gone\n", count(n.Total), count(n.Done), count(n.Failed))

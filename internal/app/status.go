@@ -26,9 +26,10 @@ type ImportStatus struct {
 	Rejected      int64              `json:"rejected"`
 	RejectsFile   string             `json:"rejects_file,omitempty"`
 	Jobs          JobCounts          `json:"jobs"`
-	Conversations ConversationCounts `json:"conversations"`     // that are added
-	Removals      ConversationCounts `json:"removals,omitzero"` // conversations that are taken out
-	Restored      ConversationCounts `json:"restored,omitzero"` // that were there before, and were sent again because their group was gone
+	Conversations ConversationCounts `json:"conversations"`      // that are added
+	Removals      ConversationCounts `json:"removals,omitzero"`  // conversations that are taken out
+	Withheld      int64              `json:"withheld,omitempty"` // conversations that a mirror would take out, but for rejected rows
+	Restored      ConversationCounts `json:"restored,omitzero"`  // that were there before, and were sent again because their group was gone
 	Deleted       int64              `json:"deleted_groups,omitempty"`
 	Renamed       int64              `json:"renamed_groups,omitempty"`
 	Calls         int64              `json:"calls"`        // that the results took
@@ -141,6 +142,7 @@ func newImportStatus(p queue.Progress) ImportStatus {
 			Pending: i.Conversations - n.Conversations.Done - n.Conversations.Failed},
 		Removals: ConversationCounts{Total: i.Removals, Done: n.Removals.Done, Failed: n.Removals.Failed,
 			Pending: i.Removals - n.Removals.Done - n.Removals.Failed},
+		Withheld: i.Withheld,
 		Restored: ConversationCounts{Total: n.Restored.Done + n.Restored.Failed, Done: n.Restored.Done, Failed: n.Restored.Failed},
 		Deleted:  n.Deleted, Renamed: n.Renamed,
 		Calls: n.Calls,

@@ -263,6 +263,10 @@ func (n *Namespace) plan(
 	}
 	night.content, night.mayReject = plan.Content, in.MaxRejects.allowed(plan.Summary.Rows)
 	night.Record.Sync, night.Record.Night, night.Record.Target = cfg.Name, night.Number, cfg.Target
+	night.Record.Withheld = plan.Summary.Withheld
+	if night.removals == importer.RemoveAbsent {
+		night.Record.Removals = plan.Summary.Removed.Conversations
+	}
 	night.last = night.Sync.LastComplete(night.before)
 	night.Guards, night.Wrong = cfg.Guards.compare(plan, night.last, night.removals)
 	return nil
@@ -527,9 +531,15 @@ type NightRun struct {
 	Seconds     float64 `json:"seconds"`
 	FailedNew   int64   `json:"failed_new"`   // conversations
 	FailedKnown int64   `json:"failed_known"` // that an earlier night had sent in vain, too
+
+	Added          int64 `json:"added"`           // conversations
+	Removed        int64 `json:"removed"`         // those of deleted groups, too
+	RemovalsFailed int64 `json:"removals_failed"` // conversations
+	Deleted        int64 `json:"deleted_groups"`
 }
 
-// NightFailures counts what failed in a night: conversations that were sent for the first time, and others.
+// NightFailures counts what was to be added in a night and failed: conversations that were sent for the first time, and
+// others.
 func (n *Namespace) NightFailures(ctx context.Context, importID string) (first, known int64, err error) {
 	for r, err := range n.Results(ctx, importID, job.Partial, job.Failed) {
 		if err != nil {
@@ -537,7 +547,7 @@ func (n *Namespace) NightFailures(ctx context.Context, importID string) (first, 
 		}
 		for _, c := range r.Conversations {
 			switch {
-			case c.Code == "":
+			case c.Code == "", c.Op == job.Remove:
 			case c.Again:
 				known++
 			default:

@@ -82,6 +82,7 @@ type Import struct {
 	Unchanged     int64 `json:"unchanged,omitempty"` // of the accepted ones, those that a night of a sync found to be there
 	Conversations int64 `json:"conversations"`       // that its jobs add
 	Removals      int64 `json:"removals,omitempty"`  // conversations that its jobs take out
+	Withheld      int64 `json:"withheld,omitempty"`  // conversations that a mirror would take out, but for rejected rows
 	Calls         int64 `json:"calls"`               // if none has to be repeated
 	Jobs          int64 `json:"jobs"`                // 0 until Enqueue has counted them, if Begin did not get it
 
