@@ -4,8 +4,7 @@ import (
 	"context"
 	"slices"
 
-	"golang.org/x/text/cases"
-	"golang.org/x/text/unicode/norm"
+	"groupferry/internal/chat"
 )
 
 // Removals says what becomes of what the base has and the input has not. With all but [KeepAll] a group whose name the
@@ -178,7 +177,7 @@ func (m *removal) decideUser(u uint32, w *wants) bool {
 	}
 	byName := map[string]*names{}
 	like := func(name []byte) *names {
-		key := foldName(name)
+		key := chat.FoldName(string(name))
 		if byName[key] == nil {
 			byName[key] = &names{}
 		}
@@ -370,9 +369,4 @@ func (m *removal) findConflicts(ctx context.Context, p partition) error {
 		}
 		return nil
 	})
-}
-
-// foldName is the same for names that differ in case or in their form of Unicode only.
-func foldName(name []byte) string {
-	return norm.NFC.String(cases.Fold().String(norm.NFD.String(string(name))))
 }
