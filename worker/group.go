@@ -129,7 +129,7 @@ func (a *attempt) lock(ctx context.Context) (free func(), err error) {
 
 // write does what the job asks for.
 func (a *attempt) write(ctx context.Context) error {
-	if goOn, err := a.rename(ctx); !goOn || err != nil {
+	if ready, err := a.rename(ctx); !ready || err != nil {
 		return err
 	}
 	if a.result.Delete {

@@ -14,8 +14,8 @@ const CodeNotRenamed = "not-renamed"
 
 // rename gives the group its new name, if the job has one for it. If there is no group of the old name, an earlier attempt
 // renamed it, or it is created anew. Where both names are there, nothing can be said about what the new one holds, so what
-// the job keeps is added to it. If the API does not rename the group, nothing else is sent: goOn is false.
-func (a *attempt) rename(ctx context.Context) (goOn bool, err error) {
+// the job keeps is added to it. If the API does not rename the group, nothing else is sent: ready is false.
+func (a *attempt) rename(ctx context.Context) (ready bool, err error) {
 	old, name := a.result.Rename, a.result.GroupName
 	if old == "" {
 		return true, nil
