@@ -163,6 +163,11 @@ func (a *attempt) pick(places []int, op job.Op) (picked []int) {
 	return picked
 }
 
+// any reports whether one of some conversations has an operation.
+func (a *attempt) any(places []int, op job.Op) bool {
+	return slices.ContainsFunc(places, func(i int) bool { return a.result.Conversations[i].Op == op })
+}
+
 func itemOf(c *job.ConversationResult) chat.Item { return chat.Item{Type: c.Type, ID: c.ID} }
 
 // final returns the result with the attempts and calls of all generations. What only a retry needs is in it if there may

@@ -129,7 +129,7 @@ func (a *attempt) lock(ctx context.Context) (free func(), err error) {
 
 // write does what the job asks for.
 func (a *attempt) write(ctx context.Context) error {
-	if more, err := a.rename(ctx); !more || err != nil {
+	if ready, err := a.rename(ctx); !ready || err != nil {
 		return err
 	}
 	if a.result.Delete {
@@ -140,10 +140,8 @@ func (a *attempt) write(ctx context.Context) error {
 	if err := a.continueAnew(ctx); err != nil {
 		return err
 	}
-	if len(a.wanted())+len(a.result.Keep)+len(a.pick(a.todo, job.Remove)) > chat.MaxConversationsPerGroup {
-		a.removesFirst = true
-	}
-	if a.w.known.offers(chat.UpdateContactGroup) || a.w.known.harmless() && len(a.pick(a.todo, job.Remove)) == 0 {
+	a.removesFirst = len(a.result.Conversations)+len(a.result.Keep) > chat.MaxConversationsPerGroup
+	if a.w.known.offers(chat.UpdateContactGroup) || a.w.known.harmless() && !a.any(a.todo, job.Remove) {
 		err := a.sendAll(ctx, a.todo)
 		if !errors.Is(err, errNoUpdate) {
 			return err
@@ -177,7 +175,7 @@ func (a *attempt) continueAnew(ctx context.Context) error {
 		a.addKept(nil)
 	case err != nil:
 		return err
-	case a.group == absent && len(a.pick(a.todo, job.Add)) > 0:
+	case a.group == absent && a.any(a.todo, job.Add):
 		a.restart()
 	default:
 		a.addKept(members)
@@ -187,13 +185,16 @@ func (a *attempt) continueAnew(ctx context.Context) error {
 
 // addKept adds what the job keeps to what is sent, but for what the group is known to hold.
 func (a *attempt) addKept(held map[chat.Item]bool) {
+	var left []job.Conversation
 	for _, c := range a.result.Keep {
-		if !held[chat.Item{Type: c.Type, ID: c.ID}] {
-			c.Op = job.Add
-			a.append(job.ConversationResult{Conversation: c, Kept: true})
+		if held[chat.Item{Type: c.Type, ID: c.ID}] {
+			left = append(left, c)
+			continue
 		}
+		c.Op = job.Add
+		a.append(job.ConversationResult{Conversation: c, Kept: true})
 	}
-	a.result.Keep = nil
+	a.result.Keep = left
 }
 
 // restart makes the attempt write the whole group anew, for it does not exist. What was to be taken out is out.
@@ -233,7 +234,7 @@ func (a *attempt) sendAll(ctx context.Context, todo []int) error {
 		}
 		again, err := a.send(ctx, todo, pass == resends)
 		if errors.Is(err, errNeedsAll) {
-			if len(a.pick(a.todo, job.Add)) == 0 {
+			if !a.any(a.todo, job.Add) {
 				a.gone()
 				return nil
 			}
@@ -314,7 +315,7 @@ func (a *attempt) ordered(places []int) []int {
 
 // mayMakeRoom reports whether a group that is full may not be once some conversations are removed.
 func (a *attempt) mayMakeRoom(places []int) bool {
-	return !a.removesFirst && len(a.pick(places, job.Remove)) > 0
+	return !a.removesFirst && a.any(places, job.Remove)
 }
 
 func (a *attempt) items(places []int) []chat.Item {
@@ -348,7 +349,7 @@ func (a *attempt) need(places []int) {
 	a.set(places, CodeNeedsUpdate, "create_contact_group carries 100 conversations")
 }
 
-// fail1 records that conversations failed with a code.
+// set records that conversations failed with a code.
 func (a *attempt) set(places []int, code, info string) {
 	for _, i := range places {
 		c := &a.result.Conversations[i]
@@ -401,7 +402,7 @@ func (a *attempt) passing() error {
 
 // expected reports whether the group holds something of ours, as far as is known.
 func (a *attempt) expected() bool {
-	return a.doneBefore() > 0 || len(a.result.Keep) > 0 || len(a.pick(a.todo, job.Remove)) > 0
+	return a.doneBefore() > 0 || len(a.result.Keep) > 0 || a.any(a.todo, job.Remove)
 }
 
 // sendChunk makes the calls that add a chunk, and take one out. A *chat.Error says that they are rejected for good. The error
@@ -780,7 +781,7 @@ func (a *attempt) check(ctx context.Context) error {
 			}
 		}
 		if len(missing) == 0 {
-			a.result.Deleted = a.group == absent && len(a.pick(a.todo, job.Add)) == 0
+			a.result.Deleted = a.group == absent && !a.any(a.todo, job.Add)
 			return nil
 		}
 		if !last {

@@ -529,7 +529,7 @@ func TestNamesThatDifferInCaseAreARename(t *testing.T) {
 			renameTo(nil, ids("old", 1), ids("keep", 1)), []string{"keep000"}, nil, true, 15, ""},
 		{"to another group", func(a *api) { a.put("anna/work", "keep000", "old000"); a.put("anna/Work", "old000", "other") },
 			renameTo(ids("new", 1), ids("old", 1), ids("keep", 1)), []string{"keep000", "new000", "old000", "other"},
-			[]string{"keep000", "old000"}, false, 3, CodeNotRenamed},
+			[]string{"keep000", "old000"}, false, 3, job.CodeNotRenamed},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -1019,13 +1019,13 @@ func (m *mirrored) verify(t *testing.T, a *api, r job.Result, offered string) {
 		if c.Code == "" && now[it] != (c.Op == job.Add) {
 			t.Errorf("%s: %s %q is said to be done, and is in the group: %t", m.newKey(), c.ID, c.Op, now[it])
 		}
-		able := offered != "no update 60009" && c.Code != CodeNotRenamed &&
+		able := offered != "no update 60009" && c.Code != job.CodeNotRenamed &&
 			!(offered == "no get" && m.other != nil) // why the rename was rejected is not known
 		if c.Code != "" && !strings.HasPrefix(c.ID, "bad") && able {
 			t.Errorf("%s: %s %q failed with %q", m.newKey(), c.ID, c.Op, c.Code)
 			return
 		}
-		if c.Code == CodeNotRenamed && m.other == nil {
+		if c.Code == job.CodeNotRenamed && m.other == nil {
 			t.Errorf("%s: %s: got %q, and there was no other group", m.newKey(), c.ID, c.Code)
 		}
 	}

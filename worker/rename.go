@@ -8,17 +8,16 @@ import (
 	"groupferry/internal/job"
 )
 
-// CodeNotRenamed is the code of a job whose group could not be renamed because there is another one of the new name; and of
-// what it was to take out, for that is in the group of the old name, which is left as it is.
-const CodeNotRenamed = "not-renamed"
-
 // rename gives the group its new name, if the job has one for it. If there is no group of the old name, an earlier attempt
 // renamed it, or it is created anew. Where both names are there, nothing can be said about what the new one holds, so what
-// the job keeps is added to it. If the API does not rename the group, nothing else is sent: more is false.
-func (a *attempt) rename(ctx context.Context) (more bool, err error) {
+// the job keeps is added to it. If the API does not rename the group, nothing else is sent: ready is false.
+func (a *attempt) rename(ctx context.Context) (ready bool, err error) {
 	old, name := a.result.Rename, a.result.GroupName
 	if old == "" {
 		return true, nil
+	}
+	if err := a.waitForLate(ctx); err != nil {
+		return false, err
 	}
 	req := chat.RenameRequest{FromAccount: a.result.FromAccount, OldName: old, NewName: name}
 	_, err = call(ctx, a, chat.UpdateContactGroup, func(ctx context.Context) (struct{}, error) {
@@ -54,9 +53,9 @@ func (a *attempt) rename(ctx context.Context) (more bool, err error) {
 	switch {
 	case oldThere && newThere:
 		text := fmt.Sprintf("group %q is left as it is: there is another one named %q", old, name)
-		a.result.Code, a.result.Info = CodeNotRenamed, text
+		a.result.Code, a.result.Info = job.CodeNotRenamed, text
 		removes := a.pick(a.todo, job.Remove)
-		a.set(removes, CodeNotRenamed, text)
+		a.set(removes, job.CodeNotRenamed, text)
 		a.todo = a.pick(a.todo, job.Add)
 		a.addKept(membersOf(list, id))
 		a.group = present

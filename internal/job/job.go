@@ -95,9 +95,14 @@ type ConversationResult struct {
 	Kept bool   `json:"kept"` // the job keeps it, and it was sent because the group had to be created anew
 }
 
-// Gone reports whether a removal that failed with a code of the API is recorded once and not tried again every night: the
-// user or the group chat is not there any more (50001, 51007), so nobody can take it out.
-func Gone(code string) bool { return code == "50001" || code == "51007" }
+// CodeNotRenamed is the code of a job whose group could not be renamed because there is another one of the new name; and of
+// what it was to take out, for that is in the group of the old name, which is left as it is.
+const CodeNotRenamed = "not-renamed"
+
+// Gone reports whether a removal that failed with a code is recorded once and not tried again every night. The user or the
+// group chat is not there any more (50001, 51007), so nobody can take it out. Or what is to be removed was never put into
+// this group ([CodeNotRenamed]); what is there under its id is somebody else's.
+func Gone(code string) bool { return code == "50001" || code == "51007" || code == CodeNotRenamed }
 
 // A Result is the one final fact about a job. It holds all that a retry needs. It has the conversations that the job
 // adds or removes; one that the job keeps is in it only if it was sent, in a group that had to be created anew: then as

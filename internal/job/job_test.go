@@ -326,3 +326,11 @@ func TestLargestJob(t *testing.T) {
 		t.Errorf("got %d bytes", n)
 	}
 }
+
+func TestGone(t *testing.T) {
+	for code, want := range map[string]bool{"50001": true, "51007": true, CodeNotRenamed: true, "": false, "50002": false, "51009": false, "http-502": false} {
+		if got := Gone(code); got != want {
+			t.Errorf("%q: got %t, want %t", code, got, want)
+		}
+	}
+}
