@@ -44,6 +44,9 @@ type Group struct {
 
 	// OldName, unless empty, is the name that the group had before: what was known of that one is known of this one.
 	OldName string
+
+	// Deleted says that the group is gone, whatever was known of it before.
+	Deleted bool
 }
 
 // A GroupConversation is one that a sync sent.
@@ -107,6 +110,9 @@ func spoolBase(ctx context.Context, s *spool, base *Base) (*[partitions]recordLo
 	for g, err := range base.Groups {
 		if err = cmp.Or(err, ctx.Err()); err == nil && g.OldName != "" {
 			err = add(g.FromAccount, g.OldName, 0, g.GroupName, renamed)
+		}
+		if err == nil && g.Deleted {
+			err = add(g.FromAccount, g.GroupName, 0, "", noGroup)
 		}
 		if err != nil {
 			return nil, err
@@ -191,11 +197,13 @@ func (g *partitionGrouper) tryOnBase(ctx context.Context, p partition) (*run, er
 // foldBase makes of all that became known what is known now.
 func (g *partitionGrouper) foldBase(ctx context.Context, p partition) error {
 	g.fold.reset()
-	moved := map[string]groupKey{} // groups that were renamed
+	moved := map[string]groupKey{} // groups that were renamed; nil: deleted
 	err := g.each(ctx, p.base, func(row spooledRow) error {
 		switch state := baseState(row.entry); state {
 		case renamed:
 			moved[string(row.group)] = row.group.renamed(row.entry.id())
+		case noGroup:
+			moved[string(row.group)] = nil
 		case ofOther:
 		default:
 			g.fold.put(row, state)
@@ -208,8 +216,8 @@ func (g *partitionGrouper) foldBase(ctx context.Context, p partition) error {
 	return err
 }
 
-// move moves the rows of groups to other groups. What is known there of the same conversation came with the move, or
-// after it, and stays.
+// move moves the rows of groups to other groups, or to none. What is known there of the same conversation came with the
+// move, or after it, and stays.
 func (g *grouper) move(to map[string]groupKey) {
 	for i := range len(g.rows) {
 		row := g.rows[i]
@@ -217,7 +225,9 @@ func (g *grouper) move(to map[string]groupKey) {
 		if !ok || row.state == gone {
 			continue
 		}
-		g.rows[i].state = gone
+		if g.rows[i].state = gone; key == nil {
+			continue
+		}
 		n, _ := g.findGroup(key)
 		if _, slot, there := g.findRow(n, g.entryOf(&row).conversation()); !there {
 			g.append(g.entryOf(&row), n, slot, row.state)

@@ -373,3 +373,40 @@ func snapshotError(b []byte) (err error) {
 	}
 	return err
 }
+
+// A group that was renamed is known by its new name, and of one that was deleted nothing is known any more.
+func TestBaseRenamedAndDeleted(t *testing.T) {
+	applied := func(ids ...string) (all []GroupConversation) {
+		for _, id := range ids {
+			all = append(all, GroupConversation{job.OneToOne, id, Applied})
+		}
+		return all
+	}
+	before := []Group{known("u", "g", applied("a", "b", "c")...), known("u", "h", applied("a")...)}
+	moved := known("u", "G", GroupConversation{job.OneToOne, "b", Removed}, GroupConversation{job.OneToOne, "d", Applied})
+	moved.OldName = "g"
+	gone := known("u", "h", GroupConversation{job.OneToOne, "a", Removed})
+	gone.Deleted = true
+	empty := known("u", "h")
+	empty.Deleted = true
+	for _, test := range []struct {
+		what string
+		then []Group
+		want string
+	}{
+		{"nothing", nil, "[{u g [{1 a 2} {1 b 2} {1 c 2}]  false} {u h [{1 a 2}]  false}]"},
+		{"renamed", []Group{moved}, "[{u G [{1 a 2} {1 c 2} {1 d 2}]  false} {u h [{1 a 2}]  false}]"},
+		{"deleted", []Group{gone}, "[{u g [{1 a 2} {1 b 2} {1 c 2}]  false}]"},
+		{"found gone", []Group{empty}, "[{u g [{1 a 2} {1 b 2} {1 c 2}]  false}]"},
+		{"both", []Group{gone, moved}, "[{u G [{1 a 2} {1 c 2} {1 d 2}]  false}]"},
+	} {
+		p := planOn(t, [][3]string{{"v", "g", "x"}}, Config{}, &Base{Groups: seqOf(slices.Concat(before, test.then))})
+		got := collect(t, p.Snapshot())
+		for _, g := range got {
+			slices.SortFunc(g.Conversations, func(a, b GroupConversation) int { return cmp.Compare(a.ID, b.ID) })
+		}
+		if text := fmt.Sprint(got); text != test.want {
+			t.Errorf("%s: got %s, want %s", test.what, text, test.want)
+		}
+	}
+}

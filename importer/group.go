@@ -91,6 +91,7 @@ const (
 	unsure  // it was sent, or was to be removed, and nobody knows whether it is in the group
 	gone    // the sync has nothing to do with it any more
 	renamed // what is known of the group is known of another one
+	noGroup // nothing is known of the group any more
 	ofOther // the group is another sync's
 )
 
