@@ -284,8 +284,11 @@ func (e *Engine) reportSyncs(before, now []queue.Sync) {
 
 // logNight logs that a night is complete, once for each.
 func logNight(log *slog.Logger, name string, n *queue.Night) {
-	log.Info("night is complete", "sync", name, "night", n.Number, "import", n.Import, "done", n.Done, "failed", n.Failed,
-		"unchanged", n.Unchanged)
+	fields := []any{"sync", name, "night", n.Number, "import", n.Import, "done", n.Done, "failed", n.Failed, "unchanged", n.Unchanged}
+	if n.Removed+n.Deleted+n.Withheld > 0 {
+		fields = append(fields, "removed", n.Removed, "deleted", n.Deleted, "withheld", n.Withheld)
+	}
+	log.Info("night is complete", fields...)
 }
 
 func findSync(all []queue.Sync, name string) (int, bool) {

@@ -91,12 +91,16 @@ type Night struct {
 	Unchanged int64     `json:"unchanged,omitempty"` // of the accepted rows: nothing was sent for them
 	Done      int64     `json:"done,omitempty"`      // conversations that were sent, and are in their group
 	Failed    int64     `json:"failed,omitempty"`    // that are not
+	Removed   int64     `json:"removed,omitempty"`   // conversations that were taken out, those of deleted groups, too
+	Withheld  int64     `json:"withheld,omitempty"`  // that were not, for rejected rows
+	Deleted   int64     `json:"deleted,omitempty"`   // groups
 }
 
 // completed is the night as its import says that it was complete.
 func (n Night) completed(i *Import) *Night {
 	n.Completed, n.Unchanged = i.Completed, i.Unchanged
 	n.Done, n.Failed = i.Counts.Conversations.Done, i.Counts.Conversations.Failed
+	n.Removed, n.Withheld, n.Deleted = i.Counts.Removals.Done, i.Withheld, i.Counts.Deleted
 	return &n
 }
 
