@@ -112,7 +112,10 @@ var layout = map[string]rules{
 	"internal/chatsim":  {own: []string{"internal/chat"}},
 	"internal/archtest": {},
 	"internal/longtest": {},
-	"deploy":            {testOwn: []string{"metrics", "internal/longtest"}}, // tests only
+	"deploy": { // tests only
+		testOwn:     []string{"metrics", "internal/longtest"},
+		testModules: []string{"go.yaml.in/yaml/v3"},
+	},
 }
 
 // atRoot lists what may stand at the root beside dotfiles.
