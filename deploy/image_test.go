@@ -96,13 +96,17 @@ func TestShellcheck(t *testing.T) {
 	run(t, ".", nil, "shellcheck", "local.sh", "../.ci/run")
 }
 
-// TestStrict has the types of the Kubernetes API read each manifest, which know all of its fields. They are a module of their
-// own, for they are large.
+func TestAmtool(t *testing.T) {
+	run(t, ".", nil, "amtool", "check-config", "alertmanager/alertmanager.yaml")
+}
+
+// TestStrict has each manifest read by the types of the Kubernetes API, and compose.yaml by the reader of docker compose,
+// which know all fields. They are a module of their own, for they are large.
 func TestStrict(t *testing.T) {
 	longtest.Only(t)
 	var paths []string
 	for _, path := range files(t, ".yaml") {
-		if strings.HasPrefix(filepath.ToSlash(path), "kubernetes/") && filepath.Base(path) != "kustomization.yaml" {
+		if path == "compose.yaml" || strings.HasPrefix(filepath.ToSlash(path), "kubernetes/") && filepath.Base(path) != "kustomization.yaml" {
 			path, err := filepath.Abs(path)
 			if err != nil {
 				t.Fatal(err)
@@ -110,8 +114,8 @@ func TestStrict(t *testing.T) {
 			paths = append(paths, path)
 		}
 	}
-	if len(paths) != 5 {
-		t.Errorf("got manifests %q, want five files", paths)
+	if len(paths) != 6 {
+		t.Errorf("got manifests %q, want six files", paths)
 	}
 	run(t, filepath.Join("testdata", "strict"), []string{"GOFLAGS=-mod=mod"}, "go", append([]string{"run", "."}, paths...)...)
 }

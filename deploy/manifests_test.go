@@ -573,6 +573,12 @@ func TestCompose(t *testing.T) {
 		flagOf(services.at(name, "command").strings(), "listen") != "0.0.0.0:"+scrape.at("port").String() {
 		t.Errorf("Prometheus scrapes %v, and nobody is there", scrape)
 	}
+	for _, target := range prometheus.at("alerting", "alertmanagers", 0, "static_configs", 0, "targets").strings() {
+		name, port, _ := strings.Cut(target, ":")
+		if ports := services.at(name, "ports").strings(); !slices.Contains(ports, "127.0.0.1:"+port+":"+port) {
+			t.Errorf("Prometheus sends alerts to %s, and nobody is there", target)
+		}
+	}
 	_, listens, _ := strings.Cut(flagOf(services.at("simulator", "command").strings(), "listen"), ":")
 	if got := services.at("worker", "environment", "GROUPFERRY_API_URL").String(); got != "http://simulator:"+listens {
 		t.Errorf("workers call %s, the simulator listens on %s", got, listens)

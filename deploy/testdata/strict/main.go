@@ -1,14 +1,18 @@
-// Command strict reads manifests as the Kubernetes API does, and fails at a field that it does not know.
+// Command strict reads manifests as the Kubernetes API does, and compose.yaml as docker compose does: it fails at a field that they
+// do not know.
 package main
 
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 
+	"github.com/compose-spec/compose-go/v2/cli"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/util/yaml"
@@ -35,10 +39,27 @@ type podMonitor struct {
 	} `json:"spec"`
 }
 
+// compose reads a file as docker compose does.
+func compose(path string) error {
+	options, err := cli.NewProjectOptions([]string{path})
+	if err != nil {
+		return err
+	}
+	_, err = options.LoadProject(context.Background())
+	return err
+}
+
 func main() {
 	decoder := serializer.NewCodecFactory(scheme.Scheme, serializer.EnableStrict).UniversalDeserializer()
 	failed := false
 	for _, path := range os.Args[1:] {
+		if filepath.Base(path) == "compose.yaml" {
+			if err := compose(path); err != nil {
+				fmt.Printf("%s: %v\n", path, err)
+				failed = true
+			}
+			continue
+		}
 		b, err := os.ReadFile(path)
 		if err != nil {
 			fmt.Println(err)
