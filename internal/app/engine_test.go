@@ -309,8 +309,8 @@ func (l *logOf) wantHalt(t *testing.T, who string) {
 		return
 	}
 	e := l.errors[0]
-	if e["code"] != "51013" || !strings.Contains(e["reason"], "51013") || e["remedy"] == "" || e["to_continue"] != "groupferry resume" {
-		t.Errorf("%s: got %v in the log, want code, reason, remedy, and the command that continues", who, e)
+	if e["code"] != "51013" || !strings.Contains(e["reason"], "51013") || e["hint"] == "" || e["to_continue"] != "groupferry resume" {
+		t.Errorf("%s: got %v in the log, want code, reason, hint, and the command that continues", who, e)
 	}
 }
 
