@@ -76,12 +76,15 @@ http() { # PORT PATH: succeeds with status 200
 
 port && nats=$free
 port && monitor=$free
-for user in OPERATOR IMPORTER NIGHTLY WORKER READER; do # letters at the start: a number is no text to the server
-    export "${user}_PASSWORD=p$RANDOM$RANDOM$RANDOM"
+declare -A password
+logins=()
+for user in operator importer nightly worker reader; do # letters at the start: a number is no text to the server
+    password[$user]=p$RANDOM$RANDOM$RANDOM
+    logins+=("${user^^}_PASSWORD=${password[$user]}")
 done
-as() { echo "nats://$1:$2@127.0.0.1:$nats"; }
+as() { echo "nats://$1:${password[$1]}@127.0.0.1:$nats"; } # USER: gives the URL with the login
 sed "s|store_dir: /data|store_dir: \"$dir/jetstream\"|" "$here/nats/groupferry.conf" >nats.conf
-start nats "$nats_server" --config nats.conf --addr 127.0.0.1 --port "$nats" --http_port "$monitor"
+start nats env "${logins[@]}" "$nats_server" --config nats.conf --addr 127.0.0.1 --port "$nats" --http_port "$monitor"
 until_so NATS http "$monitor" /healthz
 
 port && api=$free
@@ -91,13 +94,13 @@ export GROUPFERRY_API_URL=http://127.0.0.1:$api GROUPFERRY_SDK_APP_ID=1400000000
 export GROUPFERRY_SECRET_KEY=demo-key-of-groupferry-simulate-it-is-published-and-protects-nothing
 
 # The operator makes what the others must not: streams by the first import, and the lease by the first work.
-NATS_URL=$(as operator "$OPERATOR_PASSWORD") "$program" import --quiet "$here/../samples/groups.jsonl" >/dev/null
-NATS_URL=$(as operator "$OPERATOR_PASSWORD") "$program" work --quiet --drain --listen off
+NATS_URL=$(as operator) "$program" import --quiet "$here/../samples/groups.jsonl" >/dev/null
+NATS_URL=$(as operator) "$program" work --quiet --drain --listen off
 
 workers=()
 for i in 1 2; do
     port && workers+=("$free")
-    NATS_URL=$(as worker "$WORKER_PASSWORD") start "worker-$i" \
+    NATS_URL=$(as worker) start "worker-$i" \
         "$program" work --listen "127.0.0.1:$free" --keep 30d --log-format json
     until_so "worker-$i" http "$free" /readyz
 done
@@ -139,7 +142,7 @@ Alertmanager   ${alerts:+http://127.0.0.1:$alerts}
 
 In another terminal:
 
-  export NATS_URL=$(as operator "$OPERATOR_PASSWORD")
+  export NATS_URL=$(as operator)
   $program import samples/groups.csv
   $program status --watch
 
