@@ -527,7 +527,7 @@ func (a *attempt) awaitReading(ctx context.Context, first, second []chat.Item) (
 	if a.w.known.create() == "" {
 		_, err = a.experiment(ctx, first, second)
 		if rejected, ok := rejection(err); ok { // the create that follows will say it of each conversation
-			a.w.cfg.Log.Debug("what create does was not learned", "err", rejected)
+			a.w.cfg.Log.Debug("what create does was not learned", "error", rejected)
 			err = nil
 		}
 	}

@@ -137,11 +137,11 @@ func (k *knowledge) missed(e *chat.Error) bool {
 	switch e.Command {
 	case chat.UpdateContactGroup:
 		k.log.Warn("update_contact_group is not offered here: groups are written with create alone, which carries 100 "+
-			"conversations; where a group has more, the rest fails, unless create is found to add to groups", "err", e)
+			"conversations; where a group has more, the rest fails, unless create is found to add to groups", "error", e)
 	case chat.DelContactGroup:
-		k.log.Warn("del_contact_group is not offered here: groups in which nothing is wanted any more stay, and are empty", "err", e)
+		k.log.Warn("del_contact_group is not offered here: groups in which nothing is wanted any more stay, and are empty", "error", e)
 	default:
-		k.log.Warn("get_contact_group is not offered here: groups cannot be read back", "err", e)
+		k.log.Warn("get_contact_group is not offered here: groups cannot be read back", "error", e)
 	}
 	k.change(func(n *Known) { *n.missing(e.Command) = time.Now().Round(0) })
 	return true

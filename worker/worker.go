@@ -377,13 +377,13 @@ func (w *Worker) handle(ctx context.Context, d Delivery) error {
 	case errors.Is(err, errStale):
 		w.requeueAttempt(d, a, "retry", 0, false)
 	case errors.Is(err, errPrior):
-		w.cfg.Log.Warn("a job waits because the result that it replaces could not be read", "import", d.Import(), "err", err)
+		w.cfg.Log.Warn("a job waits because the result that it replaces could not be read", "import", d.Import(), "error", err)
 		w.requeueAttempt(d, a, "retry", priorDelay, false)
 	case made >= w.cfg.MaxAttempts:
 		a.giveUp(err)
 		w.finish(d, a, start)
 	default:
-		w.cfg.Log.Debug("job failed for now", "import", d.Import(), "sequence", d.Sequence(), "attempt", made, "err", err)
+		w.cfg.Log.Debug("job failed for now", "import", d.Import(), "job", d.Sequence(), "attempt", made, "error", err)
 		w.requeueAttempt(d, a, "retry", jittered(backoff(retryFirst, retryMost, made-1)), true)
 	}
 	return nil
@@ -424,7 +424,7 @@ func (w *Worker) finishPanic(d Delivery, a *attempt, start time.Time, value any)
 	if err, ok := value.(runtime.Error); ok {
 		text = err.Error()
 	}
-	w.cfg.Log.Error("a job ended in a panic; it is recorded as failed", "panic", text, "stack", string(debug.Stack()))
+	w.cfg.Log.Error("a job ended in a panic; it is recorded as failed", "error", text, "stack", string(debug.Stack()))
 	a.fail(CodePanic, text)
 	w.finish(d, a, start)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -26,16 +27,21 @@ not done, the next one does.`,
 			return err
 		}
 		if i.State == string(queue.Complete) { // so a retry was
-			p.console.print("retry %d of import %s is cancelled: %s conversations failed", i.Retry.Generation, i.Import, count(i.Conversations.Failed))
+			p.console.event("retry is cancelled", "import", i.Import, "retry", i.Retry.Generation, "failed", i.Conversations.Failed).
+				print("retry %d of import %s is cancelled: %s conversations failed", i.Retry.Generation, i.Import, count(i.Conversations.Failed))
 			return nil
 		}
-		p.console.print("import %s is cancelled: %s of %s jobs had a result",
-			args[0], count(i.Jobs.Total-i.Jobs.Pending-i.Jobs.Dropped), count(i.Jobs.Total))
+		finished := i.Jobs.Total - i.Jobs.Pending - i.Jobs.Dropped
+		p.console.event("import is cancelled", "import", args[0], "done", finished, "total", i.Jobs.Total, "dropped", i.Jobs.Dropped).
+			print("import %s is cancelled: %s of %s jobs had a result", args[0], count(finished), count(i.Jobs.Total))
 		switch {
 		case i.Superseded:
-			p.console.print("night %d of sync %s has taken over from it", i.NextNight, i.Sync)
+			p.console.event("a later night has taken over", "import", i.Import, "sync", i.Sync, "next_night", i.NextNight).
+				print("night %d of sync %s has taken over from it", i.NextNight, i.Sync)
 		case i.Jobs.Dropped > 0:
-			p.console.print("'groupferry results %s --failed%s' exports what was dropped or failed", args[0], where)
+			p.console.event("what was dropped or failed can be exported", "import", args[0], "hint",
+				fmt.Sprintf("groupferry results %s --failed%s", args[0], where)).
+				print("'groupferry results %s --failed%s' exports what was dropped or failed", args[0], where)
 		}
 		return nil
 	})

@@ -31,7 +31,7 @@ older than --keep.`,
 			return hint(err, "--keep of 'groupferry work' and 'groupferry run' deletes it then, once it is old enough")
 		}
 		if err == nil {
-			p.console.print("import %s is deleted", args[0])
+			p.console.event("import is deleted", "import", args[0]).print("import %s is deleted", args[0])
 		}
 		return err
 	})

@@ -713,6 +713,9 @@ func TestFleetCut(t *testing.T) {
 	paths[leader].cut()
 	cut := time.Now()
 	f.awaitCalls(cut.Add(time.Second), 200, nil)
+	if log := leader.stderr.String(); strings.Count(log, "the lead was handed over\" host=") != 1 {
+		t.Errorf("got log\n%s\nwant one line about the hand-over", log)
+	}
 	t.Logf("the leader cut off: no call for %v", f.stoodStill(cut).Round(10*time.Millisecond))
 
 	for _, way := range paths {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -64,9 +63,7 @@ lost too much is refused.
 			defer input.Close()
 			if night != nil {
 				defer night.Release(context.WithoutCancel(ctx))
-				for line := range strings.Lines(nightText(night.Report())) {
-					p.console.print("%s", strings.TrimSuffix(line, "\n"))
-				}
+				p.showNight(night.Report())
 			}
 			stored, err := p.begin(ctx, s, input, qf.args(p))
 			if err != nil {
@@ -114,9 +111,11 @@ func (p *program) reportEnqueued(s *app.Namespace, i queue.Import, jobs int64, o
 		switch {
 		case i.State.Over(): // already printed
 		case i.State != queue.Enqueueing:
-			p.console.print("all jobs were on the queue already; start '%s' to send them", s.Conn.Command("work"))
+			p.console.event("all jobs were on the queue already", "import", i.ID, "queue", s.Where()).
+				print("all jobs were on the queue already; start '%s' to send them", s.Conn.Command("work"))
 		default:
-			p.console.print("queued %s jobs (%s) in %s; start '%s' to send them", count(jobs), rows(i.Rows), s.Where(), s.Conn.Command("work"))
+			p.console.event("queued", "import", i.ID, "jobs", jobs, "rows", i.Rows, "rejected", i.Rejected, "queue", s.Where()).
+				print("queued %s jobs (%s) in %s; start '%s' to send them", count(jobs), rows(i.Rows), s.Where(), s.Conn.Command("work"))
 		}
 	}
 	return out.write(p.stdout, map[string]any{"import": i.ID, "rows": i.Rows, "accepted": i.Accepted,
@@ -155,12 +154,15 @@ func (p *program) begin(ctx context.Context, s *app.Namespace, in *app.Input, wh
 	switch {
 	case !existed:
 	case stored.State == queue.Cancelled:
-		p.console.warn("import %s was begun at %s and cancelled: nothing is done; 'groupferry results %s --failed%s' exports "+
-			"what was dropped, another --import-id imports all of it", id, at, id, where)
+		p.console.event("import was cancelled: nothing is done", "import", id, "since", stored.Created, "hint",
+			fmt.Sprintf("'groupferry results %s --failed%s' exports what was dropped, another --import-id imports all of it", id, where)).
+			warn("import %s was begun at %s and cancelled: nothing is done; 'groupferry results %s --failed%s' exports "+
+				"what was dropped, another --import-id imports all of it", id, at, id, where)
 	case stored.State == queue.Complete:
-		p.console.print("import %s was begun at %s and is complete: nothing to do", id, at)
+		p.console.event("import is complete: nothing to do", "import", id, "since", stored.Created).
+			print("import %s was begun at %s and is complete: nothing to do", id, at)
 	default:
-		p.console.print("continuing import %s, begun at %s", id, at)
+		p.console.event("continuing an import", "import", id, "since", stored.Created).print("continuing import %s, begun at %s", id, at)
 	}
 	return stored, nil
 }
@@ -169,11 +171,15 @@ func (p *program) begin(ctx context.Context, s *app.Namespace, in *app.Input, wh
 func (p *program) enqueue(ctx context.Context, s *app.Namespace, in *app.Input) (queue.EnqueueStats, error) {
 	total := in.Record.Jobs
 	stats, err := in.Enqueue(ctx, s, func(done int64) {
-		p.console.progress(func() string { return fmt.Sprintf("enqueued %s of %s jobs", count(done), count(total)) })
+		p.console.progress(func() (string, event) {
+			return fmt.Sprintf("enqueued %s of %s jobs", count(done), count(total)),
+				p.console.event("enqueueing", "import", in.Record.ID, "done", done, "total", total)
+		})
 	})
 	p.console.end()
 	if err == nil && stats.Skipped > 0 && stats.Jobs > 0 {
-		p.console.print("%s jobs were on the queue already", count(stats.Skipped))
+		p.console.event("jobs were on the queue already", "import", in.Record.ID, "jobs", stats.Skipped).
+			print("%s jobs were on the queue already", count(stats.Skipped))
 	}
 	return stats, err
 }

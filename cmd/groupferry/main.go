@@ -214,6 +214,7 @@ func run(signals <-chan os.Signal, args []string, getenv func(string) (string, b
 	p := &program{
 		args: args, getenv: getenv, stdin: stdin, stdout: stdout, stderr: stderr, fail: fail, console: newConsole(stderr),
 	}
+	p.console.setLog(p.logFormat())
 	go func() {
 		for _, heard := range []func(){stop, leave} {
 			select {
@@ -261,35 +262,49 @@ func run(signals <-chan os.Signal, args []string, getenv func(string) (string, b
 	return exitCode(err)
 }
 
-// sayWaiting says at the first signal what is waited for, to a person at a terminal, until the function that it returns is
-// called.
-func (p *program) sayWaiting(ctx context.Context, w *app.Process) (end func() bool) {
+// sayStopping says at the first signal what is waited for, until the function that it returns is called.
+func (p *program) sayStopping(ctx context.Context, w *app.Process) (end func() bool) {
 	return context.AfterFunc(ctx, func() {
-		if s := w.State(); p.console.terminal && s.Jobs != nil && s.Jobs.InFlight > 0 {
-			p.console.report(fmt.Sprintf("waiting for %s in flight; press Ctrl-C again to leave at once, which loses nothing", jobs(s.Jobs.InFlight)))
+		s, inFlight := w.State(), int64(0)
+		if s.Jobs != nil {
+			inFlight = s.Jobs.InFlight
+		}
+		e := p.console.event("stopping: jobs in flight may end, for up to 30 s; a second signal leaves at once",
+			"in_flight", inFlight, "leads", s.Leading)
+		switch {
+		case p.console.json || !p.console.terminal:
+			p.console.log.Info(e.msg, e.fields...)
+		case inFlight > 0:
+			e.report(fmt.Sprintf("waiting for %s in flight; press Ctrl-C again to leave at once, which loses nothing", jobs(inFlight)))
 		}
 	})
 }
 
 // explain says what happened, what to do about it, and which command continues.
 func (p *program) explain(err error, cmd *cobra.Command) {
-	if !errors.Is(err, errIncomplete) && !errors.Is(err, errInterrupted) {
-		p.console.error(p.inSettings(err))
-		if h := hintFor(err); h != "" {
-			p.console.hint(h)
-		} else if exitCode(err) == exitUsage {
-			p.console.hint(fmt.Sprintf("see '%s --help'", cmd.CommandPath()))
-		}
-	}
+	e := p.console.event(cmd.CommandPath()+" ended with an error", "exit_code", exitCode(err))
 	var u *unfinishedError
+	unfinished := errors.As(err, &u)
+	if unfinished {
+		e.fields = append(e.fields, "to_continue", u.command)
+	}
+	failed := !errors.Is(err, errIncomplete) && !errors.Is(err, errInterrupted)
+	if failed {
+		h := hintFor(err)
+		if h == "" && exitCode(err) == exitUsage {
+			h = fmt.Sprintf("see '%s --help'", cmd.CommandPath())
+		}
+		e.error(p.inSettings(err), h)
+	}
 	switch {
-	case !errors.As(err, &u):
+	case !unfinished, failed && p.console.json: // which is in that line
 	case u.fix:
-		p.console.report("to continue, once that is fixed: " + u.command)
+		e.report("to continue, once that is fixed: " + u.command)
 	case errors.Is(err, errInterrupted):
-		p.console.report("interrupted; to continue: " + u.command)
+		e.msg = "interrupted"
+		e.report("interrupted; to continue: " + u.command)
 	default:
-		p.console.report("to continue: " + u.command)
+		e.report("to continue: " + u.command)
 	}
 }
 

@@ -181,6 +181,37 @@ func TestRolesWork(t *testing.T) {
 	}
 }
 
+// A server that comes back is watched as before, by what a worker may ask it for.
+func TestRolesRestart(t *testing.T) {
+	t.Parallel()
+	r := startRoleServer(t, rolesFile)
+	r.first()
+	c := r.as(t, "worker").start("work", "--listen", "off", "--log-level", "debug")
+	says := func(text string, times int) {
+		t.Helper()
+		await(t, text, func() bool { return strings.Count(c.stderr.String(), text) >= times })
+	}
+	paused := func(times int) {
+		t.Helper()
+		r.as(t, "operator").run(exitDone, "pause")
+		says("msg=paused", times)
+		r.as(t, "operator").run(exitDone, "resume")
+		says("msg=resumed", times)
+	}
+	says("msg=\"leading", 1)
+	paused(1)
+	r.nats.kill()
+	says("watching the control bucket failed", 1) // which is tried again without a connection
+	r.nats.start()
+	says("NATS is in reach again", 1)
+	paused(2)
+	c.signals <- os.Interrupt
+	c.wait(exitDone)
+	if denied := r.denied(); len(denied) > 0 {
+		t.Errorf("denied %q", denied)
+	}
+}
+
 // TestRolesDenied has NATS users of the configuration file try what is not theirs: the error names the subject, the exit code
 // is one that is not restarted, and nothing has changed.
 func TestRolesDenied(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	"slices"
 	"strings"
@@ -20,12 +21,14 @@ import (
 	"groupferry/internal/redact"
 )
 
-// The rules of output, which the four small functions of a console obey:
+// The rules of output, which a console and its events obey:
 //
 //   - Data goes to standard output. Everything here goes to standard error.
 //   - An error is one line that begins with "groupferry: error: ", and a line "groupferry: hint: " says what to do.
 //   - Progress is a line that is written over on a terminal, and a log line every ten seconds elsewhere.
 //   - --quiet leaves errors, warnings and the report.
+//   - With --log-format json each line is a log line as JSON, the error at the end included: what people read in words is
+//     in fields, by the keys that deploy/README.md lists.
 
 const (
 	redraw   = 200 * time.Millisecond
@@ -39,6 +42,7 @@ type console struct {
 	terminal bool
 	width    int
 	quiet    bool
+	json     bool // every line is a log line
 	log      *slog.Logger
 	level    slog.LevelVar
 
@@ -62,13 +66,15 @@ func newConsole(w io.Writer) *console {
 	return c
 }
 
+// setLog also has the lines that the standard library logs by itself go where ours go.
 func (c *console) setLog(format string) {
 	opts := &slog.HandlerOptions{Level: &c.level}
-	if format == "json" {
+	if c.json = format == "json"; c.json {
 		c.log = slog.New(slog.NewJSONHandler(c, opts))
 	} else {
 		c.log = slog.New(slog.NewTextHandler(c, opts))
 	}
+	slog.SetDefault(c.log)
 }
 
 // Write puts whole lines above the progress line. Whatever is in them, a terminal is not controlled by it, and no login of a
@@ -126,38 +132,71 @@ func (c *console) wipe() {
 	}
 }
 
-// print writes a line for people.
-func (c *console) print(format string, args ...any) {
-	if !c.quiet {
-		c.write("", fmt.Sprintf(format, args...))
+// An event is something that a command says: in words to people, in fields to programs.
+type event struct {
+	c      *console
+	msg    string // of the log line; the same each time
+	fields []any  // keys and values of it
+}
+
+func (c *console) event(msg string, fields ...any) event { return event{c, msg, fields} }
+
+// print writes a line.
+func (e event) print(format string, args ...any) {
+	switch {
+	case e.c.json:
+		e.c.log.Info(e.msg, e.fields...)
+	case !e.c.quiet:
+		e.c.write("", fmt.Sprintf(format, args...))
 	}
 }
 
 // warn writes a line that --quiet does not silence.
-func (c *console) warn(format string, args ...any) {
-	c.write("groupferry: warning: ", fmt.Sprintf(format, args...))
+func (e event) warn(format string, args ...any) {
+	if e.c.json {
+		e.c.log.Warn(e.msg, e.fields...)
+		return
+	}
+	e.c.write("groupferry: warning: ", fmt.Sprintf(format, args...))
 }
 
-// error writes an error, or several that were joined.
-func (c *console) error(text string) {
-	c.write("groupferry: error: ", strings.ReplaceAll(text, "\n", "; "))
+// report writes a line that nothing silences.
+func (e event) report(text string) {
+	if e.c.json {
+		slog.New(slog.NewJSONHandler(e.c, nil)).Info(e.msg, e.fields...)
+		return
+	}
+	e.c.write("groupferry: ", text)
 }
 
-func (c *console) report(text string) { c.write("groupferry: ", text) }
-func (c *console) hint(text string)   { c.write("groupferry: hint: ", text) }
+// error writes an error, or several that were joined, and a hint if there is one.
+func (e event) error(text, hint string) {
+	if e.c.json {
+		e.fields = append(e.fields, "error", text)
+		if hint != "" {
+			e.fields = append(e.fields, "hint", hint)
+		}
+		e.c.log.Error(e.msg, e.fields...)
+		return
+	}
+	e.c.write("groupferry: error: ", strings.ReplaceAll(text, "\n", "; "))
+	if hint != "" {
+		e.c.write("groupferry: hint: ", hint)
+	}
+}
 
-// progress shows how far it is; text is asked only when it is to be shown.
-func (c *console) progress(text func() string) {
+// progress shows how far it is; at is asked only when it is to be shown.
+func (c *console) progress(at func() (text string, e event)) {
 	if c.quiet {
 		return
 	}
 	now := time.Now()
-	every := logEvery
-	if c.terminal {
+	every, drawn := logEvery, c.terminal && !c.json
+	if drawn {
 		every = redraw
 	}
 	c.mu.Lock()
-	if c.last.IsZero() && !c.terminal {
+	if c.last.IsZero() && !drawn {
 		c.last = now // the first log line after ten seconds, not at once
 	}
 	due := now.Sub(c.last) >= every
@@ -168,7 +207,11 @@ func (c *console) progress(text func() string) {
 	if !due {
 		return
 	}
-	s := text()
+	s, e := at()
+	if c.json {
+		c.log.Info(e.msg, e.fields...)
+		return
+	}
 	if !c.terminal {
 		c.log.Info(s)
 		return
@@ -257,15 +300,20 @@ const maxShown = 50
 func (p *program) showReading() func(importer.Progress) {
 	start := time.Now()
 	return func(at importer.Progress) {
-		p.console.progress(func() string {
+		p.console.progress(func() (string, event) {
 			if at.Sorting {
-				return fmt.Sprintf("sorting: %s rows, %d%%", count(at.Rows), at.Sorted)
+				return fmt.Sprintf("sorting: %s rows, %d%%", count(at.Rows), at.Sorted),
+					p.console.event("sorting", "rows", at.Rows, "percent", at.Sorted)
 			}
-			s := fmt.Sprintf("reading: %s rows, %s rows/s", count(at.Rows), count(int64(float64(at.Rows)/time.Since(start).Seconds())))
+			rate := int64(float64(at.Rows) / time.Since(start).Seconds())
+			s := fmt.Sprintf("reading: %s rows, %s rows/s", count(at.Rows), count(rate))
+			e := p.console.event("reading", "rows", at.Rows, "rate", rate)
 			if at.Total > 0 {
-				s += fmt.Sprintf(", %d%%", at.Bytes*100/at.Total)
+				percent := at.Bytes * 100 / at.Total
+				s += fmt.Sprintf(", %d%%", percent)
+				e.fields = append(e.fields, "percent", percent)
 			}
-			return s
+			return s, e
 		})
 	}
 }
@@ -274,14 +322,16 @@ func (p *program) showReading() func(importer.Progress) {
 func (p *program) showPlan(plan *importer.Plan) error {
 	p.console.end()
 	for _, n := range plan.Notices {
-		p.console.print("note: %s", n)
+		p.console.event("note about the input", "reason", n).print("note: %s", n)
 	}
 	for i, w := range plan.Warnings {
 		if i == maxShown {
-			p.console.warn("and %s more", count(plan.Summary.Warnings-int64(i)))
+			more := plan.Summary.Warnings - int64(i)
+			p.console.event("more warnings about the input", "rows", more).warn("and %s more", count(more))
 			break
 		}
-		p.console.warn("%s:%d: %s", w.File, w.Line, w.Text)
+		p.console.event("warning about the input", "file", w.File, "line", w.Line, "reason", w.Text).
+			warn("%s:%d: %s", w.File, w.Line, w.Text)
 	}
 	shown := 0
 	for r, err := range plan.Rejects() {
@@ -289,10 +339,12 @@ func (p *program) showPlan(plan *importer.Plan) error {
 			return err
 		}
 		if shown == maxShown {
-			p.console.print("… and %s more", count(plan.Summary.Rejected-maxShown))
+			more := plan.Summary.Rejected - maxShown
+			p.console.event("more rows rejected", "rows", more).print("… and %s more", count(more))
 			break
 		}
-		p.console.print("rejected: %s:%d: %s: %s", r.File, r.Line, r.Code, r.Reason)
+		p.console.event("row rejected", "file", r.File, "line", r.Line, "code", r.Code, "reason", r.Reason).
+			print("rejected: %s:%d: %s: %s", r.File, r.Line, r.Code, r.Reason)
 		shown++
 	}
 	return nil
@@ -303,11 +355,14 @@ func (p *program) showKept(r *app.Rejects, rejected int64) {
 	switch {
 	case r == nil:
 	case r.Older != "":
-		p.console.print("note: %s is from an earlier run: no row was rejected in this one", r.Older)
+		p.console.event("no row was rejected; the rejects are those of an earlier run", "file", r.Older).
+			print("note: %s is from an earlier run: no row was rejected in this one", r.Older)
 	case r.Other != "":
-		p.console.print("%s rejected, kept in %s, for %s has other content: fix and import that file", rows(rejected), r.File, r.Other)
+		p.console.event("rejects are kept", "rejected", rejected, "file", r.File, "reason", r.Other+" has other content").
+			print("%s rejected, kept in %s, for %s has other content: fix and import that file", rows(rejected), r.File, r.Other)
 	case r.File != "":
-		p.console.print("%s rejected, kept in %s: fix and import that file", rows(rejected), r.File)
+		p.console.event("rejects are kept", "rejected", rejected, "file", r.File).
+			print("%s rejected, kept in %s: fix and import that file", rows(rejected), r.File)
 	}
 }
 
@@ -330,7 +385,35 @@ func (p *program) showProgress(s *app.State, importID string) {
 	if t.Imports == 0 {
 		return
 	}
-	p.console.progress(func() string { return progressLine(s, t) })
+	p.console.progress(func() (string, event) {
+		return progressLine(s, t), p.console.event("progress", progressFields(s, t)...)
+	})
+}
+
+// progressFields are those of a progress line.
+func progressFields(s *app.State, t app.Totals) []any {
+	fields := []any{"imports", t.Imports}
+	if t.Imports == 1 {
+		fields = []any{"import", t.Import}
+	}
+	fields = append(fields, "state", s.Mode, "done", t.Finished, "total", t.Jobs, "failed", t.Failed,
+		"throttled", s.Tally.Throttled, "rate", math.Round(10*t.Rate)/10)
+	if s.Mode == app.Standby {
+		fields = append(fields, "leader", s.Leader)
+	}
+	if left := timeLeft(s, t); left > 0 {
+		fields = append(fields, "seconds_left", int64(left.Seconds()))
+	}
+	return fields
+}
+
+// timeLeft is how long it will take; 0 while nobody knows.
+func timeLeft(s *app.State, t app.Totals) time.Duration {
+	left := t.Pending + t.InFlight
+	if t.Rate <= 0 || t.Paused || s.Halt != nil {
+		return 0
+	}
+	return time.Duration(float64(left) / t.Rate * float64(time.Second))
 }
 
 func progressLine(s *app.State, t app.Totals) string {
@@ -354,8 +437,8 @@ func progressLine(s *app.State, t app.Totals) string {
 	case s.Mode != app.Running:
 		line += ", " + s.Mode
 	}
-	if left := t.Pending + t.InFlight; t.Rate > 0 && left > 0 && !t.Paused && s.Halt == nil {
-		line += ", " + span(time.Duration(float64(left)/t.Rate*float64(time.Second))) + " left"
+	if left := timeLeft(s, t); left > 0 {
+		line += ", " + span(left) + " left"
 	}
 	return line
 }

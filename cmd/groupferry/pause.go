@@ -24,10 +24,12 @@ Calls under way end, and nothing is lost.`,
 				return err
 			}
 			if i.State.Over() {
-				p.console.print("import %s is %s: nothing to pause", i.ID, i.State)
+				p.console.event("nothing to pause", "import", i.ID, "state", i.State).
+					print("import %s is %s: nothing to pause", i.ID, i.State)
 				return nil
 			}
-			p.console.print("import %s is paused; to continue: groupferry resume %s%s", i.ID, i.ID, where)
+			p.console.event("import is paused", "import", i.ID, "to_continue", "groupferry resume "+i.ID+where).
+				print("import %s is paused; to continue: groupferry resume %s%s", i.ID, i.ID, where)
 			return nil
 		}
 		h, err := s.Pause(ctx, processName(), "groupferry resume"+where)
@@ -35,10 +37,11 @@ Calls under way end, and nothing is lost.`,
 			return err
 		}
 		if h != nil && h.State == queue.Halted { // which stays: its reason is the one to fix
-			p.console.print("halted already: %s; to continue, once that is fixed: %s", h.Reason, h.Command)
+			p.console.event("halted already", "reason", h.Reason, "to_continue", h.Command).
+				print("halted already: %s; to continue, once that is fixed: %s", h.Reason, h.Command)
 			return nil
 		}
-		p.console.print("paused; to continue: groupferry resume%s", where)
+		p.console.event("paused", "to_continue", "groupferry resume"+where).print("paused; to continue: groupferry resume%s", where)
 		return nil
 	})
 }

@@ -42,11 +42,13 @@ that run is the one that holds.`,
 			return err
 		}
 		if n == 0 {
-			p.console.print("the rate is what the workers were started with: the lowest of theirs")
+			p.console.event("the rate is the one that all processes were started with").
+				print("the rate is what the workers were started with: the lowest of theirs")
 		} else {
-			p.console.print("at most %d calls a second for each command", n)
+			p.console.event("the rate is set", "calls_per_second", n).print("at most %d calls a second for each command", n)
 			if n > chat.MaxRate {
-				p.console.warn("an app has %d calls a second: workers with a --region keep to that, or to their --app-limit", chat.MaxRate)
+				p.console.event("the rate is more than an app of the vendor has", "calls_per_second", n).
+					warn("an app has %d calls a second: workers with a --region keep to that, or to their --app-limit", chat.MaxRate)
 			}
 		}
 		return nil

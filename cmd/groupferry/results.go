@@ -68,7 +68,8 @@ deleted, as an input in the five columns: imported, it is there again.
 				return damaged
 			}
 			if i.Superseded && i.Jobs.Dropped > 0 {
-				p.console.print("night %d of sync %s was superseded: what it dropped was left to night %d", i.Night, i.Sync, i.NextNight)
+				p.console.event("a later night has taken over", "import", i.Import, "sync", i.Sync, "night", i.Night, "next_night", i.NextNight).
+					print("night %d of sync %s was superseded: what it dropped was left to night %d", i.Night, i.Sync, i.NextNight)
 			}
 			if !summary {
 				err = app.WriteResults(p.data(), out.format, removed, s.ResultLines(cmd.Context(), args[0], wanted))

@@ -24,10 +24,11 @@ they stand still. With an IMPORT it ends the pause of that import.`,
 				return err
 			}
 			if i.State.Over() {
-				p.console.print("import %s is %s: nothing to resume", i.ID, i.State)
+				p.console.event("nothing to resume", "import", i.ID, "state", i.State).
+					print("import %s is %s: nothing to resume", i.ID, i.State)
 				return nil
 			}
-			p.console.print("import %s continues", i.ID)
+			p.console.event("import continues", "import", i.ID).print("import %s continues", i.ID)
 			return nil
 		}
 		was, err := s.ClearHalt(ctx)
@@ -35,9 +36,10 @@ they stand still. With an IMPORT it ends the pause of that import.`,
 		case err != nil:
 			return err
 		case was == nil:
-			p.console.print("nothing was halted or paused")
+			p.console.event("nothing was halted or paused").print("nothing was halted or paused")
 		default:
-			p.console.print("resumed; it was %s since %s: %s", was.State, was.Since.Local().Format(time.DateTime), was.Reason)
+			p.console.event("resumed", "state", was.State, "since", was.Since, "reason", was.Reason).
+				print("resumed; it was %s since %s: %s", was.State, was.Since.Local().Format(time.DateTime), was.Reason)
 		}
 		return nil
 	})

@@ -46,7 +46,9 @@ stops it, the same command continues, and no job is on the queue twice.
 
 func (p *program) retry(ctx context.Context, s *app.Namespace, id string, codes []string, where string) error {
 	i, stats, err := s.Retry(ctx, id, codes, func(jobs int64) {
-		p.console.progress(func() string { return fmt.Sprintf("%s jobs are on the queue again", count(jobs)) })
+		p.console.progress(func() (string, event) {
+			return fmt.Sprintf("%s jobs are on the queue again", count(jobs)), p.console.event("enqueueing", "import", id, "done", jobs)
+		})
 	})
 	p.console.end()
 	switch {
@@ -64,13 +66,15 @@ func (p *program) retry(ctx context.Context, s *app.Namespace, id string, codes 
 		return err
 	}
 	if stats.Unreadable > 0 {
-		p.console.warn("%s failed because no job could be read; nobody knows what was in them", count(stats.Unreadable))
+		p.console.event("conversations failed because no job could be read", "import", id, "conversations", stats.Unreadable).
+			warn("%s failed because no job could be read; nobody knows what was in them", count(stats.Unreadable))
 	}
 	switch {
 	case stats.Jobs == 0:
-		p.console.print("import %s: no failures to retry", id)
+		p.console.event("no failures to retry", "import", id).print("import %s: no failures to retry", id)
 	default:
-		p.console.print("retry %d of import %s: %s jobs with %s conversations are on the queue again; "+
+		p.console.event("failures are on the queue again", "import", id, "retry", i.Generation, "jobs", stats.Jobs,
+			"conversations", stats.Conversations).print("retry %d of import %s: %s jobs with %s conversations are on the queue again; "+
 			"'groupferry work%s' makes their calls", i.Generation, id, count(stats.Jobs), count(stats.Conversations), where)
 	}
 	return nil

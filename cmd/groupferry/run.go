@@ -128,7 +128,7 @@ func (r *runner) run(cmd *cobra.Command, inputs []string) error {
 		if err := r.work(ctx, w, s, in, stored, night); err != nil {
 			// What was done until then is worth a report; that it is unfinished is what counts.
 			if rerr := r.report(ctx, w, s, in.Record.ID, night, time.Since(started)); rerr != nil && !errors.Is(rerr, errIncomplete) {
-				r.console.log.Warn("no report", "err", rerr)
+				r.console.log.Warn("no report", "error", rerr)
 			}
 			return r.unfinished(ctx, err)
 		}
@@ -158,7 +158,7 @@ func (r *runner) work(
 			return err
 		}
 	}
-	defer r.sayWaiting(ctx, w)()
+	defer r.sayStopping(ctx, w)()
 	err := w.RunImport(untilLeft(ctx), ctx.Done(), enqueue)
 	r.console.end()
 	return err

@@ -140,6 +140,23 @@ func (p *program) consoleFlags(cmd *cobra.Command) {
 	f.BoolP("quiet", "q", false, "no progress; only warnings, errors and the report")
 }
 
+// logFormat is what the flags and the environment say that a line looks like, for errors in themselves: a command that
+// takes the flags sets it anew.
+func (p *program) logFormat() string {
+	format, _ := p.getenv(envPrefix + "LOG_FORMAT")
+	for i, arg := range p.args {
+		switch value, joined := strings.CutPrefix(arg, "--log-format="); {
+		case arg == "--":
+			return format
+		case joined:
+			format = value
+		case arg == "--log-format" && i+1 < len(p.args):
+			format = p.args[i+1]
+		}
+	}
+	return format
+}
+
 func (p *program) setConsole(cmd *cobra.Command) error {
 	f := cmd.Flags()
 	if f.Lookup("log-format") == nil {
@@ -422,11 +439,13 @@ func (p *program) client(a *apiFlags) (*apiClient, error) {
 		}
 	}
 	if a.rate > a.appLimit { // nobody knows whose API that is
-		p.console.warn("%s %d: an app of the vendor has %d calls a second for each command; --app-limit says that it has more",
-			p.named("rate"), a.rate, a.appLimit)
+		p.console.event("the rate is more than an app of the vendor has", "calls_per_second", a.rate).
+			warn("%s %d: an app of the vendor has %d calls a second for each command; --app-limit says that it has more",
+				p.named("rate"), a.rate, a.appLimit)
 	}
 	if chat.InsecureURL(cfg.BaseURL) {
-		p.console.warn("%s is not encrypted: whoever listens can read the UserSig", p.named("api-url"))
+		p.console.event("the way to the API is not encrypted: whoever listens can read the UserSig", "url", cfg.BaseURL).
+			warn("%s is not encrypted: whoever listens can read the UserSig", p.named("api-url"))
 	}
 	return made(chat.New(cfg))
 }
@@ -594,7 +613,9 @@ func (p *program) processConfig(s *app.Namespace, api *apiClient, a *apiFlags, i
 			if i.Import.State == queue.Retrying {
 				next = s.Conn.Command("retry", i.Import.ID)
 			}
-			p.console.warn("import %s is %s, and nothing comes any more; to continue: %s", i.Import.ID, i.Import.State, next)
+			p.console.event("nothing comes any more for an import that is not on the queue as a whole", "import", i.Import.ID,
+				"state", i.Import.State, "to_continue", next).
+				warn("import %s is %s, and nothing comes any more; to continue: %s", i.Import.ID, i.Import.State, next)
 		},
 	}
 	cfg.Version, cfg.Revision = build()

@@ -67,12 +67,15 @@ func (s *syncFlags) config(p *program, files []string, in *inputFlags, target st
 		Name: s.name, Target: target, Holder: processName(), Full: s.full,
 		Mirror: s.mode == "mirror", Clear: s.missing == "clear",
 		Guards: app.SyncGuards{Accept: s.accept},
-		Warn:   func(text string) { p.console.warn("%s", text) },
+		Warn: func(text string) {
+			p.console.event("warning about the sync", "sync", s.name, "reason", text).warn("%s", text)
+		},
 	}
 	if s.wait {
 		cfg.Waiting = func(e *queue.LockedError) {
-			p.console.print("waiting for %s, which prepares a night of sync %s since %s",
-				e.Holder, e.Name, e.Since.Local().Format(time.DateTime))
+			p.console.event("waiting for another process that prepares a night", "sync", e.Name, "host", e.Holder, "since", e.Since).
+				print("waiting for %s, which prepares a night of sync %s since %s",
+					e.Holder, e.Name, e.Since.Local().Format(time.DateTime))
 		}
 	}
 	input, err := in.config(p, files, chunk)
@@ -236,6 +239,22 @@ func examplesText(e *app.NightExamples) string {
 		}
 	}
 	return b.String()
+}
+
+// showNight says what a night is to send.
+func (p *program) showNight(n *app.NightReport) {
+	e := p.console.event("night is planned", "sync", n.Sync, "night", n.Night, "import", n.Import, "accepted", n.Accepted,
+		"rejected", n.Rejected, "create", n.Create, "add", n.Add, "unchanged", n.Unchanged)
+	if m := n.Mirror; m != nil {
+		e.fields = append(e.fields, "remove", m.Remove, "delete", m.Delete, "withheld", m.Withheld)
+	}
+	if p.console.json {
+		e.print("")
+		return
+	}
+	for line := range strings.Lines(nightText(n)) {
+		e.print("%s", strings.TrimSuffix(line, "\n"))
+	}
 }
 
 // readFor reads the input of import and run, and opens the queue: before the input if it is a night of a sync. The night is

@@ -58,8 +58,9 @@ up to 30 seconds, the second leaves at once; neither loses anything.
 			switch {
 			case errors.Is(err, app.ErrStopped) && drain:
 				return &unfinishedError{errInterrupted, p.commandLine(), false}
-			case errors.Is(err, app.ErrStopped):
-				return nil // while it waited
+			case errors.Is(err, app.ErrStopped): // while it waited
+				p.console.log.Info("stopping")
+				return nil
 			case err != nil:
 				return noData(err)
 			}
@@ -73,7 +74,7 @@ up to 30 seconds, the second leaves at once; neither loses anything.
 				return err
 			}
 			p.console.log.Info("working", "queue", s.Where(), "calls_per_second", api.rate)
-			defer p.sayWaiting(ctx, w)()
+			defer p.sayStopping(ctx, w)()
 			err = w.Run(untilLeft(ctx), ctx.Done())
 			p.console.end()
 			switch {
@@ -114,9 +115,11 @@ func (p *program) reportDrained(ctx context.Context, w *app.Process, where strin
 		}
 	}
 	for _, id := range failed[:min(len(failed), maxDrainHints)] {
-		p.console.hint(fmt.Sprintf("'groupferry results %s --summary%s' says what failed", id, where))
+		text := fmt.Sprintf("'groupferry results %s --summary%s' says what failed", id, where)
+		p.console.event("jobs of an import failed", "import", id, "hint", text).report("hint: " + text)
 	}
-	p.console.report("drained: " + jobs(n.Total) + ": " + outcomesText(&n))
+	p.console.event("drained", "total", n.Total, "done", n.Done, "partial", n.Partial, "failed", n.Failed, "pending", n.Pending,
+		"dropped", n.Dropped).report("drained: " + jobs(n.Total) + ": " + outcomesText(&n))
 	if !complete || len(failed) > 0 {
 		return errIncomplete
 	}

@@ -101,7 +101,9 @@ func (e *Engine) checkCredentials(ctx context.Context, pace *governor.Governor) 
 			if e.cfg.LeaveOnHalt {
 				return fmt.Errorf("%w: %w", ErrAPIUnreachable, err)
 			}
-			e.log.Warn("the API does not respond yet", "err", err)
+			if s, _ := e.state.get(); s.Outage == nil { // else it is logged
+				e.log.Warn("the API does not respond yet", "error", err)
+			}
 			start = time.Now()
 		}
 		if !clock.Pause(ctx, pause) {

@@ -75,12 +75,20 @@ type Engine struct {
 }
 
 var (
-	// errHandedOver ends a term whose leader gave the lease to a standby.
-	errHandedOver = errors.New("the lead was handed over")
+	// errSilent is why the lead is handed over before a call has failed.
+	errSilent = errors.New("calls have had no response for " + handoverAfter.String())
 
 	// errStopped ends a term because the process is to stop.
 	errStopped = errors.New("stopped")
 )
+
+// A handedOverError ends a term whose leader gave the lease to a standby.
+type handedOverError struct {
+	to    string // its host
+	cause error  // why no call has a response
+}
+
+func (e *handedOverError) Error() string { return "the lead was handed over to " + e.to }
 
 // NewEngine returns an engine. Nothing happens before Run. One that does not leave on a halt waits for NATS here, as it
 // does later.
@@ -111,7 +119,7 @@ func NewEngine(ctx context.Context, cfg EngineConfig) (*Engine, error) {
 	e.gate = &governor.Gate{OnHalt: e.halted}
 	e.lifting.Store(cfg.LiftHalt)
 	e.candidate = lease.New(store, lease.Config{
-		Name: cfg.Name, Host: cfg.Host, Rate: cfg.Rate, Timeout: cfg.Timeout, Clock: cfg.Clock, Log: cfg.Log,
+		Name: cfg.Name, Host: cfg.Host, Rate: cfg.Rate, Timeout: cfg.Timeout, Clock: cfg.Clock,
 		OnObserve: e.observe,
 	})
 	return e, nil
@@ -151,7 +159,7 @@ func (e *Engine) Run(ctx context.Context, stop <-chan struct{}) error {
 	background.Go(func() {
 		select {
 		case <-stop:
-			e.stopping()
+			e.state.set(func(s *State) { s.Stopping = true })
 			endStandby()
 		case <-ctx.Done():
 		}
@@ -183,7 +191,7 @@ func (e *Engine) Run(ctx context.Context, stop <-chan struct{}) error {
 		switch {
 		case err == nil, errors.Is(err, errStopped):
 			return nil
-		case errors.Is(err, errHandedOver), errors.Is(err, lease.ErrLost), errors.Is(err, queue.ErrSuperseded):
+		case errors.As(err, new(*handedOverError)), errors.Is(err, lease.ErrLost), errors.Is(err, queue.ErrSuperseded):
 			e.state.set(func(s *State) { s.Yielded = err })
 		default:
 			return err
@@ -251,7 +259,7 @@ func (e *Engine) follow(ctx context.Context) {
 		if err == nil || ctx.Err() != nil {
 			return
 		}
-		e.log.Warn("changes by other processes are not noticed; trying again", "err", err)
+		e.cfg.Namespace.Conn.LogRetry("changes by other processes are not noticed; trying again", err)
 		if !clock.Pause(ctx, time.Second) {
 			return
 		}
@@ -299,15 +307,6 @@ func (e *Engine) Leading() bool {
 	return e.term != nil
 }
 
-// stopping notes that this process is to stop, and for how many jobs it waits.
-func (e *Engine) stopping() {
-	inFlight := int64(0)
-	if _, jobs := e.present(); jobs != nil {
-		inFlight = jobs.Snapshot().InFlight
-	}
-	e.state.set(func(s *State) { s.Stopping, s.StopsFor = true, inFlight })
-}
-
 // lapsed reports whether this process leads, and its lease is not renewed.
 func (e *Engine) lapsed() bool {
 	e.mu.Lock()
@@ -343,12 +342,14 @@ func (e *Engine) begin(ctx context.Context, doing string, do func() error) error
 
 // retry calls do until it succeeds, fails for another reason than NATS being out of reach, or ctx ends.
 func (e *Engine) retry(ctx context.Context, doing string, do func() error) error {
-	for {
+	for first := true; ; first = false {
 		err := do()
 		if err == nil || !broker.Unreachable(err) || ctx.Err() != nil {
 			return err
 		}
-		e.log.Warn("NATS is out of reach; trying again", "doing", doing, "err", err)
+		if first {
+			e.cfg.Namespace.Conn.LogRetry("a request to NATS failed; trying again", fmt.Errorf("%s: %w", doing, err))
+		}
 		if !clock.Pause(ctx, time.Second) {
 			return ctx.Err()
 		}
@@ -379,7 +380,7 @@ func (e *Engine) halted(cause error) {
 	defer cancel()
 	defer context.AfterFunc(e.hard, cancel)()
 	if err := e.cfg.Namespace.SetHalt(ctx, h.Halt); err != nil {
-		e.log.Error("the halt was not stored", "err", err)
+		e.log.Error("the halt was not stored", "error", err)
 	}
 }
 

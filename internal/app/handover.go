@@ -47,9 +47,9 @@ func (e *Engine) presence(ctx context.Context) []byte {
 	return b
 }
 
-// awaitHandover watches for an outage, and returns the name of a standby that can reach the API when one lasts. It
-// returns "" when ctx ends.
-func (e *Engine) awaitHandover(ctx context.Context, before lease.Record) string {
+// awaitHandover watches for an outage, and returns a standby that can reach the API when one lasts. It returns nil when ctx
+// ends.
+func (e *Engine) awaitHandover(ctx context.Context, before lease.Record) *presence {
 	earliest := time.Now()
 	if before.Handovers > 0 {
 		earliest = earliest.Add(min(mostPause, handoverPause<<min(before.Handovers-1, 5)))
@@ -65,8 +65,7 @@ func (e *Engine) awaitHandover(ctx context.Context, before lease.Record) string 
 			wait = time.Hour // the next change comes first
 		case wait <= 0:
 			if next, ok := e.findSuccessor(ctx); ok {
-				e.log.Warn("the API is out of reach from here: handing the lead over", "to", next.Host)
-				return next.Name
+				return &next
 			}
 			wait, changed = time.Second, nil
 		}
@@ -74,9 +73,18 @@ func (e *Engine) awaitHandover(ctx context.Context, before lease.Record) string 
 		case <-changed:
 		case <-time.After(wait):
 		case <-ctx.Done():
-			return ""
+			return nil
 		}
 	}
+}
+
+// handedOver says to whom this process hands the lead over, and why.
+func (e *Engine) handedOver(to *presence) *handedOverError {
+	cause := errSilent
+	if s := e.State(); s.Outage != nil && s.Outage.Err != nil {
+		cause = s.Outage.Err
+	}
+	return &handedOverError{to.Host, cause}
 }
 
 func (e *Engine) findSuccessor(ctx context.Context) (next presence, found bool) {
@@ -87,7 +95,7 @@ func (e *Engine) findSuccessor(ctx context.Context) (next presence, found bool) 
 		return found
 	})
 	if err != nil {
-		e.log.Debug("ask the standbys", "err", err)
+		e.log.Debug("ask the standbys", "error", err)
 	}
 	return next, found
 }

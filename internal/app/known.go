@@ -44,7 +44,7 @@ func (e *Engine) keepKnown(ctx context.Context, learned <-chan worker.Known) {
 			err = e.cfg.Namespace.SetKnownAPI(ctx, b)
 		}
 		if err != nil {
-			e.log.Debug("what was found out about the API is not stored", "err", err)
+			e.log.Debug("what was found out about the API is not stored", "error", err)
 		}
 	}
 	for {

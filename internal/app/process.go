@@ -119,7 +119,7 @@ func (p *Process) Run(ctx context.Context, stop <-chan struct{}) error {
 		watchers.Go(func() {
 			ready := func() error { s := p.State(); return s.Ready() }
 			if err := metrics.Serve(watching, p.cfg.Listener, p.Metrics.Handler(ready)); err != nil {
-				p.log.Error("metrics are not served", "err", err)
+				p.log.Error("metrics are not served", "error", err)
 			}
 		})
 	}
@@ -291,7 +291,7 @@ func (p *Process) isDone(now *Progress, readErr error) (done bool, err error) {
 	case errors.As(readErr, new(*broker.DamagedError)), errors.Is(readErr, queue.ErrNoImport), errors.Is(readErr, job.ErrVersion):
 		return true, readErr // asking again does not help
 	case readErr != nil:
-		p.log.Debug("cannot tell whether the work is done", "err", readErr)
+		p.log.Debug("cannot tell whether the work is done", "error", readErr)
 		return false, nil
 	case p.cfg.Import != "":
 		for _, i := range now.Imports {
@@ -394,10 +394,10 @@ func (n *Namespace) DeleteOld(ctx context.Context, keep time.Duration, log *slog
 	}
 	gone, err := n.DeleteOlder(ctx, keep)
 	for _, id := range gone {
-		log.Info("import is deleted", "import", id, "keep", keep)
+		log.Info("import is deleted", "import", id, "keep_seconds", int(keep.Seconds()))
 	}
 	if err != nil && ctx.Err() == nil {
-		log.Warn("imports that are too old could not be deleted", "err", err)
+		log.Warn("imports that are too old could not be deleted", "error", err)
 	}
 }
 

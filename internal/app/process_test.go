@@ -283,7 +283,7 @@ func TestTotals(t *testing.T) {
 	if got := p.Totals(""); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
-	want = Totals{Imports: 1, Jobs: 3, Finished: 1, Pending: 2, Rate: 2, Paused: true}
+	want = Totals{Imports: 1, Import: "paused", Jobs: 3, Finished: 1, Pending: 2, Rate: 2, Paused: true}
 	if got := p.Totals("paused"); got != want {
 		t.Errorf("one of them: got %+v, want %+v", got, want)
 	}

@@ -55,12 +55,12 @@ func (e *Engine) announce(ctx context.Context) {
 			err = conn.Announce(b)
 		}
 		if err != nil {
-			e.log.Debug("the rate was not announced", "err", err)
+			e.log.Debug("the rate was not announced", "error", err)
 		}
 	}
 	stop, err := conn.Announcements(e.heard)
 	if err != nil {
-		e.log.Warn("the rates of other processes are not known", "err", err)
+		e.log.Warn("the rates of other processes are not known", "error", err)
 		return
 	}
 	defer tell(0)
@@ -142,10 +142,10 @@ func (e *Engine) reportRate(before, now *State) {
 	switch {
 	case now.RateSet != before.RateSet && now.RateSet > 0:
 		e.log.Info("the rate is the one that was set by hand", "calls_per_second", now.RateSet, "started_with", e.cfg.Rate,
-			"to_change", command)
+			"hint", command)
 	case now.RateOf != "" && (now.RateOf != before.RateOf || now.Rate != before.Rate):
 		e.log.Warn("processes of this namespace were started with different rates: the lowest holds",
-			"calls_per_second", now.Rate, "of", now.RateOf, "started_with", e.cfg.Rate, "to_change", command)
+			"calls_per_second", now.Rate, "host", now.RateOf, "started_with", e.cfg.Rate, "hint", command)
 	case now.RateSet != before.RateSet || now.RateOf != before.RateOf:
 		e.log.Info("the rate is the one that all processes were started with", "calls_per_second", now.Rate)
 	}

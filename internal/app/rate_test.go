@@ -56,8 +56,8 @@ func TestLowestRate(t *testing.T) {
 	pace(fast, 100, "slow")
 	n.await("the standby to know it", func() bool { s := slow.State(); return s.Rate == 100 && s.RateOf == "slow" })
 	for host, started := range map[string]string{"fast": "started_with=200", "slow": "started_with=100"} {
-		const lowest = "the lowest holds\" calls_per_second=100 of=slow "
-		if log := logs[host].String(); !strings.Contains(log, lowest+started) || !strings.Contains(log, `to_change="groupferry rate N"`) {
+		const lowest = "the lowest holds\" calls_per_second=100 host=slow "
+		if log := logs[host].String(); !strings.Contains(log, lowest+started) || !strings.Contains(log, `hint="groupferry rate N"`) {
 			t.Errorf("%s: got log %s", host, log)
 		}
 	}

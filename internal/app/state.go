@@ -48,8 +48,7 @@ type State struct {
 	RateOf     string // host of the process with the lowest, if processes were started with different ones and none is set
 	RateCapped bool   // it is the limit of the app, which is less
 
-	Stopping bool  // it was told to stop
-	StopsFor int64 // jobs that were in flight then, and may end
+	Stopping bool // it was told to stop
 
 	Halt   *Halt   // why no call may be made; nil while they may
 	Outage *Outage // while this process leads and calls fail one after another without a response
@@ -92,7 +91,8 @@ type ImportProgress struct {
 // Totals are imports added up.
 type Totals struct {
 	Imports  int
-	Jobs     int64 // of a retry, those that are on the queue again
+	Import   string // if it is one
+	Jobs     int64  // of a retry, those that are on the queue again
 	Finished int64
 	Failed   int64 // or partial
 	Pending  int64
@@ -116,6 +116,9 @@ func (p *Progress) Totals(id string) Totals {
 			finished = jobs - i.Pending - i.InFlight
 		}
 		t.Imports++
+		if t.Import = ""; t.Imports == 1 {
+			t.Import = i.Import.ID
+		}
 		t.Jobs += jobs
 		t.Finished += finished
 		t.Failed += n.Partial + n.Failed
@@ -230,16 +233,17 @@ func (e *Engine) Watch() (State, <-chan struct{}) {
 
 // report logs what changed.
 func (e *Engine) report(before, now *State) {
+	var handed *handedOverError
 	switch {
 	case !before.Leading && now.Leading && now.Previous != "":
 		e.log.Info("leading: waiting 1 s, for calls of the previous leader may still be in flight", "term", now.Term,
 			"previous", now.Previous, "calls", now.Inherited)
 	case !before.Leading && now.Leading:
 		e.log.Info("leading", "term", now.Term)
-	case before.Yielded == nil && errors.Is(now.Yielded, errHandedOver):
-		e.log.Info("standing by: the lead was handed over")
+	case before.Yielded == nil && errors.As(now.Yielded, &handed):
+		e.log.Warn("standing by: the API is out of reach from here, and the lead was handed over", "host", handed.to, "error", handed.cause)
 	case before.Yielded == nil && now.Yielded != nil:
-		e.log.Warn("standing by: another process leads", "cause", now.Yielded)
+		e.log.Warn("standing by: another process leads", "error", now.Yielded)
 	}
 	e.reportRate(before, now)
 	if now.Leading { // one process is enough
@@ -247,21 +251,18 @@ func (e *Engine) report(before, now *State) {
 	}
 	switch {
 	case before.Outage == nil && now.Outage != nil:
-		e.log.Warn("the API is out of reach: probing with one call at a time, no job is lost", "err", now.Outage.Err)
+		e.log.Warn("the API is out of reach: probing with one call at a time, no job is lost", "error", now.Outage.Err)
 	case before.Outage != nil && now.Outage == nil && now.Leading:
 		e.log.Info("the API responds again")
 	}
 	switch h := now.Halt; {
 	case before.Halt == nil && h != nil && IsPause(h.Cause):
-		e.log.Warn("paused", "reason", h.Reason, "by", h.By, "to_continue", h.Command)
+		e.log.Warn("paused", "reason", h.Reason, "host", h.By, "to_continue", h.Command)
 	case before.Halt == nil && h != nil:
-		e.log.Error("halted: every job would fail the same way", "code", h.Code, "reason", h.Reason, "remedy", h.Remedy,
-			"by", h.By, "to_continue", h.Command)
+		e.log.Error("halted: every job would fail the same way", "code", h.Code, "reason", h.Reason, "hint", h.Remedy,
+			"host", h.By, "to_continue", h.Command)
 	case before.Halt != nil && h == nil:
 		e.log.Info("resumed")
-	}
-	if !before.Stopping && now.Stopping && now.StopsFor > 0 {
-		e.log.Info("stopping: jobs in flight may end, for up to 30 s; a second signal leaves at once", "in_flight", now.StopsFor)
 	}
 }
 
@@ -277,7 +278,7 @@ func (e *Engine) reportSyncs(before, now []queue.Sync) {
 			logNight(e.log, s.Name, n)
 		}
 		if s.Confirmed.After(was.Confirmed) {
-			e.log.Info("night found nothing to do: the input is the same", "sync", s.Name, "night", s.Night, "nights", s.Unchanged)
+			e.log.Info("night found nothing to do: the input is the same", "sync", s.Name, "night", s.Night, "unchanged_nights", s.Unchanged)
 		}
 	}
 }

@@ -117,7 +117,9 @@ func TestSyncState(t *testing.T) {
 	if again := n.night(target, "a,g,b"); !again.NothingToDo {
 		t.Errorf("got %+v, want nothing to do", again)
 	}
-	n.await("no third night", func() bool { return log.count("night found nothing to do.*sync=contacts night=2 nights=1$") == 1 })
+	n.await("no third night", func() bool {
+		return log.count("night found nothing to do.*sync=contacts night=2 unchanged_nights=1$") == 1
+	})
 	metrics("confirmed", map[string]string{
 		"sync_confirmed": "1", "sync_unchanged_nights": "1", "sync_night": "2", "sync_rejected_rows": "0", "sync_failed_rows": "0",
 	})

@@ -29,7 +29,8 @@ type term struct {
 	pace *governor.Governor
 	jobs *queue.Term // nil until it is open; guarded by the engine's lock
 
-	successor string // the standby that is to lead next
+	successor string           // the standby that is to lead next
+	handed    *handedOverError // why
 }
 
 func (e *Engine) newTerm(ctx context.Context, stop <-chan struct{}, tenure *lease.Tenure) *term {
@@ -81,7 +82,7 @@ func (t *term) lead() error {
 	defer cancel()
 	if lost := t.lost(err); lost == nil && t.jobs != nil {
 		if cerr := t.jobs.Close(closing); cerr != nil && t.lost(cerr) == nil {
-			e.log.Warn("not all that this term had left was written; the next leader does the rest", "err", cerr)
+			e.log.Warn("not all that this term had left was written; the next leader does the rest", "error", cerr)
 		} else if err == nil {
 			err = cerr
 		}
@@ -94,8 +95,8 @@ func (t *term) lead() error {
 		return lost
 	}
 	t.release(closing)
-	if t.successor != "" {
-		return errHandedOver
+	if t.handed != nil {
+		return t.handed
 	}
 	if cause := context.Cause(t.ctx); cause != nil && (err == nil || errors.Is(err, context.Canceled)) {
 		err = cause
@@ -127,7 +128,7 @@ func (t *term) release(ctx context.Context) {
 	}
 	calls, timeout := t.pace.UnderWay()
 	if err := t.tenure.Release(ctx, calls, timeout, t.successor, handovers); err != nil {
-		t.e.log.Debug("release the lease", "err", err)
+		t.e.log.Debug("release the lease", "error", err)
 	}
 }
 
@@ -156,7 +157,7 @@ func (t *term) work() error {
 	running.Go(func() { // what a command that was cut off left behind
 		defer close(swept)
 		if err := e.cfg.Namespace.Sweep(writing); err != nil && writing.Err() == nil {
-			e.log.Warn("an import that was ended is not removed yet", "err", err)
+			e.cfg.Namespace.Conn.LogRetry("an import that was ended is not removed yet", err)
 		}
 	})
 	running.Go(func() {
@@ -167,9 +168,9 @@ func (t *term) work() error {
 	working, stopWorking := context.WithCancel(t.ctx)
 	defer stopWorking()
 	running.Go(func() {
-		if next := e.awaitHandover(working, t.before); next != "" {
-			t.successor = next
-			t.end(errHandedOver)
+		if next := e.awaitHandover(working, t.before); next != nil {
+			t.successor, t.handed = next.Name, e.handedOver(next)
+			t.end(t.handed)
 		}
 	})
 	running.Go(func() { t.cutGraceShort(working, stopWorking) })

@@ -49,6 +49,7 @@ type Conn struct {
 
 	life   atomic.Pointer[life] // of the present connection
 	denied atomic.Pointer[denial]
+	outage outage
 	closed atomic.Bool
 	close  sync.Once
 

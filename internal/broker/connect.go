@@ -48,17 +48,16 @@ func (c *Conn) connectOptions() []nats.Option {
 		// A credentials file can be replaced while the process runs; giving up would need a restart to notice.
 		nats.IgnoreAuthErrorAbort(),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil && !c.closed.Load() {
+				c.outOfReach(err) // before what it breaks off is logged
+			}
 			c.nextLife()
-			if c.closed.Load() {
-				return
+			if !c.closed.Load() {
+				c.report(false, err)
 			}
-			if err != nil {
-				c.log.Warn("connection to NATS lost", "server", c.where, "error", err)
-			}
-			c.report(false, err)
 		}),
 		nats.ReconnectHandler(func(*nats.Conn) {
-			c.log.Info("connection to NATS is back", "server", c.where)
+			c.inReach(false)
 			c.report(true, nil)
 		}),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
@@ -67,7 +66,7 @@ func (c *Conn) connectOptions() []nats.Option {
 				level = slog.LevelWarn
 				c.denied.Store(&denial{time.Now(), fmt.Errorf("%s: %w: %w", c.where, ErrDenied, err)})
 			}
-			c.log.Log(context.Background(), level, "NATS reports an error", "server", c.where, "error", err)
+			c.log.Log(context.Background(), level, "NATS reports an error", "queue", c.where, "error", err)
 		}),
 	}
 }

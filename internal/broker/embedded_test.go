@@ -336,7 +336,7 @@ func TestTokenIsInNoLog(t *testing.T) {
 		t.Error("the token was used twice")
 	}
 	waitFor(t, "what the log should hold", func() bool {
-		return strings.Contains(log.String(), "nats-server: ") && strings.Contains(log.String(), "connection to NATS is back")
+		return strings.Contains(log.String(), "nats-server: ") && strings.Contains(log.String(), "NATS is in reach again")
 	})
 	for _, token := range []string{first, second} {
 		if strings.Contains(log.String(), token) {

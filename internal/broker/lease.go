@@ -39,11 +39,13 @@ func (s *LeaseStore) Read(ctx context.Context) (record []byte, revision uint64, 
 	bounded, cancel := s.c.Within(ctx, opTimeout)
 	defer cancel()
 	m, err := s.c.getOnce(bounded, s.stream, getRequest{LastFor: s.subject})
-	if errors.Is(err, ErrNotFound) {
-		return nil, 0, nil
+	none := errors.Is(err, ErrNotFound)
+	if err != nil && !none {
+		return nil, 0, s.failed(ctx, "read the lease", err)
 	}
-	if err != nil {
-		return nil, 0, s.c.Fault(ctx, "read the lease", err)
+	s.c.inReach(true)
+	if none {
+		return nil, 0, nil
 	}
 	return m.Data, m.Sequence, nil
 }
@@ -58,12 +60,22 @@ func (s *LeaseStore) Replace(ctx context.Context, record []byte, revision uint64
 	FailInside("lease-inside")
 	ack, err := s.c.js.PublishMsg(bounded, &nats.Msg{Subject: s.subject, Data: record},
 		jetstream.WithExpectLastSequencePerSubject(revision), jetstream.WithRetryAttempts(0))
-	if LostRace(err) {
-		return 0, lease.ErrMoved
+	if err != nil && !LostRace(err) {
+		return 0, s.failed(ctx, "write the lease", err)
 	}
+	s.c.inReach(true)
 	if err != nil {
-		return 0, s.c.Fault(ctx, "write the lease", err)
+		return 0, lease.ErrMoved
 	}
 	Failpoint("lease-after")
 	return ack.Sequence, nil
+}
+
+// failed makes the error of a request, and has it logged unless ctx was cancelled.
+func (s *LeaseStore) failed(ctx context.Context, doing string, err error) error {
+	err = s.c.Fault(ctx, doing, err)
+	if !errors.Is(ctx.Err(), context.Canceled) {
+		s.c.outOfReach(err)
+	}
+	return err
 }

@@ -3,7 +3,6 @@ package lease
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"maps"
 	"sync"
 	"time"
@@ -18,7 +17,6 @@ type Config struct {
 	Rate    int           // calls a second, for the record; see Candidate.SetRate
 	Timeout time.Duration // of a call of this process, for the first record of a term
 	Clock   clock.Clock   // that rights are kept on
-	Log     *slog.Logger  // for requests that fail; nil: nothing is logged
 
 	// OnObserve, if set, is called for each revision that this candidate reads or writes, in order, by the goroutine
 	// that runs Lead, Keep or Release. It must not block.
@@ -31,9 +29,6 @@ type Candidate struct {
 	store Store
 	cfg   Config
 
-	failing  bool // requests fail at present
-	loggedAt time.Time
-
 	mu       sync.Mutex
 	rate     int
 	writes   uint64 // tried so far
@@ -43,9 +38,6 @@ type Candidate struct {
 
 // New returns a candidate for the lease in the store. It does nothing until Lead is called.
 func New(store Store, cfg Config) *Candidate {
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
 	return &Candidate{store: store, cfg: cfg, rate: cfg.Rate}
 }
 
@@ -83,10 +75,7 @@ func (c *Candidate) Lead(ctx context.Context) (*Tenure, error) {
 		if now := time.Now(); o.fresh(now) && !now.Before(o.due) {
 			t := c.tenure(o)
 			if err := t.take(ctx); err == nil {
-				c.succeeded()
 				return t, nil
-			} else if ctx.Err() == nil && !errors.Is(err, ErrMoved) {
-				c.failed(err)
 			}
 			tried = t
 			o.due = now.Add(pollEvery)
@@ -96,7 +85,6 @@ func (c *Candidate) Lead(ctx context.Context) (*Tenure, error) {
 		now := time.Now() // after the response, on the monotonic clock: the proof counts from here
 		switch {
 		case err == nil:
-			c.succeeded()
 			c.observe(r, revision)
 			if tried != nil {
 				if own, _ := tried.found(r, revision); own {
@@ -106,8 +94,6 @@ func (c *Candidate) Lead(ctx context.Context) (*Tenure, error) {
 			c.watch(&o, r, revision, now)
 		case errors.Is(err, ErrVersion):
 			return nil, err
-		case ctx.Err() == nil:
-			c.failed(err)
 		}
 		next := asked.Add(pollEvery)
 		if o.fresh(now) && o.due.Before(next) {
@@ -168,23 +154,6 @@ func (c *Candidate) observe(r Record, revision uint64) {
 	c.mu.Unlock()
 	if !known && c.cfg.OnObserve != nil {
 		c.cfg.OnObserve(r.clone(), revision)
-	}
-}
-
-// failed logs that a request failed: the first time, and every 30 s while they keep failing.
-func (c *Candidate) failed(err error) {
-	if c.failing && time.Since(c.loggedAt) < logEvery {
-		return
-	}
-	c.failing, c.loggedAt = true, time.Now()
-	c.cfg.Log.Warn("the lease is out of reach; trying again", "error", err)
-}
-
-// succeeded logs that requests succeed again.
-func (c *Candidate) succeeded() {
-	if c.failing {
-		c.failing = false
-		c.cfg.Log.Info("the lease is in reach again")
 	}
 }
 

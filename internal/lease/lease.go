@@ -98,9 +98,6 @@ const (
 	// maxUnwatched is how much of the time between two responses counts as watched: with that much a renewal is seen.
 	maxUnwatched = RenewEvery
 
-	// logEvery is how often requests that keep failing are logged.
-	logEvery = 30 * time.Second
-
 	// version is that of Record.
 	version = 1
 )

@@ -1,11 +1,9 @@
 package lease
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
-	"log/slog"
 	"reflect"
 	"slices"
 	"strings"
@@ -838,20 +836,6 @@ func TestOnObserve(t *testing.T) {
 		}
 		if want := []seen{{"x", 1, false}, {"me", 2, false}, {"me", 3, true}}; !reflect.DeepEqual(got, want) {
 			t.Errorf("got %v, want %v", got, want)
-		}
-	})
-}
-
-// TestLog counts the lines about a store that is out of reach for a while.
-func TestLog(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var out bytes.Buffer
-		s := shelf{fault: func(bool, int) fault { return fault{err: errRefused} }}
-		c := New(&s, Config{Name: "me", Log: slog.New(slog.NewTextHandler(&out, nil))})
-		time.AfterFunc(95*time.Second, func() { s.setFault(nil) })
-		lead(t, c)
-		if got := strings.Count(out.String(), "\n"); got != 5 { // at 0, 30, 60, 90 s, and when it is in reach
-			t.Errorf("got %d lines, want 5:\n%s", got, &out)
 		}
 	})
 }

@@ -152,14 +152,10 @@ func (t *Tenure) renew(ctx context.Context, pace Pace) (renewed bool, err error)
 	calls, timeout := pace.Propose()
 	r := t.c.record(t.term, calls, timeout)
 	if err := t.write(ctx, r); err != nil {
-		if !errors.Is(err, ErrMoved) && ctx.Err() == nil {
-			t.c.failed(err)
-		}
 		if renewed, err := t.find(ctx); err != nil || !renewed {
 			return false, err
 		}
 	}
-	t.c.succeeded()
 	pace.Promised(r.clone().Calls, t.deadline)
 	return true, nil
 }
@@ -171,9 +167,6 @@ func (t *Tenure) find(ctx context.Context) (stored bool, err error) {
 	case errors.Is(err, ErrVersion):
 		return false, fmt.Errorf("%w: %w", ErrLost, err)
 	case err != nil:
-		if ctx.Err() == nil {
-			t.c.failed(err)
-		}
 		return false, nil
 	}
 	t.c.observe(r, revision)

@@ -187,8 +187,8 @@ func (t *Term) reportWaiting(err error) {
 	}
 	t.reported = err != nil
 	if err != nil {
-		t.log.Warn("results cannot be written; trying again", "error", err)
-	} else {
+		t.warned = t.q.conn.LogRetry("results cannot be written; trying again", err)
+	} else if t.warned {
 		t.log.Info("results are being written again")
 	}
 	if t.cfg.OnWaiting != nil {

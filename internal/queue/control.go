@@ -313,6 +313,7 @@ const (
 //
 // The error is that of the first read, or wraps [job.ErrVersion] if a newer binary wrote the halt.
 func (q *Queue) Watch(ctx context.Context, w Watcher) error {
+	failing := false
 	for first := true; ; first = false {
 		err := q.watch(ctx, w, first)
 		switch {
@@ -320,9 +321,10 @@ func (q *Queue) Watch(ctx context.Context, w Watcher) error {
 			return nil
 		case first && err != nil, errors.Is(err, job.ErrVersion):
 			return err
-		case err != nil && !broker.Unreachable(err):
-			q.log.Warn("watching the control bucket failed; trying again", "err", err)
+		case err != nil && !failing:
+			q.conn.LogRetry("watching the control bucket failed; trying again", err)
 		}
+		failing = err != nil
 		if !clock.Pause(ctx, watchRetry) {
 			return nil
 		}
@@ -333,19 +335,27 @@ func (q *Queue) Watch(ctx context.Context, w Watcher) error {
 func (q *Queue) watch(ctx context.Context, w Watcher, first bool) error {
 	life, cancel := q.conn.Within(ctx, watchLife)
 	defer cancel()
-	// The watch begins before the first read, so that no change falls in between.
+	// The watch begins before the first read, so that no change falls in between. Begun without a connection, the library would
+	// ask for it later, by a subject of older servers that a user need not be allowed; and what is denied gets no response,
+	// for which it would wait as long as the watch may live.
+	if !q.conn.Connected() {
+		return broker.ErrUnreachable
+	}
 	var updates jetstream.KeyWatcher
-	err := q.conn.Ask(ctx, func(context.Context) (err error) {
-		updates, err = q.control.WatchAll(life, jetstream.UpdatesOnly())
+	err := q.conn.Ask(ctx, func(ctx context.Context) (err error) {
+		watching, stop := context.WithCancel(life) // with the request that begins it, until that has its response
+		context.AfterFunc(life, stop)
+		defer context.AfterFunc(ctx, stop)()
+		updates, err = q.control.WatchAll(watching, jetstream.UpdatesOnly())
 		return err
 	})
 	if err != nil {
 		return q.fault(ctx, "watch the control bucket", err)
 	}
 	defer func() {
-		// It has the server remove the watch, which goes by itself when nobody has it; a server that is silent holds that up
-		// for seconds.
-		if ctx.Err() != nil {
+		// It has the server remove the watch, which goes by itself when nobody has it; a server that is silent, or gone, holds
+		// that up for seconds.
+		if life.Err() != nil {
 			go updates.Stop()
 		} else {
 			updates.Stop()
@@ -430,7 +440,7 @@ func (q *Queue) watchedSync(w Watcher, e jetstream.KeyValueEntry, newest map[str
 	newest[e.Key()] = e.Revision()
 	s, err := decodeSync(e.Value(), e.Revision())
 	if err != nil {
-		q.log.Warn("the record of a sync cannot be read", "key", e.Key(), "error", err)
+		q.log.Warn("the record of a sync cannot be read", "sync", strings.TrimPrefix(e.Key(), syncPrefix), "error", err)
 		return
 	}
 	w.Sync(s.Sync)

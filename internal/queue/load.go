@@ -128,7 +128,7 @@ func (t *Term) load(ctx context.Context, id string, crashed bool) error {
 	a.readNext = min(a.next, seq)
 	if elsewhere {
 		t.log.Warn("jobs of an import are not handed out: its sync belongs to another API than this process calls",
-			"import", id, "sync", record.Sync, "target", record.Target, "own", t.cfg.Target)
+			"import", id, "sync", record.Sync, "target", record.Target)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -185,7 +185,7 @@ func (t *Term) readJobs(ctx context.Context) {
 	for {
 		again, err := t.fillAll(ctx, r)
 		if err != nil && ctx.Err() == nil && !failed {
-			t.log.Warn("jobs cannot be read; trying again", "error", err)
+			t.q.conn.LogRetry("jobs cannot be read; trying again", err)
 		}
 		failed = err != nil
 		timer.Reset(again)
@@ -654,7 +654,7 @@ func (t *Term) completeImports(ctx context.Context) {
 		case done:
 		case err != nil:
 			if ctx.Err() == nil {
-				t.log.Warn("import cannot be completed yet; trying again", "error", err)
+				t.q.conn.LogRetry("import cannot be completed yet; trying again", err)
 			}
 			if !clock.Pause(ctx, repeatMax) {
 				return

@@ -204,7 +204,7 @@ func (q *Queue) dropTornResults(ctx context.Context, id string, torn []uint64) e
 		}
 	}
 	q.log.Warn("results were removed that were not written as a whole; their jobs are done again",
-		"import", id, "results", len(torn))
+		"import", id, "jobs", len(torn))
 	return nil
 }
 

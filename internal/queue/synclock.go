@@ -110,7 +110,7 @@ func (q *Queue) LockSync(ctx context.Context, name, holder string, waiting func(
 		seen, revision, looked = other, at, time.Now()
 		if other.Holder == "" || watched >= q.lockTimes.stale {
 			if other.Holder != "" {
-				q.log.Warn("the lock of a sync is taken over: its holder has not been heard of", "sync", name, "holder", other.Holder)
+				q.log.Warn("the lock of a sync is taken over: its holder has not been heard of", "sync", name, "host", other.Holder)
 			}
 			l.mine.Since = now()
 			err := l.write(ctx, l.mine, at)

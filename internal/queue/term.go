@@ -92,6 +92,7 @@ type Term struct {
 	expected uint64 // where the results stream ends, as far as known
 	groups   uint64
 	reported bool // it was reported that results cannot be written
+	warned   bool // by a warning
 
 	mu         sync.Mutex
 	d          dispatcher
