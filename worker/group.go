@@ -657,43 +657,58 @@ func (a *attempt) check(ctx context.Context) error {
 
 // find reads the user's groups: whether the job's group exists, and what it holds.
 func (a *attempt) find(ctx context.Context) (map[chat.Item]bool, error) {
-	var id int64
-	known := false
-	var listed []chat.Membership
-	for start, complete := int64(0), false; !complete; {
+	list, _, err := a.list(ctx)
+	if err != nil {
+		return nil, err
+	}
+	members := map[chat.Item]bool{}
+	a.group, a.foundAt = absent, time.Now()
+	for id, name := range list.Groups {
+		if name != a.result.GroupName {
+			continue
+		}
+		a.group = present
+		for _, m := range list.Conversations {
+			if slices.Contains(m.GroupIDs, id) {
+				members[m.Item] = true
+			}
+		}
+	}
+	return members, nil
+}
+
+// list reads all pages of the user's groups. The error wraps errNoEnd when they have no end. Changed says that two pages do
+// not go together: the list was another one in between.
+func (a *attempt) list(ctx context.Context) (list chat.Page, changed bool, err error) {
+	list.Groups = map[int64]string{}
+	seen := map[chat.Item]bool{}
+	for start := int64(0); !list.Complete; {
 		page, err := call(ctx, a, chat.GetContactGroup, func(ctx context.Context) (chat.Page, error) {
 			return a.w.api.Get(ctx, a.result.FromAccount, start)
 		}, nil)
 		if e, ok := rejection(err); ok && e.Code == chat.CodeNoSuchGroup { // of a user who has none
-			break
+			return chat.Page{Complete: true}, start > 0, nil
 		}
 		if err != nil {
-			return nil, err
+			return list, changed, err
 		}
 		for group, name := range page.Groups {
-			if name == a.result.GroupName {
-				id, known = group, true
-			}
+			was, known := list.Groups[group]
+			changed = changed || known && was != name
+			list.Groups[group] = name
 		}
-		listed = append(listed, page.Conversations...)
-		complete = page.Complete
-		if !complete && (page.Next <= start || start > 0 && len(page.Conversations) == 0) {
-			return nil, errNoEnd
+		for _, m := range page.Conversations {
+			changed = changed || seen[m.Item]
+			seen[m.Item] = true
+		}
+		list.Conversations = append(list.Conversations, page.Conversations...)
+		list.Complete = page.Complete
+		if !page.Complete && (page.Next <= start || start > 0 && len(page.Conversations) == 0) {
+			return list, changed, errNoEnd
 		}
 		start = page.Next
 	}
-	members := map[chat.Item]bool{}
-	a.group, a.foundAt = absent, time.Now()
-	if !known {
-		return members, nil
-	}
-	a.group = present
-	for _, m := range listed {
-		if slices.Contains(m.GroupIDs, id) {
-			members[m.Item] = true
-		}
-	}
-	return members, nil
+	return list, changed, nil
 }
 
 func codeOf(a chat.Response) string {

@@ -230,6 +230,10 @@ func (e *Engine) Watch() (State, <-chan struct{}) {
 
 // report logs what changed.
 func (e *Engine) report(before, now *State) {
+	if e.reads() {
+		e.reportReader(before, now)
+		return
+	}
 	switch {
 	case !before.Leading && now.Leading && now.Previous != "":
 		e.log.Info("leading: waiting 1 s, for calls of the previous leader may still be in flight", "term", now.Term,
