@@ -215,17 +215,9 @@ func (n *Namespace) plan(
 	var results bool
 	base := func(snapshot string) *importer.Base {
 		name := cfg.Name + "\n" + cfg.Target // the same content for another API is another import
-		return &importer.Base{Name: name, Generation: night.base, All: cfg.Full, Groups: func(yield func(importer.Group, error) bool) {
-			if snapshot != "" && !n.yieldSnapshot(ctx, snapshot, yield) || night.before == nil {
-				return
-			}
-			for r, err := range n.Results(ctx, night.before.ID) {
-				results = true
-				if !yield(resultGroup(&r), err) {
-					return
-				}
-			}
-		}}
+		return &importer.Base{
+			Name: name, Generation: night.base, All: cfg.Full, Groups: n.known(ctx, snapshot, night.before, func() { results = true }),
+		}
 	}
 	plan, err := rows.Plan(ctx, base(night.Sync.Object))
 	if err != nil && unreadable(err) && !exact {
@@ -247,6 +239,24 @@ func (n *Namespace) plan(
 	night.last = night.Sync.LastComplete(night.before)
 	night.Guards, night.Wrong = cfg.Guards.compare(plan, night.last)
 	return nil
+}
+
+// known goes through what a snapshot and the results of a night know, in this order; either may be missing. onResult, unless
+// nil, is called when there is a result.
+func (n *Namespace) known(ctx context.Context, snapshot string, night *queue.Import, onResult func()) iter.Seq2[importer.Group, error] {
+	return func(yield func(importer.Group, error) bool) {
+		if snapshot != "" && !n.yieldSnapshot(ctx, snapshot, yield) || night == nil {
+			return
+		}
+		for r, err := range n.Results(ctx, night.ID) {
+			if onResult != nil {
+				onResult()
+			}
+			if !yield(resultGroup(&r), err) {
+				return
+			}
+		}
+	}
 }
 
 // yieldSnapshot passes a snapshot on, and reports whether more is wanted.
