@@ -278,7 +278,7 @@ func exportText(r *app.ExportReport, rejected int64) string {
 	if r.Earlier > 0 {
 		fmt.Fprintf(&b, " · read by an earlier run %s", count(r.Earlier))
 	}
-	fmt.Fprintf(&b, "\n  conversations  %-9s in %s groups, %s of them empty\n", count(r.Conversations), count(r.Groups), count(r.EmptyGroups))
+	fmt.Fprintf(&b, "\n  conversations  %-9s in %s, %s of them empty\n", count(r.Conversations), things(r.Groups, "group"), count(r.EmptyGroups))
 	if rejected > 0 {
 		fmt.Fprintf(&b, "  rejected       %-9s rows without a valid user\n", count(rejected))
 	}

@@ -50,9 +50,13 @@ func (n *namespace) put(user, group string, items ...chat.Item) {
 // people puts a group into the simulator for each of so many users, and returns their list.
 func (n *namespace) people(users int) (list []string) {
 	n.t.Helper()
+	api := n.client(chatsim.DemoSecretKey)
 	for i := range users {
 		id := fmt.Sprintf("user%d", i)
-		n.put(id, "g", chat.Item{Type: 1, ID: "friend"}, chat.Item{Type: 2, ID: fmt.Sprint("chat", i)})
+		items := []chat.Item{{Type: 1, ID: "friend"}, {Type: 2, ID: fmt.Sprint("chat", i)}}
+		if _, err := api.Create(n.t.Context(), chat.CreateRequest{FromAccount: id, GroupName: "g", Items: items}); err != nil {
+			n.t.Fatal(err)
+		}
 		list = append(list, id)
 	}
 	return list
@@ -320,7 +324,7 @@ func TestReadFaults(t *testing.T) {
 	list := n.people(40)
 	if err := n.sim.Configure(func(c *chatsim.Config) {
 		c.Rate = 60 // less than the half
-		for _, f := range []string{"60011@10+2", "50004:5%", "reset:5%", "cut:5%", "http-502:5%"} {
+		for _, f := range []string{"60011@25+1", "50004:5%", "reset:5%", "cut:5%", "http-502:5%"} {
 			fault, err := chatsim.ParseFault(f)
 			if err != nil {
 				t.Fatal(err)

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"time"
 
+	"groupferry/internal/broker"
 	"groupferry/internal/chat"
 	"groupferry/internal/clock"
+	"groupferry/internal/lease"
 	"groupferry/worker"
 )
 
@@ -26,8 +28,8 @@ import (
 // reads a group whose call had no response. Where the API does not offer update, it reads every group, and then writes half
 // as many in a second.
 //
-// A reader takes the rate from the others, and tells its own, like any process: see rate.go. It makes no call in the first
-// ratesKnown, in which it may not have heard all of them. It does not know jobs, so a halt of the namespace is nothing to it;
+// A reader takes the rate from the others, and tells its own, like any process: see rate.go. Beside a leader it makes no call
+// in the first ratesKnown, in which it may not have heard all of them. It does not know jobs, so a halt of the namespace is nothing to it;
 // a pause is. An error for which it cannot read is its own: it halts nobody else.
 
 // ratesKnown is how long after its start a process has heard the rates of all others.
@@ -84,16 +86,25 @@ func (t *term) read() error {
 	case <-beginning.Done():
 		return beginning.Err()
 	}
-	if !clock.Pause(beginning, ratesKnown-time.Since(e.started)) {
+	if !e.leaderless(beginning) && !clock.Pause(beginning, ratesKnown-time.Since(e.started)) {
 		return beginning.Err()
 	}
-	t.pace.SetRate(e.effectiveRate())
 	if err := e.verify(beginning, t.pace); err != nil {
 		return err
 	}
 	cfg := e.cfg.Worker
 	cfg.OnNoResponse = func(err error) { e.noResponse.Store(&err) }
 	return e.cfg.Read(t.ctx, t.stop, worker.NewReader(cfg, e.cfg.API, t.pace))
+}
+
+// leaderless reports whether nobody leads for certain, so that no rate but this process's own counts.
+func (e *Engine) leaderless(ctx context.Context) bool {
+	store, err := e.cfg.Namespace.Conn.Lease(ctx, broker.LeaderLease)
+	if err != nil {
+		return false
+	}
+	leader, revision, err := lease.Read(ctx, store)
+	return err == nil && (revision == 0 || leader.Released)
 }
 
 // reportReader logs what changed for a reader.
