@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 
@@ -70,7 +69,7 @@ func (r *Reader) Read(ctx context.Context, user string) (List, error) {
 				return List{}, &Unread{CodeChanged, "the list changed while it was read"}
 			}
 		case errors.Is(err, errNoEnd):
-			return List{}, &Unread{CodeNoEnd, fmt.Sprintf("no page says that it is the last; %d conversations were listed", len(page.Conversations))}
+			return List{}, &Unread{CodeNoEnd, "no page says that it is the last, as where a plan cuts lists short"}
 		case final && rejected.NotOffered():
 			return List{}, a.halt(rejected)
 		case final && (rejected.Code == chat.CodeUserNotImported || rejected.Code == chat.CodeNoAccount):

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +13,58 @@ import (
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
 )
+
+// One process reads; another one says which, or waits. The first Ctrl-C ends it with whole users, and the command that it
+// names continues.
+func TestExportStopped(t *testing.T) {
+	t.Parallel()
+	sim, url := startSim(t, chatsim.Config{Latency: 20 * time.Millisecond})
+	s := newShell(t, url)
+	const users, rate = 2000, 2000 // two seconds
+	var rows []row
+	for i := range users {
+		rows = append(rows, row{user: fmt.Sprint("user", i), group: "g", item: chat.Item{Type: chat.OneToOne, ID: "friend"}})
+	}
+	file := writeRows(t, rows)
+	s.run(exitDone, "run", "--quiet", file)
+	s.env["GROUPFERRY_RATE"] = fmt.Sprint(rate)
+	gets := func() int { return sim.Ledger().Commands[chat.GetContactGroup].Calls }
+	before := gets()
+
+	to := filepath.Join(t.TempDir(), "out.csv")
+	first := s.start("export", file, "--to", to)
+	await(t, "the first reads", func() bool { return gets() > before+5 })
+	s.run(exitUnreachable, "verify", "--quiet", file).wantErr("reads groups back at present", "--wait", "to continue: groupferry verify --quiet")
+	verify := s.start("verify", file, "--wait")
+	await(t, "one that waits", func() bool { return strings.Contains(verify.stderr.String(), "waiting for ") })
+	first.signals <- os.Interrupt
+	<-first.done
+	if first.code == exitDone {
+		t.Skip("the machine is so slow that it was done before")
+	}
+	first.wait(exitInterrupted)
+	if !strings.Contains(first.stdout.String(), "export: not complete") {
+		t.Errorf("got report %s", &first.stdout)
+	}
+	if got, err := os.ReadFile(to); err != nil || len(got) == 0 || got[len(got)-1] != '\n' {
+		t.Errorf("got %q, %v; want whole lines", got, err)
+	}
+	verify.wait(exitDone)
+	s.run(exitDone, first.resumeCommand("interrupted; to continue")...)
+	got, err := os.ReadFile(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkExport(t, got, users)
+
+	stopped := s.start("export", file)
+	await(t, "some rows", func() bool { return strings.Contains(stopped.stderr.String(), "reading ") })
+	stopped.signals <- os.Interrupt
+	stopped.wait(exitInterrupted)
+	if out := stopped.stdout.String(); out != "" && out[len(out)-1] != '\n' {
+		t.Errorf("got %q, want whole lines", out)
+	}
+}
 
 // Exports beside a leader that reads all it may, for update is not offered: whoever is killed or frozen, of them or of the
 // workers, the limit is kept, and each export ends with all of its users in its file, by the same command.
@@ -70,13 +123,20 @@ func TestFleetExport(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		lines := strings.Split(string(bytes.TrimSpace(got)), "\n")
-		slices.Sort(lines)
-		if n := len(slices.Compact(lines)); n != 1+600*3 || len(lines) != n {
-			t.Errorf("export of %s: got %d lines, %d different ones; want the header and 1,800 rows", e.name, len(lines), n)
-		}
+		checkExport(t, got, 600*3)
 	}
 	f.checkDone()
 	f.checkPace()
 	f.stopWorkers()
+}
+
+// checkExport checks that an export has so many rows, each once.
+func checkExport(t *testing.T, csv []byte, rows int) {
+	t.Helper()
+	lines := strings.Split(string(bytes.TrimSpace(csv)), "\n")
+	all := len(lines)
+	slices.Sort(lines)
+	if n := len(slices.Compact(lines)); n != 1+rows || all != n {
+		t.Errorf("got %d lines, %d different ones; want the header and %d rows", all, n, rows)
+	}
 }
