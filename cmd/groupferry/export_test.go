@@ -50,6 +50,7 @@ func TestExportStopped(t *testing.T) {
 		t.Errorf("got %q, %v; want whole lines", got, err)
 	}
 	verify.wait(exitDone)
+	s.env["GROUPFERRY_RATE"] = "100000"
 	s.run(exitDone, first.resumeCommand("interrupted; to continue")...)
 	got, err := os.ReadFile(to)
 	if err != nil {
