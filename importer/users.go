@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"fmt"
 	"io"
 	"iter"
 	"strings"
@@ -115,8 +114,7 @@ func (p *Plan) usersWithJobs() iter.Seq2[PlannedUser, error] {
 	}
 }
 
-// ReadUsers makes a plan of users, for [Plan.Users], as Config.UsersOnly does of inputs. Its Content is a digest of them, in
-// their order.
+// ReadUsers makes a plan of users, for [Plan.Users], as Config.UsersOnly does of inputs.
 func ReadUsers(ctx context.Context, users iter.Seq2[string, error], cfg Config) (_ *Plan, err error) {
 	cfg = Config{UsersOnly: true, SpoolDir: cfg.SpoolDir, Progress: cfg.Progress, memory: cfg.memory, resident: cfg.resident}
 	o, err := normalizeConfig(ctx, cfg)
@@ -139,7 +137,6 @@ func ReadUsers(ctx context.Context, users iter.Seq2[string, error], cfg Config) 
 			return nil, err
 		}
 		p.summary.Rows++
-		fmt.Fprintf(p.digest, "%q\n", id)
 		record = appendSpooledRow(record[:0], &row{field: [numColumns]string{colFrom: id}}, job.OneToOne, "")
 		if err := p.partitions[partitionOf(hashUser(id), 0, partitionBits)].add(record); err != nil {
 			return nil, err

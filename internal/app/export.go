@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"encoding/csv"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -51,7 +53,11 @@ func Export(ctx context.Context, stop <-chan struct{}, cfg ExportConfig) (r Expo
 	w := newExportWriter(cfg.Stdout)
 	var file *exportFile
 	if cfg.File != "" {
-		if file, err = openExport(cfg.File, cfg.Users.Content, cfg.Target); err != nil {
+		users, err := digestOf(cfg.Users)
+		if err == nil {
+			file, err = openExport(cfg.File, users, cfg.Target)
+		}
+		if err != nil {
 			return r, err
 		}
 		w.out = file
@@ -100,6 +106,18 @@ func Export(ctx context.Context, stop <-chan struct{}, cfg ExportConfig) (r Expo
 		err = cmp.Or(err, file.close(slices.Concat(again, r.Unread), r.Complete && len(r.Unread) == 0))
 	}
 	return r, err
+}
+
+// digestOf is the same for the same users, wherever they come from.
+func digestOf(users *importer.Plan) (string, error) {
+	sum := sha256.New()
+	for u, err := range users.Users() {
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintf(sum, "%q\n", u.ID)
+	}
+	return hex.EncodeToString(sum.Sum(nil)), nil
 }
 
 func seconds(calls int64, took time.Duration, err error) (int64, float64, error) {
@@ -191,7 +209,7 @@ type exportFile struct {
 // An exportState is what FILE.progress holds.
 type exportState struct {
 	Version int          `json:"version"`
-	Content string       `json:"content"` // see [importer.Plan.Content]
+	Digest  string       `json:"digest"` // of the users
 	Target  string       `json:"target"`
 	Users   int64        `json:"users"`  // the first so many were read
 	Bytes   int64        `json:"bytes"`  // of the file
@@ -206,8 +224,8 @@ var ErrExportFile = errors.New("the export cannot go there")
 func (x *exportFile) progress() string { return x.name + ".progress" }
 
 // openExport finds out whether an export can go to a file. It changes nothing.
-func openExport(name, content, target string) (*exportFile, error) {
-	x := &exportFile{name: name, state: exportState{Version: exportVersion, Content: content, Target: target}}
+func openExport(name, users, target string) (*exportFile, error) {
+	x := &exportFile{name: name, state: exportState{Version: exportVersion, Digest: users, Target: target}}
 	return x, x.load()
 }
 
@@ -231,7 +249,7 @@ func (x *exportFile) load() error {
 	if err := json.Unmarshal(b, &s); err != nil || s.Version != exportVersion {
 		return fmt.Errorf("%w: %s cannot be read; to begin anew, remove it and %s", ErrExportFile, x.progress(), x.name)
 	}
-	if s.Content != x.state.Content || s.Target != x.state.Target {
+	if s.Digest != x.state.Digest || s.Target != x.state.Target {
 		return fmt.Errorf("%w: %s is an export of other users, or of another app, that is not complete; "+
 			"name another file, or remove it and %s", ErrExportFile, x.name, x.progress())
 	}
