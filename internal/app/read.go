@@ -324,5 +324,10 @@ func (n *Namespace) syncBase(ctx context.Context, name, target string) (*importe
 			return nil, err
 		}
 	}
-	return &importer.Base{Name: name, Generation: s.Generation, All: true, Groups: n.known(ctx, s.Object, before, nil)}, nil
+	return &importer.Base{
+		Name: name, Generation: s.Generation, All: true,
+		Groups: func(yield func(importer.Group, error) bool) {
+			n.yieldKnown(ctx, s.Object, before, new(bool), yield)
+		},
+	}, nil
 }

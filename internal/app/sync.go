@@ -216,7 +216,10 @@ func (n *Namespace) plan(
 	base := func(snapshot string) *importer.Base {
 		name := cfg.Name + "\n" + cfg.Target // the same content for another API is another import
 		return &importer.Base{
-			Name: name, Generation: night.base, All: cfg.Full, Groups: n.known(ctx, snapshot, night.before, func() { results = true }),
+			Name: name, Generation: night.base, All: cfg.Full,
+			Groups: func(yield func(importer.Group, error) bool) {
+				n.yieldKnown(ctx, snapshot, night.before, &results, yield)
+			},
 		}
 	}
 	plan, err := rows.Plan(ctx, base(night.Sync.Object))
@@ -241,20 +244,18 @@ func (n *Namespace) plan(
 	return nil
 }
 
-// known goes through what a snapshot and the results of a night know, in this order; either may be missing. onResult, unless
-// nil, is called when there is a result.
-func (n *Namespace) known(ctx context.Context, snapshot string, night *queue.Import, onResult func()) iter.Seq2[importer.Group, error] {
-	return func(yield func(importer.Group, error) bool) {
-		if snapshot != "" && !n.yieldSnapshot(ctx, snapshot, yield) || night == nil {
+// yieldKnown passes on what a sync knows: a snapshot, unless it is "", and the results of the night after it, unless that is
+// nil. results is set when there is one.
+func (n *Namespace) yieldKnown(
+	ctx context.Context, snapshot string, night *queue.Import, results *bool, yield func(importer.Group, error) bool,
+) {
+	if snapshot != "" && !n.yieldSnapshot(ctx, snapshot, yield) || night == nil {
+		return
+	}
+	for r, err := range n.Results(ctx, night.ID) {
+		*results = true
+		if !yield(resultGroup(&r), err) {
 			return
-		}
-		for r, err := range n.Results(ctx, night.ID) {
-			if onResult != nil {
-				onResult()
-			}
-			if !yield(resultGroup(&r), err) {
-				return
-			}
 		}
 	}
 }
