@@ -8,7 +8,6 @@ import (
 	"iter"
 	"strings"
 
-	"groupferry/internal/chat"
 	"groupferry/internal/job"
 )
 
@@ -70,7 +69,7 @@ func compareUsers(hash1 uint64, id1 string, hash2 uint64, id2 string) int {
 // usersWithJobs merges the ranks of each run, which are all in the same order.
 func (p *Plan) usersWithJobs() iter.Seq2[PlannedUser, error] {
 	return func(yield func(PlannedUser, error) bool) {
-		var bufs, rest [chat.MaxGroupsPerUser][]byte
+		var bufs, rest [len(run{}.jobs)][]byte
 		for _, r := range p.runs {
 			for rank, jobs := range r.jobs {
 				rest[rank] = nil

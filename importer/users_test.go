@@ -102,8 +102,8 @@ func TestUsersOnBase(t *testing.T) {
 		id := fmt.Sprint("user", i)
 		if i%3 != 0 {
 			base = append(base,
-				Group{id, "old", []GroupConversation{{job.OneToOne, "x", true}}},
-				Group{id, "g", []GroupConversation{{job.OneToOne, "y", false}}})
+				Group{FromAccount: id, GroupName: "old", Conversations: []GroupConversation{{job.OneToOne, "x", true}}},
+				Group{FromAccount: id, GroupName: "g", Conversations: []GroupConversation{{job.OneToOne, "y", false}}})
 			want[id] += " knows g knows old"
 		}
 		if i%3 != 1 {
