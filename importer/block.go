@@ -109,8 +109,10 @@ func (o *blockResult) row(r *row) {
 		return
 	}
 	o.summary.Rows++
-	if kind := foreignID(id, kind == job.OneToOne); kind != nothingFound {
-		o.findings.found(kind, r.position)
+	if id != "" { // else only users matter
+		if kind := foreignID(id, kind == job.OneToOne); kind != nothingFound {
+			o.findings.found(kind, r.position)
+		}
 	}
 	o.records = appendSpooledRow(o.records, r, kind, id)
 	partition := partitionOf(hashUser(r.field[colFrom]), 0, partitionBits)

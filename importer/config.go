@@ -44,6 +44,10 @@ type Config struct {
 	// ImportID names the import; "" means the first 16 digits of the digest. See [job.ValidImportID]; it does not begin with -.
 	ImportID string
 
+	// UsersOnly reads the users of the rows, and nothing else: a row is accepted if its user is valid. The plan has one job
+	// without a name for each user. Format may then be FormatUsers.
+	UsersOnly bool
+
 	// ChunkSize is how many conversations a call will carry, 1 to 100; 0 means 100. It only affects Summary.Calls.
 	ChunkSize int
 
@@ -110,6 +114,10 @@ func normalizeConfig(ctx context.Context, cfg Config) (options, error) {
 	case "":
 		o.Format = FormatAuto
 	case FormatAuto, FormatCSV, FormatJSONL:
+	case FormatUsers:
+		if !cfg.UsersOnly {
+			return refuse("Format", "format users: it has no groups")
+		}
 	default:
 		return refuse("Format", "format %q: want auto, csv or jsonl", string(cfg.Format))
 	}
@@ -202,6 +210,9 @@ func (o *options) jobOptions(f Format) string {
 	}
 	if o.ids != nil {
 		s += " ids " + o.ids.digest
+	}
+	if o.UsersOnly {
+		s += " users only"
 	}
 	return s
 }

@@ -14,6 +14,7 @@ const (
 	FormatAuto  Format = "auto"  // by name (.csv, .jsonl, .ndjson, also before .gz and .zst), else by the first byte
 	FormatCSV   Format = "csv"   // a header, then a row in each record
 	FormatJSONL Format = "jsonl" // a row or a whole request body on each line
+	FormatUsers Format = "users" // with [Config.UsersOnly]: a user id on each line
 )
 
 // formatDocuments is what some presets read. It is not part of the API.
@@ -35,6 +36,16 @@ func detectFormat(name string, head []byte) Format {
 		return FormatJSONL
 	}
 	return FormatCSV
+}
+
+// isUserList reports whether content is a user id on each line, if it is not JSON: the first line has one field. The header
+// of a CSV input has more, whatever separates them.
+func isUserList(head []byte, delimiter rune) bool {
+	head = bytes.TrimLeft(head, "\r\n")
+	if end := bytes.IndexAny(head, "\r\n"); end >= 0 {
+		head = head[:end]
+	}
+	return len(head) > 0 && !bytes.ContainsAny(head, ",;\t|\"{") && !bytes.ContainsRune(head, delimiter)
 }
 
 var byteOrderMark = []byte("\xef\xbb\xbf")

@@ -108,6 +108,12 @@ func (l *layout) first(n uint32) position {
 	return e.position()
 }
 
+// firstUser returns the user of the first job of b, in the memory of b.
+func firstUser(b []byte) []byte {
+	_, n := binary.Uvarint(b)
+	return groupKey(b[n:]).user()
+}
+
 // decodeJob decodes the first job of b.
 func decodeJob(b []byte, importID string) (j job.Job, rest []byte) {
 	size, n := binary.Uvarint(b)

@@ -94,7 +94,7 @@ type pipeline struct {
 func newPipeline(o options, s *spool) *pipeline {
 	p := &pipeline{
 		options:   o,
-		validator: validator{o.Owner, o.preset.translate, o.ids},
+		validator: validator{o.Owner, o.preset.translate, o.ids, o.UsersOnly},
 		digest:    sha256.New(),
 		spool:     s,
 		rejects:   recordLog{spool: s},
@@ -194,6 +194,9 @@ func (p *pipeline) readSource(ctx context.Context, s source) error {
 			return c.explain(ctx, 0, err)
 		}
 		format = detectFormat(s.name, c.head)
+		if p.UsersOnly && format == FormatCSV && isUserList(c.head, p.Delimiter) {
+			format = FormatUsers
+		}
 	}
 	if len(c.head) == 0 {
 		// A JSONL export of nothing is an empty file. A CSV export of nothing still has its header: without one it is
@@ -216,6 +219,8 @@ func (p *pipeline) readSource(ctx context.Context, s source) error {
 		split = records
 	case formatDocuments:
 		split = newDocuments(c, p.Preset)
+	case FormatUsers:
+		split = newUserSplitter(c, &p.buffers)
 	default:
 		split = newJSONLSplitter(c, &p.buffers, p.columns)
 	}

@@ -19,6 +19,7 @@ type validator struct {
 	owner     string     // of rows that have none; "" for none
 	translate func(*row) // what the ids of another system mean; may be nil
 	ids       *idMap     // nil if ids stay as they are
+	usersOnly bool       // see Config
 }
 
 // complete fills in what a row lacks: its owner, and what the ids of another system mean.
@@ -36,6 +37,9 @@ func (v *validator) complete(r *row) {
 // validate returns the conversation that a complete row asks for, or why it is invalid. It replaces the ids of a valid
 // row by those of the map.
 func (v *validator) validate(r *row) (kind int, id string, why *invalid) {
+	if v.usersOnly {
+		return job.OneToOne, "", v.validateUser(r)
+	}
 	if v.ids == nil || r.invalidReason != "" {
 		return validateRow(r)
 	}
@@ -47,6 +51,25 @@ func (v *validator) validate(r *row) (kind int, id string, why *invalid) {
 		r.field = was
 	}
 	return kind, id, why
+}
+
+// validateUser leaves nothing but the user of a complete row, or says why that is invalid.
+func (v *validator) validateUser(r *row) *invalid {
+	was := r.field
+	r.field = [numColumns]string{colFrom: was[colFrom]}
+	why := validateID(columnNames[colFrom], r.field[colFrom], chat.MaxUserIDBytes)
+	switch {
+	case r.noOwner && v.owner == "" && r.invalidReason != "":
+		why = &invalid{codeBadParameter, r.invalidReason}
+	case v.ids != nil:
+		if why = v.ids.rename(r); why == nil {
+			why = validateID(columnNames[colFrom], r.field[colFrom], chat.MaxUserIDBytes)
+		}
+	}
+	if why != nil {
+		r.field = was
+	}
+	return why
 }
 
 // validateRow returns the conversation that a row asks for, or why it is invalid.

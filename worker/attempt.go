@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -186,16 +187,15 @@ func (a *attempt) final() job.Result {
 }
 
 // giveUp makes the failure of the last attempt final.
-func (a *attempt) giveUp(err error) {
+func (a *attempt) giveUp(err error) { a.fail(reasonOf(err)) }
+
+// reasonOf gives the code and the text of a failure.
+func reasonOf(err error) (code, info string) {
 	var e *chat.Error
-	code, info := chat.ReasonNetwork, err.Error()
 	if errors.As(err, &e) {
-		code, info = e.Reason(), e.Info
-		if info == "" {
-			info = e.Error()
-		}
+		return e.Reason(), cmp.Or(e.Info, e.Error())
 	}
-	a.fail(code, info)
+	return chat.ReasonNetwork, err.Error()
 }
 
 // fail sets the outcome of a job that ended before its end. What a response said holds; the rest failed with code. A

@@ -10,7 +10,6 @@ import (
 
 	"groupferry/internal/app"
 	"groupferry/internal/chat"
-	"groupferry/internal/governor"
 )
 
 func (p *program) checkCommand() *cobra.Command {
@@ -18,8 +17,8 @@ func (p *program) checkCommand() *cobra.Command {
 	var out outputFlag
 	var qf queueFlags
 	var sync syncFlags
-	var target targetFlags
-	rate, chunk, show := governor.DefaultRate, chat.MaxItemsPerCall, 0
+	var api apiFlags
+	live, show := false, 0
 	cmd := &cobra.Command{
 		Use:   "check FILE...",
 		Short: "Read and check the input, and do nothing else",
@@ -30,7 +29,8 @@ rejected rows to a file, or with - to standard output. With --show it prints the
 groups as they would be sent, which is how a --preset or --columns can be tried.
 
 With --sync it also reads the queue, and says what a night of that sync would do.
-It changes nothing there.
+It changes nothing there. With --live as well it reads the groups of all users back,
+and compares them with the plan; it says first how many calls that takes, and how long.
 
 A FILE is CSV or JSONL, also compressed with gzip or zstd; - is standard input.`,
 		Example: `  groupferry check samples/messy.csv
@@ -42,31 +42,43 @@ A FILE is CSV or JSONL, also compressed with gzip or zstd; - is standard input.`
 			if err := out.check(p); err != nil {
 				return err
 			}
-			if chunk < 1 || chunk > chat.MaxItemsPerCall {
-				return usagef("%s %d: 1 to %d", p.named("chunk-size"), chunk, chat.MaxItemsPerCall)
+			if api.chunk < 1 || api.chunk > chat.MaxItemsPerCall {
+				return usagef("%s %d: 1 to %d", p.named("chunk-size"), api.chunk, chat.MaxItemsPerCall)
 			}
-			if rate < 1 {
-				return usagef("%s %d: at least 1", p.named("rate"), rate)
+			if api.rate < 1 {
+				return usagef("%s %d: at least 1", p.named("rate"), api.rate)
 			}
-			cfg := app.CheckConfig{Rate: rate, Show: show}
+			cfg := app.CheckConfig{Rate: api.rate, Show: show}
 			night, err := sync.used(p, &in)
 			if err != nil {
 				return err
 			}
-			if night {
-				if err := sync.check(cmd.Context(), p, &cfg, args, &in, &qf, &target, chunk); err != nil {
+			reader := readCommand{program: p, api: api, queue: qf, wait: sync.wait}
+			switch {
+			case live && !night:
+				return usagef("--live goes with --sync NAME; 'groupferry verify' compares an input with the API")
+			case live:
+				close, err := sync.checkLive(cmd.Context(), &reader, &cfg, args, &in)
+				if err != nil {
+					return err
+				}
+				defer close()
+			case night:
+				if err := sync.check(cmd.Context(), p, &cfg, args, &in, &qf, &api.targetFlags, api.chunk); err != nil {
 					return err
 				}
 				if cfg.Namespace != nil {
 					defer cfg.Namespace.Close()
 				}
-			} else if cfg.Input, err = in.config(p, args, chunk); err != nil {
-				return err
+			default:
+				if cfg.Input, err = in.config(p, args, api.chunk); err != nil {
+					return err
+				}
 			}
 			r, err := app.Check(cmd.Context(), cfg)
 			p.console.end()
 			if err != nil && (exitCode(err) != exitGuarded || r.Import == "") { // a guard's error comes with a report
-				return err
+				return reader.ended(cmd.Context(), err, p.commandLine())
 			}
 			p.showKept(r.Kept, r.Rejected)
 			if werr := out.write(p.stdout, r, func() string { return checkText(&r, args) }); werr != nil {
@@ -75,7 +87,7 @@ A FILE is CSV or JSONL, also compressed with gzip or zstd; - is standard input.`
 			if shrink, ok := errors.AsType[*app.ShrinkError](err); ok {
 				return hint(err, "if that is right, give --accept %s to import or run", shrink.Import)
 			}
-			if err == nil && r.Rejected > 0 {
+			if err == nil && (r.Rejected > 0 || r.Live != nil && (r.Live.Gone > 0 || len(r.Live.Unread) > 0)) {
 				err = errIncomplete
 			}
 			return err
@@ -84,10 +96,10 @@ A FILE is CSV or JSONL, also compressed with gzip or zstd; - is standard input.`
 	in.add(cmd)
 	qf.add(cmd)
 	sync.add(cmd)
-	target.add(cmd)
+	api.addCalls(cmd)
 	out.add(cmd, "text", "json")
-	cmd.Flags().IntVar(&rate, "rate", rate, "calls a second, for the time needed")
-	cmd.Flags().IntVar(&chunk, "chunk-size", chunk, "conversations in a call, at most 100")
+	cmd.Flags().IntVar(&api.chunk, "chunk-size", api.chunk, "conversations in a call, at most 100")
+	cmd.Flags().BoolVar(&live, "live", false, "in a sync, read the groups of all users back and compare them with the plan")
 	cmd.Flags().IntVar(&show, "show", 0, "print the first call of the first `n` groups")
 	p.consoleFlags(cmd)
 	return cmd
@@ -105,6 +117,7 @@ func checkText(r *app.CheckReport, inputs []string) string {
 	fmt.Fprintf(&b, "  groups         %-9s of %s users\n", count(r.Groups), count(r.Users))
 	fmt.Fprintf(&b, "  conversations  %s\n", count(r.Conversations))
 	fmt.Fprintf(&b, "  calls          %-9s at %d a second: %s\n", count(r.Calls), r.Rate, span(time.Duration(r.Seconds)*time.Second))
+	b.WriteString(liveText(r.Live))
 	for _, g := range r.Rejects {
 		fmt.Fprintf(&b, "  rejects        %-9s %s: %s; first at %s:%d\n", count(g.Count), g.Code, inLine(g.Reason), inLine(g.File), g.Line)
 	}

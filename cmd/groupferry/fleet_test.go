@@ -97,6 +97,7 @@ type fleet struct {
 	sim     *chatsim.Sim
 	rate    int
 	perUser int // groups of a user
+	readers int // beside the leader: each proves its credentials with a call for the same user, the admin
 	nats    *natsProcess
 	queue   *app.Namespace
 	front   *door // of workers that are given no other
@@ -442,8 +443,8 @@ func (f *fleet) checkPace() {
 			f.t.Logf("%s: %s; woken %v late at most", command, paceText(c), late.Round(time.Millisecond))
 		}
 	}
-	if l.MostAtOnce > 1 {
-		f.t.Errorf("calls for one user at once: got %d, want 1", l.MostAtOnce)
+	if l.MostAtOnce > 1+f.readers {
+		f.t.Errorf("calls for one user at once: got %d, want %d", l.MostAtOnce, 1+f.readers)
 	}
 	if l.BadRequests > 0 {
 		f.t.Errorf("bad requests: got %d, such as %+v", l.BadRequests, l.BadSamples[0])

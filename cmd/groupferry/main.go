@@ -39,7 +39,7 @@ const (
 	exitDone        = 0
 	exitFailed      = 1   // could not continue
 	exitUsage       = 2   // usage or configuration
-	exitIncomplete  = 3   // finished, but some rows were rejected or some jobs failed
+	exitIncomplete  = 3   // finished, but some rows were rejected, some jobs failed, or not all was there
 	exitHalted      = 4   // every job would fail the same way
 	exitGuarded     = 5   // a guard stopped it: nothing was enqueued
 	exitUnreachable = 75  // NATS or the API is out of reach
@@ -50,10 +50,10 @@ const exitCodes = `Exit codes:
   0    all done
   1    could not continue
   2    usage or configuration
-  3    finished, but some rows were rejected or some jobs failed
+  3    finished, but some rows were rejected, some jobs failed, or not all was there
   4    halted: every job would fail the same way
   5    no row accepted, too many rejects, or a guard of a sync: nothing was enqueued
-  75   NATS or the API is out of reach, or another process has the sync
+  75   NATS or the API is out of reach, or another process has the sync, or reads
   130  interrupted`
 
 // Errors that only say how it ended; what happened is printed already.
@@ -97,14 +97,14 @@ func exitCode(err error) int {
 		return exitInterrupted
 	case errors.As(err, &usage), errors.As(err, &config), errors.Is(err, broker.ErrTooOld), errors.Is(err, broker.ErrNoJetStream),
 		errors.Is(err, broker.ErrDenied), errors.Is(err, broker.ErrSchema), errors.Is(err, job.ErrVersion), errors.Is(err, worker.ErrMayReplace),
-		errors.As(err, new(*queue.OtherAppError)), errors.As(err, new(*broker.ConfigError)), errors.As(err, new(*broker.AuthError)):
+		errors.As(err, new(*queue.OtherAppError)), errors.As(err, new(*broker.ConfigError)), errors.As(err, new(*broker.AuthError)), errors.Is(err, app.ErrExportFile):
 		return exitUsage
 	case governor.IsHalted(err):
 		return exitHalted
 	case errors.As(err, new(*app.GuardError)), errors.As(err, new(*app.ShrinkError)), errors.Is(err, importer.ErrEmpty),
 		errors.As(err, new(*app.SnapshotError)), errors.As(err, new(*app.OtherSyncError)):
 		return exitGuarded
-	case errors.As(err, new(*queue.LockedError)), errors.Is(err, queue.ErrLockLost), errors.Is(err, queue.ErrSyncChanged),
+	case errors.As(err, new(*queue.LockedError)), errors.As(err, new(*app.ReadingError)), errors.Is(err, queue.ErrLockLost), errors.Is(err, queue.ErrSyncChanged),
 		errors.Is(err, broker.ErrUnreachable), errors.Is(err, app.ErrAPIUnreachable):
 		return exitUnreachable
 	}
@@ -356,6 +356,7 @@ that it excludes. Data goes to standard output, the rest to standard error.
 	root.AddCommand(
 		p.runCommand(), p.checkCommand(), p.importCommand(), p.workCommand(),
 		p.statusCommand(), p.resultsCommand(), p.retryCommand(), p.deleteCommand(), p.pauseCommand(), p.resumeCommand(), p.cancelCommand(), p.rateCommand(),
+		p.exportCommand(), p.verifyCommand(),
 		p.simulateCommand(),
 	)
 	root.RunE = func(cmd *cobra.Command, args []string) error {

@@ -132,6 +132,9 @@ func TestRolesWork(t *testing.T) {
 			t.Errorf("%s: got status %s", role, &c.stdout)
 		}
 	}
+	r.does("operator", exitDone, "export", "--import", "once")
+	r.does("operator", exitDone, "export", "--sync", "nights")
+	r.does("operator", exitDone, "verify", "--sync", "nights", writeRows(t, nights))
 	if c := r.does("reader", exitDone, "results", "once"); strings.Count(c.stdout.String(), ",done,") != len(rows) {
 		t.Errorf("got results %s, want %d done", &c.stdout, len(rows))
 	}

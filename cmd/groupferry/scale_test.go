@@ -40,8 +40,9 @@ import (
 var (
 	scale       = flag.Float64("scale", 0, "rows of the inputs that TestScale measures, such as 2e6; 0 leaves it out")
 	scaleNights = flag.Int("scale.nights", 0, "groups of a sync whose nights TestNightsScale measures; 0 leaves it out")
-	scaleRate   = flag.Int("scale.rate", 200, "calls a second that TestNightsScale may make: the vendor's limit")
+	scaleRate   = flag.Int("scale.rate", 200, "--rate of TestNightsScale and TestReadScale: the vendor's limit")
 	scaleBase   = flag.Int("scale.base", 0, "groups of the snapshot that TestSnapshotScale measures a night on; 0 leaves it out")
+	scaleUsers  = flag.Int("scale.users", 0, "users whose groups TestReadScale exports and verifies; 0 leaves it out")
 	scaleKinds  = flag.String("scale.kinds", "shuffled,sorted,half,jsonl,gzip,zstd", "inputs that it measures")
 )
 
@@ -259,6 +260,69 @@ func TestNightsScale(t *testing.T) {
 			t.Errorf("%s: got %d writes, want %d", night.name, n, night.writes)
 		}
 	}
+}
+
+// TestReadScale measures an export that is killed once, and a verification of what it wrote:
+//
+//	go test ./cmd/groupferry -run TestReadScale -v -timeout 2h -scale.users 100000 -scale.rate 200
+func TestReadScale(t *testing.T) {
+	if *scaleUsers == 0 {
+		t.Skip("-scale.users 100000 measures so many users")
+	}
+	sim, url := startSim(t, chatsim.Config{Rate: -1})
+	setAPI(t, url)
+	dir := t.TempDir()
+	data, spool := filepath.Join(dir, "data"), filepath.Join(dir, "spool")
+	if err := os.Mkdir(spool, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	const perUser = 10
+	input := []byte("from_account,group_name,type,to_account,to_group_id\n")
+	for i := range *scaleUsers {
+		for k := range perUser {
+			input = fmt.Appendf(input, "user%d,group %d,1,friend%d,\n", i, k/5, k)
+		}
+	}
+	file := filepath.Join(dir, "users.csv")
+	if err := os.WriteFile(file, input, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	measured(t, spool, data, dir, "run", []string{"run", "--quiet", "--rate", "100000", file})
+	gets := func() int { return sim.Ledger().Commands[chat.GetContactGroup].Calls }
+	rate := []string{"--quiet", "--rate", strconv.Itoa(*scaleRate), file}
+	export := append([]string{"export", "--to", filepath.Join(dir, "out.csv")}, rate...)
+
+	before := gets()
+	killed := exec.Command("groupferry", export...)
+	killed.Env = append(os.Environ(), "GROUPFERRY_SPOOL_DIR="+spool, "GROUPFERRY_DATA_DIR="+data)
+	if err := killed.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for gets() < before+*scaleUsers/4 {
+		time.Sleep(10 * time.Millisecond)
+	}
+	killed.Process.Kill()
+	killed.Wait()
+	again := gets() - before
+	out := tabwriter.NewWriter(t.Output(), 0, 0, 2, ' ', 0)
+	defer out.Flush()
+	fmt.Fprintln(out, "process\tcalls\twall s\tcalls/s\tCPU s\trss MiB\t")
+	for _, p := range []struct {
+		name string
+		args []string
+	}{{"the rest of the export", export}, {"verify", append([]string{"verify"}, rate...)}} {
+		before := gets()
+		r := measured(t, spool, data, dir, p.name, p.args)
+		n := gets() - before
+		fmt.Fprintf(out, "%s\t%d\t%.1f\t%.0f\t%.1f\t%d\t\n", p.name, n, r.wall, float64(n)/r.wall, r.cpu, r.rss>>20)
+		again += n
+	}
+	t.Logf("read again after the kill: %d users", again-2**scaleUsers-3)
+	got, err := os.ReadFile(filepath.Join(dir, "out.csv"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkExport(t, got, *scaleUsers*perUser)
 }
 
 // TestSnapshotScale measures a second night on a snapshot that is made here, without an API, and the size of it on disk:

@@ -338,20 +338,27 @@ type apiFlags struct {
 }
 
 func (a *apiFlags) add(cmd *cobra.Command) {
+	a.addCalls(cmd)
+	f := cmd.Flags()
+	f.IntVar(&a.chunk, "chunk-size", chat.MaxItemsPerCall, "conversations in a call, at most 100")
+	f.IntVar(&a.concurrency, "concurrency", 256, "jobs in flight at once")
+	f.IntVar(&a.attempts, "max-attempts", 8, "attempts of a job before its failure is final")
+	f.BoolVar(&a.acceptReplace, "accept-replace", false,
+		"write where the API offers neither update_contact_group nor get_contact_group;\n"+
+			"a group that exists may lose what it holds, and gets at most 100 conversations")
+}
+
+// addCalls adds the flags of a command that makes calls, but none for jobs.
+func (a *apiFlags) addCalls(cmd *cobra.Command) {
 	a.targetFlags.add(cmd)
+	a.chunk, a.concurrency, a.attempts = chat.MaxItemsPerCall, 128, 1 // of no job; as many calls as are read at once
 	f := cmd.Flags()
 	f.StringVar(&a.admin, "admin", "administrator", "app admin `account` that makes the calls")
 	f.StringVar(&a.keyFile, "secret-key-file", "", "`file` with the secret key (or "+envSecretKey+")")
 	f.StringVar(&a.sigFile, "usersig-file", "", "`file` with a ready UserSig (or "+envUserSig+"), instead of a key")
 	f.IntVar(&a.rate, "rate", governor.DefaultRate, "calls a second for each command of the app")
 	f.IntVar(&a.appLimit, "app-limit", chat.MaxRate, "calls a second for each command that the vendor allows the app")
-	f.IntVar(&a.chunk, "chunk-size", chat.MaxItemsPerCall, "conversations in a call, at most 100")
-	f.IntVar(&a.concurrency, "concurrency", 256, "jobs in flight at once")
-	f.IntVar(&a.attempts, "max-attempts", 8, "attempts of a job before its failure is final")
 	f.DurationVar(&a.timeout, "timeout", 10*time.Second, "of one call; at least 3s, which the API takes itself")
-	f.BoolVar(&a.acceptReplace, "accept-replace", false,
-		"write where the API offers neither update_contact_group nor get_contact_group;\n"+
-			"a group that exists may lose what it holds, and gets at most 100 conversations")
 }
 
 // An apiClient is the API's client, and the shortest round trip that it saw.
@@ -482,17 +489,23 @@ type inputFlags struct {
 }
 
 func (i *inputFlags) add(cmd *cobra.Command) {
+	i.addReading(cmd, "`auto`, csv or jsonl")
 	f := cmd.Flags()
-	f.StringVar(&i.format, "format", "auto", "of the input: `auto`, csv or jsonl")
+	f.StringVar(&i.importID, "import-id", "", "`name` of the import; default: made from the content")
+	f.StringVar(&i.maxRejects, "max-rejects", "", "enqueue nothing if more rows than `N or N%` are rejected")
+	f.StringVar(&i.rejects, "rejects", "", "`file` for rejected rows, - for standard output (default IMPORT-rejects.csv, if there are any)")
+	f.BoolVar(&i.allowEmpty, "allow-empty", false, "take an input of which no row is accepted")
+}
+
+// addReading adds the flags that say how inputs are read.
+func (i *inputFlags) addReading(cmd *cobra.Command, formats string) {
+	f := cmd.Flags()
+	f.StringVar(&i.format, "format", "auto", "of the input: "+formats)
 	f.StringVar(&i.delimiter, "delimiter", ",", "`character` between CSV fields; \\t for tab")
 	f.StringToStringVar(&i.columns, "columns", nil, "other column names, such as `from_account=owner,group_name=label`")
 	f.StringVar(&i.preset, "preset", "", "`system` that the input comes from: "+strings.Join(importer.Presets(), ", "))
 	f.StringVar(&i.owner, "owner", "", "user `id` for input that does not say from whom its rows are")
 	f.StringVar(&i.mapIDs, "map-ids", "", "CSV `file` with the columns old,new; an id that is not in it is rejected")
-	f.StringVar(&i.importID, "import-id", "", "`name` of the import; default: made from the content")
-	f.StringVar(&i.maxRejects, "max-rejects", "", "enqueue nothing if more rows than `N or N%` are rejected")
-	f.StringVar(&i.rejects, "rejects", "", "`file` for rejected rows, - for standard output (default IMPORT-rejects.csv, if there are any)")
-	f.BoolVar(&i.allowEmpty, "allow-empty", false, "take an input of which no row is accepted")
 	f.StringVar(&i.spoolDir, "spool-dir", "", "`directory` in which large input is sorted (default: that for temporary files)")
 }
 
@@ -597,15 +610,7 @@ func (a *apiFlags) identity() queue.App {
 // ID, the progress of that import alone is shown.
 func (p *program) processConfig(s *app.Namespace, api *apiClient, a *apiFlags, importID string) app.ProcessConfig {
 	cfg := app.ProcessConfig{
-		Engine: app.EngineConfig{
-			Namespace: s, API: api.Client, App: a.identity(), RoundTrip: api.minRTT,
-			Name: uniqueName(), Host: processName(), Rate: a.rate, Limit: a.limit(), Timeout: a.timeout,
-			Worker: worker.Config{
-				Concurrency: a.concurrency, ChunkSize: a.chunk, MaxAttempts: a.attempts, AcceptReplace: a.acceptReplace,
-				Name: processName(), Log: p.console.log,
-			},
-			Log: p.console.log,
-		},
+		Engine:   p.engineConfig(s, api, a),
 		Import:   importID,
 		OnChange: func(s app.State) { p.showProgress(&s, importID) },
 		OnAbandoned: func(i app.ImportProgress) {
@@ -619,7 +624,21 @@ func (p *program) processConfig(s *app.Namespace, api *apiClient, a *apiFlags, i
 		},
 	}
 	cfg.Version, cfg.Revision = build()
-	cfg.Engine.Clock.Wall = wallClock
+	return cfg
+}
+
+// engineConfig says how to call the API.
+func (p *program) engineConfig(s *app.Namespace, api *apiClient, a *apiFlags) app.EngineConfig {
+	cfg := app.EngineConfig{
+		Namespace: s, API: api.Client, App: a.identity(), RoundTrip: api.minRTT,
+		Name: uniqueName(), Host: processName(), Rate: a.rate, Limit: a.limit(), Timeout: a.timeout,
+		Worker: worker.Config{
+			Concurrency: a.concurrency, ChunkSize: a.chunk, MaxAttempts: a.attempts, AcceptReplace: a.acceptReplace,
+			Name: processName(), Log: p.console.log,
+		},
+		Log: p.console.log,
+	}
+	cfg.Clock.Wall = wallClock
 	return cfg
 }
 

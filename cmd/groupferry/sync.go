@@ -315,3 +315,32 @@ func (s *syncFlags) check(
 	}
 	return err
 }
+
+// checkLive is check for one that reads what the API has. What it opened, close closes.
+func (s *syncFlags) checkLive(
+	ctx context.Context, r *readCommand, cfg *app.CheckConfig, files []string, in *inputFlags,
+) (close func(), err error) {
+	n, api, err := r.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	close = func() {
+		n.Close()
+		api.Close()
+	}
+	input, sync, err := s.config(r.program, files, in, app.Target(r.api.identity(), api.Address()), r.api.chunk)
+	if err != nil {
+		close()
+		return nil, err
+	}
+	cfg.Input, cfg.Sync, cfg.Namespace = input, &sync, n
+	cfg.Live = &app.LiveConfig{OnUnread: r.showUnread}
+	var cost app.ReadCost
+	cfg.Live.Read = r.reading(n, api, &cost)
+	cfg.Live.OnCost = func(c app.ReadCost) {
+		cost = c
+		r.console.end()
+		r.showCost(c)
+	}
+	return close, nil
+}

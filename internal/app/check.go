@@ -22,6 +22,9 @@ type CheckConfig struct {
 	// Sync, unless nil, says that the input is a night of a sync in Namespace, which is nil where nothing was imported yet.
 	Sync      *SyncConfig
 	Namespace *Namespace
+
+	// Live, unless nil, has the check of a night compare the API with the input as well.
+	Live *LiveConfig
 }
 
 // A CheckReport is what an import of the input would come to. Its JSON form is read by programs: fields are added, never
@@ -47,6 +50,7 @@ type CheckReport struct {
 	Warnings      []CheckWarning    `json:"warnings"`
 	WarningsTotal int64             `json:"warnings_total"`
 	Night         *NightReport      `json:"night,omitempty"` // in a sync
+	Live          *LiveReport       `json:"live,omitempty"`  // what the API has, if that was asked for
 
 	Kept *Rejects `json:"-"` // nil if no file was named for them
 }
@@ -71,7 +75,7 @@ type CheckWarning struct {
 // error is a *[GuardError] or, in a sync, a *[ShrinkError] when nothing would be enqueued, and comes with the report then; the
 // other errors are those of [ReadInput], and of the queue.
 func Check(ctx context.Context, cfg CheckConfig) (CheckReport, error) {
-	in, night, err := cfg.read(ctx)
+	in, rows, night, err := cfg.read(ctx)
 	if err != nil {
 		return CheckReport{}, err
 	}
@@ -113,18 +117,22 @@ func Check(ctx context.Context, cfg CheckConfig) (CheckReport, error) {
 	if err := cfg.Input.guard(s, kept); err != nil || night == nil {
 		return r, err
 	}
-	return r, night.guardShrink(*cfg.Sync)
+	err = night.guardShrink(*cfg.Sync)
+	if err == nil && cfg.Live != nil {
+		r.Live, err = cfg.Namespace.live(ctx, rows, cfg.Sync, *cfg.Live)
+	}
+	return r, err
 }
 
-// read reads the input; the night is nil if it is not one.
-func (cfg *CheckConfig) read(ctx context.Context) (*Input, *Night, error) {
+// read reads the input; the rows and the night are nil if it is none of a sync.
+func (cfg *CheckConfig) read(ctx context.Context) (*Input, *importer.Rows, *Night, error) {
 	if cfg.Sync == nil {
 		in, err := readPlan(ctx, cfg.Input)
-		return in, nil, err
+		return in, nil, nil, err
 	}
 	rows, err := importer.ReadRows(ctx, cfg.Input.Files, cfg.Input.Importer)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	night, err := cfg.Namespace.planNight(ctx, rows, cfg.Input, *cfg.Sync)
 	if err == nil && cfg.Input.OnRead != nil {
@@ -132,9 +140,9 @@ func (cfg *CheckConfig) read(ctx context.Context) (*Input, *Night, error) {
 	}
 	if err != nil {
 		rows.Close()
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	return night.Input, night, nil
+	return night.Input, rows, night, nil
 }
 
 // firstCalls returns the bodies of the requests with which the first groups would be made.

@@ -44,6 +44,14 @@ type EngineConfig struct {
 	// Resume is the command that continues after a halt of this process.
 	Resume string
 
+	// Read, unless nil, makes the engine a reader: see reader.go. It is called each time that the engine has the lease of
+	// the readers, and Run ends when it returns nil. Worker says how its calls are repeated.
+	Read func(ctx context.Context, stop <-chan struct{}, r *worker.Reader) error
+
+	// Waiting, of a reader, is called with the host of another one, which is waited for then. If it is nil, Run returns a
+	// *[ReadingError] instead.
+	Waiting func(host string)
+
 	OnGrant    func(command string, waited time.Duration) // a permit was granted; may be nil
 	OnComplete func(queue.Import)                         // an import is complete; may be nil
 	OnImport   func(id string)                            // a record changed; may be nil
@@ -68,7 +76,8 @@ type Engine struct {
 	lastGrant  atomic.Int64 // Unix time in nanoseconds; or when calls began to wait
 	standstill atomic.Int64 // nanoseconds, see State
 
-	hard context.Context // of Run
+	hard    context.Context // of Run
+	started time.Time       // of Run
 
 	mu   sync.Mutex
 	term *term // while this process leads
@@ -101,8 +110,12 @@ func NewEngine(ctx context.Context, cfg EngineConfig) (*Engine, error) {
 	}
 	e := &Engine{cfg: cfg, log: cfg.Log, known: make(chan struct{})}
 	var store *broker.LeaseStore
+	key := broker.LeaderLease
+	if e.reads() {
+		key = broker.ReaderLease
+	}
 	err := e.begin(ctx, "open the lease", func() (err error) {
-		store, err = cfg.Namespace.Conn.Lease(ctx)
+		store, err = cfg.Namespace.Conn.Lease(ctx, key)
 		return err
 	})
 	if err != nil {
@@ -149,7 +162,7 @@ func (e *Engine) observe(r lease.Record, _ uint64) {
 // when ctx ends they are left to the next leader at once. The error is nil after a stop, and a *governor.HaltedError
 // after a halt with LeaveOnHalt, or when the credentials of this process have never worked.
 func (e *Engine) Run(ctx context.Context, stop <-chan struct{}) error {
-	e.hard = ctx
+	e.hard, e.started = ctx, time.Now()
 	ctx, leave := context.WithCancelCause(ctx)
 	standby, endStandby := context.WithCancel(ctx)
 	var background sync.WaitGroup
@@ -167,11 +180,15 @@ func (e *Engine) Run(ctx context.Context, stop <-chan struct{}) error {
 	background.Go(func() { e.follow(ctx) })
 	background.Go(func() { e.sample(ctx) })
 	background.Go(func() { e.announce(ctx) })
-	stopPresence, err := e.cfg.Namespace.Conn.Standby(func() []byte { return e.presence(ctx) })
-	if err != nil {
-		return err
+	if e.reads() {
+		background.Go(func() { e.watchReader(ctx, leave) })
+	} else {
+		stopPresence, err := e.cfg.Namespace.Conn.Standby(func() []byte { return e.presence(ctx) })
+		if err != nil {
+			return err
+		}
+		defer stopPresence()
 	}
-	defer stopPresence()
 	if e.cfg.LeaveOnHalt {
 		background.Go(func() { e.leaveWhenHalted(ctx, leave) })
 	}
@@ -179,7 +196,7 @@ func (e *Engine) Run(ctx context.Context, stop <-chan struct{}) error {
 	for {
 		tenure, err := e.candidate.Lead(standby)
 		if err != nil {
-			if cause := context.Cause(ctx); governor.IsHalted(cause) {
+			if cause := context.Cause(ctx); governor.IsHalted(cause) || errors.As(cause, new(*ReadingError)) {
 				return cause
 			}
 			if standby.Err() != nil {
@@ -267,6 +284,9 @@ func (e *Engine) follow(ctx context.Context) {
 }
 
 func (e *Engine) applyHalt(h *queue.Halt) {
+	if e.reads() && h != nil && h.State == queue.Halted { // of jobs: whether it can read, its own calls say
+		h = nil
+	}
 	switch {
 	case h == nil:
 		e.gate.Resume()
@@ -373,7 +393,7 @@ func (e *Engine) outage(on bool) {
 func (e *Engine) halted(cause error) {
 	e.state.set(func(s *State) { s.Halt = e.haltFor(e.gate.Halted()) })
 	h := e.haltFor(cause)
-	if !h.own {
+	if !h.own || e.reads() {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), closing)

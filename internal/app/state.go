@@ -233,6 +233,10 @@ func (e *Engine) Watch() (State, <-chan struct{}) {
 
 // report logs what changed.
 func (e *Engine) report(before, now *State) {
+	if e.reads() {
+		e.reportReader(before, now)
+		return
+	}
 	var handed *handedOverError
 	switch {
 	case !before.Leading && now.Leading && now.Previous != "":

@@ -452,7 +452,7 @@ func (n *Namespace) takeNight(ctx context.Context, night *Night, cfg SyncConfig)
 		next.Night = night.Number
 		next.Pending = &queue.Night{
 			Number: night.Number, Import: night.Plan.ImportID, Digest: night.Plan.Digest, Content: night.content, Base: night.base,
-			Mirror: cfg.Mirror, Removes: night.removals == importer.RemoveAbsent,
+			Mirror: cfg.Mirror, Removes: night.removals == importer.RemoveAbsent, Clear: cfg.Clear,
 			Files: sum.Files, Rows: sum.Rows, Accepted: sum.Accepted, Rejected: sum.Rejected, Users: sum.Users, Groups: sum.Groups,
 			Begun: now(),
 		}

@@ -40,9 +40,13 @@ func (e *Engine) newTerm(ctx context.Context, stop <-chan struct{}, tenure *leas
 	for _, c := range chat.Commands() {
 		commands = append(commands, string(c))
 	}
+	share := leaderShare
+	if e.reads() {
+		commands, share = []string{string(chat.GetContactGroup)}, readerShare
+	}
 	t.pace = governor.New(governor.Config{
 		Rate: e.effectiveRate(), Timeout: e.cfg.Timeout, Commands: commands, Gate: e.gate, RoundTrip: e.cfg.RoundTrip,
-		Clock: e.cfg.Clock,
+		Clock: e.cfg.Clock, Share: share,
 		OnSlower: func(command string, rate float64) {
 			e.log.Warn("throttled by the API: slowing down", "command", command, "calls_per_second", int(rate))
 		},
@@ -77,7 +81,11 @@ func (t *term) lead() error {
 	e.setTerm(t)
 	t.pace.SetRate(e.effectiveRate()) // it may have changed since
 
-	err := t.work()
+	work := t.work
+	if e.reads() {
+		work = t.read
+	}
+	err := work()
 	closing, cancel := e.closingContext(t.ctx)
 	defer cancel()
 	if lost := t.lost(err); lost == nil && t.jobs != nil {

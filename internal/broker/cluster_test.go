@@ -110,7 +110,7 @@ func TestCluster(t *testing.T) {
 }
 
 func readLease(t *testing.T, c *Conn) ([]byte, uint64, error) {
-	s, err := c.Lease(t.Context())
+	s, err := c.Lease(t.Context(), LeaderLease)
 	if err != nil {
 		return nil, 0, err
 	}

@@ -111,7 +111,7 @@ func TestMain(m *testing.M) {
 			_, err = c.EnsureStream(context.Background(), testStream("s"))
 		}
 		if err == nil {
-			_, err = c.Lease(context.Background())
+			_, err = c.Lease(context.Background(), LeaderLease)
 		}
 		fmt.Println("open:", err)
 		select {}
@@ -264,7 +264,7 @@ func TestJoinOnly(t *testing.T) {
 	if _, err := c.JetStream().Stream(t.Context(), "s"); err == nil {
 		t.Error("the stream was created")
 	}
-	if _, err = c.Lease(t.Context()); err != nil { // which a worker that joins needs
+	if _, err = c.Lease(t.Context(), LeaderLease); err != nil { // which a worker that joins needs
 		t.Errorf("lease: %v", err)
 	}
 }
@@ -393,7 +393,7 @@ func TestOpenDuringHandOver(t *testing.T) {
 					return
 				}
 				defer c.Close()
-				if _, err := c.Lease(t.Context()); err != nil {
+				if _, err := c.Lease(t.Context(), LeaderLease); err != nil {
 					t.Errorf("round %d: %v", round, err)
 				}
 			})

@@ -12,7 +12,10 @@ import (
 
 const (
 	leaseBucket = "lease"
-	leaseKey    = "leader" // the one key of the bucket
+
+	// LeaderLease and ReaderLease are the keys of the bucket: who leads, and who reads groups back beside the leader.
+	LeaderLease = "leader"
+	ReaderLease = "reader"
 )
 
 // A LeaseStore keeps the lease in a bucket of its own. It is safe for concurrent use.
@@ -23,14 +26,14 @@ type LeaseStore struct {
 
 var _ lease.Store = (*LeaseStore)(nil)
 
-// Lease makes sure that the bucket of the lease is there, as [Conn.EnsureStream] does, also with JoinOnly: whoever asks for
-// it is going to write to it.
-func (c *Conn) Lease(ctx context.Context) (*LeaseStore, error) {
+// Lease makes sure that the bucket of the leases is there, as [Conn.EnsureStream] does, also with JoinOnly: whoever asks for
+// one is going to write to it.
+func (c *Conn) Lease(ctx context.Context, key string) (*LeaseStore, error) {
 	if _, err := c.ensureBucket(ctx, leaseBucket, "groupferry: which process leads", false); err != nil {
 		return nil, err
 	}
 	bucket := c.cfg.Namespace + "-" + leaseBucket
-	return &LeaseStore{c: c, stream: "KV_" + bucket, subject: "$KV." + bucket + "." + leaseKey}, nil
+	return &LeaseStore{c: c, stream: "KV_" + bucket, subject: "$KV." + bucket + "." + key}, nil
 }
 
 // Read is part of [lease.Store]: the stream's leader answers. The record of a lease that a person deleted is empty, and

@@ -20,7 +20,7 @@ var serverOptions = server.Options{JetStream: true}
 
 func leaseOf(t *testing.T, c *Conn) *LeaseStore {
 	t.Helper()
-	s, err := c.Lease(t.Context())
+	s, err := c.Lease(t.Context(), LeaderLease)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +67,7 @@ func TestLease(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := kv.Delete(t.Context(), leaseKey); err != nil { // by hand
+	if err := kv.Delete(t.Context(), LeaderLease); err != nil { // by hand
 		t.Fatal(err)
 	}
 	checkLease(t, s, "", second+1)

@@ -34,6 +34,7 @@ const (
 	CodeSigWrongKey          = 70009
 	CodeSigOtherIdentifier   = 70013
 	CodeSigOtherApp          = 70014
+	CodeNoAccount            = 70107
 )
 
 // A Class says what to do about a code.

@@ -77,8 +77,9 @@ type Config struct {
 
 	Late time.Duration `json:"late,omitempty"` // delay until a call with the fault "late" is applied; default 2.5 s
 
-	PageSize int    `json:"page_size,omitempty"` // conversations in a response to get; default 100
-	Seed     uint64 `json:"seed,omitempty"`      // of faults and jitter; sequential calls repeat exactly
+	PageSize  int    `json:"page_size,omitempty"`  // conversations in a response to get; default 100
+	ListLimit int    `json:"list_limit,omitempty"` // conversations that get lists of a user, as of a plan that cuts lists short: no page is the last; 0: all
+	Seed      uint64 `json:"seed,omitempty"`       // of faults and jitter; sequential calls repeat exactly
 }
 
 // Validate returns an error that names the first invalid field, or nil.
@@ -111,6 +112,8 @@ func (c *Config) Validate() error {
 		return errors.New("late: negative")
 	case c.PageSize < 0:
 		return errors.New("page_size: negative")
+	case c.ListLimit < 0:
+		return errors.New("list_limit: negative")
 	case slices.Contains(c.Admins, ""):
 		return errors.New("admins: an empty name")
 	}

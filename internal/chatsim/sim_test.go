@@ -694,6 +694,27 @@ func TestPages(t *testing.T) {
 	}
 }
 
+// A list that is cut short has no last page.
+func TestListLimit(t *testing.T) {
+	_, c, _ := start(t, Config{PageSize: 40, ListLimit: 50})
+	create(c, "u", "g", users(0, 51)...)
+	create(c, "v", "g", users(0, 50)...)
+	var got [][2]int64
+	for _, at := range []int64{0, 40, 50} {
+		p, err := c.Get(context.Background(), "u", at)
+		if err != nil || p.Complete {
+			t.Errorf("from %d: got %+v, %v; want a page that is not the last", at, p, err)
+		}
+		got = append(got, [2]int64{int64(len(p.Conversations)), p.Next})
+	}
+	if want := [][2]int64{{40, 40}, {10, 50}, {0, 50}}; !slices.Equal(got, want) {
+		t.Errorf("got pages of, and next ones at, %v; want %v", got, want)
+	}
+	if p, err := c.Get(context.Background(), "v", 40); err != nil || !p.Complete {
+		t.Errorf("as long as the limit: got %+v, %v; want the last page", p, err)
+	}
+}
+
 // at is a moment of the tests of the windows.
 func at(d time.Duration) time.Time { return time.Unix(0, 0).Add(d) }
 
@@ -1012,7 +1033,7 @@ func TestConfigAsJSON(t *testing.T) {
 func TestValidate(t *testing.T) {
 	for field, c := range map[string]Config{
 		"existing": {Existing: "x"}, "names": {Names: "x"}, "edition": {Edition: "x"}, "not_offered_code": {NotOfferedCode: 1}, "app_rate": {AppRate: -1},
-		"latency": {Latency: -1}, "jitter": {Jitter: -1}, "page_size": {PageSize: -1}, "admins": {Admins: []string{""}},
+		"latency": {Latency: -1}, "jitter": {Jitter: -1}, "page_size": {PageSize: -1}, "list_limit": {ListLimit: -1}, "admins": {Admins: []string{""}},
 		"faults": {Faults: []Fault{{Kind: "x"}}},
 	} {
 		if err := c.Validate(); err == nil || !strings.HasPrefix(err.Error(), field+":") {

@@ -185,6 +185,10 @@ func (s *Sim) get(a *account, start int64) any {
 		items = append(items, it)
 	}
 	slices.SortFunc(items, compareItems)
+	cut := s.set.ListLimit > 0 && len(items) > s.set.ListLimit
+	if cut {
+		items = items[:s.set.ListLimit]
+	}
 	from := min(max(start, 0), int64(len(items)))
 	to := min(from+int64(s.set.PageSize), int64(len(items)))
 	response.ContactItem = make([]getItem, 0, to-from)
@@ -193,7 +197,7 @@ func (s *Sim) get(a *account, start int64) any {
 			wireItem: toWire(it), ContactGroupID: groups[it], Timestamp: time.Now().Unix(),
 		})
 	}
-	if to == int64(len(items)) {
+	if to == int64(len(items)) && !cut {
 		response.CompleteFlag = 1
 	} else {
 		response.NextStartIndex = to

@@ -34,6 +34,9 @@
 // It keeps that many permits taken for the call timeout and a second. Calls that it inherited count as its own in the
 // next record.
 //
+// Two governors of one command. Processes that call the same command under leases of their own share its rate by
+// [Config.Share]: the shares of a rate add up to it, so what holds for each of them holds for both together.
+//
 // A change of the rate. A second that begins after the rate was lowered can exceed the new rate only by calls that were
 // under way at that moment.
 //
@@ -131,6 +134,10 @@ type Config struct {
 	Gate      *Gate         // nil means a gate of its own
 	RoundTrip *MinRTT       // nil means none: a permit is always taken for the whole second
 	Clock     clock.Clock   // for the deadlines of calls
+
+	// Share, unless nil, returns how many of the rate's calls a second this governor grants for a command; the others are
+	// another process's. It may be 0.
+	Share func(command string, rate int) int
 
 	OnSlower func(command string, rate float64)         // a throttled call lowered the rate
 	OnOutage func(on bool)                              // an outage begins or ends
@@ -419,10 +426,19 @@ func (g *Governor) lost(p *Permit, now time.Time) {
 func (g *Governor) lane(command string) *lane {
 	l := g.lanes[command]
 	if l == nil {
-		l = &lane{command: command, limit: float64(g.cfg.Rate), rate: float64(g.cfg.Rate)}
+		limit := g.limitOf(command)
+		l = &lane{command: command, limit: limit, rate: limit}
 		g.lanes[command] = l
 	}
 	return l
+}
+
+// limitOf returns the calls a second of a command.
+func (g *Governor) limitOf(command string) float64 {
+	if g.cfg.Share != nil {
+		return float64(g.cfg.Share(command, g.cfg.Rate))
+	}
+	return float64(g.cfg.Rate)
 }
 
 // forget drops a user without a call and without waiters; the lock is held.
@@ -610,7 +626,8 @@ func (g *Governor) SetRate(rate int) {
 	defer g.unlock()
 	g.cfg.Rate = rate
 	for _, l := range g.lanes {
-		l.limit, l.rate, l.slowed = float64(rate), float64(rate), time.Time{}
+		limit := g.limitOf(l.command)
+		l.limit, l.rate, l.slowed = limit, limit, time.Time{}
 	}
 	g.pump()
 }

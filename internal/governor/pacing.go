@@ -201,7 +201,7 @@ func (l *lane) throttle(granted, now time.Time) {
 	}
 	l.recover(now)
 	l.dropOld(now)
-	l.rate = max(1, l.limit*least, min(l.rate*step, float64(len(l.accepts))*slowdown))
+	l.rate = min(l.limit, max(1, l.limit*least, min(l.rate*step, float64(len(l.accepts))*slowdown)))
 	l.floor, l.slowed = l.rate, now
 }
 

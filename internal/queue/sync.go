@@ -83,6 +83,7 @@ type Night struct {
 
 	Mirror  bool `json:"mirror,omitempty"`  // it was begun in mirror mode
 	Removes bool `json:"removes,omitempty"` // and it is not the first one in it, which removes nothing
+	Clear   bool `json:"clear,omitempty"`   // users of whom the input has no row lose all
 
 	Begun time.Time `json:"begun,omitzero"`
 
