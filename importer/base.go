@@ -60,7 +60,7 @@ type GroupConversation struct {
 type State uint8
 
 const (
-	Refused State = iota // it was sent, and the API did not take it
+	Refused State = iota // it was sent, and the API did not take it; what may have been there before is Unsure then
 	Unsure               // it was sent, or to be taken out, and nobody knows whether it is in the group
 	Applied              // it is in the group
 	Removed              // it was taken out: this sync has nothing to do with it any more. In no snapshot

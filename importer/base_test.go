@@ -397,6 +397,8 @@ func TestBaseRenamedAndDeleted(t *testing.T) {
 		{"nothing", nil, "[{u g [{1 a 2} {1 b 2} {1 c 2}]  false} {u h [{1 a 2}]  false}]"},
 		{"renamed", []Group{moved}, "[{u G [{1 a 2} {1 c 2} {1 d 2}]  false} {u h [{1 a 2}]  false}]"},
 		{"deleted", []Group{gone}, "[{u g [{1 a 2} {1 b 2} {1 c 2}]  false}]"},
+		{"refused", []Group{known("u", "g", GroupConversation{job.OneToOne, "a", Refused}, GroupConversation{job.OneToOne, "x", Refused})},
+			"[{u g [{1 a 1} {1 b 2} {1 c 2} {1 x 0}]  false} {u h [{1 a 2}]  false}]"},
 		{"found gone", []Group{empty}, "[{u g [{1 a 2} {1 b 2} {1 c 2}]  false}]"},
 		{"both", []Group{gone, moved}, "[{u G [{1 a 2} {1 c 2} {1 d 2}]  false}]"},
 	} {

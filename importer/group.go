@@ -215,6 +215,9 @@ func (g *grouper) put(r spooledRow, state rowState) {
 	}
 	found, key, again := g.findRow(n, r.entry.conversation())
 	if again {
+		if state == refused && g.rows[found].state.live() { // it was sent once more, and that takes nothing out
+			state = unsure
+		}
 		g.rows[found].state = state
 		return
 	}

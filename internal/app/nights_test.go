@@ -896,6 +896,10 @@ func (w *world) take(at *attempt) {
 				}
 			}
 		}
+		if w.limits && len(a.maybe) > 0 { // nor which groups count
+			a.jobs, a.removes = at.jobs, at.removes
+			maps.Copy(a.wants, at.jobs)
+		}
 		w.same("jobs", at.jobs, a.jobs)
 		w.same("removals", at.removes, a.removes)
 	}
@@ -940,8 +944,9 @@ func (w *world) fold(id string) convs {
 			case c.Op == job.Remove:
 				a.base[key], a.unsure[key] = false, true
 			default:
+				live := a.base[key] || a.unsure[key]
 				a.base[key] = c.Code == ""
-				if delete(a.unsure, key); c.Code != "" && !refused {
+				if delete(a.unsure, key); c.Code != "" && (!refused || live) { // to send it once more takes nothing out
 					a.unsure[key] = true
 				}
 				if c.Code == "" {
