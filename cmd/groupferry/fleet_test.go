@@ -560,6 +560,9 @@ func TestFleetIdle(t *testing.T) {
 // a core, counted in CPU time.
 func TestFleetIdleCost(t *testing.T) {
 	f := newFleet(t, 200, chatsim.Config{})
+	if longtest.Asked() {
+		f.program = withFailpoints(t) // a build without the race detector: what counts is CPU time
+	}
 	f.startWorkers(1)
 	f.enqueue("before", 120, 1)
 	f.awaitDone()
