@@ -328,8 +328,12 @@ func (a alertmanager) has(t *testing.T, name, reason string) error {
 	return fmt.Errorf("alerts that have come: %q, want %s with the reason %s", names, name, reason)
 }
 
-// A prometheus is the address of one.
-type prometheus string
+// A prometheus is a server. What it is asked for may take until its end to be there; all of it together, so that a test that
+// misses much does not wait for each.
+type prometheus struct {
+	address string
+	end     time.Time
+}
 
 // startPrometheus starts a server that scrapes the targets twice a second, has the rules of alerts.yaml without their waiting
 // times, and tells the Alertmanager, unless that is "".
@@ -354,7 +358,7 @@ func startPrometheus(t *testing.T, targets []string, tell alertmanager, feature 
 	start(t, nil, "prometheus", "--config.file="+filepath.Join(dir, "prometheus.yaml"), "--storage.tsdb.path="+filepath.Join(dir, "data"),
 		"--web.listen-address="+address, "--enable-feature="+feature)
 	poll(t, func() error { return responds("http://" + address + "/-/ready") })
-	return prometheus(address)
+	return prometheus{address, time.Now().Add(time.Minute)}
 }
 
 // A rule is one of alerts.yaml, as Prometheus has it.
@@ -390,7 +394,7 @@ func (p prometheus) checkLegend(t *testing.T, q target) {
 func (p prometheus) waitForData(t *testing.T, expr string) map[string]string {
 	t.Helper()
 	var labels map[string]string
-	poll(t, func() error {
+	pollUntil(t, p.end, func() error {
 		results, err := p.query(t.Context(), expr)
 		if err != nil {
 			return err
@@ -406,10 +410,15 @@ func (p prometheus) waitForData(t *testing.T, expr string) map[string]string {
 	return labels
 }
 
-// poll calls f until it returns nil.
+// poll calls f until it returns nil, for a minute at most.
 func poll(t *testing.T, f func() error) {
 	t.Helper()
-	end := time.Now().Add(time.Minute)
+	pollUntil(t, time.Now().Add(time.Minute), f)
+}
+
+// pollUntil calls f until it returns nil or the end has passed, but once in any case.
+func pollUntil(t *testing.T, end time.Time, f func() error) {
+	t.Helper()
 	for {
 		err := f()
 		if err == nil {
@@ -438,7 +447,7 @@ func (p prometheus) query(ctx context.Context, expr string) ([]result, error) {
 }
 
 func (p prometheus) get(ctx context.Context, path string, values url.Values, data any) error {
-	u := "http://" + string(p) + "/api/v1/" + path + "?" + values.Encode()
+	u := "http://" + p.address + "/api/v1/" + path + "?" + values.Encode()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u, nil)
 	if err != nil {
 		return err
