@@ -43,8 +43,8 @@ func TestRealRun(t *testing.T) {
 	installed(t, "prometheus-alertmanager")
 	r := startRun(t)
 	alertmanager := startAlertmanager(t)
-	p := startPrometheus(t, r.targets(), alertmanager, "")
-	native := startPrometheus(t, r.targets(), "", "native-histograms")
+	p := startPrometheus(t, r.workers, alertmanager, "")
+	native := startPrometheus(t, r.workers, "", "native-histograms")
 	rules := p.rules(t)
 	d := readDashboard(t)
 
@@ -147,8 +147,6 @@ type realRun struct {
 	sim     string
 	workers []string
 }
-
-func (r *realRun) targets() []string { return r.workers }
 
 func startRun(t *testing.T) *realRun {
 	t.Helper()
