@@ -1,7 +1,6 @@
 package deploy
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,7 +15,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -151,7 +149,11 @@ type realRun struct {
 func startRun(t *testing.T) *realRun {
 	t.Helper()
 	dir := t.TempDir()
-	binary := build(t, dir)
+	touch(t)
+	binary, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
 	r := &realRun{sim: freeAddress(t), workers: []string{freeAddress(t), freeAddress(t)}}
 	env := []string{
 		"GROUPFERRY_API_URL=http://" + r.sim, fmt.Sprintf("GROUPFERRY_SDK_APP_ID=%d", demoApp),
@@ -209,9 +211,8 @@ func (r *realRun) fault(t *testing.T, code string) {
 	}
 }
 
-// build builds the program. It looks at every source, for go test repeats an old verdict while the files that the test has
-// looked at stay the same.
-func build(t *testing.T, dir string) string {
+// touch looks at every source, for go test repeats an old verdict while the files that the test has looked at stay the same.
+func touch(t *testing.T) {
 	t.Helper()
 	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
 		if err == nil && filepath.Ext(path) == ".go" {
@@ -225,24 +226,6 @@ func build(t *testing.T, dir string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	binary := filepath.Join(dir, "groupferry")
-	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", binary, "../cmd/groupferry")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
-	return binary
-}
-
-// A logText is what a process says, which it may still do.
-type logText struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logText) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(b)
 }
 
 // start starts a process that is killed at the end of the test, and shows what it said when the test failed.
@@ -250,7 +233,7 @@ func start(t *testing.T, env []string, name string, args ...string) {
 	t.Helper()
 	cmd := exec.Command(name, args...)
 	cmd.Env = append(os.Environ(), env...)
-	log := &logText{}
+	log := &output{}
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -259,7 +242,7 @@ func start(t *testing.T, env []string, name string, args ...string) {
 		cmd.Process.Kill()
 		cmd.Wait()
 		if t.Failed() {
-			t.Logf("%s %s says:\n%s", filepath.Base(name), args[0], &log.b)
+			t.Logf("%s %s says:\n%s", filepath.Base(name), args[0], log)
 		}
 	})
 }

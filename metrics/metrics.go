@@ -24,7 +24,6 @@
 package metrics
 
 import (
-	"regexp"
 	"runtime"
 	"sync"
 	"time"
@@ -107,16 +106,14 @@ func (s set) fold(value string) string {
 	return other
 }
 
-// New returns Metrics with a registry of its own, which also holds the process's own collector, and a few series of the Go
-// runtime.
+// New returns Metrics with a registry of its own, which also holds the process's own collector. Of the Go runtime it has the
+// number of goroutines alone: some forty series more would tell nobody what to do.
 func New(cfg Config) *Metrics {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(
-		collectors.NewGoCollector(
-			collectors.WithGoCollectorMemStatsMetricsDisabled(), // process_resident_memory_bytes says how much it is
-			collectors.WithoutGoCollectorRuntimeMetrics(regexp.MustCompile(".*")),
-		),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "go_goroutines", Help: "Number of goroutines that currently exist."},
+			func() float64 { return float64(runtime.NumGoroutine()) }),
 	)
 
 	counter := func(name, help string) prometheus.Counter {
@@ -179,7 +176,7 @@ func New(cfg Config) *Metrics {
 		// 3 s is the backend's own timeout, 10 s the client's by default: a call in the last bucket is one that hung.
 		callDuration: prometheus.NewHistogramVec(histogram("call_duration_seconds",
 			"Time of a call, from request to response or error.",
-			.01, .025, .05, .1, .25, 1, 3, 10), []string{"command"}),
+			.025, .05, .1, .25, 1, 3, 10), []string{"command"}),
 		permitWait: prometheus.NewHistogram(histogram("permit_wait_seconds",
 			"Time a call waited for its permit.",
 			.005, .1, .5, 1, 5, 60)),

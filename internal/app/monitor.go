@@ -180,9 +180,7 @@ func outcomeOf(code string) string {
 func newMetrics(build metrics.BuildInfo) *metrics.Metrics {
 	cfg := metrics.Config{Build: build, Codes: chat.Reasons()}
 	for _, c := range chat.Commands() {
-		if c != chat.DelContactGroup { // nothing here takes away
-			cfg.Commands = append(cfg.Commands, string(c))
-		}
+		cfg.Commands = append(cfg.Commands, string(c))
 	}
 	for _, c := range chat.Codes() {
 		code := strconv.Itoa(c)

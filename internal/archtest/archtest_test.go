@@ -112,14 +112,10 @@ var layout = map[string]rules{
 	"internal/chatsim":  {own: []string{"internal/chat"}},
 	"internal/archtest": {},
 	"internal/longtest": {},
-<<<<<<< HEAD
 	"deploy": { // tests only
-		testOwn:     []string{"metrics", "internal/longtest"},
+		testOwn:     []string{"metrics", "internal/chat", "internal/longtest"},
 		testModules: []string{"go.yaml.in/yaml/v3"},
 	},
-=======
-	"deploy":            {testOwn: []string{"metrics", "internal/chat", "internal/longtest"}}, // tests only
->>>>>>> 9281578 (deploy: alerts with runbooks for every job, a dashboard by question, and a real run that proves all of it)
 }
 
 // atRoot lists what may stand at the root beside dotfiles.

@@ -454,7 +454,7 @@ func (q *Queue) watchedImport(w Watcher, e jetstream.KeyValueEntry) {
 	}
 	i, err := decodeImport(e.Value())
 	if err != nil {
-		q.log.Warn("the record of an import cannot be read", "key", e.Key(), "error", err)
+		q.log.Warn("the record of an import cannot be read", "import", strings.TrimPrefix(e.Key(), importPrefix), "error", err)
 		return
 	}
 	w.Record(i)
