@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"groupferry/metrics"
 )
@@ -166,29 +167,55 @@ func TestNights(t *testing.T) {
 }
 
 func TestAlerts(t *testing.T) {
-	rules := regexp.MustCompile(`(?m)^      - alert: `).Split(read(t, "prometheus/alerts.yaml"), -1)[1:]
-	cases := read(t, "prometheus/alerts_test.yaml")
-	if len(rules) < 4 {
-		t.Fatalf("alerts: got %d, want at least 4", len(rules))
+	text := read(t, "prometheus/alerts.yaml")
+	if m := regexp.MustCompile(`\bjob=`).FindString(text); m != "" {
+		t.Errorf("alerts.yaml: got %q, want no job: whatever scrapes groupferry has a name of its own for it", m)
+	}
+	rules := regexp.MustCompile(`(?m)^      - alert: `).Split(text, -1)[1:]
+	cases := read(t, "prometheus/alerts_test.yaml") + read(t, "prometheus/alerts_hours_test.yaml")
+	if len(rules) < 10 {
+		t.Fatalf("alerts: got %d, want at least 10", len(rules))
 	}
 	window := regexp.MustCompile(`\[(\w+)\]`)
+	for _, m := range window.FindAllStringSubmatch(text, -1) {
+		if d, err := time.ParseDuration(m[1]); err != nil || d < 4*time.Minute {
+			t.Errorf("alerts.yaml: got a range of %s, want at least four scrapes of a minute each", m[1])
+		}
+	}
+	runbooks := map[string]bool{}
+	for _, path := range files(t, ".md") {
+		if name, ok := strings.CutPrefix(path, "runbooks/"); ok {
+			runbooks[strings.TrimSuffix(name, ".md")] = true
+		}
+	}
 	for _, rule := range rules {
 		name, _, _ := strings.Cut(rule, "\n")
-		for _, want := range []string{"expr: ", "for: ", "severity: ", "summary: ", "description: ", "`groupferry "} {
+		runbook := "../runbooks/" + name + ".md"
+		for _, want := range []string{"expr: ", "for: ", "severity: ", "summary: ", "description: ", "`groupferry ", "runbook_url: " + runbook + "\n"} {
 			if !strings.Contains(rule, want) {
 				t.Errorf("%s: got no %q", name, want)
 			}
 		}
-		for _, m := range window.FindAllStringSubmatch(rule, -1) {
-			if !slices.Contains([]string{"5m", "15m"}, m[1]) {
-				t.Errorf("%s: got a range of %s, want 5m or 15m: at least four scrapes of a minute each", name, m[1])
+		page := read(t, filepath.Join("prometheus", runbook))
+		for _, want := range []string{"# " + name + "\n", "\n## Look at\n", "\n## Do\n", "`groupferry "} {
+			if !strings.Contains(page, want) {
+				t.Errorf("%s: got no %q", runbook, want)
 			}
 		}
+		for _, m := range regexp.MustCompile(`\]\(([^)]+)\)`).FindAllStringSubmatch(page, -1) {
+			if _, err := os.Stat(filepath.Join("runbooks", m[1])); err != nil {
+				t.Errorf("%s: link %s: %v", runbook, m[1], err)
+			}
+		}
+		delete(runbooks, name)
 		fires := regexp.MustCompile(`alertname: ` + name + `\n +exp_alerts:\n`)
 		quiet := regexp.MustCompile(`alertname: ` + name + `\n +exp_alerts: \[\]\n`)
 		if !fires.MatchString(cases) || !quiet.MatchString(cases) {
 			t.Errorf("%s: got no case that fires or none that stays quiet, want both", name)
 		}
+	}
+	for name := range runbooks {
+		t.Errorf("runbooks/%s.md: got no alert of that name", name)
 	}
 }
 
@@ -210,9 +237,9 @@ type dashboard struct {
 }
 
 type annotation struct {
-	Name       string
-	Datasource datasource
-	Expr       string
+	Name, TitleFormat string
+	Datasource        datasource
+	Expr              string
 }
 
 type datasource struct{ Type, UID string }
@@ -224,6 +251,7 @@ type panel struct {
 	GridPos                  struct{ X, Y, W, H int }
 	Targets                  []target
 	FieldConfig              struct{ Defaults struct{ Unit string } }
+	Links                    []struct{ URL string }
 }
 
 type target struct {
@@ -260,10 +288,22 @@ func TestDashboard(t *testing.T) {
 	if got, want := vars["job"], "query label_values(groupferry_build_info, job)"; got != want {
 		t.Errorf("variable job: got %q, want %q", got, want)
 	}
+	if got, want := vars["runbooks"], "textbox runbooks"; got != want {
+		t.Errorf("variable runbooks: got %q, want %q", got, want)
+	}
+	var marked []string
 	for _, a := range d.Annotations.List {
 		checkQuery(t, "annotation "+a.Name, a.Expr, a.Datasource)
+		marked = append(marked, a.Name)
+	}
+	if want := []string{"Import begun", "Process started", "Halted", "Paused, or the API out of reach", "Leader changed"}; !slices.Equal(marked, want) {
+		t.Errorf("annotations: got %q, want %q", marked, want)
 	}
 
+	runbooks := map[string]bool{}
+	for _, m := range regexp.MustCompile(`- alert: (\w+)`).FindAllStringSubmatch(read(t, "prometheus/alerts.yaml"), -1) {
+		runbooks[m[1]] = true
+	}
 	var rows []string
 	ids := map[int]string{}
 	cells := map[[2]int]string{}
@@ -289,6 +329,13 @@ func TestDashboard(t *testing.T) {
 			t.Errorf("panel %d %q: got description %q, unit %q, %d targets; want all of them",
 				p.ID, p.Title, p.Description, p.FieldConfig.Defaults.Unit, len(p.Targets))
 		}
+		for _, l := range p.Links {
+			name, ok := strings.CutPrefix(strings.TrimSuffix(l.URL, ".md"), "${runbooks}/")
+			if _, err := os.Stat("runbooks/" + name + ".md"); !ok || err != nil {
+				t.Errorf("panel %q: link %q leads to no runbook", p.Title, l.URL)
+			}
+			delete(runbooks, name)
+		}
 		refs := map[string]bool{}
 		for _, q := range p.Targets {
 			checkQuery(t, "panel "+p.Title, q.Expr, q.Datasource)
@@ -298,13 +345,16 @@ func TestDashboard(t *testing.T) {
 			refs[q.RefID] = true
 		}
 	}
-	if want := []string{"Is it going?", "How fast?", "What fails?", "What waits?", "How were the nights?"}; !slices.Equal(rows, want) {
+	for name := range runbooks {
+		t.Errorf("runbook of %s: got no panel that links it", name)
+	}
+	if want := []string{"Now", "Nights", "Import", "Pace", "API", "Queue", "Process"}; !slices.Equal(rows, want) {
 		t.Errorf("rows: got %q, want %q", rows, want)
 	}
 }
 
 var (
-	selector = regexp.MustCompile(`[a-z_]+\{[^}]*\}`)
+	selector = regexp.MustCompile(`(?:job:groupferry_\w+:\w+|groupferry_[a-z_]+|process_[a-z_]+|ALERTS)(?:\{[^}]*\})?`)
 	counter  = regexp.MustCompile(`(\w+\()?groupferry_\w+_(total|bucket)\{[^}]*\}(\[[^]]*\])?`)
 )
 
@@ -329,13 +379,23 @@ func checkQuery(t *testing.T, where, expr string, ds datasource) {
 	}
 }
 
+// installed returns where a tool is, and skips the test where it is not; but in CI, which installs what can be had.
+func installed(t *testing.T, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil && os.Getenv("CI") == "true" && slices.Contains([]string{"promtool", "prometheus", "prometheus-alertmanager"}, name) {
+		t.Fatal(err)
+	}
+	if err != nil {
+		t.Skipf("%s is not installed", name)
+	}
+	return path
+}
+
 // run runs a tool where it is installed.
 func run(t *testing.T, dir string, env []string, name string, args ...string) string {
 	t.Helper()
-	if _, err := exec.LookPath(name); err != nil {
-		t.Skipf("%s is not installed", name)
-	}
-	cmd := exec.Command(name, args...)
+	cmd := exec.Command(installed(t, name), args...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), env...)
 	var out, stderr bytes.Buffer
@@ -351,8 +411,9 @@ func TestPromtool(t *testing.T) {
 		{"check", "config", "prometheus.yaml"},
 		{"check", "rules", "alerts.yaml"},
 		{"test", "rules", "alerts_test.yaml"},
+		{"test", "rules", "alerts_hours_test.yaml"},
 	} {
-		t.Run(strings.Join(args[:2], " "), func(t *testing.T) {
+		t.Run(strings.Join(args, " "), func(t *testing.T) {
 			run(t, "prometheus", nil, "promtool", args...)
 		})
 	}
@@ -396,7 +457,6 @@ func TestPlacesAgree(t *testing.T) {
 		{"prometheus/prometheus.yaml", "names: [worker]"},
 		{"compose.yaml", "\n  worker:\n"},
 		{"prometheus/prometheus.yaml", "job_name: groupferry\n"},
-		{"prometheus/alerts.yaml", `up{job="groupferry"}`},
 		{"compose.yaml", "./prometheus:/etc/prometheus:ro"},
 		{"compose.yaml", "--config.file=/etc/prometheus/prometheus.yaml"},
 		{"compose.yaml", "./grafana/dashboards:/var/lib/groupferry/dashboards:ro"},

@@ -1,161 +1,382 @@
 package deploy
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
+	"groupferry/internal/chat"
 	"groupferry/internal/longtest"
-	"groupferry/metrics"
 )
 
-// TestQueries asks a real Prometheus, which scrapes the real metrics during a made-up import, for everything that
-// the dashboard shows: each query must parse, give data, and have the labels that its legend names.
-func TestQueries(t *testing.T) {
+// The simulator's app.
+const (
+	demoApp = 1400000000
+	demoKey = "demo-key-of-groupferry-simulate-it-is-published-and-protects-nothing"
+)
+
+// scrapedJob is what the configuration of this test calls groupferry: not what any file here could take for granted.
+const scrapedJob = "chat/anything"
+
+// TestRealRun has a real Prometheus scrape a real run, against the simulator with faults, and evaluate everything that is
+// asked of it anywhere: by the dashboard, its variables and annotations, by alerts and recording rules, and by the documents.
+// Each expression must parse, give data, and have the labels that its legend names. Then the run halts, and a real
+// Alertmanager gets the alert.
+func TestRealRun(t *testing.T) {
 	longtest.Only(t)
-	if _, err := exec.LookPath("prometheus"); err != nil {
-		t.Skip("prometheus is not installed")
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer cancel()
-
-	m := metrics.New(metrics.Config{Commands: []string{"create_contact_group", "update_contact_group"}})
-	exporter := httptest.NewServer(m.Handler(nil))
-	defer exporter.Close()
-	wg.Go(func() { madeUpImport(ctx, m) })
-	base := startPrometheus(t, exporter.Listener.Addr().String())
-
+	installed(t, "prometheus")
+	installed(t, "prometheus-alertmanager")
+	r := startRun(t)
+	alertmanager := startAlertmanager(t)
+	p := startPrometheus(t, r.workers, alertmanager, "")
+	native := startPrometheus(t, r.workers, "", "native-histograms")
+	rules := p.rules(t)
 	d := readDashboard(t)
+
+	empty := map[string]bool{ // while nothing has gone wrong for good; see below
+		"panel Alerts/A": true, "annotation Halted": true, "annotation Paused, or the API out of reach": true,
+	}
+	for _, rule := range rules {
+		empty["rule "+rule.Name] = rule.Type == "alerting"
+	}
+	expressions := map[string]target{}
 	for _, a := range d.Annotations.List {
-		// An annotation marks what is not so here: it need only parse.
-		if _, err := query(ctx, base, a.Expr); err != nil {
-			t.Errorf("annotation %s: %v", a.Name, err)
+		expressions["annotation "+a.Name] = target{Expr: a.Expr, LegendFormat: a.TitleFormat}
+	}
+	for _, panel := range d.Panels {
+		for _, q := range panel.Targets {
+			expressions["panel "+panel.Title+"/"+q.RefID] = q
 		}
 	}
-	for _, p := range d.Panels {
-		for _, q := range p.Targets {
-			t.Run(p.Title+"/"+q.RefID, func(t *testing.T) {
-				labels := waitForData(t, base, q.Expr)
-				for _, l := range regexp.MustCompile(`\{\{(\w+)\}\}`).FindAllStringSubmatch(q.LegendFormat, -1) {
-					if labels[l[1]] == "" {
-						t.Errorf("legend %q: got the labels %v, want %s among them", q.LegendFormat, labels, l[1])
-					}
+	for _, rule := range rules {
+		expressions["rule "+rule.Name] = target{Expr: rule.Query}
+	}
+	for _, series := range documented(t) {
+		expressions["series "+series] = target{Expr: series}
+	}
+	if len(expressions) < 100 {
+		t.Errorf("got %d expressions, want more", len(expressions))
+	}
+	for name, q := range expressions {
+		t.Run(name, func(t *testing.T) {
+			if _, err := p.query(t.Context(), q.Expr); err != nil {
+				t.Error(err)
+			}
+			if !empty[name] {
+				p.checkLegend(t, q)
+			}
+			for _, s := range selector.FindAllString(q.Expr, -1) { // one that is misspelt is easy to overlook beside others
+				if !strings.HasPrefix(s, "ALERTS") {
+					p.waitForData(t, s)
 				}
-			})
+			}
+		})
+	}
+	for _, v := range d.Templating.List {
+		if m := regexp.MustCompile(`^label_values\((\w+), (\w+)\)$`).FindStringSubmatch(v.Definition); m != nil {
+			if labels := p.waitForData(t, m[1]); labels[m[2]] != scrapedJob {
+				t.Errorf("variable %s: got %v, want the job", v.Name, labels)
+			}
+		}
+	}
+	for _, h := range []string{"call_duration", "job_duration", "permit_wait"} {
+		native.waitForData(t, "histogram_quantile(0.5, sum(rate(groupferry_"+h+"_seconds[10s])))")
+	}
+
+	r.fault(t, "51013")
+	poll(t, func() error { return alertmanager.has(t, "GroupferryHalted", "edition") })
+	for _, name := range []string{"panel Alerts/A", "annotation Halted", "rule GroupferryHalted"} {
+		p.checkLegend(t, expressions[name])
+	}
+	for _, worker := range r.workers {
+		resp, err := http.Get("http://" + worker + "/readyz")
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusServiceUnavailable {
+			t.Errorf("%s is halted: got ready %s, want 503", worker, resp.Status)
+		}
+	}
+	for _, rule := range p.rules(t) {
+		if rule.Health != "ok" {
+			t.Errorf("rule %s: got health %s: %s", rule.Name, rule.Health, rule.LastError)
 		}
 	}
 }
 
-// madeUpImport has something of everything happen until ctx is done.
-func madeUpImport(ctx context.Context, m *metrics.Metrics) {
-	commands := []string{"create_contact_group", "update_contact_group"}
-	m.WatchPace(func() metrics.Pace {
-		lane := metrics.Lane{Limit: 200, Effective: 180, InUse: 150, Waiting: 12}
-		return metrics.Pace{State: "running", Commands: map[string]metrics.Lane{commands[0]: lane, commands[1]: lane}}
-	})
-	m.WatchQueue(func() (metrics.Queue, bool) { return metrics.Queue{Pending: 1000, InFlight: 12}, true })
-	m.WatchSyncs(func() []metrics.Sync {
-		return []metrics.Sync{{Name: "contacts", Begun: time.Now(), Done: time.Now(), Night: 12, Unchanged: 2, Rejected: 3, Failed: 4}}
-	})
-	m.WatchUserSig(func() time.Time { return time.Now().Add(24 * time.Hour) })
-	m.JobStarted() // one that stays in flight
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		m.Rows(10, 1, 1)
-		m.JobsEnqueued(3)
-		for i, outcome := range []string{"done", "partial", "failed"} {
-			command := commands[i%len(commands)]
-			m.JobStarted()
-			m.Granted(command, 20*time.Millisecond)
-			m.CallDone(command, []string{"ok", "partial", "timeout"}[i], 60*time.Millisecond)
-			m.JobDone(outcome, 2-i, i, 100*time.Millisecond, 1+i)
+// documented are the series that the documents and runbooks name.
+func documented(t *testing.T) []string {
+	t.Helper()
+	names := served()
+	var found []string
+	for _, path := range append(files(t, ".md"), "../README.md", "../samples/README.md") {
+		for _, m := range regexp.MustCompile("`(groupferry_[a-z_]+)(\\{[^}`]*\\})?`").FindAllStringSubmatch(read(t, path), -1) {
+			name := m[1]
+			if names[name+"_count"] {
+				name += "_count"
+			}
+			if !names[name] {
+				t.Errorf("%s: series %s is not served", path, m[1])
+			}
+			found = append(found, name+m[2])
 		}
-		m.JobStarted()
-		m.JobRequeued("retry")
-		m.Retry(commands[0])
-		m.Throttled(commands[0])
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
+	}
+	slices.Sort(found)
+	return slices.Compact(found)
+}
+
+// A realRun is two workers on an embedded NATS server, of which one stands by, and the simulator that they call: one with
+// the key, and one with a UserSig that ends. They have done a night of a sync, and work on a large import.
+type realRun struct {
+	sim     string
+	workers []string
+}
+
+func startRun(t *testing.T) *realRun {
+	t.Helper()
+	dir := t.TempDir()
+	touch(t)
+	binary, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &realRun{sim: freeAddress(t), workers: []string{freeAddress(t), freeAddress(t)}}
+	env := []string{
+		"GROUPFERRY_API_URL=http://" + r.sim, fmt.Sprintf("GROUPFERRY_SDK_APP_ID=%d", demoApp),
+		"GROUPFERRY_DATA_DIR=" + filepath.Join(dir, "data"), "GROUPFERRY_LOG_FORMAT=text",
+	}
+	key := append(slices.Clone(env), "GROUPFERRY_SECRET_KEY="+demoKey)
+	sig := append(slices.Clone(env),
+		"GROUPFERRY_USERSIG="+chat.SignUserSig(demoKey, demoApp, "administrator", time.Now(), 48*time.Hour).Reveal())
+	start(t, nil, binary, "simulate", "--listen", r.sim, "--fail-id", "friend-0=50001",
+		"--fault", "60007:4%", "--fault", "50004:4%", "--fault", "reset:2%")
+	poll(t, func() error { return responds("http://" + r.sim + "/ledger") })
+	start(t, key, binary, "work", "--listen", r.workers[0])
+	poll(t, func() error { return responds("http://" + r.workers[0] + "/readyz") })
+	start(t, sig, binary, "work", "--listen", r.workers[1])
+	poll(t, func() error { return responds("http://" + r.workers[1] + "/readyz") })
+
+	input := func(name string, groups int) string {
+		var b strings.Builder
+		b.WriteString("from_account,group_name,type,to_account,to_group_id\n")
+		for i := range groups {
+			for friend := range 2 {
+				fmt.Fprintf(&b, "%s-%d,group-%d,1,friend-%d,\n", name, i/10, i%10, (i*2+friend)%40)
+			}
 		}
+		path := filepath.Join(dir, name+".csv")
+		if err := os.WriteFile(path, []byte(b.String()), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	for _, args := range [][]string{
+		{"import", "--sync", "contacts", input("night", 30)},
+		{"import", input("large", 20_000)}, // for 100 s: longer than all that is asked meanwhile
+	} {
+		cmd := exec.Command(binary, args...)
+		cmd.Env = append(os.Environ(), key...)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("groupferry %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+	return r
+}
+
+// fault makes every call fail with the code.
+func (r *realRun) fault(t *testing.T, code string) {
+	t.Helper()
+	body := strings.NewReader(`{"faults":["` + code + `"]}`)
+	resp, err := http.Post("http://"+r.sim+"/control", "application/json", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode >= 300 {
+		t.Fatalf("control the simulator: %s", resp.Status)
 	}
 }
 
-// startPrometheus starts a server of its own that scrapes the target every second, and returns its address.
-func startPrometheus(t *testing.T, target string) string {
+// touch looks at every source, for go test repeats an old verdict while the files that the test has looked at stay the same.
+func touch(t *testing.T) {
+	t.Helper()
+	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && filepath.Ext(path) == ".go" {
+			_, err = os.Stat(path)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // somebody's temporary file, gone meanwhile
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// start starts a process that is killed at the end of the test, and shows what it said when the test failed.
+func start(t *testing.T, env []string, name string, args ...string) {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Env = append(os.Environ(), env...)
+	log := &output{}
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+		if t.Failed() {
+			t.Logf("%s %s says:\n%s", filepath.Base(name), args[0], log)
+		}
+	})
+}
+
+func freeAddress(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := l.Addr().String()
-	l.Close()
+	defer l.Close()
+	return l.Addr().String()
+}
 
-	dir := t.TempDir()
-	config := filepath.Join(dir, "prometheus.yaml")
-	text := fmt.Sprintf("global: {scrape_interval: 1s}\n"+
-		"scrape_configs: [{job_name: groupferry, static_configs: [{targets: [%q]}]}]\n", target)
-	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
+func responds(url string) error {
+	resp, err := http.Get(url)
+	if err != nil {
+		return err
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return errors.New(resp.Status)
+	}
+	return nil
+}
+
+// An alertmanager is the address of one.
+type alertmanager string
+
+func startAlertmanager(t *testing.T) alertmanager {
+	t.Helper()
+	dir, address := t.TempDir(), freeAddress(t)
+	config := filepath.Join(dir, "alertmanager.yaml")
+	if err := os.WriteFile(config, []byte("route: {receiver: nobody}\nreceivers: [{name: nobody}]\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("prometheus", "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"),
-		"--web.listen-address="+addr)
-	var log bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &log, &log
-	if err := cmd.Start(); err != nil {
+	start(t, nil, "prometheus-alertmanager", "--config.file="+config, "--storage.path="+filepath.Join(dir, "data"),
+		"--web.listen-address="+address, "--cluster.listen-address=")
+	poll(t, func() error { return responds("http://" + address + "/-/ready") })
+	return alertmanager(address)
+}
+
+// has returns nil when the Alertmanager has an alert of that name and reason, with its runbook.
+func (a alertmanager) has(t *testing.T, name, reason string) error {
+	resp, err := http.Get("http://" + string(a) + "/api/v2/alerts")
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	var all []struct{ Labels, Annotations map[string]string }
+	if err := json.NewDecoder(resp.Body).Decode(&all); err != nil {
+		return err
+	}
+	var names []string
+	for _, one := range all {
+		names = append(names, one.Labels["alertname"])
+		if one.Labels["alertname"] == name && one.Labels["reason"] == reason && one.Labels["job"] == scrapedJob {
+			if got, want := one.Annotations["runbook_url"], "../runbooks/"+name+".md"; got != want {
+				t.Errorf("alert %s: got the runbook %q, want %q", name, got, want)
+			}
+			return nil
+		}
+	}
+	return fmt.Errorf("alerts that have come: %q, want %s with the reason %s", names, name, reason)
+}
+
+// A prometheus is a server. What it is asked for may take until its end to be there; all of it together, so that a test that
+// misses much does not wait for each.
+type prometheus struct {
+	address string
+	end     time.Time
+}
+
+// startPrometheus starts a server that scrapes the targets twice a second, has the rules of alerts.yaml without their waiting
+// times, and tells the Alertmanager, unless that is "".
+func startPrometheus(t *testing.T, targets []string, tell alertmanager, feature string) prometheus {
+	t.Helper()
+	dir, address := t.TempDir(), freeAddress(t)
+	list := `["` + strings.Join(targets, `", "`) + `"]`
+	config := "global: {scrape_interval: 500ms, scrape_timeout: 500ms, evaluation_interval: 500ms}\n" +
+		"scrape_configs: [{job_name: " + scrapedJob + ", static_configs: [{targets: " + list + "}]}]\n"
+	if tell != "" {
+		config += "rule_files: [alerts.yaml]\n" +
+			"alerting: {alertmanagers: [{static_configs: [{targets: [\"" + string(tell) + "\"]}]}]}\n"
+	}
+	for name, text := range map[string]string{
+		"prometheus.yaml": config,
+		"alerts.yaml":     regexp.MustCompile(`for: \d+m`).ReplaceAllString(read(t, "prometheus/alerts.yaml"), "for: 1s"),
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	start(t, nil, "prometheus", "--config.file="+filepath.Join(dir, "prometheus.yaml"), "--storage.tsdb.path="+filepath.Join(dir, "data"),
+		"--web.listen-address="+address, "--enable-feature="+feature)
+	poll(t, func() error { return responds("http://" + address + "/-/ready") })
+	return prometheus{address, time.Now().Add(time.Minute)}
+}
+
+// A rule is one of alerts.yaml, as Prometheus has it.
+type rule struct{ Type, Name, Query, Health, LastError string }
+
+func (p prometheus) rules(t *testing.T) (all []rule) {
+	t.Helper()
+	var data struct{ Groups []struct{ Rules []rule } }
+	if err := p.get(t.Context(), "rules", nil, &data); err != nil {
 		t.Fatal(err)
 	}
-	exited := make(chan struct{})
-	go func() {
-		cmd.Wait()
-		close(exited)
-	}()
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		<-exited
-		if t.Failed() {
-			t.Logf("prometheus says:\n%s", &log)
+	for _, g := range data.Groups {
+		all = append(all, g.Rules...)
+	}
+	if len(all) < 10 {
+		t.Fatalf("got %d rules, want more", len(all))
+	}
+	return all
+}
+
+// checkLegend waits until there is a number for a query, and checks that it has the labels that the legend names.
+func (p prometheus) checkLegend(t *testing.T, q target) {
+	t.Helper()
+	labels := p.waitForData(t, q.Expr)
+	for _, l := range regexp.MustCompile(`\{\{(\w+)\}\}`).FindAllStringSubmatch(q.LegendFormat, -1) {
+		if labels[l[1]] == "" {
+			t.Errorf("legend %q: got the labels %v, want %s among them", q.LegendFormat, labels, l[1])
 		}
-	})
-	base := "http://" + addr
-	poll(t, func() error {
-		resp, err := http.Get(base + "/-/ready")
-		if err != nil {
-			return err
-		}
-		resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			return errors.New(resp.Status)
-		}
-		return nil
-	})
-	return base
+	}
 }
 
 // waitForData asks until there is a number for expr and returns the labels of a series that has one.
-func waitForData(t *testing.T, base, expr string) map[string]string {
+func (p prometheus) waitForData(t *testing.T, expr string) map[string]string {
 	t.Helper()
 	var labels map[string]string
-	poll(t, func() error {
-		results, err := query(t.Context(), base, expr)
+	pollUntil(t, p.end, func() error {
+		results, err := p.query(t.Context(), expr)
 		if err != nil {
 			return err
 		}
@@ -170,10 +391,15 @@ func waitForData(t *testing.T, base, expr string) map[string]string {
 	return labels
 }
 
-// poll calls f until it returns nil.
+// poll calls f until it returns nil, for a minute at most.
 func poll(t *testing.T, f func() error) {
 	t.Helper()
-	end := time.Now().Add(time.Minute)
+	pollUntil(t, time.Now().Add(time.Minute), f)
+}
+
+// pollUntil calls f until it returns nil or the end has passed, but once in any case.
+func pollUntil(t *testing.T, end time.Time, f func() error) {
+	t.Helper()
 	for {
 		err := f()
 		if err == nil {
@@ -191,27 +417,36 @@ type result struct {
 	Value  [2]any // time and number
 }
 
-func query(ctx context.Context, base, expr string) ([]result, error) {
+func (p prometheus) query(ctx context.Context, expr string) ([]result, error) {
 	expr = strings.NewReplacer("$__rate_interval", "10s", "$job", ".+").Replace(expr)
-	u := base + "/api/v1/query?" + url.Values{"query": {expr}}.Encode()
+	var data struct{ Result []result }
+	err := p.get(ctx, "query", url.Values{"query": {expr}}, &data)
+	if err != nil {
+		err = fmt.Errorf("query %s: %w", expr, err)
+	}
+	return data.Result, err
+}
+
+func (p prometheus) get(ctx context.Context, path string, values url.Values, data any) error {
+	u := "http://" + p.address + "/api/v1/" + path + "?" + values.Encode()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u, nil)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer resp.Body.Close()
-	var response struct {
+	response := struct {
 		Status, Error string
-		Data          struct{ Result []result }
-	}
+		Data          any
+	}{Data: data}
 	if err := json.NewDecoder(resp.Body).Decode(&response); err != nil {
-		return nil, fmt.Errorf("decode the response for %s: %w", expr, err)
+		return fmt.Errorf("decode the response: %w", err)
 	}
 	if response.Status != "success" {
-		return nil, fmt.Errorf("query %s: %s", expr, response.Error)
+		return errors.New(response.Error)
 	}
-	return response.Data.Result, nil
+	return nil
 }

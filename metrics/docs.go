@@ -35,12 +35,15 @@ func Table() string {
 // full returns Metrics that know everything, so that no series is missing.
 func full() *Metrics {
 	const command = "command"
-	m := New(Config{Commands: []string{command}})
-	m.WatchPace(func() Pace { return Pace{Commands: map[string]Lane{command: {}}} })
-	m.WatchQueue(func() (Queue, bool) { return Queue{}, true })
-	m.WatchSyncs(func() []Sync { return []Sync{{Name: "contacts"}} })
-	m.WatchUserSig(time.Now)
+	m := New(Config{Commands: []string{command}, States: []State{{"running", "working"}}})
+	m.Watch(func() Snapshot {
+		return Snapshot{
+			NATS: &NATS{}, Commands: map[string]Lane{command: {}}, Queue: &Queue{}, Storage: map[string]int64{"jobs": 0},
+			Imports: []Import{{Kind: "single"}}, Syncs: []Sync{{Name: "contacts"}}, UserSigExpiry: time.Now(),
+		}
+	})
 	m.JobStarted()
 	m.JobDone("done", 0, 0, 0, 1)
+	m.CallDone(command, "rejected", "", 0)
 	return m
 }

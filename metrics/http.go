@@ -36,7 +36,6 @@ const index = `<!DOCTYPE html>
 func (m *Metrics) Handler(ready func() error) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
-		Registry:            m.registry,
 		EnableOpenMetrics:   true,
 		MaxRequestsInFlight: maxScrapes,
 		Timeout:             scrapeTimeout,

@@ -1,30 +1,30 @@
 // Package metrics watches the importer, the worker and the governor, and serves what it saw to Prometheus.
 //
 //	rows ──────► Rows, JobsEnqueued ────────────────┐
-//	calls ─────► CallDone, Retry, Throttled ────────┤
+//	calls ─────► CallDone, Retry ───────────────────┤
 //	jobs ──────► JobStarted, JobDone, JobRequeued ──┼──► registry ──► /metrics
-//	permits ───► Granted ───────────────────────────┘        │ asks at each scrape
-//	                                                         ▼
-//	      governor, queue, syncs, UserSig ◄── WatchPace, WatchQueue, WatchSyncs, WatchUserSig
+//	permits ───► Granted ───────────────────────────┤        │ asks at each scrape
+//	results ───► ResultWriteFailed ─────────────────┘        ▼
+//	                 state, pace, queue, imports, syncs ◄── Watch
 //
 // It only observes: no method returns anything that another package could act on, and none blocks. The packages that it
 // watches do not know it; each has a small interface of its own that a [Metrics] happens to fulfil.
 //
 // Every series starts with groupferry_ and is in base units. Labels are closed sets: a value that is not in its set is
 // counted as "other", and no label holds an id, a name or a text that came from outside; but for the name of a sync, which a
-// person chose: of [MaxSyncs] at most. Label values that are known
-// beforehand start at 0, for a rate cannot see the first event of a series that begins with it. Gauges that nobody knows
-// yet are left out, which an alert can tell from 0. [Table] lists all series.
+// person chose: of [MaxSyncs] at most. A rate cannot see the first event of a series that begins with it. So what an alert
+// or an operator waits for starts at 0: how calls end, and the codes that halt everything. Other codes begin when they come.
+// Gauges that nobody knows yet are left out, which an alert can tell from 0. [Table] lists all series.
 //
 // Each process counts for itself, so counters are summed over the processes. The pace (rate, permits) is known by the
-// leader only, and the queue and its syncs are the same everywhere: take the max of all of them. The state is that of the process; a standby
-// says standby.
+// leader only. The queue, its imports and syncs are the same everywhere: take the max. State and readiness are those of the
+// process; a standby says standby, and is ready.
+//
+// Histograms are classic and native: a Prometheus that asks for native ones gets those as well.
 package metrics
 
 import (
 	"runtime"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -34,12 +34,17 @@ import (
 	"groupferry/internal/job"
 )
 
-// Config says what the closed sets are. Its zero value works: all commands and API codes are then "other".
+// Config says what the closed sets are. Its zero value works: all commands and codes are then "other", and no state is shown.
 type Config struct {
 	Build    BuildInfo
 	Commands []string // the API's commands: values of the label command
-	Codes    []string // the API's error codes, in decimal, that the label code may hold
+	Codes    []string // how a call can fail: values of the label code
+	Expected []string // those of Codes whose series starts at 0
+	States   []State  // that a process can be in
 }
+
+// A State is what a process does, and why it does that or nothing.
+type State struct{ State, Reason string }
 
 // BuildInfo says which build is running. An empty field shows as "unknown".
 type BuildInfo struct {
@@ -47,13 +52,10 @@ type BuildInfo struct {
 	Revision string
 }
 
-// reasons returns what [Metrics.CallDone] takes beside Config.Codes: how a call can end without an API code.
-func reasons() []string {
-	return []string{
-		"ok", "partial",
-		"timeout", "refused", "reset", "cut-off", "undecodable", "network", "cancelled",
-		"http-404", "http-408", "http-429", "http-500", "http-502", "http-503", "http-504",
-	}
+// outcomes returns how a call can end: the API accepted it, or all but some conversations of it; it said slow down, or no;
+// there was no response that says anything; or the caller gave it up.
+func outcomes() []string {
+	return []string{"ok", "partial", "throttled", "rejected", "unanswered", "cancelled"}
 }
 
 // other stands for every value that is not in the set of its label.
@@ -64,7 +66,7 @@ type Metrics struct {
 	registry *prometheus.Registry
 	watched  *watched
 
-	commands, codes, outcomes, reasons set
+	commands, codes, callOutcomes, jobOutcomes, reasons set
 
 	rows              *prometheus.CounterVec
 	jobsEnqueued      prometheus.Counter
@@ -78,10 +80,10 @@ type Metrics struct {
 	jobsRequeued      *prometheus.CounterVec
 	callDuration      *prometheus.HistogramVec
 	calls             *prometheus.CounterVec
-	callRetries       *prometheus.CounterVec
-	permitsGranted    *prometheus.CounterVec
+	callErrors        *prometheus.CounterVec
+	callRetries       prometheus.Counter
 	permitWait        prometheus.Histogram
-	throttled         *prometheus.CounterVec
+	resultErrors      prometheus.Counter
 	conversationsDone prometheus.Counter
 	conversationsFail prometheus.Counter
 }
@@ -104,12 +106,14 @@ func (s set) fold(value string) string {
 	return other
 }
 
-// New returns Metrics with a registry of its own, which also holds the collectors of the Go runtime and the process.
+// New returns Metrics with a registry of its own, which also holds the process's own collector. Of the Go runtime it has the
+// number of goroutines alone: some forty series more would tell nobody what to do.
 func New(cfg Config) *Metrics {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(
-		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "go_goroutines", Help: "Number of goroutines that currently exist."},
+			func() float64 { return float64(runtime.NumGoroutine()) }),
 	)
 
 	counter := func(name, help string) prometheus.Counter {
@@ -123,13 +127,21 @@ func New(cfg Config) *Metrics {
 		return c
 	}
 
+	histogram := func(name, help string, buckets ...float64) prometheus.HistogramOpts {
+		return prometheus.HistogramOpts{
+			Name: prefix + name, Help: help, Buckets: buckets,
+			NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 100, NativeHistogramMinResetDuration: time.Hour,
+		}
+	}
+
 	m := &Metrics{
-		registry: reg,
-		watched:  newWatched(cfg.Commands),
-		commands: newSet(cfg.Commands...),
-		codes:    newSet(slices.Concat(reasons(), cfg.Codes)...),
-		outcomes: set{},
-		reasons:  newSet("retry", "stop", "halt"),
+		registry:     reg,
+		watched:      newWatched(cfg),
+		commands:     newSet(cfg.Commands...),
+		codes:        newSet(cfg.Codes...),
+		callOutcomes: newSet(outcomes()...),
+		jobOutcomes:  set{},
+		reasons:      newSet("retry", "stop", "halt"),
 
 		rows: counters("rows_total",
 			"Rows read, by what became of them: accepted, duplicate or rejected.", "outcome"),
@@ -148,32 +160,26 @@ func New(cfg Config) *Metrics {
 		jobsRequeued: counters("jobs_requeued_total",
 			"Jobs that this process gave back without a result: to try again later, at a stop or at a halt.", "reason"),
 		calls: counters("calls_total",
-			"Calls that ended, by code: ok, partial, the API's error code, or a reason where it gave none.",
-			"command", "code"),
-		callRetries: counters("call_retries_total",
-			"Calls made again after a failure that may pass.", "command"),
-		permitsGranted: counters("permits_granted_total",
-			"Permits granted to this process.", "command"),
-		throttled: counters("throttled_total",
-			"Calls that the API throttled.", "command"),
+			"Calls that ended, by outcome: ok, partial (some conversations were rejected), throttled, rejected (the API gave "+
+				"another code), unanswered (no response of the API) or cancelled.", "command", "outcome"),
+		callErrors: counters("call_errors_total",
+			"Calls that failed, by the API's code, or by what happened where the API gave none: timeout, http-502, …", "code"),
+		callRetries: counter("call_retries_total",
+			"Calls made again after a failure that may pass."),
+		resultErrors: counter("result_write_errors_total",
+			"Failed attempts to write results to NATS. They are written again until it works."),
 
 		// A job is 1 to 10 calls and as many waits for a permit; retries and throttling take it to minutes.
-		jobDuration: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name:    prefix + "job_duration_seconds",
-			Help:    "Time from a job's start in this process to its result.",
-			Buckets: []float64{.05, .1, .25, .5, 1, 2.5, 5, 15, 60, 300},
-		}),
+		jobDuration: prometheus.NewHistogram(histogram("job_duration_seconds",
+			"Time from a job's start in this process to its result.",
+			.1, .25, .5, 1, 5, 30, 300)),
 		// 3 s is the backend's own timeout, 10 s the client's by default: a call in the last bucket is one that hung.
-		callDuration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name:    prefix + "call_duration_seconds",
-			Help:    "Time of a call, from request to response or error.",
-			Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 3, 10},
-		}, []string{"command"}),
-		permitWait: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name:    prefix + "permit_wait_seconds",
-			Help:    "Time a call waited for its permit.",
-			Buckets: []float64{.001, .005, .025, .1, .25, .5, 1, 5, 30, 300},
-		}),
+		callDuration: prometheus.NewHistogramVec(histogram("call_duration_seconds",
+			"Time of a call, from request to response or error.",
+			.025, .05, .1, .25, 1, 3, 10), []string{"command"}),
+		permitWait: prometheus.NewHistogram(histogram("permit_wait_seconds",
+			"Time a call waited for its permit.",
+			.005, .1, .5, 1, 5, 60)),
 		jobsInFlight: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: prefix + "jobs_in_flight",
 			Help: "Jobs that this process is working on.",
@@ -186,17 +192,17 @@ func New(cfg Config) *Metrics {
 	build.WithLabelValues(orUnknown(cfg.Build.Version), orUnknown(cfg.Build.Revision), runtime.Version()).Set(1)
 
 	reg.MustRegister(m.jobDuration, m.callDuration, m.permitWait, m.jobsInFlight, m.watched, build)
-	m.start()
+	m.start(cfg.Expected)
 	return m
 }
 
-// start makes the series whose label values are known, at 0.
-func (m *Metrics) start() {
+// start makes the series that start at 0.
+func (m *Metrics) start(expected []string) {
 	for _, outcome := range []string{"accepted", "duplicate", "rejected"} {
 		m.rows.WithLabelValues(outcome)
 	}
 	for _, outcome := range job.Outcomes {
-		m.outcomes[string(outcome)] = true
+		m.jobOutcomes[string(outcome)] = true
 		m.jobs.WithLabelValues(string(outcome))
 	}
 	m.conversationsDone = m.conversations.WithLabelValues("done")
@@ -206,14 +212,12 @@ func (m *Metrics) start() {
 		m.jobsRequeued.WithLabelValues(reason)
 	}
 	for command := range m.commands {
-		m.callDuration.WithLabelValues(command)
-		m.callRetries.WithLabelValues(command)
-		m.permitsGranted.WithLabelValues(command)
-		m.throttled.WithLabelValues(command)
-		for code := range m.codes {
-			m.calls.WithLabelValues(command, code)
+		for _, outcome := range outcomes()[:5] { // not cancelled, which tells nobody anything
+			m.calls.WithLabelValues(command, outcome)
 		}
-		m.calls.WithLabelValues(command, other)
+	}
+	for _, code := range expected {
+		m.callErrors.WithLabelValues(m.codes.fold(code))
 	}
 }
 
@@ -234,19 +238,20 @@ func (m *Metrics) Rows(accepted, duplicates, rejected int64) {
 // JobsEnqueued counts n jobs that are on the stream now.
 func (m *Metrics) JobsEnqueued(n int) { m.jobsEnqueued.Add(float64(n)) }
 
-// CallDone counts a call that took d. The code is "ok", "partial" (OK, but some conversations were rejected), the
-// API's error code in decimal, or what happened where the API gave no code: "http-502", "timeout", "refused", "reset",
-// "cut-off", "undecodable", "network", "cancelled".
-func (m *Metrics) CallDone(command, code string, d time.Duration) {
+// CallDone counts a call that took d. The outcome is one of "ok", "partial", "throttled", "rejected", "unanswered" and
+// "cancelled". The code says more about all but the first two: the API's in decimal, or what happened where the API gave none.
+func (m *Metrics) CallDone(command, outcome, code string, d time.Duration) {
 	command = m.commands.fold(command)
 	m.callDuration.WithLabelValues(command).Observe(d.Seconds())
-	m.calls.WithLabelValues(command, m.codes.fold(code)).Inc()
+	m.calls.WithLabelValues(command, m.callOutcomes.fold(outcome)).Inc()
+	if outcome != "ok" && outcome != "partial" {
+		m.callErrors.WithLabelValues(m.codes.fold(code)).Inc()
+	}
+	m.watched.set(func(w *watched) { w.lastCall = time.Now() })
 }
 
 // Retry counts a call that is made again after a failure that may pass.
-func (m *Metrics) Retry(command string) {
-	m.callRetries.WithLabelValues(m.commands.fold(command)).Inc()
-}
+func (m *Metrics) Retry() { m.callRetries.Inc() }
 
 // JobStarted says that this process has one more job in flight. Each is followed by one JobDone or JobRequeued.
 func (m *Metrics) JobStarted() { m.jobsInFlight.Inc() }
@@ -255,7 +260,7 @@ func (m *Metrics) JobStarted() { m.jobsInFlight.Inc() }
 // that are not, the time since JobStarted, and the attempts that it took over all processes.
 func (m *Metrics) JobDone(outcome string, conversationsDone, conversationsFailed int, d time.Duration, attempts int) {
 	m.jobsInFlight.Dec()
-	m.jobs.WithLabelValues(m.outcomes.fold(outcome)).Inc()
+	m.jobs.WithLabelValues(m.jobOutcomes.fold(outcome)).Inc()
 	m.jobAttempts.Add(float64(attempts))
 	m.conversationsDone.Add(float64(conversationsDone))
 	m.conversationsFail.Add(float64(conversationsFailed))
@@ -278,45 +283,41 @@ func (m *Metrics) JobRequeued(reason string) {
 }
 
 // Granted counts a permit that this process was given after it had waited.
-func (m *Metrics) Granted(command string, wait time.Duration) {
-	m.permitsGranted.WithLabelValues(m.commands.fold(command)).Inc()
-	m.permitWait.Observe(wait.Seconds())
+func (m *Metrics) Granted(wait time.Duration) { m.permitWait.Observe(wait.Seconds()) }
+
+// ResultWriteFailed counts an attempt to write results that failed.
+func (m *Metrics) ResultWriteFailed() { m.resultErrors.Inc() }
+
+// Watch has snapshot asked at every scrape. It must be quick, so it tells what it knows rather than asks a server, and safe to
+// call from any goroutine.
+func (m *Metrics) Watch(snapshot func() Snapshot) {
+	m.watched.set(func(w *watched) { w.snapshot = snapshot })
 }
 
-// Throttled counts a call that the API throttled.
-func (m *Metrics) Throttled(command string) {
-	m.throttled.WithLabelValues(m.commands.fold(command)).Inc()
+// A Snapshot is what a process knows at one moment. What is nil, or the zero time, is not known, and has no series.
+type Snapshot struct {
+	State State // one of Config.States
+	Ready bool  // as /readyz says
+	NATS  *NATS
+
+	Leader        bool            // this process leads
+	LeaderChanges int64           // that this process saw
+	Standstill    time.Duration   // how long calls of this process have waited while none was permitted
+	Commands      map[string]Lane // of the process that leads; the others know none
+
+	Queue   *Queue
+	Storage map[string]int64 // bytes that NATS keeps, by what it is
+	Imports []Import         // the newest one of each kind
+	Syncs   []Sync           // by name; of more than [MaxSyncs] the first are shown
+
+	UserSigExpiry  time.Time // when the UserSig in use ends
+	UserSigRenewed bool      // before it ends, by this process
 }
 
-// WatchPace has pace asked at every scrape. It must be quick and safe to call from any goroutine.
-func (m *Metrics) WatchPace(pace func() Pace) { m.watched.set(func(w *watched) { w.pace = pace }) }
-
-// WatchQueue has queue asked at every scrape. It must be quick, so it tells what it knows rather than asks the server,
-// and reports false when it knows nothing recent. It must be safe to call from any goroutine.
-func (m *Metrics) WatchQueue(queue func() (Queue, bool)) {
-	m.watched.set(func(w *watched) { w.queue = queue })
-}
-
-// WatchSyncs has syncs asked at every scrape for what it knows, by name. It must be quick and safe to call from any
-// goroutine. Of more than [MaxSyncs] the first are shown.
-func (m *Metrics) WatchSyncs(syncs func() []Sync) {
-	m.watched.set(func(w *watched) { w.syncs = syncs })
-}
-
-// WatchUserSig has expiry asked at every scrape when the UserSig in use ends: it is renewed while the process runs. The zero
-// time means that nobody knows. It must be quick and safe to call from any goroutine.
-func (m *Metrics) WatchUserSig(expiry func() time.Time) {
-	m.watched.set(func(w *watched) { w.expiry = expiry })
-}
-
-// Pace is what a process knows about who calls and how fast.
-type Pace struct {
-	State    string          // one of [States]
-	Commands map[string]Lane // of the process that leads; the others know none
-
-	Leader        bool          // this process leads
-	LeaderChanges int64         // that this process saw
-	Standstill    time.Duration // how long calls of this process have waited while none was permitted
+// NATS says how the connection to it is.
+type NATS struct {
+	Connected  bool
+	Reconnects int64 // how often it was lost, and is back
 }
 
 // A Lane is the pace of one command.
@@ -327,10 +328,23 @@ type Lane struct {
 	Waiting   int     // calls that wait for one
 }
 
-// Queue says how many jobs are on the stream.
+// Queue says how many imports and jobs are on the stream.
 type Queue struct {
-	Pending  int64 // that wait
-	InFlight int64 // that the leader is working on
+	Imports  int   // that are not over
+	Pending  int64 // jobs that wait
+	Paused   int64 // jobs that wait because a person paused their import
+	InFlight int64 // jobs that the leader is working on
+}
+
+// An Import is how far an import is.
+type Import struct {
+	Kind     string // "single", or "night" of any sync: no more than two series of each name
+	Begun    time.Time
+	Complete time.Time // zero while it is not
+
+	Accepted, Duplicates, Rejected int64 // rows
+	Done, Failed                   int64 // conversations
+	Left                           int64 // jobs without a result
 }
 
 // MaxSyncs is of how many syncs there are series: more than anybody has, and few enough for a Prometheus.
@@ -350,79 +364,77 @@ type Sync struct {
 	Failed   int64 // rows of it whose conversation is not in its group
 }
 
-// States returns the values of Pace.State: this process leads, and calls go out; another one leads; nobody does; a person
-// said wait; every job would fail the same way; this process leads, and the API is out of reach.
-func States() []string {
-	return []string{"running", "standby", "leaderless", "paused", "halted", "outage"}
-}
-
 const prefix = "groupferry_"
 
 // watched holds what is known rather than counted. It is a collector of its own so that each value is as fresh as the
 // scrape, and so that a value nobody knows is missing instead of 0.
 type watched struct {
-	commands []string
+	cfg   Config
+	descs []*prometheus.Desc
 
 	mu         sync.Mutex // guards what follows
-	pace       func() Pace
-	queue      func() (Queue, bool)
-	syncs      func() []Sync
-	expiry     func() time.Time
+	snapshot   func() Snapshot
 	lastResult time.Time
+	lastCall   time.Time
 
-	state, limit, effective, inUse, waiting *prometheus.Desc
-	leader, changes, standstill             *prometheus.Desc
-	pending, inFlight                       *prometheus.Desc
-	userSigExpiry, lastResultTime           *prometheus.Desc
+	state, ready, connected, reconnects         *prometheus.Desc
+	leader, changes, standstill                 *prometheus.Desc
+	limit, effective, inUse, waiting            *prometheus.Desc
+	imports, pending, paused, inFlight, storage *prometheus.Desc
+	userSigExpiry, lastResultTime, lastCallTime *prometheus.Desc
+
+	importBegun, importDone, importRows, importConversations, importLeft *prometheus.Desc
 
 	syncBegun, syncDone, syncNight, syncConfirmed, syncUnchanged, syncRejected, syncFailed *prometheus.Desc
 }
 
-func newWatched(commands []string) *watched {
+func newWatched(cfg Config) *watched {
+	w := &watched{cfg: cfg}
 	desc := func(name, help string, labels ...string) *prometheus.Desc {
-		return prometheus.NewDesc(prefix+name, help, labels, nil)
+		d := prometheus.NewDesc(prefix+name, help, labels, nil)
+		w.descs = append(w.descs, d)
+		return d
 	}
-	return &watched{
-		commands: commands,
-		state: desc("state",
-			"1 for the state that this process is in, 0 for the others: "+strings.Join(States(), ", ")+".", "state"),
-		limit: desc("rate_limit_calls_per_second",
-			"Calls a second that are allowed for the app. Only the leader has it.", "command"),
-		effective: desc("rate_effective_calls_per_second",
-			"Calls a second that are allowed after throttling. Only the leader has it.", "command"),
-		inUse: desc("permits_in_use",
-			"Permits whose calls have not ended. Only the leader has it.", "command"),
-		waiting: desc("permits_waiting",
-			"Calls that wait for a permit. Only the leader has it.", "command"),
-		leader: desc("leader",
-			"1 if this process leads and makes the calls, 0 if it stands by."),
-		changes: desc("leader_changes_total",
-			"Changes of the leader that this process saw."),
-		standstill: desc("standstill_seconds_total",
-			"Time in which calls waited and none was permitted for over a second, halts apart."),
-		pending: desc("queue_pending_jobs",
-			"Jobs on the stream that wait: not in flight, without a result."),
-		inFlight: desc("queue_in_flight_jobs",
-			"Jobs that the leader is working on."),
-		userSigExpiry: desc("usersig_expiry_timestamp_seconds",
-			"When the UserSig in use ends, in Unix time."),
-		lastResultTime: desc("last_result_timestamp_seconds",
-			"When this process last finished a job, in Unix time."),
-		syncBegun: desc("sync_begun_timestamp_seconds",
-			"When the last night of a sync was begun, in Unix time.", "sync"),
-		syncDone: desc("sync_complete_timestamp_seconds",
-			"When a night of a sync was last complete, or found nothing to do, in Unix time; 0 before the first.", "sync"),
-		syncNight: desc("sync_night",
-			"Number of the last night of a sync that was complete; 0 before the first.", "sync"),
-		syncConfirmed: desc("sync_confirmed",
-			"1 if the last night of a sync found nothing to do, else 0.", "sync"),
-		syncUnchanged: desc("sync_unchanged_nights",
-			"Nights of a sync in a row whose input was that of the night before.", "sync"),
-		syncRejected: desc("sync_rejected_rows",
-			"Rows of the last complete night of a sync that were rejected.", "sync"),
-		syncFailed: desc("sync_failed_rows",
-			"Rows of the last complete night of a sync whose conversation is not in its group: it failed.", "sync"),
-	}
+	w.state = desc("state", "1 for the state that this process is in, and the reason of that; 0 for the others.", "state", "reason")
+	w.ready = desc("ready", "1 if this process can do its part, as leader or as standby; else 0: as /readyz says.")
+	w.connected = desc("nats_connected", "1 while this process is connected to NATS, else 0.")
+	w.reconnects = desc("nats_reconnects_total", "Connections to NATS that were lost, and are back.")
+	w.leader = desc("leader", "1 if this process leads and makes the calls, 0 if it stands by.")
+	w.changes = desc("leader_changes_total", "Changes of the leader that this process saw.")
+	w.standstill = desc("standstill_seconds_total",
+		"Time in which calls waited and none was permitted for over a second, halts apart.")
+	w.limit = desc("rate_limit_calls_per_second", "Calls a second that are allowed for the app. Only the leader has it.", "command")
+	w.effective = desc("rate_effective_calls_per_second",
+		"Calls a second that are allowed after throttling. Only the leader has it.", "command")
+	w.inUse = desc("permits_in_use", "Permits whose calls have not ended. Only the leader has it.", "command")
+	w.waiting = desc("permits_waiting", "Calls that wait for a permit. Only the leader has it.", "command")
+	w.imports = desc("queue_imports", "Imports that are not over: on the queue, or being put there.")
+	w.pending = desc("queue_pending_jobs", "Jobs on the stream that wait: not in flight, not paused, without a result.")
+	w.paused = desc("queue_paused_jobs", "Jobs on the stream that wait because a person paused their import.")
+	w.inFlight = desc("queue_in_flight_jobs", "Jobs that the leader is working on.")
+	w.storage = desc("storage_bytes", "Bytes that NATS keeps of the namespace: jobs, results and control (records).", "stream")
+	w.userSigExpiry = desc("usersig_expiry_timestamp_seconds",
+		"When the UserSig in use ends, in Unix time. One with renewed=\"yes\" is renewed in time, by the secret key.", "renewed")
+	w.lastResultTime = desc("last_result_timestamp_seconds", "When this process last finished a job, in Unix time.")
+	w.lastCallTime = desc("last_call_timestamp_seconds", "When a call of this process last ended, in Unix time.")
+	w.importBegun = desc("import_begun_timestamp_seconds",
+		"When the newest import of its kind was begun, in Unix time. The kind is single, or night (of any sync).", "kind")
+	w.importDone = desc("import_complete_timestamp_seconds",
+		"When the newest import of its kind was complete, in Unix time; 0 while it is not.", "kind")
+	w.importRows = desc("import_rows", "Rows of the newest import of its kind: accepted, duplicate or rejected.", "kind", "outcome")
+	w.importConversations = desc("import_conversations",
+		"Conversations of the newest import of its kind that have a result: done or failed.", "kind", "outcome")
+	w.importLeft = desc("import_unfinished_jobs", "Jobs of the newest import of its kind without a result.", "kind")
+	w.syncBegun = desc("sync_begun_timestamp_seconds", "When the last night of a sync was begun, in Unix time.", "sync")
+	w.syncDone = desc("sync_complete_timestamp_seconds",
+		"When a night of a sync was last complete, or found nothing to do, in Unix time; 0 before the first.", "sync")
+	w.syncNight = desc("sync_night", "Number of the last night of a sync that was complete; 0 before the first.", "sync")
+	w.syncConfirmed = desc("sync_confirmed", "1 if the last night of a sync found nothing to do, else 0.", "sync")
+	w.syncUnchanged = desc("sync_unchanged_nights", "Nights of a sync in a row whose input was that of the night before.", "sync")
+	w.syncRejected = desc("sync_rejected_rows", "Rows of the last complete night of a sync that were rejected.", "sync")
+	w.syncFailed = desc("sync_failed_rows",
+		"Rows of the last complete night of a sync whose conversation is not in its group: it failed.", "sync")
+	return w
 }
 
 func (w *watched) set(f func(*watched)) {
@@ -433,11 +445,7 @@ func (w *watched) set(f func(*watched)) {
 
 // Describe implements [prometheus.Collector].
 func (w *watched) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{
-		w.state, w.limit, w.effective, w.inUse, w.waiting, w.leader, w.changes, w.standstill,
-		w.pending, w.inFlight, w.userSigExpiry, w.lastResultTime,
-		w.syncBegun, w.syncDone, w.syncNight, w.syncConfirmed, w.syncUnchanged, w.syncRejected, w.syncFailed,
-	} {
+	for _, d := range w.descs {
 		ch <- d
 	}
 }
@@ -447,65 +455,84 @@ func (w *watched) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
+	counter := func(d *prometheus.Desc, v float64) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v)
+	}
 	w.mu.Lock()
-	pace, queue, syncs, expiry, lastResult := w.pace, w.queue, w.syncs, w.expiry, w.lastResult
+	snapshot, lastResult, lastCall := w.snapshot, w.lastResult, w.lastCall
 	w.mu.Unlock()
-
-	is := func(so bool) float64 {
-		if so {
-			return 1
-		}
-		return 0
+	if !lastResult.IsZero() {
+		gauge(w.lastResultTime, unixSeconds(lastResult))
+	}
+	if !lastCall.IsZero() {
+		gauge(w.lastCallTime, unixSeconds(lastCall))
+	}
+	if snapshot == nil {
+		return
 	}
 
-	if pace != nil {
-		p := pace()
-		for _, s := range States() {
-			gauge(w.state, is(s == p.State), s)
-		}
-		counter := func(d *prometheus.Desc, v float64) {
-			ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v)
-		}
-		gauge(w.leader, is(p.Leader))
-		counter(w.changes, float64(p.LeaderChanges))
-		counter(w.standstill, p.Standstill.Seconds())
-		for _, command := range w.commands {
-			lane, ok := p.Commands[command]
-			if !ok {
-				continue
-			}
+	s := snapshot()
+	for _, state := range w.cfg.States {
+		gauge(w.state, is(state == s.State), state.State, state.Reason)
+	}
+	gauge(w.ready, is(s.Ready))
+	if s.NATS != nil {
+		gauge(w.connected, is(s.NATS.Connected))
+		counter(w.reconnects, float64(s.NATS.Reconnects))
+	}
+	gauge(w.leader, is(s.Leader))
+	counter(w.changes, float64(s.LeaderChanges))
+	counter(w.standstill, s.Standstill.Seconds())
+	for _, command := range w.cfg.Commands {
+		if lane, ok := s.Commands[command]; ok {
 			gauge(w.limit, lane.Limit, command)
 			gauge(w.effective, lane.Effective, command)
 			gauge(w.inUse, float64(lane.InUse), command)
 			gauge(w.waiting, float64(lane.Waiting), command)
 		}
 	}
-	if queue != nil {
-		if q, ok := queue(); ok {
-			gauge(w.pending, float64(q.Pending))
-			gauge(w.inFlight, float64(q.InFlight))
+	if s.Queue != nil {
+		gauge(w.imports, float64(s.Queue.Imports))
+		gauge(w.pending, float64(s.Queue.Pending))
+		gauge(w.paused, float64(s.Queue.Paused))
+		gauge(w.inFlight, float64(s.Queue.InFlight))
+	}
+	for stream, bytes := range s.Storage {
+		gauge(w.storage, float64(bytes), stream)
+	}
+	for _, i := range s.Imports {
+		gauge(w.importBegun, unixSeconds(i.Begun), i.Kind)
+		gauge(w.importDone, unixSeconds(i.Complete), i.Kind)
+		gauge(w.importRows, float64(i.Accepted), i.Kind, "accepted")
+		gauge(w.importRows, float64(i.Duplicates), i.Kind, "duplicate")
+		gauge(w.importRows, float64(i.Rejected), i.Kind, "rejected")
+		gauge(w.importConversations, float64(i.Done), i.Kind, "done")
+		gauge(w.importConversations, float64(i.Failed), i.Kind, "failed")
+		gauge(w.importLeft, float64(i.Left), i.Kind)
+	}
+	for _, y := range s.Syncs[:min(len(s.Syncs), MaxSyncs)] {
+		gauge(w.syncBegun, unixSeconds(y.Begun), y.Name)
+		gauge(w.syncDone, unixSeconds(y.Done), y.Name)
+		gauge(w.syncNight, float64(y.Night), y.Name)
+		gauge(w.syncConfirmed, is(y.Confirmed), y.Name)
+		gauge(w.syncUnchanged, float64(y.Unchanged), y.Name)
+		gauge(w.syncRejected, float64(y.Rejected), y.Name)
+		gauge(w.syncFailed, float64(y.Failed), y.Name)
+	}
+	if !s.UserSigExpiry.IsZero() {
+		renewed := "no"
+		if s.UserSigRenewed {
+			renewed = "yes"
 		}
+		gauge(w.userSigExpiry, unixSeconds(s.UserSigExpiry), renewed)
 	}
-	if syncs != nil {
-		all := syncs()
-		for _, s := range all[:min(len(all), MaxSyncs)] {
-			gauge(w.syncBegun, unixSeconds(s.Begun), s.Name)
-			gauge(w.syncDone, unixSeconds(s.Done), s.Name)
-			gauge(w.syncNight, float64(s.Night), s.Name)
-			gauge(w.syncConfirmed, is(s.Confirmed), s.Name)
-			gauge(w.syncUnchanged, float64(s.Unchanged), s.Name)
-			gauge(w.syncRejected, float64(s.Rejected), s.Name)
-			gauge(w.syncFailed, float64(s.Failed), s.Name)
-		}
+}
+
+func is(so bool) float64 {
+	if so {
+		return 1
 	}
-	if expiry != nil {
-		if t := expiry(); !t.IsZero() {
-			gauge(w.userSigExpiry, unixSeconds(t))
-		}
-	}
-	if !lastResult.IsZero() {
-		gauge(w.lastResultTime, unixSeconds(lastResult))
-	}
+	return 0
 }
 
 // unixSeconds is 0 for the zero time.

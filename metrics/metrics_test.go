@@ -3,6 +3,9 @@ package metrics
 import (
 	"flag"
 	"fmt"
+	"maps"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -21,7 +24,9 @@ func testConfig() Config {
 	return Config{
 		Build:    BuildInfo{Version: "v1.2.3", Revision: "abc"},
 		Commands: []string{"create", "update"},
-		Codes:    []string{"50001", "60007"},
+		Codes:    []string{"50001", "51013", "60007", "timeout"},
+		Expected: []string{"51013"},
+		States:   []State{{"running", "working"}, {"running", "idle"}, {"halted", "edition"}},
 	}
 }
 
@@ -44,6 +49,24 @@ func samples(t *testing.T, m *Metrics) map[string]float64 {
 	return got
 }
 
+// now stands for a time that was just now.
+const now = -1
+
+// snapshot has m show s.
+func snapshot(s Snapshot) func(*Metrics) {
+	return func(m *Metrics) { m.Watch(func() Snapshot { return s }) }
+}
+
+// with adds what every snapshot shows, unless want has it.
+func with(want map[string]float64) map[string]float64 {
+	all := map[string]float64{
+		`state{reason="working",state="running"}`: 0, `state{reason="idle",state="running"}`: 0, `state{reason="edition",state="halted"}`: 0,
+		`ready`: 0, `leader`: 0, `leader_changes_total`: 0, `standstill_seconds_total`: 0,
+	}
+	maps.Copy(all, want)
+	return all
+}
+
 func TestValues(t *testing.T) {
 	tests := []struct {
 		name   string
@@ -56,34 +79,36 @@ func TestValues(t *testing.T) {
 		{"enqueued", func(m *Metrics) { m.JobsEnqueued(999); m.JobsEnqueued(1) }, map[string]float64{
 			`jobs_enqueued_total`: 1000,
 		}},
-		{"call", func(m *Metrics) { m.CallDone("create", "ok", 30*time.Millisecond) }, map[string]float64{
-			`calls_total{code="ok",command="create"}`:                   1,
+		{"call", func(m *Metrics) { m.CallDone("create", "ok", "ok", 30*time.Millisecond) }, map[string]float64{
+			`calls_total{command="create",outcome="ok"}`:                1,
 			`call_duration_seconds_count{command="create"}`:             1,
 			`call_duration_seconds_sum{command="create"}`:               .03,
 			`call_duration_seconds_bucket{command="create",le="0.025"}`: 0,
 			`call_duration_seconds_bucket{command="create",le="0.05"}`:  1,
 			`call_duration_seconds_bucket{command="create",le="+Inf"}`:  1,
+			`last_call_timestamp_seconds`:                               now,
 		}},
-		{"call that hung", func(m *Metrics) { m.CallDone("update", "timeout", 11*time.Second) }, map[string]float64{
-			`calls_total{code="timeout",command="update"}`:             1,
+		{"call that hung", func(m *Metrics) { m.CallDone("update", "unanswered", "timeout", 11*time.Second) }, map[string]float64{
+			`calls_total{command="update",outcome="unanswered"}`:       1,
+			`call_errors_total{code="timeout"}`:                        1,
 			`call_duration_seconds_count{command="update"}`:            1,
 			`call_duration_seconds_sum{command="update"}`:              11,
 			`call_duration_seconds_bucket{command="update",le="10"}`:   0,
 			`call_duration_seconds_bucket{command="update",le="+Inf"}`: 1,
+			`last_call_timestamp_seconds`:                              now,
 		}},
-		{"retry", func(m *Metrics) { m.Retry("update") }, map[string]float64{
-			`call_retries_total{command="update"}`: 1,
+		{"retry", func(m *Metrics) { m.Retry() }, map[string]float64{
+			`call_retries_total`: 1,
 		}},
-		{"throttled", func(m *Metrics) { m.Throttled("create") }, map[string]float64{
-			`throttled_total{command="create"}`: 1,
+		{"result not written", func(m *Metrics) { m.ResultWriteFailed(); m.ResultWriteFailed() }, map[string]float64{
+			`result_write_errors_total`: 2,
 		}},
-		{"granted", func(m *Metrics) { m.Granted("create", 40*time.Second) }, map[string]float64{
-			`permits_granted_total{command="create"}`: 1,
-			`permit_wait_seconds_count`:               1,
-			`permit_wait_seconds_sum`:                 40,
-			`permit_wait_seconds_bucket{le="30"}`:     0,
-			`permit_wait_seconds_bucket{le="300"}`:    1,
-			`permit_wait_seconds_bucket{le="+Inf"}`:   1,
+		{"granted", func(m *Metrics) { m.Granted(40 * time.Second) }, map[string]float64{
+			`permit_wait_seconds_count`:             1,
+			`permit_wait_seconds_sum`:               40,
+			`permit_wait_seconds_bucket{le="5"}`:    0,
+			`permit_wait_seconds_bucket{le="60"}`:   1,
+			`permit_wait_seconds_bucket{le="+Inf"}`: 1,
 		}},
 		{"started", func(m *Metrics) { m.JobStarted(); m.JobStarted() }, map[string]float64{
 			`jobs_in_flight`: 2,
@@ -96,39 +121,46 @@ func TestValues(t *testing.T) {
 			`jobs_in_flight`:                     1,
 			`jobs_requeued_total{reason="stop"}`: 1,
 		}},
-		{"state", func(m *Metrics) {
-			m.WatchPace(func() Pace {
-				return Pace{State: "halted", Commands: map[string]Lane{
-					"create":  {Limit: 200, Effective: 150.5, InUse: 3, Waiting: 9},
-					"unknown": {Limit: 1},
-				}, Leader: true, LeaderChanges: 3, Standstill: 1500 * time.Millisecond}
-			})
-		}, map[string]float64{
-			`state{state="running"}`: 0, `state{state="paused"}`: 0,
-			`state{state="halted"}`: 1, `state{state="outage"}`: 0, `state{state="leaderless"}`: 0, `state{state="standby"}`: 0,
+		{"state", snapshot(Snapshot{
+			State: State{"halted", "edition"}, NATS: &NATS{Connected: true, Reconnects: 2},
+			Commands: map[string]Lane{
+				"create":  {Limit: 200, Effective: 150.5, InUse: 3, Waiting: 9},
+				"unknown": {Limit: 1},
+			}, Leader: true, LeaderChanges: 3, Standstill: 1500 * time.Millisecond,
+		}), with(map[string]float64{
+			`state{reason="working",state="running"}`: 0, `state{reason="idle",state="running"}`: 0,
+			`state{reason="edition",state="halted"}`: 1,
+			`nats_connected`:                         1, `nats_reconnects_total`: 2,
 			`leader`: 1, `leader_changes_total`: 3, `standstill_seconds_total`: 1.5,
 			`rate_limit_calls_per_second{command="create"}`:     200,
 			`rate_effective_calls_per_second{command="create"}`: 150.5,
 			`permits_in_use{command="create"}`:                  3,
 			`permits_waiting{command="create"}`:                 9,
-		}},
-		{"queue", func(m *Metrics) {
-			m.WatchQueue(func() (Queue, bool) { return Queue{Pending: 50, InFlight: 4}, true })
-		}, map[string]float64{
-			`queue_pending_jobs`: 50, `queue_in_flight_jobs`: 4,
-		}},
-		{"queue out of reach", func(m *Metrics) {
-			m.WatchQueue(func() (Queue, bool) { return Queue{Pending: 50}, false })
-		}, nil},
-		{"sync", func(m *Metrics) {
-			m.WatchSyncs(func() []Sync {
-				return []Sync{
-					{Name: "contacts", Begun: time.Unix(1_700_000_000, 0), Done: time.UnixMilli(1_700_000_060_500), Night: 12, Confirmed: true,
-						Unchanged: 2, Rejected: 3, Failed: 4},
-					{Name: "first", Begun: time.Unix(1_700_000_000, 0)},
-				}
-			})
-		}, map[string]float64{
+		})},
+		{"ready", snapshot(Snapshot{Ready: true}), with(map[string]float64{`ready`: 1})},
+		{"nothing known", snapshot(Snapshot{}), with(nil)},
+		{"queue", snapshot(Snapshot{Queue: &Queue{Imports: 2, Pending: 50, Paused: 7, InFlight: 4}}), with(map[string]float64{
+			`queue_imports`: 2, `queue_pending_jobs`: 50, `queue_paused_jobs`: 7, `queue_in_flight_jobs`: 4,
+		})},
+		{"storage", snapshot(Snapshot{Storage: map[string]int64{"jobs": 5}}), with(map[string]float64{`storage_bytes{stream="jobs"}`: 5})},
+		{"imports", snapshot(Snapshot{Imports: []Import{{
+			Kind: "night", Begun: time.Unix(1_700_000_000, 0), Complete: time.UnixMilli(1_700_000_060_500),
+			Accepted: 1, Duplicates: 2, Rejected: 3, Done: 4, Failed: 5, Left: 6,
+		}}}), with(map[string]float64{
+			`import_begun_timestamp_seconds{kind="night"}`:        1_700_000_000,
+			`import_complete_timestamp_seconds{kind="night"}`:     1_700_000_060.5,
+			`import_rows{kind="night",outcome="accepted"}`:        1,
+			`import_rows{kind="night",outcome="duplicate"}`:       2,
+			`import_rows{kind="night",outcome="rejected"}`:        3,
+			`import_conversations{kind="night",outcome="done"}`:   4,
+			`import_conversations{kind="night",outcome="failed"}`: 5,
+			`import_unfinished_jobs{kind="night"}`:                6,
+		})},
+		{"sync", snapshot(Snapshot{Syncs: []Sync{
+			{Name: "contacts", Begun: time.Unix(1_700_000_000, 0), Done: time.UnixMilli(1_700_000_060_500), Night: 12, Confirmed: true,
+				Unchanged: 2, Rejected: 3, Failed: 4},
+			{Name: "first", Begun: time.Unix(1_700_000_000, 0)},
+		}}), with(map[string]float64{
 			`sync_begun_timestamp_seconds{sync="contacts"}`:    1_700_000_000,
 			`sync_complete_timestamp_seconds{sync="contacts"}`: 1_700_000_060.5,
 			`sync_night{sync="contacts"}`:                      12,
@@ -143,32 +175,31 @@ func TestValues(t *testing.T) {
 			`sync_unchanged_nights{sync="first"}`:              0,
 			`sync_rejected_rows{sync="first"}`:                 0,
 			`sync_failed_rows{sync="first"}`:                   0,
-		}},
-		{"usersig", func(m *Metrics) { m.WatchUserSig(func() time.Time { return time.UnixMilli(1_700_000_000_500) }) }, map[string]float64{
-			`usersig_expiry_timestamp_seconds`: 1_700_000_000.5,
-		}},
-		{"usersig unknown", func(m *Metrics) {
-			m.WatchUserSig(func() time.Time { return time.Time{} })
-		}, nil},
+		})},
+		{"usersig", snapshot(Snapshot{UserSigExpiry: time.UnixMilli(1_700_000_000_500)}), with(map[string]float64{
+			`usersig_expiry_timestamp_seconds{renewed="no"}`: 1_700_000_000.5,
+		})},
+		{"usersig that is renewed", snapshot(Snapshot{UserSigExpiry: time.Unix(1_700_000_000, 0), UserSigRenewed: true}), with(map[string]float64{
+			`usersig_expiry_timestamp_seconds{renewed="yes"}`: 1_700_000_000,
+		})},
 		{"outside the closed sets", func(m *Metrics) {
-			m.CallDone("user-4711", "12345", 0)
-			m.CallDone("create", "http-418", 0)
-			m.Retry("x")
-			m.Throttled("y")
-			m.Granted("z", 0)
+			m.CallDone("user-4711", "rejected", "12345", 0)
+			m.CallDone("create", "unanswered", "http-418", 0)
+			m.CallDone("create", "what", "51013", 0)
 			m.JobStarted()
 			m.JobRequeued("no reason")
 		}, map[string]float64{
-			`calls_total{code="other",command="other"}`:     1,
-			`calls_total{code="other",command="create"}`:    1,
-			`call_retries_total{command="other"}`:           1,
-			`throttled_total{command="other"}`:              1,
-			`permits_granted_total{command="other"}`:        1,
-			`jobs_requeued_total{reason="other"}`:           1,
-			`call_duration_seconds_count{command="other"}`:  1,
-			`call_duration_seconds_sum{command="other"}`:    0,
-			`call_duration_seconds_count{command="create"}`: 1,
-			`permit_wait_seconds_count`:                     1,
+			`calls_total{command="other",outcome="rejected"}`:    1,
+			`calls_total{command="create",outcome="unanswered"}`: 1,
+			`calls_total{command="create",outcome="other"}`:      1,
+			`call_errors_total{code="other"}`:                    2,
+			`call_errors_total{code="51013"}`:                    1,
+			`jobs_requeued_total{reason="other"}`:                1,
+			`call_duration_seconds_count{command="other"}`:       1,
+			`call_duration_seconds_sum{command="other"}`:         0,
+			`call_duration_seconds_count{command="create"}`:      2,
+			`call_duration_seconds_sum{command="create"}`:        0,
+			`last_call_timestamp_seconds`:                        now,
 		}},
 	}
 	for _, test := range tests {
@@ -178,7 +209,11 @@ func TestValues(t *testing.T) {
 			test.events(m)
 			after := samples(t, m)
 			for series, want := range test.want {
-				if got, ok := after[series]; !ok || got != want {
+				got, ok := after[series]
+				if ok && want == now && time.Since(time.UnixMilli(int64(got*1000))).Abs() < time.Minute {
+					continue
+				}
+				if !ok || got != want {
 					t.Errorf("%s: got %v (there: %t), want %v", series, got, ok, want)
 				}
 			}
@@ -247,17 +282,20 @@ func TestStartAtZero(t *testing.T) {
 		`conversations_total{outcome="failed"}`,
 		`jobs_requeued_total{reason="retry"}`,
 		`jobs_requeued_total{reason="halt"}`,
-		`calls_total{code="cancelled",command="create"}`,
-		`calls_total{code="ok",command="create"}`,
-		`calls_total{code="60007",command="update"}`,
-		`calls_total{code="http-502",command="update"}`,
-		`calls_total{code="other",command="create"}`,
-		`call_retries_total{command="update"}`,
-		`throttled_total{command="create"}`,
-		`permits_granted_total{command="create"}`,
+		`calls_total{command="create",outcome="ok"}`,
+		`calls_total{command="update",outcome="partial"}`,
+		`calls_total{command="update",outcome="throttled"}`,
+		`call_errors_total{code="51013"}`,
+		`call_retries_total`,
+		`result_write_errors_total`,
 	} {
 		if v, ok := got[series]; !ok || v != 0 {
 			t.Errorf("%s: got %v (there: %t), want 0", series, v, ok)
+		}
+	}
+	for _, series := range []string{`call_errors_total{code="50001"}`, `call_errors_total{code="timeout"}`, `call_errors_total{code="other"}`} {
+		if v, ok := got[series]; ok {
+			t.Errorf("%s: got %v before it came, want no series", series, v)
 		}
 	}
 	build := `build_info{goversion="` + runtime.Version() + `",revision="abc",version="v1.2.3"}`
@@ -268,12 +306,14 @@ func TestStartAtZero(t *testing.T) {
 
 func TestZeroConfig(t *testing.T) {
 	m := New(Config{})
-	m.CallDone("create", "50001", time.Millisecond)
-	m.WatchPace(func() Pace { return Pace{State: "no such state", Commands: map[string]Lane{"create": {Limit: 1}}} })
+	m.CallDone("create", "ok", "ok", time.Millisecond)
+	m.Watch(func() Snapshot {
+		return Snapshot{State: State{"no such state", ""}, Commands: map[string]Lane{"create": {Limit: 1}}}
+	})
 	got := samples(t, m)
 	for series, want := range map[string]float64{
-		`calls_total{code="other",command="other"}`: 1,
-		`state{state="running"}`:                    0,
+		`calls_total{command="other",outcome="ok"}`: 1,
+		`leader`: 0,
 		`build_info{goversion="` + runtime.Version() + `",revision="unknown",version="unknown"}`: 1,
 	} {
 		if v, ok := got[series]; !ok || v != want {
@@ -282,22 +322,22 @@ func TestZeroConfig(t *testing.T) {
 	}
 }
 
-// The API has four commands and about seventy codes. What one worker costs a Prometheus has a ceiling.
+// However many syncs there are, and whatever comes of the calls: what one worker costs a Prometheus has a ceiling. That of a
+// worker as it is, idle, is in cmd/groupferry.
 func TestCardinality(t *testing.T) {
-	cfg := Config{Commands: []string{"a", "b", "c", "d"}}
-	for code := range 70 {
+	cfg := testConfig()
+	for code := range 100 {
 		cfg.Codes = append(cfg.Codes, strconv.Itoa(50000+code))
 	}
 	m := New(cfg)
-	if got, ceiling := len(samples(t, m)), 500; got > ceiling {
-		t.Errorf("series of one worker: got %d, want at most %d", got, ceiling)
-	}
 	before := len(samples(t, m))
-	m.WatchSyncs(func() (all []Sync) {
+	snapshot(Snapshot{})(m)
+	before = len(samples(t, m))
+	m.Watch(func() (s Snapshot) {
 		for i := range 3 * MaxSyncs {
-			all = append(all, Sync{Name: fmt.Sprintf("sync-%03d", i)})
+			s.Syncs = append(s.Syncs, Sync{Name: fmt.Sprintf("sync-%03d", i)})
 		}
-		return all
+		return s
 	})
 	after := samples(t, m)
 	if got, ceiling := len(after)-before, 7*MaxSyncs; got != ceiling {
@@ -305,6 +345,46 @@ func TestCardinality(t *testing.T) {
 	}
 	if _, there := after[`sync_night{sync="sync-099"}`]; !there {
 		t.Error("got no series of the sync 099, want the first hundred")
+	}
+	snapshot(Snapshot{})(m)
+	for code := range 100_000 {
+		m.CallDone("create", "rejected", strconv.Itoa(code), 0)
+		m.CallDone("command-"+strconv.Itoa(code), "outcome-"+strconv.Itoa(code), "ok", 0)
+	}
+	// 100 codes and other, two commands (create and other) with a histogram and one more outcome, and the last call.
+	if got, ceiling := len(samples(t, m))-before, 101+2*11+2+1; got > ceiling {
+		t.Errorf("series of 100,000 codes: got %d more, want at most %d", got, ceiling)
+	}
+}
+
+// Who asks for native histograms gets them, with the classic ones.
+func TestNativeHistograms(t *testing.T) {
+	m := full()
+	m.Granted(time.Second)
+	families, err := m.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := 0
+	for _, f := range families {
+		for _, metric := range f.GetMetric() {
+			if h := metric.GetHistogram(); h != nil {
+				seen++
+				if len(h.GetPositiveSpan())+len(h.GetNegativeSpan()) == 0 && h.GetZeroCount() == 0 || len(h.GetBucket()) == 0 {
+					t.Errorf("%s: got %v, want native and classic buckets", f.GetName(), h)
+				}
+			}
+		}
+	}
+	if seen != 3 {
+		t.Errorf("got %d histograms, want 3", seen)
+	}
+	r := httptest.NewRequest(http.MethodGet, "/metrics", nil)
+	r.Header.Set("Accept", "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited")
+	w := httptest.NewRecorder()
+	m.Handler(nil).ServeHTTP(w, r)
+	if got := w.Header().Get("Content-Type"); !strings.HasPrefix(got, "application/vnd.google.protobuf") {
+		t.Errorf("content type: got %q, want the one that native histograms come in", got)
 	}
 }
 
@@ -363,16 +443,13 @@ func TestConcurrency(t *testing.T) {
 				m.Rows(1, 1, 1)
 				m.JobsEnqueued(1)
 				m.JobStarted()
-				m.Granted("create", time.Millisecond)
-				m.CallDone("create", "ok", time.Millisecond)
-				m.CallDone("create", "never heard of", time.Millisecond)
+				m.Granted(time.Millisecond)
+				m.CallDone("create", "ok", "ok", time.Millisecond)
+				m.CallDone("create", "rejected", "never heard of", time.Millisecond)
 				m.JobDone("done", 1, 0, time.Millisecond, 1)
 				m.JobStarted()
 				m.JobRequeued("halt")
-				m.WatchPace(func() Pace { return Pace{State: "running"} })
-				m.WatchQueue(func() (Queue, bool) { return Queue{}, true })
-				m.WatchSyncs(func() []Sync { return []Sync{{Name: "contacts"}} })
-				m.WatchUserSig(time.Now)
+				m.Watch(func() Snapshot { return Snapshot{Syncs: []Sync{{Name: "contacts"}}} })
 			}
 		})
 	}
@@ -386,10 +463,10 @@ func TestConcurrency(t *testing.T) {
 	wg.Wait()
 	got := samples(t, m)
 	for series, want := range map[string]float64{
-		`jobs_in_flight`:                          0,
-		`jobs_total{outcome="done"}`:              workers * rounds,
-		`calls_total{code="ok",command="create"}`: workers * rounds,
-		`jobs_requeued_total{reason="halt"}`:      workers * rounds,
+		`jobs_in_flight`:                             0,
+		`jobs_total{outcome="done"}`:                 workers * rounds,
+		`calls_total{command="create",outcome="ok"}`: workers * rounds,
+		`jobs_requeued_total{reason="halt"}`:         workers * rounds,
 	} {
 		if got[series] != want {
 			t.Errorf("%s: got %v, want %v", series, got[series], want)

@@ -556,6 +556,34 @@ func TestFleetIdle(t *testing.T) {
 	f.stopWorkers()
 }
 
+// A worker that has worked, and has nothing more to do, costs a Prometheus few series and its host little: half a percent of
+// a core, counted in CPU time.
+func TestFleetIdleCost(t *testing.T) {
+	f := newFleet(t, 200, chatsim.Config{})
+	if longtest.Asked() {
+		f.program = withFailpoints(t) // a build without the race detector: what counts is CPU time
+	}
+	f.startWorkers(1)
+	f.enqueue("before", 120, 1)
+	f.awaitDone()
+	leader := f.leader()
+	f.await("what NATS keeps", func() bool { _, there := leader.samples()[`groupferry_storage_bytes{stream="results"}`]; return there })
+	if got := len(leader.samples()); got >= 200 || got < 100 {
+		t.Errorf("series: got %d, want fewer than 200", got)
+	}
+	if longtest.Asked() {
+		const idle = 20 * time.Second
+		before := leader.samples()["process_cpu_seconds_total"]
+		time.Sleep(idle)
+		cpu := leader.samples()["process_cpu_seconds_total"] - before
+		if share := cpu / idle.Seconds(); before == 0 || share > .005 {
+			t.Errorf("idle: got %.2f %% of a core, want at most 0.5 %%", 100*share)
+		}
+		t.Logf("idle: %.0f ms of CPU in %v", 1000*cpu, idle)
+	}
+	f.stopWorkers()
+}
+
 // Groups of more than a hundred conversations need two commands, and each has a limit of its own.
 func TestFleetTwoCommands(t *testing.T) {
 	f := newFleet(t, 200, chatsim.Config{Latency: 10 * time.Millisecond})

@@ -126,8 +126,8 @@ func TestListen(t *testing.T) {
 		`groupferry_conversations_total{outcome="failed"}`:          r.Conversations.Failed,
 		`groupferry_job_attempts_total`:                             done,
 		buildInfo():                                                 1,
-		`groupferry_state{state="running"}`:                         1,
-		`groupferry_state{state="halted"}`:                          0,
+		`groupferry_state{reason="working",state="running"}`:        1,
+		`groupferry_state{reason="credentials",state="halted"}`:     0,
 		`groupferry_permits_in_use{command="create_contact_group"}`: 1,
 	} {
 		if got, there := samples[name]; got != float64(want) || !there {
@@ -140,7 +140,7 @@ func TestListen(t *testing.T) {
 	if got := sum("groupferry_calls_total"); got != calls || r.Run.Calls != calls+1 {
 		t.Errorf("calls: got %v in the metrics and %d in the report, want %d and %d", got, r.Run.Calls, calls, calls+1)
 	}
-	if got, want := samples["groupferry_usersig_expiry_timestamp_seconds"], float64(time.Now().Unix()); got <= want {
+	if got, want := samples[`groupferry_usersig_expiry_timestamp_seconds{renewed="yes"}`], float64(time.Now().Unix()); got <= want {
 		t.Errorf("end of the UserSig: got %v, want it after %v", got, want)
 	}
 	if _, err := http.Get(base + "/livez"); err == nil {

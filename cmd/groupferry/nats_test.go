@@ -131,7 +131,7 @@ func TestLostNATS(t *testing.T) {
 	states := func(base string) (leader float64, state string, ready int) {
 		samples := scrape(t, base+"/metrics")
 		for name, value := range samples {
-			if rest, ok := strings.CutPrefix(name, `groupferry_state{state="`); ok && value == 1 {
+			if _, rest, ok := strings.Cut(name, `,state="`); ok && value == 1 {
 				state = strings.TrimSuffix(rest, `"}`)
 			}
 		}

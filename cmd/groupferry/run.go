@@ -91,13 +91,11 @@ func (r *runner) run(cmd *cobra.Command, inputs []string) error {
 		return err
 	}
 	defer api.Close()
-	listener, err := r.program.listen(r.listen)
+	monitor, stopServing, err := r.program.listen(r.listen)
 	if err != nil {
 		return err
 	}
-	if listener != nil {
-		defer listener.Close()
-	}
+	defer stopServing()
 
 	target := func(*program) (string, error) { return app.Target(r.api.identity(), api.Address()), nil }
 	open := func() (*app.Namespace, error) { return r.open(ctx, r.queue, false) }
@@ -111,7 +109,7 @@ func (r *runner) run(cmd *cobra.Command, inputs []string) error {
 		defer night.Release(context.WithoutCancel(ctx))
 	}
 	cfg := r.processConfig(s, api, &r.api, in.Record.ID)
-	cfg.Listener = listener
+	cfg.Monitor = monitor
 	cfg.Engine.LeaveOnHalt, cfg.Engine.LiftHalt, cfg.Engine.Resume = true, true, r.commandLine()
 	w, err := app.NewProcess(ctx, cfg)
 	if err != nil {

@@ -583,16 +583,17 @@ func (k *keepFlag) String() string {
 
 func (k *keepFlag) Type() string { return "time" }
 
-// listen opens the address for metrics and status; "" and "off" mean none.
-func (p *program) listen(address string) (net.Listener, error) {
+// listen serves metrics and status at the address until stop is called; "" and "off" mean nowhere, and no monitor.
+func (p *program) listen(address string) (m *app.Monitor, stop func(), err error) {
 	if address == "" || address == "off" {
-		return nil, nil
+		return nil, func() {}, nil
 	}
 	l, err := net.Listen("tcp", address)
 	if err != nil {
-		return nil, hint(usagef("%s: %w", p.named("listen"), err), "choose another address, or --listen off")
+		return nil, nil, hint(usagef("%s: %w", p.named("listen"), err), "choose another address, or --listen off")
 	}
-	return l, nil
+	m = app.NewMonitor(build())
+	return m, m.Serve(l, p.console.log), nil
 }
 
 // wallClock replaces the machine's wall clock in tests that set it; nil otherwise.
@@ -623,7 +624,6 @@ func (p *program) processConfig(s *app.Namespace, api *apiClient, a *apiFlags, i
 				warn("import %s is %s, and nothing comes any more; to continue: %s", i.Import.ID, i.Import.State, next)
 		},
 	}
-	cfg.Version, cfg.Revision = build()
 	return cfg
 }
 

@@ -46,15 +46,15 @@ up to 30 seconds, the second leaves at once; neither loses anything.
 				return err
 			}
 			defer client.Close()
-			listener, err := p.listen(address)
+			monitor, stopServing, err := p.listen(address)
 			if err != nil {
 				return err
 			}
-			if listener != nil {
-				defer listener.Close()
-				p.console.log.Info("serving metrics and status", "url", "http://"+listener.Addr().String())
+			defer stopServing()
+			if monitor != nil {
+				p.console.log.Info("serving metrics and status", "url", "http://"+monitor.Address)
 			}
-			s, err := app.OpenWaiting(ctx, qf.config(p, drain))
+			s, err := app.OpenWaiting(ctx, qf.config(p, drain), monitor)
 			switch {
 			case errors.Is(err, app.ErrStopped) && drain:
 				return &unfinishedError{errInterrupted, p.commandLine(), false}
@@ -67,7 +67,7 @@ up to 30 seconds, the second leaves at once; neither loses anything.
 			defer s.Close()
 			resume := "groupferry resume" + qf.args(p)
 			cfg := p.processConfig(s, client, &api, "")
-			cfg.Listener, cfg.Drain, cfg.Keep = listener, drain, time.Duration(keep)
+			cfg.Monitor, cfg.Drain, cfg.Keep = monitor, drain, time.Duration(keep)
 			cfg.Engine.LeaveOnHalt, cfg.Engine.Resume = drain, resume
 			w, err := app.NewProcess(ctx, cfg)
 			if err != nil {

@@ -7,7 +7,8 @@
 //	work       OpenWaiting ─► NewProcess ─► Process.Run
 //	others     Open ─► a method of Namespace: Status, WriteResults, Failures, Retry, Pause, CancelImport, …
 //
-// A [Process] is an [Engine] with those who watch it: metrics, readiness, the progress line. An engine is one process of a
+// A [Process] is an [Engine] with those who watch it: the progress line, and a [Monitor], which serves metrics and readiness,
+// and does so before there is a process, too. An engine is one process of a
 // namespace; it joins queue, lease, governor, worker and API client:
 //
 //	            standby ◄────────────── lost, handed over ───────────────┐

@@ -52,9 +52,10 @@ type EngineConfig struct {
 	// *[ReadingError] instead.
 	Waiting func(host string)
 
-	OnGrant    func(command string, waited time.Duration) // a permit was granted; may be nil
-	OnComplete func(queue.Import)                         // an import is complete; may be nil
-	OnImport   func(id string)                            // a record changed; may be nil
+	OnGrant      func(waited time.Duration) // a permit was granted; may be nil
+	OnComplete   func(queue.Import)         // an import is complete; may be nil
+	OnImport     func(id string)            // a record changed; may be nil
+	OnWriteError func()                     // results could not be written, and will be again; may be nil
 }
 
 // An Engine works on the jobs of a namespace while it leads. Use NewEngine.
@@ -126,7 +127,7 @@ func NewEngine(ctx context.Context, cfg EngineConfig) (*Engine, error) {
 		e.state.set(func(s *State) { s.Connected = cfg.Namespace.Conn.Connected() })
 	})
 	if e.tally.Observer = cfg.Worker.Observer; e.tally.Observer == nil {
-		e.tally.Observer = newMetrics(metrics.BuildInfo{})
+		e.tally.Observer = metricsObserver{newMetrics(metrics.BuildInfo{})}
 	}
 	e.cfg.Worker.Observer = &e.tally
 	e.gate = &governor.Gate{OnHalt: e.halted}
@@ -264,7 +265,8 @@ func (e *Engine) follow(ctx context.Context) {
 				e.cfg.OnImport(id)
 			}
 		},
-		Sync: e.syncChanged,
+		Record: e.importChanged,
+		Sync:   e.syncChanged,
 		Resync: func() {
 			if _, jobs := e.present(); jobs != nil {
 				jobs.Resync()

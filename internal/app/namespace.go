@@ -49,14 +49,17 @@ func Open(ctx context.Context, cfg broker.Config) (*Namespace, error) {
 const maxOpenPause = time.Minute
 
 // OpenWaiting is Open, but waits for NATS as long as it takes, until ctx ends: a worker that is started before its server
-// is up would else have to be started again. Each attempt takes about five seconds by itself; the first that failed is logged as a warning.
-// The error is ErrStopped when ctx ended between two attempts.
-func OpenWaiting(ctx context.Context, cfg broker.Config) (*Namespace, error) {
+// is up would else have to be started again. Each attempt takes about five seconds by itself; the first that failed is logged
+// as a warning. The monitor, unless nil, shows that. The error is ErrStopped when ctx ended between two attempts.
+func OpenWaiting(ctx context.Context, cfg broker.Config, monitor *Monitor) (*Namespace, error) {
 	level := slog.LevelWarn
 	for pause := time.Second; ; pause = min(2*pause, maxOpenPause) {
 		n, err := Open(ctx, cfg)
 		if err == nil || !errors.Is(err, broker.ErrUnreachable) || ctx.Err() != nil {
 			return n, err
+		}
+		if monitor != nil {
+			monitor.noNATS.Store(true)
 		}
 		if cfg.Log != nil {
 			cfg.Log.Log(ctx, level, "waiting for NATS", "error", err)

@@ -5,14 +5,11 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
-	"net"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
 	"groupferry/internal/broker"
-	"groupferry/internal/chat"
 	"groupferry/internal/clock"
 	"groupferry/internal/job"
 	"groupferry/internal/queue"
@@ -21,10 +18,8 @@ import (
 
 // ProcessConfig says how a process works, and when it ends.
 type ProcessConfig struct {
-	Engine   EngineConfig // OnGrant, OnComplete, OnImport and Worker.Observer are set by the process
-	Version  string       // of this program, for the metrics; its revision may be unknown
-	Revision string
-	Listener net.Listener // where metrics and readiness are served; nil for nowhere
+	Engine  EngineConfig // OnGrant, OnComplete, OnImport, OnWriteError and Worker.Observer are set by the process
+	Monitor *Monitor     // serves metrics and readiness; nil: nobody does
 
 	Import string        // end when this import is over
 	Drain  bool          // end when nothing is left to do for any import
@@ -61,9 +56,13 @@ type Process struct {
 // NewProcess returns a process. Nothing happens before Run. The error is a *[queue.OtherAppError] when the namespace
 // belongs to another app; it may also belong to nobody yet.
 func NewProcess(ctx context.Context, cfg ProcessConfig) (*Process, error) {
-	p := &Process{cfg: cfg, Metrics: newMetrics(metrics.BuildInfo{Version: cfg.Version, Revision: cfg.Revision}), changed: make(chan struct{}, 1), quiet: map[string]quietImport{}}
+	monitor := cfg.Monitor
+	if monitor == nil {
+		monitor = NewMonitor("", "")
+	}
+	p := &Process{cfg: cfg, Metrics: monitor.Metrics, changed: make(chan struct{}, 1), quiet: map[string]quietImport{}}
 	engine := cfg.Engine
-	engine.OnGrant = p.Metrics.Granted
+	engine.OnGrant, engine.OnWriteError = p.Metrics.Granted, p.Metrics.ResultWriteFailed
 	engine.Worker.Observer = metricsObserver{p.Metrics}
 	engine.OnComplete = func(i queue.Import) {
 		if i.Sync != "" {
@@ -100,10 +99,7 @@ func NewProcess(ctx context.Context, cfg ProcessConfig) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.Metrics.WatchPace(p.pace)
-	p.Metrics.WatchQueue(p.queue)
-	p.Metrics.WatchSyncs(p.syncs)
-	p.Metrics.WatchUserSig(engine.API.SigExpiry)
+	monitor.process.Store(p)
 	return p, nil
 }
 
@@ -115,13 +111,8 @@ func (p *Process) Run(ctx context.Context, stop <-chan struct{}) error {
 	var watchers sync.WaitGroup
 	defer watchers.Wait()
 	defer stopWatching()
-	if p.cfg.Listener != nil {
-		watchers.Go(func() {
-			ready := func() error { s := p.State(); return s.Ready() }
-			if err := metrics.Serve(watching, p.cfg.Listener, p.Metrics.Handler(ready)); err != nil {
-				p.log.Error("metrics are not served", "error", err)
-			}
-		})
+	if p.cfg.Monitor != nil {
+		watchers.Go(func() { p.watchStorage(watching) })
 	}
 	if p.cfg.OnChange != nil {
 		watchers.Go(func() { p.pass(watching) })
@@ -246,6 +237,9 @@ const (
 	// abandonedAfter is how long nothing is put on the queue for an import until its importer is taken for gone.
 	abandonedAfter = 10 * time.Second
 
+	// storageEvery is how often NATS is asked what it keeps: about as often as a Prometheus asks.
+	storageEvery = 15 * time.Second
+
 	// tidyEvery is how often a process looks for imports that are too old to be kept.
 	tidyEvery = time.Hour
 )
@@ -322,7 +316,7 @@ func (p *Process) readProgress(ctx context.Context) (now Progress, err error) {
 			return now, err
 		}
 		now.Imports = append(now.Imports, ImportProgress{Progress: own})
-		if p.cfg.Listener == nil {
+		if p.cfg.Monitor == nil {
 			return now, nil
 		}
 	}
@@ -401,70 +395,18 @@ func (n *Namespace) DeleteOld(ctx context.Context, keep time.Duration, log *slog
 	}
 }
 
-// pace is the state as the metrics show it.
-func (p *Process) pace() metrics.Pace {
-	s := p.State()
-	m := metrics.Pace{
-		State: s.Mode, Commands: map[string]metrics.Lane{}, Leader: s.Leading && !s.Lapsed,
-		LeaderChanges: s.LeaderChanges, Standstill: s.Standstill,
-	}
-	for command, l := range s.Commands {
-		m.Commands[command] = metrics.Lane{Limit: l.Limit, Effective: l.Effective, InUse: l.Out, Waiting: l.Waiting}
-	}
-	return m
-}
-
-// queue is the progress as the metrics show it; false while nobody knows it.
-func (p *Process) queue() (n metrics.Queue, known bool) {
-	s := p.State()
-	if s.Progress == nil {
-		return n, false
-	}
-	for _, i := range s.Progress.Imports {
-		if i.Damaged == nil && !i.Import.State.Over() {
-			n.Pending += i.Pending
-			n.InFlight += i.InFlight
+// watchStorage keeps in the state what NATS keeps, until ctx ends.
+func (p *Process) watchStorage(ctx context.Context) {
+	for {
+		bytes, err := p.cfg.Engine.Namespace.Storage(ctx)
+		if err != nil {
+			p.log.Debug("ask for what NATS keeps", "error", err)
+		}
+		p.state.set(func(s *State) { s.Storage = bytes })
+		if !clock.Pause(ctx, storageEvery) {
+			return
 		}
 	}
-	return n, true
-}
-
-// syncs are the syncs as the metrics show them.
-func (p *Process) syncs() []metrics.Sync {
-	s, _ := p.state.get()
-	all := make([]metrics.Sync, 0, len(s.Syncs))
-	for _, s := range s.Syncs {
-		m := metrics.Sync{Name: s.Name, Done: s.Seen(), Unchanged: s.Unchanged}
-		if n := s.Pending; n != nil {
-			m.Begun, m.Confirmed = n.Begun, s.Confirmed.After(n.Begun)
-		}
-		if n := s.Complete; n != nil {
-			m.Night, m.Rejected, m.Failed = n.Number, n.Rejected, n.Failed
-		}
-		all = append(all, m)
-	}
-	return all
-}
-
-// metricsObserver counts calls that were throttled, too.
-type metricsObserver struct{ *metrics.Metrics }
-
-func (o metricsObserver) CallDone(command, code string, d time.Duration) {
-	if isThrottle(code) {
-		o.Throttled(command)
-	}
-	o.Metrics.CallDone(command, code, d)
-}
-
-func newMetrics(build metrics.BuildInfo) *metrics.Metrics {
-	var commands, codes []string
-	for _, c := range chat.Commands() {
-		commands = append(commands, string(c))
-	}
-	for _, c := range chat.Codes() {
-		codes = append(codes, strconv.Itoa(c))
-	}
-	return metrics.New(metrics.Config{Build: build, Commands: commands, Codes: codes})
 }
 
 // untilStopped returns a context that ends with ctx, or when stop is closed.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"strconv"
@@ -170,7 +171,9 @@ func TestServedState(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := n.process(func(c *ProcessConfig) { c.Listener = l })
+	m := NewMonitor("", "")
+	defer m.Serve(l, slog.New(slog.DiscardHandler))()
+	p := n.process(func(c *ProcessConfig) { c.Monitor = m })
 	get := func(path string) (int, string) {
 		response, err := http.Get("http://" + l.Addr().String() + path)
 		if err != nil {
@@ -182,7 +185,7 @@ func TestServedState(t *testing.T) {
 	}
 	expiry := func() float64 {
 		_, page := get("/metrics")
-		_, value, _ := strings.Cut(page, "\ngroupferry_usersig_expiry_timestamp_seconds ")
+		_, value, _ := strings.Cut(page, "\ngroupferry_usersig_expiry_timestamp_seconds{renewed=\"yes\"} ")
 		value, _, _ = strings.Cut(value, "\n")
 		seconds, _ := strconv.ParseFloat(value, 64)
 		return seconds

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -24,11 +26,45 @@ const (
 	OutOfReach = "outage"     // it leads and the API is out of reach
 )
 
+// Reasons of modes, see [Modes].
+const (
+	Working    = "working"       // jobs wait or are in flight
+	Idle       = "idle"          // no job waits
+	AllPaused  = "import-paused" // a person paused the imports that have jobs
+	Starting   = "starting"      // the credentials are not proved yet; or not even NATS was asked for
+	OtherLeads = "other-leads"
+	NoNATS     = "nats"     // it is out of reach
+	Election   = "election" // nobody is known to lead
+	ByHand     = "by-hand"
+	NoAPI      = "api"
+
+	// Of a halt: what has to be fixed.
+	Credentials = "credentials"
+	OfApp       = "app" // SDKAppID, plan, region
+	Edition     = "edition"
+	AllowList   = "allow-list"
+	Address     = "address" // the API's, or something on the way to it
+	OtherHalt   = "other"
+)
+
+// Modes lists all modes, each with its reasons: what a process does, and why nothing else.
+func Modes() [][2]string {
+	return [][2]string{
+		{Running, Working}, {Running, Idle}, {Running, AllPaused}, {Running, Starting},
+		{Standby, OtherLeads},
+		{Leaderless, Starting}, {Leaderless, NoNATS}, {Leaderless, Election},
+		{Paused, ByHand},
+		{Halted, Credentials}, {Halted, OfApp}, {Halted, Edition}, {Halted, AllowList}, {Halted, Address}, {Halted, OtherHalt},
+		{OutOfReach, NoAPI},
+	}
+}
+
 // A State is what a process looks like at one moment. Log lines about changes, metrics, readiness and the progress line
 // are all drawn from it. [Engine.Watch] tells of each change, but for the numbers at the end: those are as of the moment
 // when the State was asked for.
 type State struct {
-	Mode string // one of the above
+	Mode   string // one of the above
+	Reason string // of it, see Modes
 
 	Leading       bool
 	Term          uint64 // of its lead, or of its last one
@@ -55,6 +91,9 @@ type State struct {
 	Silent bool    // no call had a response for [handoverAfter], outage or not
 
 	Progress *Progress // how far the imports are; nil while nobody knows
+
+	Imports map[string]queue.Import // the newest of each kind, see [kindOf]: its record, without its files; not to be changed
+	Storage map[string]int64        // bytes that NATS keeps, see [queue.Queue.Storage]; nil while nobody knows
 
 	Syncs []queue.Sync // those of the API of this process, by name, as far as it knows; not to be changed
 
@@ -218,6 +257,7 @@ func (e *Engine) Watch() (State, <-chan struct{}) {
 			s.Mode = Paused
 		}
 	}
+	s.Reason = s.reason()
 	pace, jobs := e.present()
 	if pace != nil {
 		s.Commands = pace.Snapshot().Lanes
@@ -229,6 +269,56 @@ func (e *Engine) Watch() (State, <-chan struct{}) {
 	s.Tally = e.tally.read()
 	s.Standstill = time.Duration(e.standstill.Load())
 	return s, changed
+}
+
+// reason says why the mode is what it is.
+func (s *State) reason() string {
+	switch s.Mode {
+	case Standby:
+		return OtherLeads
+	case Leaderless:
+		if s.Connected && !s.Lapsed {
+			return Election
+		}
+		return NoNATS
+	case Paused:
+		return ByHand
+	case Halted:
+		return haltReason(s.Halt.Code)
+	case OutOfReach:
+		return NoAPI
+	}
+	if !s.Verified || s.Progress == nil {
+		return Starting
+	}
+	switch n := s.Progress.Totals(""); {
+	case n.Pending+n.InFlight == 0:
+		return Idle
+	case n.Paused:
+		return AllPaused
+	}
+	return Working
+}
+
+// haltReason says what has to be fixed after a halt with that code, see [chat.Error.Reason].
+func haltReason(code string) string {
+	if strings.HasPrefix(code, "http-") {
+		return Address
+	}
+	n, _ := strconv.Atoi(code)
+	switch n {
+	case chat.CodeEditionLacks:
+		return Edition
+	case 60021:
+		return AllowList
+	case chat.CodeBadURL, chat.CodeNotOffered:
+		return Address
+	case chat.CodeBadSDKAppID, chat.CodeSDKAppIDMissing, chat.CodeAppDisabled, 60017, 60020, 70016, 70020:
+		return OfApp
+	case 0:
+		return OtherHalt
+	}
+	return Credentials // of the caller: admin, signature, key
 }
 
 // report logs what changed.
@@ -298,6 +388,38 @@ func logNight(log *slog.Logger, name string, n *queue.Night) {
 
 func findSync(all []queue.Sync, name string) (int, bool) {
 	return slices.BinarySearchFunc(all, name, func(s queue.Sync, name string) int { return strings.Compare(s.Name, name) })
+}
+
+// kindOf is which kind of import it is: a night of a sync, or single.
+func kindOf(i *queue.Import) string {
+	if i.Sync != "" {
+		return "night"
+	}
+	return "single"
+}
+
+// importChanged notes the record of an import, if it is the newest one of its kind.
+func (e *Engine) importChanged(i queue.Import) {
+	if i.Target != "" && i.Target != Target(e.cfg.App, e.cfg.API.Address()) {
+		return
+	}
+	i.Files, i.Inputs = nil, nil // there may be thousands
+	kind := kindOf(&i)
+	s, _ := e.state.get()
+	have, known := s.Imports[kind]
+	switch {
+	case i.State == queue.Deleting && (!known || have.ID != i.ID), known && i.Created.Before(have.Created):
+		return
+	}
+	e.state.set(func(s *State) {
+		s.Imports = maps.Clone(s.Imports)
+		if s.Imports == nil {
+			s.Imports = make(map[string]queue.Import)
+		}
+		if s.Imports[kind] = i; i.State == queue.Deleting {
+			delete(s.Imports, kind)
+		}
+	})
 }
 
 // syncChanged notes the record of a sync.

@@ -63,8 +63,10 @@ func TestSyncState(t *testing.T) {
 		t.Fatal(err)
 	}
 	var log logText
+	m := NewMonitor("", "")
+	defer m.Serve(l, slog.New(slog.DiscardHandler))()
 	p := n.process(func(c *ProcessConfig) {
-		c.Listener, c.Engine.Log = l, slog.New(slog.NewTextHandler(&log, nil))
+		c.Monitor, c.Engine.Log = m, slog.New(slog.NewTextHandler(&log, nil))
 	})
 	stop := make(chan struct{})
 	var running sync.WaitGroup

@@ -52,11 +52,11 @@ func (e *Engine) newTerm(ctx context.Context, stop <-chan struct{}, tenure *leas
 		},
 		OnOutage: e.outage,
 		OnNeed:   tenure.Kick,
-		OnGrant: func(command string, waited time.Duration) {
+		OnGrant: func(_ string, waited time.Duration) {
 			broker.Failpoint("grant")
 			e.lastGrant.Store(time.Now().UnixNano())
 			if e.cfg.OnGrant != nil {
-				e.cfg.OnGrant(command, waited)
+				e.cfg.OnGrant(waited)
 			}
 		},
 	}, governor.Inherited{Calls: t.before.Calls, Timeout: t.before.Timeout, Any: t.before.Term > 0})
@@ -216,7 +216,7 @@ func (t *term) open(ctx context.Context) error {
 	var jobs *queue.Term
 	err := e.retry(ctx, "begin the term", func() (err error) {
 		jobs, err = e.cfg.Namespace.Lead(ctx, queue.TermConfig{
-			Term: t.tenure.Term(), Name: e.cfg.Host, Log: e.log, OnComplete: e.cfg.OnComplete,
+			Term: t.tenure.Term(), Name: e.cfg.Host, Log: e.log, OnComplete: e.cfg.OnComplete, OnWriteError: e.cfg.OnWriteError,
 			Target:  Target(e.cfg.App, e.cfg.API.Address()),
 			Crashed: t.before.Term > 0 && !t.before.Released && t.before.Holder != e.cfg.Name,
 		})

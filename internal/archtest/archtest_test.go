@@ -113,7 +113,7 @@ var layout = map[string]rules{
 	"internal/archtest": {},
 	"internal/longtest": {},
 	"deploy": { // tests only
-		testOwn:     []string{"metrics", "internal/longtest"},
+		testOwn:     []string{"metrics", "internal/chat", "internal/longtest"},
 		testModules: []string{"go.yaml.in/yaml/v3"},
 	},
 }

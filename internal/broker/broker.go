@@ -138,6 +138,9 @@ func (c *Conn) Where() string { return c.where }
 // Connected tells whether there is a connection at the moment.
 func (c *Conn) Connected() bool { return c.nc.IsConnected() }
 
+// Reconnects tells how often the connection was lost, and is back.
+func (c *Conn) Reconnects() int64 { return int64(c.nc.Stats().Reconnects) }
+
 // Namespace is that of the Config, or its default.
 func (c *Conn) Namespace() string { return c.cfg.Namespace }
 

@@ -287,6 +287,7 @@ func (c *Conn) call(ctx context.Context, name string, request, response any) err
 type State struct {
 	FirstSeq, LastSeq uint64 // FirstSeq is LastSeq+1 in an empty stream that held something
 	Msgs              uint64 // of all subjects
+	Bytes             uint64
 	Subjects          map[string]uint64
 }
 
@@ -317,7 +318,7 @@ func (c *Conn) StreamState(ctx context.Context, stream, subjectFilter string) (S
 				subjects[s] = n
 			}
 		}
-		state = State{r.State.FirstSeq, r.State.LastSeq, r.State.Msgs, subjects}
+		state = State{r.State.FirstSeq, r.State.LastSeq, r.State.Msgs, r.State.Bytes, subjects}
 		offset += len(r.State.Subjects)
 		if offset >= r.Total || len(r.State.Subjects) == 0 {
 			return state, nil
@@ -336,6 +337,7 @@ type infoResponse struct {
 	Total int                 `json:"total"` // subjects on all pages
 	State struct {
 		Msgs     uint64            `json:"messages"`
+		Bytes    uint64            `json:"bytes"`
 		FirstSeq uint64            `json:"first_seq"`
 		LastSeq  uint64            `json:"last_seq"`
 		Subjects map[string]uint64 `json:"subjects"`

@@ -204,6 +204,9 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 // One that it is time to renew is renewed: a process that makes no calls must not look as if its UserSig ran out.
 func (c *Client) SigExpiry() time.Time { return c.signature().expiry }
 
+// Renews tells whether the client signs its UserSigs itself, and so never runs out of one.
+func (c *Client) Renews() bool { return c.key != nil }
+
 // Renew signs again now, whether or not the UserSig in use has time left. It is an error when a ready UserSig was
 // given: there is no key to sign with.
 func (c *Client) Renew() error {

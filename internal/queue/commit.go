@@ -143,6 +143,9 @@ func (t *Term) writeGroup(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		}
+		if t.cfg.OnWriteError != nil {
+			t.cfg.OnWriteError()
+		}
 		t.reportWaiting(err)
 		if !clock.Pause(ctx, wait) {
 			return context.Cause(ctx)

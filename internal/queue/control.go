@@ -293,7 +293,10 @@ type Watcher struct {
 	Import func(id string) // the record of the import changed; a record is in state deleting before it is removed
 	Resync func()          // any record may have changed
 
-	Sync func(Sync) // the record of a sync as it is; each one at first, and after the server was out of reach
+	// The record of an import, or of a sync, as it is: each one at first, after the server was out of reach, and after each
+	// change.
+	Record func(Import)
+	Sync   func(Sync)
 }
 
 const (
@@ -384,6 +387,15 @@ func (q *Queue) watch(ctx context.Context, w Watcher, first bool) error {
 			q.watchedSync(w, e, syncs)
 		}
 	}
+	if w.Record != nil {
+		all, err := q.controlValues(ctx, importKey("*"))
+		if err != nil {
+			return q.fault(ctx, "list imports", err)
+		}
+		for _, e := range all {
+			q.watchedImport(w, e)
+		}
+	}
 	w.halt(halt)
 	w.rate(rate)
 	if !first && w.Resync != nil {
@@ -418,8 +430,11 @@ func (q *Queue) watch(ctx context.Context, w Watcher, first bool) error {
 					return err
 				}
 				w.rate(n)
-			case strings.HasPrefix(key, importPrefix) && w.Import != nil:
-				w.Import(strings.TrimPrefix(key, importPrefix))
+			case strings.HasPrefix(key, importPrefix):
+				q.watchedImport(w, e)
+				if w.Import != nil {
+					w.Import(strings.TrimPrefix(key, importPrefix))
+				}
 			case strings.HasPrefix(key, syncPrefix) && w.Sync != nil:
 				q.watchedSync(w, e, syncs)
 			}
@@ -430,6 +445,19 @@ func (q *Queue) watch(ctx context.Context, w Watcher, first bool) error {
 			}
 		}
 	}
+}
+
+// watchedImport calls w with the record of an import. One that cannot be read stops nobody.
+func (q *Queue) watchedImport(w Watcher, e jetstream.KeyValueEntry) {
+	if w.Record == nil {
+		return
+	}
+	i, err := decodeImport(e.Value())
+	if err != nil {
+		q.log.Warn("the record of an import cannot be read", "import", strings.TrimPrefix(e.Key(), importPrefix), "error", err)
+		return
+	}
+	w.Record(i)
 }
 
 // watchedSync calls w with the record of a sync, unless it has a newer one. One that cannot be read stops nobody.

@@ -138,6 +138,19 @@ func (q *Queue) jobsStream() string    { return q.conn.Namespace() + "-jobs" }
 func (q *Queue) resultsStream() string { return q.conn.Namespace() + "-results" }
 func (q *Queue) controlStream() string { return "KV_" + q.conn.Namespace() + "-control" }
 
+// Storage asks how many bytes the server keeps of the namespace: jobs, results, and control, which has the records.
+func (q *Queue) Storage(ctx context.Context) (map[string]int64, error) {
+	bytes := make(map[string]int64)
+	for name, stream := range map[string]string{"jobs": q.jobsStream(), "results": q.resultsStream(), "control": q.controlStream()} {
+		s, err := q.conn.StreamState(ctx, stream, "")
+		if err != nil {
+			return nil, err
+		}
+		bytes[name] = int64(s.Bytes)
+	}
+	return bytes, nil
+}
+
 // jobsSubject has the jobs of an import, in the order in which they are handed out.
 func (q *Queue) jobsSubject(importID string) string { return q.conn.Subject("jobs", importID) }
 

@@ -65,6 +65,9 @@ type TermConfig struct {
 	// written again. It must not block.
 	OnWaiting func(err error)
 
+	// OnWriteError, unless nil, is called for each failed attempt to write results. It must not block.
+	OnWriteError func()
+
 	// OnDamaged, unless nil, is called for each import that cannot continue or become complete because its data is
 	// damaged. It must not block.
 	OnDamaged func(importID string, err error)
