@@ -113,6 +113,10 @@ type syncedAPI struct {
 	removes   convs  // of the pending night
 	mayRemove convs  // what was ever to be removed
 	mirror    bool   // the pending night
+	second    convs  // rows of the last night of another sync, with users of its own; nil before its first
+	secondID  string // of its last import
+	gone      convs  // what it does not try to remove again
+	leftover  bool   // it lost its snapshot
 	foreign   convs  // that somebody else put in
 	orphans   convs  // that no snapshot has any more
 	may       convs  // what was ever wanted in a night that was begun
@@ -202,7 +206,7 @@ func newWorld(t *testing.T, seed uint64, hard bool) *world {
 	w.Namespace = w.open()
 	for range 2 {
 		a := &syncedAPI{sim: chatsim.New(chatsim.Config{Rate: -1, Existing: existing, Names: names, Seed: seed}), base: convs{}, may: convs{},
-			unsure: convs{}, maybe: convs{}, mayRemove: convs{}, foreign: convs{}, orphans: convs{}}
+			unsure: convs{}, maybe: convs{}, gone: convs{}, mayRemove: convs{}, foreign: convs{}, orphans: convs{}}
 		server := httptest.NewServer(a)
 		t.Cleanup(server.Close)
 		a.url = server.URL
@@ -273,8 +277,9 @@ func (w *world) run() {
 			}
 		}
 		w.check(ids)
+		w.stop(false)
+		w.checkSecond()
 	}
-	w.stop(false)
 }
 
 // change changes what is wanted.
@@ -357,8 +362,93 @@ func (w *world) between() {
 	if w.mirrors && w.work == nil {
 		w.intrude()
 	}
+	if w.chance(4) {
+		w.secondSync(true)
+	}
 	if w.chance(2) {
 		w.start()
+	}
+}
+
+// secondSync is a night of another sync, in mirror mode; of other rows if it changes. It returns the import.
+func (w *world) secondSync(changes bool) (id string) {
+	a := w.api
+	if changes || a.second == nil {
+		a.second = convs{}
+		for range 1 + w.rng.IntN(9) {
+			it := chat.Item{Type: chat.OneToOne, ID: fmt.Sprintf("c%d", w.rng.IntN(5))}
+			a.second[conv{fmt.Sprintf("x%d", w.rng.IntN(2)), fmt.Sprintf("g%d", w.rng.IntN(3)), it}] = false
+		}
+	}
+	var lines []string
+	for c := range a.second {
+		lines = append(lines, c.user+","+c.group+","+c.item.ID)
+	}
+	all := Budget{Limited: true, Percent: 100}
+	cfg := SyncConfig{Name: "second", Target: a.target, Holder: "a test", Mirror: true, Clear: true, Guards: SyncGuards{MaxShrink: all, MaxRemovals: all}}
+	in := InputConfig{Files: []string{writeInput(w.t, lines...)}}
+	night, err := w.ReadNight(w.t.Context(), in, cfg)
+	if lost, ok := errors.AsType[*SnapshotError](err); ok { // its own, or that of the other one
+		w.note("the other sync: %v", lost)
+		a.leftover, cfg.Mirror, cfg.Clear = true, false, false
+		night, err = w.ReadNight(w.t.Context(), in, cfg)
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer night.Close()
+	if a.secondID != "" && a.secondID != night.Record.ID { // it is over by now
+		for r, err := range w.Results(w.t.Context(), a.secondID) {
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			for _, c := range r.Conversations {
+				if c.Op == job.Remove && job.Gone(c.Code) {
+					a.gone[conv{r.FromAccount, r.GroupName, chat.Item{Type: c.Type, ID: c.ID}}] = true
+				}
+			}
+		}
+	}
+	a.secondID = night.Record.ID
+	stored, _, err := w.Begin(w.t.Context(), night.Record)
+	if err == nil && stored.State == queue.Enqueueing {
+		_, err = night.Enqueue(w.t.Context(), w.Namespace, nil)
+	}
+	if err = errors.Join(err, night.Release(w.t.Context())); err != nil {
+		w.t.Fatal(err)
+	}
+	w.note("the other sync: import %s, night %d, %d rows", night.Record.ID, night.Number, len(a.second))
+	return night.Record.ID
+}
+
+// checkSecond lets the other sync have its nights, and compares what the API has of it.
+func (w *world) checkSecond() {
+	a := w.api
+	if a.second == nil {
+		return
+	}
+	w.start()
+	for range 4 {
+		w.awaitEnd(w.secondSync(false))
+	}
+	w.stop(false)
+	there := convs{}
+	for user, groups := range a.sim.State() {
+		for group, items := range groups {
+			for _, it := range items {
+				if c := (conv{user, group, it}); user[0] == 'x' {
+					there[c] = true
+					if !has(a.second, c) && !a.leftover && !a.gone[c] {
+						w.t.Errorf("it is there, and the other sync does not want it: %+v", c)
+					}
+				}
+			}
+		}
+	}
+	for c := range a.second {
+		if !there[c] {
+			w.t.Errorf("the other sync wants it, and it is not there: %+v", c)
+		}
 	}
 }
 
@@ -525,6 +615,9 @@ func (w *world) flushSent() {
 	a.mu.Unlock()
 	again, unwanted, removed := convs{}, convs{}, convs{}
 	for _, c := range all {
+		if c.user[0] == 'x' {
+			continue
+		}
 		if c.remove {
 			if !a.mayRemove[c.conv] {
 				removed[c.conv] = true
@@ -933,7 +1026,9 @@ func (w *world) fold(id string) convs {
 			key := conv{r.FromAccount, r.GroupName, chat.Item{Type: c.Type, ID: c.ID}}
 			refused := c.Code == "50001" || c.Code == "51007" || c.Code == "51008" || c.Code == "51010"
 			ended[key] = true
-			delete(a.maybe, key)
+			if !refused || c.Op == job.Remove && (c.Code == "50001" || c.Code == "51007") { // else it is as it was
+				delete(a.maybe, key)
+			}
 			switch {
 			case c.Op == job.Remove && (c.Code == "" || c.Code == "50001" || c.Code == "51007"):
 				if delete(a.base, key); c.Code != "" {
@@ -1112,11 +1207,13 @@ func (w *world) afterwards() {
 
 // awaitOver waits for the end of the pending night, if there is one with a record.
 func (w *world) awaitOver() {
-	if w.api.pending == "" {
-		return
+	if w.api.pending != "" {
+		w.awaitEnd(w.api.pending)
 	}
+}
+
+func (w *world) awaitEnd(at string) {
 	var last queue.Import
-	at := w.api.pending
 	for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
 		i, err := w.Import(w.t.Context(), at)
 		if errors.Is(err, queue.ErrNoImport) || err == nil && (i.State.Over() || i.State == queue.Enqueueing || i.State == queue.Retrying) {
@@ -1153,6 +1250,9 @@ func (w *world) check(ids []string) {
 	}
 	there := convs{}
 	for user, groups := range a.sim.State() {
+		if user[0] == 'x' {
+			continue
+		}
 		for group, items := range groups {
 			for _, it := range items {
 				there[name(conv{user, group, it})] = true
