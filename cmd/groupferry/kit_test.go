@@ -523,8 +523,9 @@ func await(t testing.TB, what string, so func() bool) {
 	}
 }
 
-// sigLook finds a UserSig by its look: compressed JSON begins with these two characters. In a URL it may be escaped.
-var sigLook = regexp.MustCompile(`eJ(?:[A-Za-z0-9*_-]|%2[aA]){40,}|(?i)usersig(?:=|%3d)[^\s&*]`)
+// sigLook finds a UserSig by its look: compressed JSON begins with these two characters, and is longer than the digests
+// of a server, which may begin so, too. In a URL it may be escaped.
+var sigLook = regexp.MustCompile(`eJ(?:[A-Za-z0-9*_-]|%2[aA]){60,}|(?i)usersig(?:=|%3d)[^\s&*]`)
 
 // leakIn returns a secret that stands in text, or "".
 func leakIn(text string, more ...string) string {
