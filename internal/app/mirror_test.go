@@ -14,7 +14,6 @@ import (
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
 	"groupferry/internal/job"
-	"groupferry/internal/queue"
 )
 
 // A mirror is a sync of its own in a namespace that many tests share, with users of its own.
@@ -32,13 +31,7 @@ func (m *mirror) night(lines ...string) *Night {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	stored, _, err := m.Begin(m.t.Context(), night.Record)
-	if err == nil && stored.State == queue.Enqueueing {
-		_, err = night.Enqueue(m.t.Context(), m.Namespace, nil)
-	}
-	if err = errors.Join(err, night.Release(m.t.Context())); err != nil {
-		m.t.Fatal(err)
-	}
+	m.enqueueNight(night)
 	m.awaitComplete(night.Record.ID)
 	return night
 }

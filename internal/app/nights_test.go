@@ -410,13 +410,7 @@ func (w *world) secondSync(changes bool) (id string) {
 		}
 	}
 	a.secondID = night.Record.ID
-	stored, _, err := w.Begin(w.t.Context(), night.Record)
-	if err == nil && stored.State == queue.Enqueueing {
-		_, err = night.Enqueue(w.t.Context(), w.Namespace, nil)
-	}
-	if err = errors.Join(err, night.Release(w.t.Context())); err != nil {
-		w.t.Fatal(err)
-	}
+	w.enqueueNight(night)
 	w.note("the other sync: import %s, night %d, %d rows", night.Record.ID, night.Number, len(a.second))
 	return night.Record.ID
 }
