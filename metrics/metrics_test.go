@@ -330,9 +330,8 @@ func TestCardinality(t *testing.T) {
 		cfg.Codes = append(cfg.Codes, strconv.Itoa(50000+code))
 	}
 	m := New(cfg)
-	before := len(samples(t, m))
 	snapshot(Snapshot{})(m)
-	before = len(samples(t, m))
+	before := len(samples(t, m))
 	m.Watch(func() (s Snapshot) {
 		for i := range 3 * MaxSyncs {
 			s.Syncs = append(s.Syncs, Sync{Name: fmt.Sprintf("sync-%03d", i)})
