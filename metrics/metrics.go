@@ -362,6 +362,8 @@ type Sync struct {
 
 	Rejected int64 // rows of the last complete night
 	Failed   int64 // rows of it whose conversation is not in its group
+	Removed  int64 // conversations that it took out, of a mirror
+	Withheld int64 // conversations that it did not take out, for rejected rows
 }
 
 const prefix = "groupferry_"
@@ -385,7 +387,8 @@ type watched struct {
 
 	importBegun, importDone, importRows, importConversations, importLeft *prometheus.Desc
 
-	syncBegun, syncDone, syncNight, syncConfirmed, syncUnchanged, syncRejected, syncFailed *prometheus.Desc
+	syncBegun, syncDone, syncNight, syncConfirmed, syncUnchanged, syncRejected, syncFailed,
+	syncRemoved, syncWithheld *prometheus.Desc
 }
 
 func newWatched(cfg Config) *watched {
@@ -434,6 +437,9 @@ func newWatched(cfg Config) *watched {
 	w.syncRejected = desc("sync_rejected_rows", "Rows of the last complete night of a sync that were rejected.", "sync")
 	w.syncFailed = desc("sync_failed_rows",
 		"Rows of the last complete night of a sync whose conversation is not in its group: it failed.", "sync")
+	w.syncRemoved = desc("sync_removed_conversations", "Conversations that the last complete night of a sync took out of groups.", "sync")
+	w.syncWithheld = desc("sync_withheld_conversations",
+		"Conversations that the last complete night of a sync did not take out, for their users have rejected rows.", "sync")
 	return w
 }
 
@@ -518,6 +524,8 @@ func (w *watched) Collect(ch chan<- prometheus.Metric) {
 		gauge(w.syncUnchanged, float64(y.Unchanged), y.Name)
 		gauge(w.syncRejected, float64(y.Rejected), y.Name)
 		gauge(w.syncFailed, float64(y.Failed), y.Name)
+		gauge(w.syncRemoved, float64(y.Removed), y.Name)
+		gauge(w.syncWithheld, float64(y.Withheld), y.Name)
 	}
 	if !s.UserSigExpiry.IsZero() {
 		renewed := "no"

@@ -158,7 +158,7 @@ func TestValues(t *testing.T) {
 		})},
 		{"sync", snapshot(Snapshot{Syncs: []Sync{
 			{Name: "contacts", Begun: time.Unix(1_700_000_000, 0), Done: time.UnixMilli(1_700_000_060_500), Night: 12, Confirmed: true,
-				Unchanged: 2, Rejected: 3, Failed: 4},
+				Unchanged: 2, Rejected: 3, Failed: 4, Removed: 5, Withheld: 6},
 			{Name: "first", Begun: time.Unix(1_700_000_000, 0)},
 		}}), with(map[string]float64{
 			`sync_begun_timestamp_seconds{sync="contacts"}`:    1_700_000_000,
@@ -168,6 +168,8 @@ func TestValues(t *testing.T) {
 			`sync_unchanged_nights{sync="contacts"}`:           2,
 			`sync_rejected_rows{sync="contacts"}`:              3,
 			`sync_failed_rows{sync="contacts"}`:                4,
+			`sync_removed_conversations{sync="contacts"}`:      5,
+			`sync_withheld_conversations{sync="contacts"}`:     6,
 			`sync_begun_timestamp_seconds{sync="first"}`:       1_700_000_000,
 			`sync_complete_timestamp_seconds{sync="first"}`:    0,
 			`sync_night{sync="first"}`:                         0,
@@ -175,6 +177,8 @@ func TestValues(t *testing.T) {
 			`sync_unchanged_nights{sync="first"}`:              0,
 			`sync_rejected_rows{sync="first"}`:                 0,
 			`sync_failed_rows{sync="first"}`:                   0,
+			`sync_removed_conversations{sync="first"}`:         0,
+			`sync_withheld_conversations{sync="first"}`:        0,
 		})},
 		{"usersig", snapshot(Snapshot{UserSigExpiry: time.UnixMilli(1_700_000_000_500)}), with(map[string]float64{
 			`usersig_expiry_timestamp_seconds{renewed="no"}`: 1_700_000_000.5,
@@ -339,7 +343,7 @@ func TestCardinality(t *testing.T) {
 		return s
 	})
 	after := samples(t, m)
-	if got, ceiling := len(after)-before, 7*MaxSyncs; got != ceiling {
+	if got, ceiling := len(after)-before, 9*MaxSyncs; got != ceiling {
 		t.Errorf("series of many syncs: got %d, want %d", got, ceiling)
 	}
 	if _, there := after[`sync_night{sync="sync-099"}`]; !there {

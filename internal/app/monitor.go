@@ -147,6 +147,7 @@ func syncsOf(s *State) []metrics.Sync {
 		}
 		if n := s.Complete; n != nil {
 			m.Night, m.Rejected, m.Failed = n.Number, n.Rejected, n.Failed
+			m.Removed, m.Withheld = n.Removed, n.Withheld
 		}
 		all = append(all, m)
 	}
