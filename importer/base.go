@@ -59,10 +59,11 @@ type GroupConversation struct {
 // A State is what a sync knows of a conversation.
 type State uint8
 
+// The numbers are those of snapshots, of which older ones have the first two alone.
 const (
 	Refused State = iota // it was sent, and the API did not take it; what may have been there before is Unsure then
-	Unsure               // it was sent, or to be taken out, and nobody knows whether it is in the group
 	Applied              // it is in the group
+	Unsure               // it was sent, or to be taken out, and nobody knows whether it is in the group
 	Removed              // it was taken out: this sync has nothing to do with it any more. In no snapshot
 )
 

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/klauspost/compress/zstd"
+
 	"groupferry/internal/chat"
 	"groupferry/internal/job"
 )
@@ -368,6 +370,21 @@ func TestSnapshot(t *testing.T) {
 	}
 }
 
+// Snapshots that older versions wrote, which knew applied and not applied, are read as they were meant.
+func TestSnapshotOfOlderVersions(t *testing.T) {
+	var b bytes.Buffer
+	z, err := zstd.NewWriter(&b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(z, "groupferry snapshot 1\n\x01u\x01g\x03\x11\x01a\x02\x01b\x00\x00\x00\x01")
+	z.Close()
+	want := []Group{known("u", "g", GroupConversation{job.OneToOne, "a", Applied}, GroupConversation{job.GroupChat, "b", Refused})}
+	if got := collect(t, ReadSnapshot(&b)); fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
 func snapshotError(b []byte) (err error) {
 	for _, err = range ReadSnapshot(bytes.NewReader(b)) {
 	}
@@ -394,13 +411,13 @@ func TestBaseRenamedAndDeleted(t *testing.T) {
 		then []Group
 		want string
 	}{
-		{"nothing", nil, "[{u g [{1 a 2} {1 b 2} {1 c 2}]  false} {u h [{1 a 2}]  false}]"},
-		{"renamed", []Group{moved}, "[{u G [{1 a 2} {1 c 2} {1 d 2}]  false} {u h [{1 a 2}]  false}]"},
-		{"deleted", []Group{gone}, "[{u g [{1 a 2} {1 b 2} {1 c 2}]  false}]"},
+		{"nothing", nil, "[{u g [{1 a 1} {1 b 1} {1 c 1}]  false} {u h [{1 a 1}]  false}]"},
+		{"renamed", []Group{moved}, "[{u G [{1 a 1} {1 c 1} {1 d 1}]  false} {u h [{1 a 1}]  false}]"},
+		{"deleted", []Group{gone}, "[{u g [{1 a 1} {1 b 1} {1 c 1}]  false}]"},
 		{"refused", []Group{known("u", "g", GroupConversation{job.OneToOne, "a", Refused}, GroupConversation{job.OneToOne, "x", Refused})},
-			"[{u g [{1 a 1} {1 b 2} {1 c 2} {1 x 0}]  false} {u h [{1 a 2}]  false}]"},
-		{"found gone", []Group{empty}, "[{u g [{1 a 2} {1 b 2} {1 c 2}]  false}]"},
-		{"both", []Group{gone, moved}, "[{u G [{1 a 2} {1 c 2} {1 d 2}]  false}]"},
+			"[{u g [{1 a 2} {1 b 1} {1 c 1} {1 x 0}]  false} {u h [{1 a 1}]  false}]"},
+		{"found gone", []Group{empty}, "[{u g [{1 a 1} {1 b 1} {1 c 1}]  false}]"},
+		{"both", []Group{gone, moved}, "[{u G [{1 a 1} {1 c 1} {1 d 1}]  false}]"},
 	} {
 		p := planOn(t, [][3]string{{"v", "g", "x"}}, Config{}, &Base{Groups: seqOf(slices.Concat(before, test.then))})
 		got := collect(t, p.Snapshot())

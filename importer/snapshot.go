@@ -181,7 +181,7 @@ func (s *snapshotReader) group() (g Group, end bool) {
 			return g, false
 		}
 		c := GroupConversation{Type: int(kind[0] & 0xf), ID: id, State: State(kind[0] >> 4)}
-		if c.Type != job.OneToOne && c.Type != job.GroupChat || c.State > Applied {
+		if c.Type != job.OneToOne && c.Type != job.GroupChat || c.State >= Removed {
 			s.fail("a type or a state in it is not known")
 			return g, false
 		}
