@@ -338,10 +338,10 @@ func (g *grouper) jobOrder() (order []uint32, ranks []uint16) {
 	}
 	slices.SortFunc(order, func(a, b uint32) int {
 		u, v := &g.users[g.groups[a].user], &g.users[g.groups[b].user]
-		if c := cmp.Or(cmp.Compare(ranks[a], ranks[b]), cmp.Compare(u.hash, v.hash)); c != 0 {
+		if c := cmp.Or(cmp.Compare(min(ranks[a], maxRanks-1), min(ranks[b], maxRanks-1)), cmp.Compare(u.hash, v.hash)); c != 0 {
 			return c
 		}
-		return bytes.Compare(g.nameOf(u), g.nameOf(v))
+		return cmp.Or(bytes.Compare(g.nameOf(u), g.nameOf(v)), cmp.Compare(ranks[a], ranks[b]))
 	})
 	return order, ranks
 }

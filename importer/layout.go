@@ -25,7 +25,8 @@ type layout struct {
 // layoutBytes is what the layout adds to the key and the entries of a job.
 const layoutBytes = 6 + 2*binary.MaxVarintLen32
 
-// maxRanks is how many jobs a user can have in a plan: all groups deleted, and as many new ones.
+// maxRanks is how many jobs of a user a plan keeps apart: all groups deleted, and as many new ones. More there are only where
+// it is not known of many groups whether they exist; those come last, together.
 const maxRanks = 2 * chat.MaxGroupsPerUser
 
 // layoutJobs replaces what l has by the jobs of g.
@@ -54,7 +55,7 @@ func (l *layout) layoutJobs(g *grouper) {
 		l.jobs = append(l.jobs, l.head...)
 		l.next[n] = uint32(len(l.jobs))
 		l.jobs = slices.Grow(l.jobs, size)[:len(l.jobs)+size]
-		l.ends[ranks[n]] = len(l.jobs)
+		l.ends[min(ranks[n], maxRanks-1)] = len(l.jobs)
 	}
 	for rank := 1; rank < len(l.ends); rank++ {
 		l.ends[rank] = max(l.ends[rank], l.ends[rank-1])

@@ -367,3 +367,19 @@ func countNew(c *removalCase, user string) (n int) {
 	}
 	return n
 }
+
+// A user of whom more groups may be there than the API lets one have: what nights without an end left unsure.
+func TestRemovalOfManyGroups(t *testing.T) {
+	var base []Group
+	for i := range 100 {
+		base = append(base, known("u", fmt.Sprintf("g%02d", i), GroupConversation{job.OneToOne, "a", Unsure}))
+	}
+	p := planOn(t, [][3]string{{"u", "h", "x"}}, Config{}, &Base{Groups: seqOf(base), Removals: RemoveAbsent})
+	if got := len(collect(t, p.Jobs())); got != 101 {
+		t.Errorf("got %d jobs, want 101", got)
+	}
+	users := collect(t, p.Users())
+	if len(users) != 1 || len(users[0].Jobs) != 101 {
+		t.Errorf("got %d users, want one with all jobs", len(users))
+	}
+}

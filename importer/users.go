@@ -99,11 +99,12 @@ func (p *Plan) usersWithJobs() iter.Seq2[PlannedUser, error] {
 				}
 				u := PlannedUser{ID: string(first)}
 				for rank, b := range rest {
-					if len(b) > 0 && string(firstUser(b)) == u.ID {
+					for len(b) > 0 && string(firstUser(b)) == u.ID {
 						var j job.Job
-						j, rest[rank] = decodeJob(b, p.ImportID)
+						j, b = decodeJob(b, p.ImportID)
 						u.Jobs = append(u.Jobs, j)
 					}
+					rest[rank] = b
 				}
 				if !yield(u, nil) {
 					return
