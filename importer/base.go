@@ -45,7 +45,8 @@ type Group struct {
 	// OldName, unless empty, is the name that the group had before: what was known of that one is known of this one.
 	OldName string
 
-	// Deleted says that the group is gone, whatever was known of it before.
+	// Deleted says that the group is gone, and the one of OldName, whatever was known before. If Conversations are Applied,
+	// they were put into a new one.
 	Deleted bool
 }
 
@@ -81,7 +82,7 @@ type OtherGroup struct {
 //	                                                                        └─► Plan.Snapshot
 //
 // A group that was renamed is a row of the old one, with the new name in the place of the id; one of another sync has the
-// name of the sync there.
+// name of the sync there. Of a group that was deleted the rows before count no more.
 func appendBaseRow(b []byte, user, group string, kind int, id string, state rowState) []byte {
 	b = append(append(b, byte(len(user))), user...)
 	b = append(append(b, byte(len(group))), group...)
@@ -110,7 +111,11 @@ func spoolBase(ctx context.Context, s *spool, base *Base) (*[partitions]recordLo
 	}
 	for g, err := range base.Groups {
 		if err = cmp.Or(err, ctx.Err()); err == nil && g.OldName != "" {
-			err = add(g.FromAccount, g.OldName, 0, g.GroupName, renamed)
+			state := renamed
+			if g.Deleted {
+				state = noGroup
+			}
+			err = add(g.FromAccount, g.OldName, 0, g.GroupName, state)
 		}
 		if err == nil && g.Deleted {
 			err = add(g.FromAccount, g.GroupName, 0, "", noGroup)
@@ -198,15 +203,18 @@ func (g *partitionGrouper) tryOnBase(ctx context.Context, p partition) (*run, er
 // foldBase makes of all that became known what is known now.
 func (g *partitionGrouper) foldBase(ctx context.Context, p partition) error {
 	g.fold.reset()
-	moved := map[string]groupKey{} // groups that were renamed; nil: deleted
+	moved := map[string]move{}
 	err := g.each(ctx, p.base, func(row spooledRow) error {
 		switch state := baseState(row.entry); state {
 		case renamed:
-			moved[string(row.group)] = row.group.renamed(row.entry.id())
+			moved[string(row.group)] = move{to: row.group.renamed(row.entry.id())}
 		case noGroup:
-			moved[string(row.group)] = nil
+			moved[string(row.group)] = move{deleted: uint32(len(g.fold.rows))}
 		case ofOther:
 		default:
+			if m := moved[string(row.group)]; m.deleted > 0 {
+				g.fold.forget(row, m.deleted)
+			}
 			g.fold.put(row, state)
 		}
 		return g.checkBudget(p)
@@ -217,19 +225,37 @@ func (g *partitionGrouper) foldBase(ctx context.Context, p partition) error {
 	return err
 }
 
+// A move says that a group was renamed, or that it was deleted.
+type move struct {
+	to      groupKey // nil: it was deleted
+	deleted uint32   // how many rows, of all groups, came before that; 0 if that is none, too
+}
+
+// forget makes a row that came before its group was deleted, if there is one, a row that came after.
+func (g *grouper) forget(r spooledRow, before uint32) {
+	n, ok := g.lookUp(r.group)
+	if !ok {
+		return
+	}
+	if i, slot, ok := g.findRow(n, r.entry.conversation()); ok && i < before {
+		g.rows[i].state = gone
+		g.append(r.entry, n, slot, gone)
+	}
+}
+
 // move moves the rows of groups to other groups, or to none. What is known there of the same conversation came with the
 // move, or after it, and stays.
-func (g *grouper) move(to map[string]groupKey) {
+func (g *grouper) move(to map[string]move) {
 	for i := range len(g.rows) {
 		row := g.rows[i]
-		key, ok := to[string(g.keyOf(&g.groups[row.group]))]
-		if !ok || row.state == gone {
+		m, ok := to[string(g.keyOf(&g.groups[row.group]))]
+		if !ok || row.state == gone || m.to == nil && uint32(i) >= m.deleted {
 			continue
 		}
-		if g.rows[i].state = gone; key == nil {
+		if g.rows[i].state = gone; m.to == nil {
 			continue
 		}
-		n, _ := g.findGroup(key)
+		n, _ := g.findGroup(m.to)
 		if _, slot, there := g.findRow(n, g.entryOf(&row).conversation()); !there {
 			g.append(g.entryOf(&row), n, slot, row.state)
 		}

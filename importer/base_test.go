@@ -406,6 +406,10 @@ func TestBaseRenamedAndDeleted(t *testing.T) {
 	gone.Deleted = true
 	empty := known("u", "h")
 	empty.Deleted = true
+	anew := known("u", "g", append(applied("b", "d"), GroupConversation{job.OneToOne, "c", Removed})...)
+	anew.Deleted = true
+	other := anew
+	other.GroupName, other.OldName = "G", "g"
 	for _, test := range []struct {
 		what string
 		then []Group
@@ -417,6 +421,8 @@ func TestBaseRenamedAndDeleted(t *testing.T) {
 		{"refused", []Group{known("u", "g", GroupConversation{job.OneToOne, "a", Refused}, GroupConversation{job.OneToOne, "x", Refused})},
 			"[{u g [{1 a 2} {1 b 1} {1 c 1} {1 x 0}]  false} {u h [{1 a 1}]  false}]"},
 		{"found gone", []Group{empty}, "[{u g [{1 a 1} {1 b 1} {1 c 1}]  false}]"},
+		{"created anew", []Group{anew}, "[{u g [{1 b 1} {1 d 1}]  false} {u h [{1 a 1}]  false}]"},
+		{"created anew with a new name", []Group{other}, "[{u G [{1 b 1} {1 d 1}]  false} {u h [{1 a 1}]  false}]"},
 		{"both", []Group{gone, moved}, "[{u G [{1 a 1} {1 c 1} {1 d 1}]  false}]"},
 	} {
 		p := planOn(t, [][3]string{{"v", "g", "x"}}, Config{}, &Base{Groups: seqOf(slices.Concat(before, test.then))})

@@ -114,7 +114,7 @@ func (a *attempt) resume(before *job.Result) {
 		wanted[itemOf(&c)] = true
 	}
 	a.before = before
-	a.result.Started, a.result.GroupID, a.result.OldName = before.Started, before.GroupID, before.OldName
+	a.result.Started, a.result.GroupID, a.result.OldName, a.result.Anew = before.Started, before.GroupID, before.OldName, before.Anew
 	a.result.Conversations = slices.Clone(before.Conversations)
 	a.known, a.todo = make([]bool, len(before.Conversations)), nil
 	for i, c := range before.Conversations {

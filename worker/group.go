@@ -199,7 +199,7 @@ func (a *attempt) addKept(held map[chat.Item]bool) {
 
 // restart makes the attempt write the whole group anew, for it does not exist. What was to be taken out is out.
 func (a *attempt) restart() {
-	a.restarted = true
+	a.restarted, a.result.Anew = true, true
 	a.done(a.pick(a.todo, job.Remove))
 	a.addKept(nil)
 	a.todo = a.allConversations()
@@ -616,6 +616,7 @@ func (a *attempt) writeWhole(ctx context.Context) error {
 		return nil
 	}
 	if unread || a.group == absent {
+		a.result.Anew = a.result.Anew || !unread && a.expected()
 		a.addKept(nil)
 	}
 	var carried, added []int // of the job's conversations: those that are in the group, and those that are not

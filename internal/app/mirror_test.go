@@ -337,6 +337,21 @@ func TestMirror(t *testing.T) {
 		m.night(with(m, "u1,g,a", "u1,g,c")...)
 		m.there("u1/g: a c")
 	})
+	run("what a group that was gone is not created with is not believed to be there", func(t *testing.T, m *mirror) {
+		for _, mirrors := range []bool{true, false} {
+			m.cfg.Mirror = mirrors
+			m.twice(with(m, "u1,g,a", "u1,g,b", "u1,g,c")...)
+			if err := m.client(chatsim.DemoSecretKey).Delete(t.Context(), m.cfg.Name+"u1", "g"); err != nil {
+				t.Fatal(err)
+			}
+			d := fmt.Sprint("d", mirrors)
+			m.night(with(m, "u1,g,a", "u1,g,"+d, "u1,,x")...)
+			m.there("u1/g: a " + d)
+			m.night(with(m, "u1,g,a", "u1,g,b", "u1,g,"+d)...)
+			m.there("u1/g: a b " + d)
+			m.night(with(m, "u1,g,a", "u1,g,b", "u1,g,c", "u1,g,"+d)...)
+		}
+	})
 	run("a removal from a group that is gone is done", func(t *testing.T, m *mirror) {
 		m.twice(with(m, "u1,g,a", "u1,g,b", "u1,h,a")...)
 		for _, g := range []string{"g", "h"} {

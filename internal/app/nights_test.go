@@ -1016,6 +1016,11 @@ func (w *world) fold(id string) convs {
 		if err != nil {
 			w.t.Fatal(err)
 		}
+		if r.Deleted || r.Anew {
+			for _, all := range []convs{a.base, a.unsure} {
+				maps.DeleteFunc(all, func(c conv, _ bool) bool { return c.user == r.FromAccount && c.group == r.GroupName })
+			}
+		}
 		for _, c := range r.Conversations {
 			key := conv{r.FromAccount, r.GroupName, chat.Item{Type: c.Type, ID: c.ID}}
 			refused := c.Code == "50001" || c.Code == "51007" || c.Code == "51008" || c.Code == "51010"

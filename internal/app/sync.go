@@ -354,7 +354,7 @@ func (n *Namespace) yieldSnapshot(ctx context.Context, object string, yield func
 
 // resultGroup is what a result says about its group.
 func resultGroup(r *job.Result) importer.Group {
-	g := importer.Group{FromAccount: r.FromAccount, GroupName: r.GroupName, OldName: r.OldName, Deleted: r.Deleted}
+	g := importer.Group{FromAccount: r.FromAccount, GroupName: r.GroupName, OldName: r.OldName, Deleted: r.Deleted || r.Anew}
 	for i := range r.Conversations {
 		c := &r.Conversations[i]
 		state := importer.Applied

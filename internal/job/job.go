@@ -114,6 +114,7 @@ type Result struct {
 	GroupName     string               `json:"group_name"`
 	OldName       string               `json:"old_name"` // the group had this name, and was renamed
 	Deleted       bool                 `json:"deleted"`  // the group is gone: it was deleted, or did not exist
+	Anew          bool                 `json:"anew"`     // the group was gone, and what the result names is all that was put into the new one
 	GroupID       int64                `json:"group_id"` // as the API numbered the group; 0 when no call told
 	Outcome       Outcome              `json:"outcome"`
 	Code          string               `json:"code"` // why the job as a whole failed, if its conversations do not say it
@@ -220,6 +221,7 @@ func (r *Result) AppendJSON(b []byte) []byte {
 	b = appendField(b, "group_name", r.GroupName)
 	b = appendText(b, "old_name", r.OldName)
 	b = appendFlag(b, "deleted", r.Deleted)
+	b = appendFlag(b, "anew", r.Anew)
 	b = appendInt(b, "group_id", r.GroupID)
 	b = appendField(b, "outcome", string(r.Outcome))
 	b = appendText(b, "code", r.Code)
