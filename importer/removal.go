@@ -351,7 +351,8 @@ func (m *removal) wantedByTwin(plan *groupPlan, row *groupRow) bool {
 	return false
 }
 
-// findConflicts looks for groups of this partition that another sync wrote.
+// findConflicts looks for groups of this partition that another sync wrote, under this name or one that the API may take
+// for it.
 func (m *removal) findConflicts(ctx context.Context, p partition) error {
 	if m.base.Others == nil {
 		return nil
@@ -360,13 +361,28 @@ func (m *removal) findConflicts(ctx context.Context, p partition) error {
 		if baseState(row.entry) != ofOther {
 			return nil
 		}
-		n, ours := m.fold.lookUp(row.group)
-		if ours = ours && m.live[n] > 0; !ours {
-			_, ours = m.grouper.lookUp(row.group)
-		}
-		if ours {
+		there := func(n uint32) bool { return m.live[n] > 0 }
+		if m.fold.hasLike(row.group, there) || m.grouper.hasLike(row.group, func(uint32) bool { return true }) {
 			m.conflicts.add(append(append([]byte(nil), row.group...), row.entry.id()...))
 		}
 		return nil
 	})
+}
+
+// hasLike reports whether a user has a group for which is returns true, and whose name is that of key but for case and form.
+func (g *grouper) hasLike(key groupKey, is func(n uint32) bool) bool {
+	if n, ok := g.lookUp(key); ok && is(n) {
+		return true
+	}
+	u, _, ok := g.indexUser(key.user())
+	if !ok {
+		return false
+	}
+	name := chat.FoldName(string(key.name()))
+	for n := range g.groupsOf(&g.users[u]) {
+		if is(n) && chat.FoldName(string(g.keyOf(&g.groups[n]).name())) == name {
+			return true
+		}
+	}
+	return false
 }
