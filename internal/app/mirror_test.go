@@ -27,12 +27,19 @@ type mirror struct {
 // night prepares a night of rows "user,group,conversation", and waits for its end.
 func (m *mirror) night(lines ...string) *Night {
 	m.t.Helper()
+	night := m.begin(lines...)
+	m.awaitComplete(night.Record.ID)
+	return night
+}
+
+// begin prepares a night, and enqueues it.
+func (m *mirror) begin(lines ...string) *Night {
+	m.t.Helper()
 	night, err := m.try(lines...)
 	if err != nil {
 		m.t.Fatal(err)
 	}
 	m.enqueueNight(night)
-	m.awaitComplete(night.Record.ID)
 	return night
 }
 
@@ -282,6 +289,35 @@ func TestMirror(t *testing.T) {
 		m.night(m.cfg.Name + "v,g,a")
 		m.there("v/g: a")
 	})
+	run("gross removals are not accepted while the night before may still add to them", func(t *testing.T, m *mirror) {
+		var rows []string
+		for i := range 60 {
+			rows = append(rows, fmt.Sprintf("u1,g,a%02d", i))
+		}
+		m.twice(with(m, rows[:30]...)...)
+		if _, err := m.Pause(t.Context(), "a test", "resume"); err != nil {
+			t.Fatal(err)
+		}
+		m.await("the pause", func() bool { return e.State().Mode == Paused })
+		live := m.begin(append(rows[:30:30], with(m, rows[30:]...)...)...)
+		m.cfg.Guards.MaxShrink = Budget{Limited: true, Rows: 1000}
+		_, err := m.try(with(m, "u1,g,a00")...)
+		refused, ok := errors.AsType[*ShrinkError](err)
+		if !ok || !strings.Contains(err.Error(), "29 of 30 conversations") {
+			t.Fatalf("got %v, want a refusal", err)
+		}
+		m.cfg.Guards.Accept = refused.Import
+		if _, err = m.try(with(m, "u1,g,a00")...); !errors.As(err, new(*ShrinkError)) ||
+			!strings.Contains(err.Error(), "night 3 is not over") || strings.Contains(err.Error(), "other content") {
+			t.Errorf("got %v, want it refused until that night is over", err)
+		}
+		if _, err := m.ClearHalt(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		m.awaitComplete(live.Record.ID)
+		m.night(m.cfg.Name + "u1,g,a00")
+		m.there("u1/g: a00")
+	})
 	run("an empty input removes nothing by itself", func(t *testing.T, m *mirror) {
 		var rows []string
 		for i := range 30 {
@@ -422,6 +458,9 @@ func TestMirror(t *testing.T) {
 		other.night(with(m, "u1,g,x")...) // it is in the snapshot now
 		if _, err := m.try(with(m, "u1,g,a")...); !errors.As(err, new(*OtherSyncError)) {
 			t.Errorf("got %v, want an OtherSyncError", err)
+		}
+		if _, err := m.try(with(m, "u1,G,a")...); !errors.As(err, new(*OtherSyncError)) {
+			t.Errorf("a name that the API may take for it: got %v, want an OtherSyncError", err)
 		}
 		m.night(with(m, "u1,h,a")...)
 		m.cfg.Mirror = false

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"slices"
 	"time"
 
 	"groupferry/importer"
@@ -401,8 +402,19 @@ func (night *Night) guard(in InputConfig, cfg SyncConfig) error {
 }
 
 func (night *Night) guardShrink(cfg SyncConfig) error {
-	if len(night.Wrong) > 0 && cfg.Guards.Accept != night.Plan.ImportID {
-		return &ShrinkError{cfg.Name, night.Plan.ImportID, cfg.Guards.Accept, night.Wrong}
+	if len(night.Wrong) == 0 {
+		return nil
+	}
+	e := &ShrinkError{cfg.Name, night.Plan.ImportID, cfg.Guards.Accept, night.Wrong}
+	if e.Accepted != e.Import {
+		return e
+	}
+	tooMuch := slices.ContainsFunc(night.Guards, func(g Guard) bool { return g.AtMost && !g.OK })
+	if before := night.before; tooMuch && before != nil && !before.State.Over() { // what it still adds may be removed, too
+		e.Accepted = ""
+		e.Wrong = append(e.Wrong[:len(e.Wrong):len(e.Wrong)],
+			fmt.Sprintf("night %d is not over, so that it may become more: accept it after that, or cancel import %s", before.Night, before.ID))
+		return e
 	}
 	return nil
 }
