@@ -37,11 +37,12 @@ type attempt struct {
 
 	group        presence
 	foundAt      time.Time // when that was found out; zero if it was not
+	similar      bool      // there is one whose name differs in case or form only, which may be this one
 	restarted    bool      // the group was gone in between
 	anew         bool      // an earlier attempt began to create the group anew
 	removesFirst bool      // the group has no room for what is added before what is removed is out
 	full         bool      // the API said so of a conversation
-	takesOut     bool      // the update that is being made
+	takesOut     bool      // the update that is being made, or the rename, which takes a name away
 	deleting     int64     // the group that may have been deleted by now; 0 for none
 	needsCheck   bool      // only reading the group tells what it holds
 	maybeCreated bool      // by a create without a response

@@ -69,10 +69,8 @@ func (a *attempt) mayDelete(ctx context.Context) error {
 	}
 	id, ok := groupNamed(list, a.result.GroupName)
 	if !ok {
-		for _, name := range list.Groups {
-			if chat.FoldName(name) == chat.FoldName(a.result.GroupName) { // it may be this one, or not
-				return errShared
-			}
+		if hasSimilar(list, a.result.GroupName) { // it may be this one, or not
+			return errShared
 		}
 		return errGone
 	}

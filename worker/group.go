@@ -611,6 +611,10 @@ func (a *attempt) writeWhole(ctx context.Context) error {
 		return a.w.known.mayReplace(err)
 	}
 	unread := err != nil
+	if !unread && a.group == absent && a.similar && !a.w.cfg.AcceptReplace {
+		a.set(a.todo, CodeNeedsUpdate, "the user has a group whose name differs in case only, and create_contact_group may take out what it holds")
+		return nil
+	}
 	if unread && len(a.wanted())+len(a.result.Keep) > chat.MaxItemsPerCall && len(a.result.Keep) > 0 {
 		a.need(a.todo) // it would take out what the job keeps
 		return nil
@@ -771,6 +775,9 @@ func (a *attempt) check(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if a.group == absent && a.similar { // nobody knows
+			return nil
+		}
 		var missing []int
 		for _, i := range a.todo {
 			c := &a.result.Conversations[i]
@@ -812,6 +819,7 @@ func (a *attempt) find(ctx context.Context) (map[chat.Item]bool, error) {
 		id, ok = a.result.GroupID, true
 	}
 	if !ok {
+		a.similar = hasSimilar(list, a.result.GroupName)
 		return map[chat.Item]bool{}, nil
 	}
 	a.group = present
@@ -826,6 +834,16 @@ func groupNamed(list chat.Page, name string) (id int64, ok bool) {
 		}
 	}
 	return 0, false
+}
+
+// hasSimilar reports whether there is a group whose name the API may take for this one.
+func hasSimilar(list chat.Page, name string) bool {
+	for _, other := range list.Groups {
+		if chat.FoldName(other) == chat.FoldName(name) {
+			return true
+		}
+	}
+	return false
 }
 
 // membersOf returns what a group holds.

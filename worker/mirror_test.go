@@ -479,6 +479,27 @@ func TestNoResultBeforeALateCallTookEffect(t *testing.T) {
 	}
 }
 
+// The result of a rename neither: somebody may make a group of the old name then.
+func TestNoResultBeforeALateRenameTookEffect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAPI("append")
+		a.put("anna/work", "keep000")
+		once := false
+		a.late = func(c chat.Command) bool {
+			was := once
+			once = true
+			return !was
+		}
+		j := mirrorJob("Work", nil, nil, ids("keep", 1))
+		j.OldName = "work"
+		ended(t, mirror(t, a, j)[0], job.Done, 0, 0)
+		delete(a.groups, "anna/Work")
+		a.put("anna/work", "friend")
+		time.Sleep(10 * time.Second)
+		a.has(t, "anna/work", "friend")
+	})
+}
+
 // The result of a deletion is lost. What somebody made since is not deleted by the job that is done again.
 func TestADuplicateDoesNotDeleteWhatWasMadeSince(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -678,6 +699,50 @@ func TestReadBackWhereNamesAreFolded(t *testing.T) {
 		}
 		a.has(t, "anna/WORK", "other")
 	})
+}
+
+// A group that may be there under another case is not taken for gone, whatever else fails.
+func TestAGroupOfAnotherCaseIsNotTakenForGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAPI("append")
+		a.fold = true
+		a.put("anna/WORK", "old000", "other")
+		n := 0
+		a.fault = func(_ int, c chat.Command, _ string) (error, bool) {
+			if c != chat.UpdateContactGroup {
+				return nil, false
+			}
+			if n++; n == 1 {
+				return &chat.Error{Command: c, Cause: errors.New("reset")}, false
+			}
+			return coded(c, chat.CodeUserNotImported), false
+		}
+		r := mirror(t, a, mirrorJob("work", nil, ids("old", 1), nil))
+		if ended(t, r[0], job.Failed, 0, 0); r[0].Deleted {
+			t.Error("it is said to be gone")
+		}
+	})
+}
+
+// Where only create can write, and replaces, a group of another case keeps what it holds.
+func TestWithoutUpdateAGroupOfAnotherCaseKeepsWhatItHolds(t *testing.T) {
+	for _, fold := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			a := newAPI("replace")
+			a.offer("no update 60009")
+			a.fold = fold
+			a.put("anna/WORK", "other")
+			j := mirrorJob("work", ids("new", 1), nil, nil)
+			s := newStream(j)
+			if err := work(t, Config{}, s, a); err != nil {
+				t.Fatal(err)
+			}
+			if r := s.results["imp/"+j.ID]; r.Outcome != job.Failed || r.Conversations[0].Code != CodeNeedsUpdate {
+				t.Errorf("got %+v, want it failed with %s", r, CodeNeedsUpdate)
+			}
+			a.has(t, "anna/WORK", "other")
+		})
+	}
 }
 
 // A removal fails as long as the API does not make it.

@@ -20,6 +20,7 @@ func (a *attempt) rename(ctx context.Context) (ready bool, err error) {
 		return false, err
 	}
 	req := chat.RenameRequest{FromAccount: a.result.FromAccount, OldName: old, NewName: name}
+	a.takesOut = true
 	_, err = call(ctx, a, chat.UpdateContactGroup, func(ctx context.Context) (struct{}, error) {
 		return struct{}{}, a.w.api.Rename(ctx, req)
 	}, nil)
