@@ -383,3 +383,25 @@ func TestRemovalOfManyGroups(t *testing.T) {
 		t.Errorf("got %d users, want one with all jobs", len(users))
 	}
 }
+
+// Rows that are within the quotes of another one are not known, whether that one is accepted or rejected.
+func TestQuotedRowsSuspendRemovals(t *testing.T) {
+	for _, row := range []string{"u,g,1,a,,\"note\nv,g,1,a,,\nw,g,1,a,,\"\n", "u,g,1,\"a\nv,g,1,a,,\nw,g,1,a\",,\n"} {
+		text := "from_account,group_name,type,to_account,to_group_id,note\nv,g,1,b,,\n" + row
+		rows, err := ReadRows(t.Context(), []string{"-"}, Config{Stdin: strings.NewReader(text)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer rows.Close()
+		p, err := rows.Plan(t.Context(), &Base{Removals: RemoveAbsent, Groups: seqOf([]Group{
+			known("v", "g", GroupConversation{job.OneToOne, "a", Applied}, GroupConversation{job.OneToOne, "b", Applied}),
+		})})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := "-:3: a quote makes one record of lines that look like rows"
+		if s := p.Summary; s.Removed.Conversations != 0 || s.Withheld != 1 || p.Suspended != want {
+			t.Errorf("%q: got %d removed, %d withheld, %q; want none, one, %q", row, s.Removed.Conversations, s.Withheld, p.Suspended, want)
+		}
+	}
+}

@@ -17,10 +17,15 @@ type withheld struct {
 // maxWithheld bounds the memory for the users: some 100 bytes each.
 const maxWithheld = 100_000
 
-// findWithheld goes through the rejected rows, if something is to be removed. Those over a limit are found later.
+// findWithheld goes through the rejected rows, if something is to be removed. Those over a limit are found later. What was
+// warned of so far are records in which others may be.
 func (p *pipeline) findWithheld(ctx context.Context, base *Base) (*withheld, error) {
 	w := &withheld{users: map[string]bool{}}
 	if base.Removals == KeepAll {
+		return w, nil
+	}
+	if found := p.findings.warnings; len(found) > 0 { // accepted or not, there is one user in it, and there may be more
+		w.suspended = fmt.Sprintf("%s:%d: a quote makes one record of lines that look like rows", p.files[found[0].file], found[0].Line)
 		return w, nil
 	}
 	reader := rejectReader{log: logReader{log: &p.rejects}}
