@@ -11,6 +11,7 @@ import (
 	"groupferry/importer"
 	"groupferry/internal/chat"
 	"groupferry/internal/governor"
+	"groupferry/internal/job"
 )
 
 // CheckConfig says what to check.
@@ -73,7 +74,7 @@ type CheckWarning struct {
 
 // Check reads and checks the input, and reports what an import of it would come to. It needs no queue and no API. The
 // error is a *[GuardError] or, in a sync, a *[ShrinkError] when nothing would be enqueued, and comes with the report then; the
-// other errors are those of [ReadInput], and of the queue.
+// other errors are those of [ReadInput] and [Namespace.ReadNight], and of the queue.
 func Check(ctx context.Context, cfg CheckConfig) (CheckReport, error) {
 	in, rows, night, err := cfg.read(ctx)
 	if err != nil {
@@ -138,6 +139,9 @@ func (cfg *CheckConfig) read(ctx context.Context) (*Input, *importer.Rows, *Nigh
 	if err == nil && cfg.Input.OnRead != nil {
 		err = cfg.Input.OnRead(night.Plan)
 	}
+	if err == nil {
+		err = night.conflict()
+	}
 	if err != nil {
 		rows.Close()
 		return nil, nil, nil, err
@@ -145,7 +149,7 @@ func (cfg *CheckConfig) read(ctx context.Context) (*Input, *importer.Rows, *Nigh
 	return night.Input, rows, night, nil
 }
 
-// firstCalls returns the bodies of the requests with which the first groups would be made.
+// firstCalls returns the bodies of the requests with which the first groups would be made, or added to.
 func firstCalls(plan *importer.Plan, show, chunk int) ([]chat.CreateRequest, error) {
 	var calls []chat.CreateRequest
 	if show <= 0 {
@@ -156,8 +160,13 @@ func firstCalls(plan *importer.Plan, show, chunk int) ([]chat.CreateRequest, err
 			return nil, err
 		}
 		call := chat.CreateRequest{FromAccount: j.FromAccount, GroupName: j.GroupName}
-		for _, c := range j.Conversations[:min(chunk, len(j.Conversations))] {
-			call.Items = append(call.Items, chat.Item{Type: c.Type, ID: c.ID})
+		for _, c := range j.Conversations {
+			if c.Op == job.Add && len(call.Items) < chunk {
+				call.Items = append(call.Items, chat.Item{Type: c.Type, ID: c.ID})
+			}
+		}
+		if len(call.Items) == 0 { // it only removes, or renames
+			continue
 		}
 		if calls = append(calls, call); len(calls) == show {
 			break

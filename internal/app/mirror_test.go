@@ -164,7 +164,14 @@ func TestMirror(t *testing.T) {
 	})
 	run("what the snapshot has and the input has no more is removed", func(t *testing.T, m *mirror) {
 		m.twice(with(m, "u1,g,a", "u1,g,b", "u1,h,a")...)
-		night := m.night(with(m, "u1,g,b", "u1,g,c")...)
+		rows := with(m, "u1,g,b", "u1,g,c")
+		m.in.Files = []string{writeInput(t, rows...)}
+		r, err := Check(t.Context(), CheckConfig{Input: m.in, Sync: &m.cfg, Namespace: m.Namespace, Show: 5})
+		if calls := fmt.Sprintf("%s", r.FirstCalls); err != nil || len(r.FirstCalls) != 1 || strings.Count(calls, `"To_Account":`) != 1 || !strings.Contains(calls, `"To_Account":"c"`) {
+			t.Errorf("check: got the first calls %s, %v, want one with c alone", calls, err)
+		}
+		m.there("u1/g: a b", "u1/h: a")
+		night := m.night(rows...)
 		m.there("u1/g: b c")
 		if r := night.Report().Mirror; r.Conversations != 2 || r.Remove != 1 || r.Delete != 1 || r.OnlyAdds {
 			t.Errorf("got %+v", r)
@@ -458,6 +465,10 @@ func TestMirror(t *testing.T) {
 		other.night(with(m, "u1,g,x")...) // it is in the snapshot now
 		if _, err := m.try(with(m, "u1,g,a")...); !errors.As(err, new(*OtherSyncError)) {
 			t.Errorf("got %v, want an OtherSyncError", err)
+		}
+		check := CheckConfig{Input: m.in, Sync: &m.cfg, Namespace: m.Namespace}
+		if _, err := Check(t.Context(), check); !errors.As(err, new(*OtherSyncError)) {
+			t.Errorf("check: got %v, want an OtherSyncError", err)
 		}
 		if _, err := m.try(with(m, "u1,G,a")...); !errors.As(err, new(*OtherSyncError)) {
 			t.Errorf("a name that the API may take for it: got %v, want an OtherSyncError", err)

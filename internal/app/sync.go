@@ -139,8 +139,8 @@ func (n *Namespace) readNight(ctx context.Context, in InputConfig, cfg SyncConfi
 			}
 			in.OnRead = nil
 		}
-		if c := night.Plan.Conflicts; len(c) > 0 {
-			return nil, &OtherSyncError{cfg.Name, c}
+		if err := night.conflict(); err != nil {
+			return nil, err
 		}
 		if err := night.findRejects(in); err != nil {
 			return nil, err
@@ -390,6 +390,14 @@ func underWay(j *job.Job) []importer.Group {
 	old := g
 	old.GroupName = j.OldName
 	return []importer.Group{old, g}
+}
+
+// conflict returns an *OtherSyncError if a group is another sync's, too.
+func (night *Night) conflict() error {
+	if c := night.Plan.Conflicts; len(c) > 0 {
+		return &OtherSyncError{night.Sync.Name, c}
+	}
+	return nil
 }
 
 // guard asks all guards of a night.
