@@ -45,8 +45,8 @@ type Group struct {
 	// OldName, unless empty, is the name that the group had before: what was known of that one is known of this one.
 	OldName string
 
-	// Deleted says that the group is gone, and the one of OldName, whatever was known before. If Conversations are Applied,
-	// they were put into a new one.
+	// Deleted says that the group is gone, and the one of OldName, whatever was known before. Conversations are those of a new
+	// one.
 	Deleted bool
 }
 

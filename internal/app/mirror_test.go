@@ -395,6 +395,23 @@ func TestMirror(t *testing.T) {
 			m.night(with(m, "u1,g,a", "u1,g,b", "u1,g,c", "u1,g,"+d)...)
 		}
 	})
+	run("a group that a retry finds gone is not believed to hold what the night has added", func(t *testing.T, m *mirror) {
+		m.twice(with(m, "u1,g,b")...)
+		rows := with(m, "u1,g,c")
+		var night *Night
+		m.failing(map[string]int{"b": 50002}, func() { night = m.night(rows...) })
+		m.there("u1/g: b c")
+		if err := m.client(chatsim.DemoSecretKey).Delete(t.Context(), m.cfg.Name+"u1", "g"); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := m.Retry(t.Context(), night.Record.ID, nil, nil); err != nil {
+			t.Fatal(err)
+		}
+		m.awaitComplete(night.Record.ID)
+		m.there()
+		m.night(rows...)
+		m.there("u1/g: c")
+	})
 	run("a removal from a group that is gone is done", func(t *testing.T, m *mirror) {
 		m.twice(with(m, "u1,g,a", "u1,g,b", "u1,h,a")...)
 		for _, g := range []string{"g", "h"} {

@@ -968,6 +968,16 @@ func (w *world) take(at *attempt) {
 				}
 			}
 		}
+		for j, err := range w.UnderWay(w.t.Context(), &i) { // of a retry; other jobs are gone by now
+			if err != nil {
+				w.t.Error(err)
+			}
+			for _, c := range j.Conversations {
+				if key := (conv{j.FromAccount, j.GroupName, chat.Item{Type: c.Type, ID: c.ID}}); c.Op != job.Keep {
+					inFlight[key], a.maybe[key], a.base[key] = true, true, false
+				}
+			}
+		}
 	}
 	a.wants, a.removes = w.expect(at)
 	a.jobs = maps.Clone(a.wants)
@@ -980,6 +990,14 @@ func (w *world) take(at *attempt) {
 			for c := range a.maybe {
 				if delete(all.want, c); has(all.got, c) {
 					all.want[c] = false
+				}
+				if w.limits { // they decide about the others of the user
+					maps.DeleteFunc(all.want, func(o conv, _ bool) bool { return o.user == c.user })
+					for o := range all.got {
+						if o.user == c.user {
+							all.want[o] = false
+						}
+					}
 				}
 			}
 		}
@@ -1023,6 +1041,11 @@ func (w *world) fold(id string) convs {
 		}
 		for _, c := range r.Conversations {
 			key := conv{r.FromAccount, r.GroupName, chat.Item{Type: c.Type, ID: c.ID}}
+			if r.Deleted {
+				ended[key] = true
+				delete(a.maybe, key)
+				continue
+			}
 			refused := c.Code == "50001" || c.Code == "51007" || c.Code == "51008" || c.Code == "51010"
 			ended[key] = true
 			if !refused || c.Op == job.Remove && (c.Code == "50001" || c.Code == "51007") { // else it is as it was

@@ -356,6 +356,9 @@ func (n *Namespace) yieldSnapshot(ctx context.Context, object string, yield func
 // resultGroup is what a result says about its group.
 func resultGroup(r *job.Result) importer.Group {
 	g := importer.Group{FromAccount: r.FromAccount, GroupName: r.GroupName, OldName: r.OldName, Deleted: r.Deleted || r.Anew}
+	if r.Deleted { // with all that the result names, also of an earlier generation
+		return g
+	}
 	for i := range r.Conversations {
 		c := &r.Conversations[i]
 		state := importer.Applied

@@ -88,10 +88,14 @@ func (d *Dropped) read(ctx context.Context, yield func(job.Job, error) bool) err
 }
 
 // UnderWay reads the jobs of an import that is over, have no result, and may have been handed out: what was in flight when
-// it ended and its leader died. Their calls may have taken effect, or not. The errors are those of [Dropped.All].
+// it ended and its leader died. Their calls may have taken effect, or not. The jobs of a retry are gone when it is cut off:
+// then it makes all of them again that have no result. The errors are those of [Dropped.All] and [Queue.Results].
 func (q *Queue) UnderWay(ctx context.Context, i *Import) iter.Seq2[job.Job, error] {
 	return func(yield func(job.Job, error) bool) {
 		yieldAll(yield, func(yield func(job.Job, error) bool) error {
+			if i.State == Complete && i.Generation > 0 {
+				return q.retriesUnderWay(ctx, i, yield)
+			}
 			if i.State != Cancelled || i.Counts.JobsWithResult() == i.Jobs {
 				return nil
 			}
@@ -119,6 +123,34 @@ func (q *Queue) UnderWay(ctx context.Context, i *Import) iter.Seq2[job.Job, erro
 			})
 		})
 	}
+}
+
+// retriesUnderWay reads the jobs of a retry that is over and have no result.
+func (q *Queue) retriesUnderWay(ctx context.Context, i *Import, yield func(job.Job, error) bool) error {
+	var ended int64
+	for r, err := range q.Results(ctx, i.ID) {
+		if err != nil {
+			return err
+		}
+		if r.Generation == i.Generation {
+			ended++
+		}
+	}
+	if !i.Enqueued.IsZero() && ended >= i.Retried {
+		return nil
+	}
+	for r, err := range q.Results(ctx, i.ID, job.Partial, job.Failed) {
+		if err != nil {
+			return err
+		}
+		if r.Generation == i.Generation {
+			continue
+		}
+		if j := retryJob(i, 0, &r); len(j.Conversations) > 0 && !yield(j, nil) {
+			return nil
+		}
+	}
+	return nil
 }
 
 // DropJobs removes the jobs of a night that was cut off by the next one, once the sync knows what was under way of it: the

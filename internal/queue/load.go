@@ -424,7 +424,7 @@ func crashedResult(j *job.Job, before *job.Result) job.Result {
 	if before == nil {
 		return r
 	}
-	r.GroupID, r.Started, r.OldName = before.GroupID, before.Started, before.OldName
+	r.GroupID, r.Started, r.OldName, r.Anew = before.GroupID, before.Started, before.OldName, before.Anew
 	r.Attempts, r.Calls = r.Attempts+before.Attempts, before.Calls
 	type item struct {
 		kind int

@@ -1,8 +1,11 @@
 package queue
 
 import (
+	"fmt"
 	"reflect"
+	"slices"
 	"testing"
+	"time"
 
 	"groupferry/internal/job"
 )
@@ -110,6 +113,58 @@ func TestCrashedResultOfAMirror(t *testing.T) {
 			if !reflect.DeepEqual(again, j) {
 				t.Errorf("result %d: retried again: got %+v, want %+v", n, again, j)
 			}
+		}
+	}
+}
+
+// Of a retry that was cut off the jobs without a result may have been under way; of one that came to its end none was.
+func TestRetryUnderWay(t *testing.T) {
+	q := openQueue(t)
+	for _, tt := range []struct {
+		ended int // retried jobs with a result
+		cut   bool
+		codes []string
+		want  []string // group names
+	}{
+		{0, true, nil, []string{"g1", "g2", "g4"}}, {1, true, nil, []string{"g2", "g4"}}, {3, false, nil, nil},
+		{0, true, []string{"51007"}, []string{"g1"}},
+	} {
+		id := fmt.Sprintf("retry-%d-%d", tt.ended, len(tt.codes))
+		h := handWriter{q: q, rec: begin(t, q, id, 5)}
+		results := mirrorResults(id)
+		for n := range results {
+			results[n].GroupName = fmt.Sprint("g", n)
+		}
+		seqs := h.write(t, results...)
+		h.complete(t)
+		rec, _, err := q.Retry(t.Context(), id, tt.codes, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.rec = rec
+		for _, n := range []int{1, 2, 4}[:tt.ended] {
+			r := results[n]
+			r.Replaces = seqs[n]
+			h.write(t, r)
+		}
+		if tt.cut {
+			rec, err = q.Supersede(t.Context(), id, 2, time.Millisecond)
+		} else {
+			h.complete(t)
+			rec, err = q.Import(t.Context(), id)
+		}
+		if err != nil || rec.State != Complete {
+			t.Fatalf("got %s, %v", rec.State, err)
+		}
+		var got []string
+		for j, err := range q.UnderWay(t.Context(), &rec) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, j.GroupName)
+		}
+		if !slices.Equal(got, tt.want) {
+			t.Errorf("%+v: got jobs of %v", tt, got)
 		}
 	}
 }
