@@ -3,6 +3,7 @@ package importer
 import (
 	"context"
 	"slices"
+	"strings"
 
 	"groupferry/internal/chat"
 )
@@ -378,11 +379,18 @@ func (g *grouper) hasLike(key groupKey, is func(n uint32) bool) bool {
 	if !ok {
 		return false
 	}
-	name := chat.FoldName(string(key.name()))
 	for n := range g.groupsOf(&g.users[u]) {
-		if is(n) && chat.FoldName(string(g.keyOf(&g.groups[n]).name())) == name {
+		if is(n) && alike(string(key.name()), string(g.keyOf(&g.groups[n]).name())) {
 			return true
 		}
 	}
 	return false
+}
+
+// alike reports whether names differ in case and form only. Most are ASCII, which is quick.
+func alike(a, b string) bool {
+	if isPrintableASCII(a) && isPrintableASCII(b) {
+		return strings.EqualFold(a, b)
+	}
+	return chat.FoldName(a) == chat.FoldName(b)
 }
