@@ -991,14 +991,6 @@ func (w *world) take(at *attempt) {
 				if delete(all.want, c); has(all.got, c) {
 					all.want[c] = false
 				}
-				if w.limits { // they decide about the others of the user
-					maps.DeleteFunc(all.want, func(o conv, _ bool) bool { return o.user == c.user })
-					for o := range all.got {
-						if o.user == c.user {
-							all.want[o] = false
-						}
-					}
-				}
 			}
 		}
 		if w.limits && len(a.maybe) > 0 { // nor which groups count
