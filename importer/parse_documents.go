@@ -110,13 +110,17 @@ func (d *documents) failure() error {
 		return err
 	}
 	if code := string(v); code != "0" && code != "null" && code != `""` {
-		r := row{position: position{line: d.at()}, invalidReason: "this response says that it failed: errCode " + cutText(code)}
-		d.rows = append(d.rows, r)
-		if d.preset == "yunxin" {
-			d.wanted = append(d.wanted, "")
-		}
+		d.bad("this response says that it failed: errCode " + cutText(code))
 	}
 	return nil
+}
+
+// bad adds a row for what cannot be used.
+func (d *documents) bad(reason string) {
+	d.rows = append(d.rows, row{position: position{line: d.at()}, invalidReason: reason})
+	if d.preset == "yunxin" {
+		d.wanted = append(d.wanted, "")
+	}
 }
 
 // object reads an object at any depth. Its keys decide what it is.
@@ -214,8 +218,12 @@ func (d *documents) text() (string, error) {
 
 // texts reads a list of strings or numbers, with the line of each. It is not nil if there is a list.
 func (d *documents) texts() (ids []string, at []int64, err error) {
-	if d.dec.PeekKind() != '[' {
-		return nil, nil, d.value()
+	if kind := d.dec.PeekKind(); kind != '[' {
+		v, err := d.dec.ReadValue()
+		if err == nil && kind != 'n' && (kind != '{' || len(bytes.TrimSpace(v[1:len(v)-1])) > 0) {
+			d.bad("a list of ids is no list") // so that it is not taken for empty
+		}
+		return nil, nil, err
 	}
 	if _, err := d.dec.ReadToken(); err != nil {
 		return nil, nil, err

@@ -20,8 +20,13 @@ func TestDocuments(t *testing.T) {
 			t.Errorf("%s: got %+v, want nothing", s, got)
 		}
 	}
+	for _, s := range []string{`"sg_1"`, `{"0":"sg_1","2":"sg_2"}`, `7`} { // else it would be taken for empty, and a mirror would remove it
+		p := readString(t, strings.Replace(group, `["sg_1"]`, s, 1), Config{Preset: "openim"})
+		wantLines(t, s, rejectTexts(t, p), "1 50002 a list of ids is no list")
+	}
 	for _, tc := range []struct{ input, want string }{
 		{group + "\n" + group[:30], "-: line 2: the JSON ends before it is complete; fetch the file again"},
+		{`{"conversationIDs":{"a`, "-: line 1: the JSON ends before it is complete; fetch the file again"},
 		{"\n\nfrom_account,x\n", "-: line 3: not valid JSON from here on"},
 		{`{}`, "-: has nothing that the preset openim knows; is it a response of that system?"},
 		{`[{"conversations":[]}]`, "-: has nothing that the preset openim knows; is it a response of that system?"},
