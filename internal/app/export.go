@@ -92,19 +92,19 @@ func Export(ctx context.Context, stop <-chan struct{}, cfg ExportConfig) (r Expo
 			return err
 		}
 		if file != nil && time.Since(file.saved) > saveEvery {
-			return cmp.Or(w.flush(), file.save(slices.Concat(again, r.Unread)))
+			return w.save(file, slices.Concat(again, r.Unread))
 		}
 		return nil
 	}))
-	r.Complete = err == nil
 	err = cmp.Or(err, w.flush()) // whole lines, also after a stop
 	switch {
 	case file == nil || file.f == nil:
 	case w.err != nil: // only what was saved counts
 		file.f.Close()
 	default:
-		err = cmp.Or(err, file.close(slices.Concat(again, r.Unread), r.Complete && len(r.Unread) == 0))
+		err = cmp.Or(err, file.close(slices.Concat(again, r.Unread), err == nil && len(r.Unread) == 0))
 	}
+	r.Complete = err == nil
 	return r, err
 }
 
@@ -191,6 +191,14 @@ func (w *exportWriter) flush() error {
 		w.buf.Reset()
 	}
 	return w.err
+}
+
+// save makes all users so far count in the file, if their rows are in it.
+func (w *exportWriter) save(file *exportFile, unread []UnreadUser) error {
+	if err := w.flush(); err != nil {
+		return err
+	}
+	return file.save(unread)
 }
 
 // saveEvery is how often the progress of an export is saved. What was read since then is read again after a crash.

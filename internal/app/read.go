@@ -171,8 +171,9 @@ type reading struct {
 	each     func(*UserList) error
 	progress func()
 
-	ended bool
-	begun []*userRead // in their order: those that were not passed on
+	ended  bool
+	begun  []*userRead // in their order: those that were not passed on
+	failed error       // of each: what it did of that user is not known, so nobody is passed on after it
 }
 
 type userRead struct {
@@ -248,6 +249,8 @@ func (r *reading) run(ctx context.Context, stop <-chan struct{}, reader *worker.
 		}
 	}
 	switch {
+	case r.failed != nil:
+		return r.failed
 	case grace != nil && (len(r.begun) > 0 || !r.ended) && (failure == nil || errors.Is(failure, context.Canceled)):
 		return ErrStopped
 	}
@@ -256,15 +259,14 @@ func (r *reading) run(ctx context.Context, stop <-chan struct{}, reader *worker.
 
 // passOn passes on what is done, in order.
 func (r *reading) passOn() error {
-	for len(r.begun) > 0 && r.begun[0].done {
-		if err := r.each(&r.begun[0].UserList); err != nil {
-			return err
+	for r.failed == nil && len(r.begun) > 0 && r.begun[0].done {
+		if r.failed = r.each(&r.begun[0].UserList); r.failed == nil {
+			r.begun[0] = nil
+			r.begun = r.begun[1:]
+			r.progress()
 		}
-		r.begun[0] = nil
-		r.begun = r.begun[1:]
-		r.progress()
 	}
-	return nil
+	return r.failed
 }
 
 // UsersOfImport goes through the users of an import, as often as they occur. The errors are those of [Namespace.ResultLines];

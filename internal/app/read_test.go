@@ -2,10 +2,12 @@ package app
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -21,6 +23,7 @@ import (
 	"groupferry/internal/chatsim"
 	"groupferry/internal/governor"
 	"groupferry/internal/queue"
+	"groupferry/worker"
 )
 
 // reading is the config of a process that reads.
@@ -295,6 +298,55 @@ func TestExportContinues(t *testing.T) {
 	slices.Sort(lines)
 	if len(lines) != 1+2*399 || len(slices.Compact(lines)) != len(lines) {
 		t.Errorf("got %d lines, want the header and two for each of 399 users, once", len(lines))
+	}
+}
+
+// After the error of one user nobody is passed on any more, though others are read: it may have taken a part of that user.
+func TestReadEachFails(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t, chatsim.Config{Rate: -1})
+	cfg := n.reading("here", nil)
+	cfg.Begin = func() (iter.Seq2[importer.PlannedUser, error], error) {
+		return userPlan(t, n.people(40)...).Users(), nil
+	}
+	full, calls := errors.New("full"), 0
+	_, _, err := readAll(t.Context(), nil, cfg, func(*UserList) error {
+		if calls++; calls == 3 {
+			return full
+		}
+		return nil
+	})
+	if !errors.Is(err, full) || calls != 3 {
+		t.Errorf("got %v after %d users, want the error of the third", err, calls)
+	}
+}
+
+// The progress says nothing of rows that could not be written.
+func TestExportNotWritten(t *testing.T) {
+	t.Parallel()
+	file, err := openExport(filepath.Join(t.TempDir(), "out.csv"), "users", "target")
+	if err == nil {
+		err = file.begin()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newExportWriter(file)
+	u := &UserList{List: worker.List{Groups: []worker.Group{{Name: "g", Items: []chat.Item{{Type: 1, ID: "a"}}}}}}
+	if err := cmp.Or(w.header(), w.user(u, new(int64))); err != nil {
+		t.Fatal(err)
+	}
+	file.state.Users++
+	file.f.Close()
+	if file.f, err = os.Open(file.name); err != nil { // as on a disk that has room for the progress alone
+		t.Fatal(err)
+	}
+	defer file.f.Close()
+	if err := w.save(file, nil); err == nil {
+		t.Error("got no error of a file that cannot be written to")
+	}
+	if again, err := openExport(file.name, "users", "target"); err != nil || again.state.Users != 0 {
+		t.Errorf("got progress %+v, %v; want that of the begin", again.state, err)
 	}
 }
 
