@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/csv"
 	"encoding/hex"
@@ -212,6 +213,7 @@ type exportFile struct {
 	saved time.Time
 	f     *os.File // nil before begin
 	size  int64
+	last  []byte // what this run saved last as the progress
 }
 
 // An exportState is what FILE.progress holds.
@@ -219,6 +221,7 @@ type exportState struct {
 	Version int          `json:"version"`
 	Digest  string       `json:"digest"` // of the users
 	Target  string       `json:"target"`
+	Run     string       `json:"run"`    // unlike that of any other run
 	Users   int64        `json:"users"`  // the first so many were read
 	Bytes   int64        `json:"bytes"`  // of the file
 	Unread  []UnreadUser `json:"unread"` // of these users: to be read again
@@ -233,7 +236,7 @@ func (x *exportFile) progress() string { return x.name + ".progress" }
 
 // openExport finds out whether an export can go to a file. It changes nothing.
 func openExport(name, users, target string) (*exportFile, error) {
-	x := &exportFile{name: name, state: exportState{Version: exportVersion, Digest: users, Target: target}}
+	x := &exportFile{name: name, state: exportState{Version: exportVersion, Digest: users, Target: target, Run: rand.Text()}}
 	return x, x.load()
 }
 
@@ -264,6 +267,7 @@ func (x *exportFile) load() error {
 	if !there && s.Bytes > 0 || there && (!info.Mode().IsRegular() || info.Size() < s.Bytes) {
 		return fmt.Errorf("%w: %s is shorter than %s says; to begin anew, remove both", ErrExportFile, x.name, x.progress())
 	}
+	s.Run = x.state.Run
 	x.state = s
 	return nil
 }
@@ -286,7 +290,21 @@ func (x *exportFile) begin() (err error) {
 	return err
 }
 
+// own finds out whether another run has continued the file, because this one was frozen or they know nothing of each other:
+// the progress is not what this one saved then.
+func (x *exportFile) own() error {
+	if b, err := os.ReadFile(x.progress()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	} else if !bytes.Equal(b, x.last) {
+		return fmt.Errorf("another export has continued %s meanwhile: it has the file now", x.name)
+	}
+	return nil
+}
+
 func (x *exportFile) Write(b []byte) (int, error) {
+	if err := x.own(); err != nil {
+		return 0, err
+	}
 	n, err := x.f.Write(b)
 	x.size += int64(n)
 	return n, err
@@ -295,7 +313,7 @@ func (x *exportFile) Write(b []byte) (int, error) {
 // save makes what was written count, but for the users that are unread.
 func (x *exportFile) save(unread []UnreadUser) error {
 	if x.f != nil {
-		if err := x.f.Sync(); err != nil {
+		if err := cmp.Or(x.own(), x.f.Sync()); err != nil {
 			return err
 		}
 		x.state.Bytes = x.size
@@ -310,12 +328,16 @@ func (x *exportFile) save(unread []UnreadUser) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(append(b, '\n'))
+	b = append(b, '\n')
+	_, err = f.Write(b)
 	err = cmp.Or(err, f.Sync())
 	if err = cmp.Or(err, f.Close()); err != nil {
 		return err
 	}
-	return os.Rename(next, x.progress())
+	if err = os.Rename(next, x.progress()); err == nil {
+		x.last = b
+	}
+	return err
 }
 
 // close ends the file. The progress goes when it is complete.

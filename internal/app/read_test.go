@@ -350,6 +350,41 @@ func TestExportNotWritten(t *testing.T) {
 	}
 }
 
+// Of two exports that continue one file the later one has it, and makes it complete: one that was frozen meanwhile, or whose
+// queue is another one, adds nothing to it any more.
+func TestExportTwice(t *testing.T) {
+	t.Parallel()
+	n, other := newNamespace(t, chatsim.Config{Rate: -1}), newNamespace(t, chatsim.Config{Rate: -1})
+	list := n.people(50)
+	other.people(50)
+	users := userPlan(t, list...)
+	file := filepath.Join(t.TempDir(), "out.csv")
+	var want []byte
+	first := n.reading("first", nil)
+	first.OnRead = func(State) {
+		if want != nil {
+			return
+		}
+		if r, _, err := other.export(nil, other.reading("second", nil), users, file); err != nil || !r.Complete {
+			t.Errorf("the second: got %+v, %v", r, err)
+		}
+		n.put("user1", "new", chat.Item{Type: 1, ID: "friend"})
+		var err error
+		if want, err = os.ReadFile(file); err != nil {
+			t.Error(err)
+		}
+	}
+	if r, _, err := n.export(nil, first, users, file); err == nil || r.Complete || !strings.Contains(err.Error(), "another export") {
+		t.Errorf("the first: got %+v, %v", r, err)
+	}
+	if got, err := os.ReadFile(file); err != nil || len(want) == 0 || !bytes.Equal(got, want) {
+		t.Errorf("got %q, %v; want what the second wrote, %q", got, err, want)
+	}
+	if _, err := os.Stat(file + ".progress"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("got %v, want no progress", err)
+	}
+}
+
 // A reader whose credentials are wrong halts itself, and not those who work.
 func TestReadHalts(t *testing.T) {
 	t.Parallel()
