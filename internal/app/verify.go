@@ -66,7 +66,7 @@ type Differences struct {
 // compare says where the list of a user is not what is wanted of it. It calls each with every difference, in the order of
 // the groups; files are the names of the inputs, and night says how a sync goes whose base is known.
 func (n *Differences) compare(u *UserList, files []string, night *queue.Night, each func(*Difference) error) error {
-	there, known := map[string]map[chat.Item]bool{}, map[string]map[chat.Item]bool{}
+	there, known := map[string]map[chat.Item]bool{}, map[string]map[chat.Item]importer.State{}
 	for _, g := range u.List.Groups {
 		there[g.Name] = map[chat.Item]bool{}
 		for _, it := range g.Items {
@@ -74,13 +74,11 @@ func (n *Differences) compare(u *UserList, files []string, night *queue.Night, e
 		}
 	}
 	for _, g := range u.Known {
-		applied := map[chat.Item]bool{}
+		states := map[chat.Item]importer.State{}
 		for _, c := range g.Conversations {
-			if c.State == importer.Applied {
-				applied[chat.Item{Type: c.Type, ID: c.ID}] = true
-			}
+			states[chat.Item{Type: c.Type, ID: c.ID}] = c.State
 		}
-		known[g.GroupName] = applied
+		known[g.GroupName] = states
 	}
 	tell := func(group, code, reason string, c job.Conversation) error {
 		d := Difference{FromAccount: u.ID, GroupName: group, Type: c.Type, Code: code, Reason: reason, Line: c.Line}
@@ -95,9 +93,10 @@ func (n *Differences) compare(u *UserList, files []string, night *queue.Night, e
 		return each(&d)
 	}
 	for _, j := range u.Jobs {
-		applied := known[j.GroupName]
+		states := known[j.GroupName]
 		for _, c := range j.Conversations {
 			it := chat.Item{Type: c.Type, ID: c.ID}
+			applied := states[it] == importer.Applied
 			n.Wanted++
 			var err error
 			switch {
@@ -106,12 +105,12 @@ func (n *Differences) compare(u *UserList, files []string, night *queue.Night, e
 				err = tell(j.GroupName, Unverified, u.Unread.Error(), c)
 			case there[j.GroupName][it]:
 				n.There++
-				if night != nil && !applied[it] {
+				if night != nil && !applied {
 					n.Early++
 				}
 			default:
 				n.Missing++
-				if applied[it] {
+				if applied {
 					n.Gone++
 				} else if night != nil {
 					n.Waiting++
@@ -121,13 +120,13 @@ func (n *Differences) compare(u *UserList, files []string, night *queue.Night, e
 			if err != nil {
 				return err
 			}
-			delete(applied, it) // what is left of it, the input does not have
+			delete(states, it) // what is left of it, the input does not have
 		}
 	}
 	for _, g := range u.Known {
 		for _, c := range g.Conversations {
 			it := chat.Item{Type: c.Type, ID: c.ID}
-			if !known[g.GroupName][it] || !there[g.GroupName][it] {
+			if state := known[g.GroupName][it]; state != importer.Applied && state != importer.Unsure || !there[g.GroupName][it] {
 				continue
 			}
 			if !night.Mirror || len(u.Jobs) == 0 && !night.Clear {
