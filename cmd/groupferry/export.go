@@ -200,7 +200,11 @@ func (e *exporter) run(cmd *cobra.Command, inputs []string) error {
 			const text = "with --to FILE the same command continues instead of reading all again"
 			e.console.event("nothing can be continued", "hint", text).print("hint: %s", text)
 		}
-		return e.ended(ctx, err, e.commandLine())
+		err = e.ended(ctx, err, e.commandLine())
+		if e.to != "" && exitCode(err) == exitFailed { // such as a full disk
+			err = &unfinishedError{err, e.commandLine(), true}
+		}
+		return err
 	}
 	if len(report.Unread) > 0 || plan.Summary.Rejected > 0 {
 		return errIncomplete
