@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"time"
 
@@ -263,13 +262,13 @@ func (e *exporter) users(ctx context.Context, n *app.Namespace, api *apiClient, 
 
 // report says what came of an export: where the rows are not.
 func (e *exporter) report(r *app.ExportReport, rejected int64) error {
-	var w io.Writer = e.console
+	text := func() string { return exportText(r, rejected) }
 	if e.to != "" {
-		w = e.stdout
-	} else if e.console.quiet {
-		return nil
+		return e.out.write(e.stdout, r, text)
 	}
-	return e.out.write(w, r, func() string { return exportText(r, rejected) })
+	e.console.event("export ended", "conversations", r.Conversations, "calls", r.Calls, "not_complete", len(r.Unread)).
+		lines(text())
+	return nil
 }
 
 // exportText says what an export read.

@@ -151,6 +151,16 @@ func (e event) print(format string, args ...any) {
 	}
 }
 
+// lines writes a text of whole lines.
+func (e event) lines(text string) {
+	switch {
+	case e.c.json:
+		e.c.log.Info(e.msg, e.fields...)
+	case !e.c.quiet:
+		io.WriteString(e.c, text)
+	}
+}
+
 // warn writes a line that --quiet does not silence.
 func (e event) warn(format string, args ...any) {
 	if e.c.json {

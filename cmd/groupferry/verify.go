@@ -84,8 +84,10 @@ func (v *verifier) run(cmd *cobra.Command, inputs []string) error {
 		text := verifyText(&report, v.sync != "")
 		if v.out.format == "text" {
 			err = cmp.Or(err, v.out.write(v.stdout, nil, func() string { return text }))
-		} else if !v.console.quiet {
-			fmt.Fprint(v.console, text)
+		} else {
+			v.console.event("verify ended", "conversations", report.Wanted, "missing", report.Missing, "unverified", report.Unverified,
+				"leftover", report.Leftover, "calls", report.Calls, "not_complete", len(report.Unread)).
+				lines(text)
 		}
 	}
 	if err != nil {
