@@ -267,9 +267,24 @@ func (x *exportFile) load() error {
 	if !there && s.Bytes > 0 || there && (!info.Mode().IsRegular() || info.Size() < s.Bytes) {
 		return fmt.Errorf("%w: %s is shorter than %s says; to begin anew, remove both", ErrExportFile, x.name, x.progress())
 	}
+	if s.Bytes > 0 && !endsLine(x.name, s.Bytes) {
+		return fmt.Errorf("%w: %s was changed after %s was written; to begin anew, remove both", ErrExportFile, x.name, x.progress())
+	}
 	s.Run = x.state.Run
 	x.state = s
 	return nil
+}
+
+// endsLine reports whether the first so many bytes of a file are whole lines.
+func endsLine(name string, bytes int64) bool {
+	f, err := os.Open(name)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	var last [1]byte
+	_, err = f.ReadAt(last[:], bytes-1)
+	return err == nil && last[0] == '\n'
 }
 
 // begin opens the file where the earlier run has come to.

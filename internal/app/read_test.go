@@ -261,6 +261,13 @@ func TestExportContinues(t *testing.T) {
 	if err != nil || saved[len(saved)-1] != '\n' {
 		t.Fatalf("got %q, %v; want whole lines", saved, err)
 	}
+	edited := append([]byte("\ufeff"), saved...)
+	if err := os.WriteFile(file, edited, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := n.export(nil, n.reading("here", nil), users, file); !errors.Is(err, ErrExportFile) {
+		t.Errorf("edited: got %v", err)
+	}
 	if err := os.WriteFile(file, append(bytes.Clone(saved), "user1,g,1,fri"...), 0o600); err != nil {
 		t.Fatal(err)
 	}
