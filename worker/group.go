@@ -858,7 +858,7 @@ func membersOf(list chat.Page, id int64) map[chat.Item]bool {
 }
 
 // list reads all pages of the user's groups. The error wraps errNoEnd when they have no end. Changed says that two pages do
-// not go together: the list was another one in between.
+// not go together: the list was another one in between. list.Next is where the last page began: 0 if there was one page.
 func (a *attempt) list(ctx context.Context) (list chat.Page, changed bool, err error) {
 	list.Groups = map[int64]string{}
 	seen := map[chat.Item]bool{}
@@ -882,7 +882,7 @@ func (a *attempt) list(ctx context.Context) (list chat.Page, changed bool, err e
 			seen[m.Item] = true
 		}
 		list.Conversations = append(list.Conversations, page.Conversations...)
-		list.Complete = page.Complete
+		list.Complete, list.Next = page.Complete, start
 		if !page.Complete && (page.Next <= start || start > 0 && len(page.Conversations) == 0) {
 			return list, changed, errNoEnd
 		}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -33,7 +34,7 @@ type Group struct {
 // Codes of an [Unread] that no code of the API stands for.
 const (
 	CodeNoEnd   = "no-end"  // the pages end without the one that says that it is the last, as where a plan cuts the list short
-	CodeChanged = "changed" // each time that it was read, the list was another one from one page to the next
+	CodeChanged = "changed" // each time that it was read, the list was another one
 )
 
 // An Unread is why the list of a user could not be read as a whole.
@@ -44,7 +45,9 @@ type Unread struct {
 
 func (e *Unread) Error() string { return e.Code + ": " + e.Info }
 
-// A list that was another one from one page to the next is read again, listReads times in all.
+// A list that was another one from one page to the next is read again, listReads times in all. One of several pages is read
+// until two reads in a row are the same: a conversation that was taken out between two pages moves those behind it up, and
+// the first of them is on neither page.
 const listReads = 3
 
 // readAttempts is how often a list is tried that could not be read for now. Others wait for it, so it is less than the
@@ -55,6 +58,7 @@ const readAttempts = 3
 // *[Unread] when this list cannot be read as a whole; then nothing of it is returned. Any other error is about ctx, the
 // pace, or a halt: then no list can be read.
 func (r *Reader) Read(ctx context.Context, user string) (List, error) {
+	var before *List
 	for made, reads := 1, 1; ; {
 		a := &attempt{w: r.w, result: job.Result{FromAccount: user}}
 		page, changed, err := a.list(ctx)
@@ -62,8 +66,11 @@ func (r *Reader) Read(ctx context.Context, user string) (List, error) {
 		switch {
 		case err == nil:
 			list, ok := listOf(page)
-			if ok && !changed {
+			if ok = ok && !changed; ok && (page.Next == 0 || before != nil && reflect.DeepEqual(list, *before)) {
 				return list, nil
+			}
+			if before = nil; ok {
+				before = &list
 			}
 			if reads++; reads > listReads {
 				return List{}, &Unread{CodeChanged, "the list changed while it was read"}

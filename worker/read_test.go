@@ -59,7 +59,22 @@ func TestReader(t *testing.T) {
 				return firstOf(1), nil
 			}
 			return chat.Page{Groups: groups, Conversations: listed(1, "x"), Complete: true}, nil
-		}, "[{a []} {b [{1 x} {1 y}]}]", 2, false},
+		}, "[{a []} {b [{1 x} {1 y}]}]", 4, false},
+		{"two pages, and one that moves up between them", func(n int, start int64) (chat.Page, error) {
+			switch {
+			case n == 1: // w, y and x; then w is taken out
+				return chat.Page{Groups: groups, Conversations: listed(1, "w"), Next: 1}, nil
+			case start == 0:
+				return firstOf(1), nil
+			}
+			return chat.Page{Groups: groups, Conversations: listed(1, "x"), Complete: true}, nil
+		}, "[{a []} {b [{1 x} {1 y}]}]", 6, false},
+		{"two pages, another list each time", func(n int, start int64) (chat.Page, error) {
+			if start == 0 {
+				return chat.Page{Groups: groups, Conversations: listed(1, fmt.Sprint("w", n)), Next: 1}, nil
+			}
+			return chat.Page{Groups: groups, Conversations: listed(1, "x"), Complete: true}, nil
+		}, CodeChanged, 6, false},
 		{"no groups", func(int, int64) (chat.Page, error) { return chat.Page{}, code(51009) }, "[]", 1, false},
 		{"no such user", func(int, int64) (chat.Page, error) { return chat.Page{}, code(50001) }, "no user", 1, false},
 		{"no such account", func(int, int64) (chat.Page, error) { return chat.Page{}, code(70107) }, "no user", 1, false},
