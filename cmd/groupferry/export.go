@@ -234,8 +234,8 @@ func (e *exporter) check(inputs []string) error {
 		return usagef("%s %q: this cannot be an import ID", e.named("import"), e.importID)
 	case e.sync != "" && !queue.ValidSyncName(e.sync):
 		return usagef("%s %q: use 1 to %d of A-Z, a-z, 0-9, - and _", e.named("sync"), e.sync, queue.MaxSyncName)
-	case e.to == "" && e.out.format == "json":
-		return usagef("%s json: this is for the report, which is on standard output with --to FILE alone", e.named("output"))
+	case e.to == "" && e.out.format == "json" && e.given["output"]: // a variable is for the commands whose format it is
+		return usagef("--output json: this is for the report, which is on standard output with --to FILE alone")
 	}
 	return nil
 }
