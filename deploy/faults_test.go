@@ -102,11 +102,11 @@ func (f *faults) apiCut(t *testing.T) {
 
 	f.startSimulator()
 	f.healthy(t)
-	responds, handed := leader.lines(t, ends), leader.lines(t, handedOver)
-	if len(responds) > 1 || len(handed) > 1 || len(responds)+len(handed) == 0 { // both: a response came during the hand-over
-		t.Errorf("got the lines %v and %v, want one, or one of each", responds, handed)
+	responded, handed := leader.lines(t, ends), leader.lines(t, handedOver)
+	if len(responded) > 1 || len(handed) > 1 || len(responded)+len(handed) == 0 { // both: a response came during the hand-over
+		t.Errorf("got the lines %v and %v, want one, or one of each", responded, handed)
 	}
-	if len(responds) > 0 {
+	if len(responded) > 0 {
 		leader.has(t, "INFO", ends)
 	}
 	if len(handed) > 0 {
