@@ -219,6 +219,51 @@ func TestAlerts(t *testing.T) {
 	}
 }
 
+// afterThat is what passes before the expression of an alert is true, where it looks back: a part of its range.
+var afterThat = map[string]struct {
+	expr string
+	time time.Duration
+}{
+	"GroupferryAPIDown": {`{state="outage"}[5m])) > 0.5`, 150 * time.Second},
+	"GroupferryStalled": {`(increase(groupferry_jobs_total[5m])) == 0`, 5 * time.Minute},
+}
+
+// Each runbook says after which time its alert fires: that of the rule, and what passes before its expression is true. The
+// table of the README has the same, where it names one.
+func TestAlertTimes(t *testing.T) {
+	readme := read(t, "README.md")
+	words := map[string]string{"two": "2m", "five": "5m", "ten": "10m"}
+	rule := regexp.MustCompile(`(?s)- alert: (\w+)\n +expr: (.*?)\n +for: (\d+m)\n`)
+	rules := rule.FindAllStringSubmatch(read(t, "prometheus/alerts.yaml"), -1)
+	if want := strings.Count(read(t, "prometheus/alerts.yaml"), "- alert: "); len(rules) != want {
+		t.Fatalf("got %d rules with a time, want %d", len(rules), want)
+	}
+	for _, m := range rules {
+		name, expr, wait := m[1], m[2], m[3]
+		want, err := time.ParseDuration(wait)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(expr, afterThat[name].expr) {
+			t.Errorf("%s: got the expression %q, want %q in it", name, expr, afterThat[name].expr)
+		}
+		want += afterThat[name].time
+		line := regexp.MustCompile(`(?m)\bFires after ([0-9.]+) minutes? of that\.$`).FindStringSubmatch(read(t, "runbooks/"+name+".md"))
+		if line == nil {
+			t.Errorf("runbooks/%s.md: does not say after which time it fires", name)
+		} else if got, err := time.ParseDuration(line[1] + "m"); err != nil || got != want {
+			t.Errorf("runbooks/%s.md: got %q, want %v", name, line[0], want)
+		}
+		row := regexp.MustCompile("(?m)^\\| `" + name + "` \\|.*$").FindString(readme)
+		if row == "" {
+			t.Errorf("%s: not in README.md", name)
+		}
+		if m := regexp.MustCompile(` for (two|five|ten) minutes`).FindStringSubmatch(row); m != nil && words[m[1]] != wait {
+			t.Errorf("%s: README.md has%s, want %s", name, m[0], wait)
+		}
+	}
+}
+
 type dashboard struct {
 	ID            *int
 	UID           string

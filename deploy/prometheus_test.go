@@ -200,8 +200,13 @@ func startRun(t *testing.T) *realRun {
 // fault makes every call fail with the code.
 func (r *realRun) fault(t *testing.T, code string) {
 	t.Helper()
-	body := strings.NewReader(`{"faults":["` + code + `"]}`)
-	resp, err := http.Post("http://"+r.sim+"/control", "application/json", body)
+	controlSimulator(t, r.sim, `{"faults":["`+code+`"]}`)
+}
+
+// controlSimulator changes what a simulator does.
+func controlSimulator(t *testing.T, address, body string) {
+	t.Helper()
+	resp, err := http.Post("http://"+address+"/control", "application/json", strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -228,23 +233,35 @@ func touch(t *testing.T) {
 	}
 }
 
-// start starts a process that is killed at the end of the test, and shows what it said when the test failed.
-func start(t *testing.T, env []string, name string, args ...string) {
+// A process is one that start started, with what it has said.
+type process struct {
+	cmd *exec.Cmd
+	log *output
+}
+
+// start starts a process that is killed at the end of the test, if it was not before, and shows what it said when the test
+// failed.
+func start(t *testing.T, env []string, name string, args ...string) *process {
 	t.Helper()
-	cmd := exec.Command(name, args...)
-	cmd.Env = append(os.Environ(), env...)
-	log := &output{}
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
+	p := &process{exec.Command(name, args...), &output{}}
+	p.cmd.Env = append(os.Environ(), env...)
+	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
+	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
+		p.kill()
 		if t.Failed() {
-			t.Logf("%s %s says:\n%s", filepath.Base(name), args[0], log)
+			t.Logf("%s %s says:\n%s", filepath.Base(name), args[0], p.log)
 		}
 	})
+	return p
+}
+
+// kill kills a process, and waits until it is gone and all it said is there.
+func (p *process) kill() {
+	p.cmd.Process.Kill()
+	p.cmd.Wait()
 }
 
 func freeAddress(t *testing.T) string {
@@ -285,15 +302,23 @@ func startAlertmanager(t *testing.T) alertmanager {
 	return alertmanager(address)
 }
 
-// has returns nil when the Alertmanager has an alert of that name and reason, with its runbook.
-func (a alertmanager) has(t *testing.T, name, reason string) error {
+// An alert is what an Alertmanager has, as long as it lasts.
+type alert struct{ Labels, Annotations map[string]string }
+
+func (a alertmanager) alerts() (all []alert, err error) {
 	resp, err := http.Get("http://" + string(a) + "/api/v2/alerts")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer resp.Body.Close()
-	var all []struct{ Labels, Annotations map[string]string }
-	if err := json.NewDecoder(resp.Body).Decode(&all); err != nil {
+	err = json.NewDecoder(resp.Body).Decode(&all)
+	return all, err
+}
+
+// has returns nil when the Alertmanager has an alert of that name and reason, with its runbook.
+func (a alertmanager) has(t *testing.T, name, reason string) error {
+	all, err := a.alerts()
+	if err != nil {
 		return err
 	}
 	var names []string
@@ -306,7 +331,7 @@ func (a alertmanager) has(t *testing.T, name, reason string) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("alerts that have come: %q, want %s with the reason %s", names, name, reason)
+	return fmt.Errorf("alerts that have come: %q, want %s with the reason %q", names, name, reason)
 }
 
 // A prometheus is a server. What it is asked for may take until its end to be there; all of it together, so that a test that
@@ -316,8 +341,14 @@ type prometheus struct {
 	end     time.Time
 }
 
-// startPrometheus starts a server that scrapes the targets twice a second, has the rules of alerts.yaml without their waiting
-// times, and tells the Alertmanager, unless that is "".
+// hurry shortens the times of alerts.yaml: that for which an alert waits, and that for which the API has to be out of reach.
+func hurry(rules string) string {
+	rules = regexp.MustCompile(`for: \d+m`).ReplaceAllString(rules, "for: 1s")
+	return regexp.MustCompile(`(avg_over_time\(.*)\[\d+m\]`).ReplaceAllString(rules, "${1}[5s]")
+}
+
+// startPrometheus starts a server that scrapes the targets twice a second, has the rules of alerts.yaml in a hurry, and tells
+// the Alertmanager, unless that is "".
 func startPrometheus(t *testing.T, targets []string, tell alertmanager, feature string) prometheus {
 	t.Helper()
 	dir, address := t.TempDir(), freeAddress(t)
@@ -330,7 +361,7 @@ func startPrometheus(t *testing.T, targets []string, tell alertmanager, feature 
 	}
 	for name, text := range map[string]string{
 		"prometheus.yaml": config,
-		"alerts.yaml":     regexp.MustCompile(`for: \d+m`).ReplaceAllString(read(t, "prometheus/alerts.yaml"), "for: 1s"),
+		"alerts.yaml":     hurry(read(t, "prometheus/alerts.yaml")),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)

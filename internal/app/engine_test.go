@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -382,5 +384,39 @@ func TestStopWithoutAPI(t *testing.T) {
 				t.Error("it waited until the calls were given up")
 			}
 		})
+	}
+}
+
+// The lead is not handed over, and the API not called out of reach, when it has responded while the standbys were asked.
+func TestNoHandoverAfterResponse(t *testing.T) {
+	n := newNamespace(t, chatsim.Config{})
+	e, err := NewEngine(t.Context(), EngineConfig{Namespace: n.open(), API: n.client(chatsim.DemoSecretKey), App: testApp, Name: "leader"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var responds atomic.Bool
+	stop, err := n.open().Conn.Standby(func() []byte {
+		if responds.Load() {
+			e.outage(false)
+		}
+		b, err := json.Marshal(presence{Name: "standby", Host: "there", App: testApp, Reachable: true})
+		if err != nil {
+			t.Error(err)
+		}
+		return b
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	e.state.set(func(s *State) { s.Leading = true })
+	e.outage(true)
+	n.await("the standby", func() bool { // the server may not know of it yet
+		next, found := e.findSuccessor(t.Context())
+		return found && next.Host == "there"
+	})
+	responds.Store(true)
+	if next, found := e.findSuccessor(t.Context()); found || next.Host != "there" {
+		t.Errorf("the API has responded: got %+v, %t, want the standby, and that nobody has to lead", next, found)
 	}
 }

@@ -87,6 +87,7 @@ func (e *Engine) handedOver(to *presence) *handedOverError {
 	return &handedOverError{to.Host, cause}
 }
 
+// findSuccessor asks who could lead instead. When a call has had a response meanwhile, nobody has to.
 func (e *Engine) findSuccessor(ctx context.Context) (next presence, found bool) {
 	err := e.cfg.Namespace.Conn.AskStandbys(ctx, askWait+time.Second, func(b []byte) (enough bool) {
 		var p presence
@@ -97,5 +98,6 @@ func (e *Engine) findSuccessor(ctx context.Context) (next presence, found bool) 
 	if err != nil {
 		e.log.Debug("ask the standbys", "error", err)
 	}
-	return next, found
+	s, _ := e.state.get()
+	return next, found && (s.Outage != nil || s.Silent)
 }

@@ -113,6 +113,9 @@ func (p *Process) Run(ctx context.Context, stop <-chan struct{}) error {
 	defer stopWatching()
 	if p.cfg.Monitor != nil {
 		watchers.Go(func() { p.watchStorage(watching) })
+		if api := p.cfg.Engine.API; !api.Renews() {
+			watchers.Go(func() { warnOfEnd(watching, p.log, api.SigExpiry()) })
+		}
 	}
 	if p.cfg.OnChange != nil {
 		watchers.Go(func() { p.pass(watching) })
@@ -240,9 +243,22 @@ const (
 	// storageEvery is how often NATS is asked what it keeps: about as often as a Prometheus asks.
 	storageEvery = 15 * time.Second
 
+	// sigWarning is how long before its end a UserSig that nobody renews is logged, and GroupferryUserSigExpires fires.
+	sigWarning = 24 * time.Hour
+
 	// tidyEvery is how often a process looks for imports that are too old to be kept.
 	tidyEvery = time.Hour
 )
+
+// warnOfEnd logs, once it is near, that a UserSig ends which nobody renews. It waits for that, or until ctx ends. The zero
+// time means that nobody knows when.
+func warnOfEnd(ctx context.Context, log *slog.Logger, end time.Time) {
+	if end.IsZero() || !clock.Pause(ctx, time.Until(end.Add(-sigWarning))) {
+		return
+	}
+	log.Warn("the UserSig ends soon, and nobody renews it", "seconds_left", int(time.Until(end).Seconds()),
+		"hint", "start again with a new UserSig, or with --secret-key-file, from which groupferry makes its own")
+}
 
 // watchProgress keeps the progress in the state until ctx ends. It calls end when all is done that this process is for,
 // unless stop was closed before; the error is about that.

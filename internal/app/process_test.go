@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"groupferry/importer"
@@ -293,4 +294,35 @@ func TestTotals(t *testing.T) {
 	if got := p.Totals("damaged"); got != (Totals{}) {
 		t.Errorf("a damaged one: got %+v, want nothing", got)
 	}
+}
+
+// A UserSig that nobody renews is logged once, a day before its end, or at once if that has passed.
+func TestWarnOfEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		for _, test := range []struct{ ends, logged time.Duration }{
+			{30 * time.Hour, 6 * time.Hour},
+			{2 * time.Hour, 6 * time.Hour}, // after the one before
+			{-time.Hour, 6 * time.Hour},
+		} {
+			var log strings.Builder
+			warnOfEnd(t.Context(), slog.New(slog.NewTextHandler(&log, nil)), start.Add(test.ends))
+			if got := time.Since(start); got != test.logged {
+				t.Errorf("ends after %v: got the line after %v, want %v", test.ends, got, test.logged)
+			}
+			left := strconv.Itoa(int((test.ends - test.logged).Seconds()))
+			if got := log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "level=WARN") ||
+				!strings.Contains(got, "seconds_left="+left+" ") || !strings.Contains(got, "hint=") {
+				t.Errorf("ends after %v: got %q, want one warning with seconds_left=%s and a hint", test.ends, got, left)
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		var log strings.Builder
+		warnOfEnd(ctx, slog.New(slog.NewTextHandler(&log, nil)), time.Now().Add(48*time.Hour))
+		warnOfEnd(ctx, slog.New(slog.NewTextHandler(&log, nil)), time.Time{})
+		if log.Len() > 0 {
+			t.Errorf("got %q, want nothing", log.String())
+		}
+	})
 }
