@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"errors"
+	"reflect"
 
 	"groupferry/internal/chat"
 	"groupferry/internal/job"
@@ -57,11 +58,8 @@ func (a *attempt) mayDelete(ctx context.Context) error {
 	if err := a.waitForLate(ctx); err != nil {
 		return err
 	}
-	list, changed, err := a.list(ctx)
-	for again := 0; changed && err == nil && again < 2; again++ {
-		list, changed, err = a.list(ctx)
-	}
-	if unreadable(err) || changed && err == nil {
+	list, settled, err := a.settledList(ctx)
+	if unreadable(err) || !settled && err == nil {
 		return errShared
 	}
 	if err != nil {
@@ -86,4 +84,24 @@ func (a *attempt) mayDelete(ctx context.Context) error {
 		return errShared
 	}
 	return nil
+}
+
+// settledList reads the user's groups until nobody can have changed them between two pages: a list of several pages until two
+// reads in a row are the same, as [Reader.Read] does, and once more than that at most: a group that cannot be deleted stays for
+// good.
+func (a *attempt) settledList(ctx context.Context) (list chat.Page, settled bool, err error) {
+	var before *chat.Page
+	for range listReads + 1 {
+		list, changed, err := a.list(ctx)
+		if err != nil {
+			return list, false, err
+		}
+		if !changed && (list.Next == 0 || before != nil && reflect.DeepEqual(list, *before)) {
+			return list, true, nil
+		}
+		if before = nil; !changed {
+			before = &list
+		}
+	}
+	return list, false, nil
 }

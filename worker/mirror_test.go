@@ -369,6 +369,15 @@ func TestAGroupIsDeletedOnlyIfACompleteReadShowsNothingElse(t *testing.T) {
 		{"no del", nil, func(a *api) API { a.noDelete = status(chat.DelContactGroup, 404); return a }, false, 8},
 		{"del 60009", nil, func(a *api) API { a.noDelete = coded(chat.DelContactGroup, 60009); return a }, false, 1},
 		{"del rejected", nil, func(a *api) API { a.noDelete = coded(chat.DelContactGroup, 50002); return a }, false, 1},
+		{"something else that is on no page of the first read", []string{"other"}, func(a *api) API {
+			reads := 0
+			return &pages{a, func(p chat.Page, err error, start int64) (chat.Page, error) {
+				if reads++; reads <= 3 { // of a list of three pages
+					p.Conversations = slices.DeleteFunc(p.Conversations, func(m chat.Membership) bool { return m.ID == "other" })
+				}
+				return p, err
+			}}
+		}, false, 0},
 		{"a list without an end", nil, func(a *api) API {
 			return &pages{a, func(p chat.Page, err error, start int64) (chat.Page, error) {
 				p.Complete, p.Next = false, 0
