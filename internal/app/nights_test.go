@@ -773,7 +773,8 @@ func (w *world) attemptFiles(n *Namespace, files *input, at attempt) *attempt {
 				if got.err != nil && ctx.Err() != nil {
 					return got
 				}
-				if !at.races && errors.As(got.err, new(*ShrinkError)) == (accept == refused.Import) {
+				// A process that works may complete the night before in between, and then that is what counts.
+				if !at.races && w.work == nil && errors.As(got.err, new(*ShrinkError)) == (accept == refused.Import) {
 					w.t.Errorf("refused %v, and with --accept %s: %v", refused, accept, got.err)
 				}
 				if accept == refused.Import {
