@@ -36,7 +36,14 @@ func TestExportStopped(t *testing.T) {
 	await(t, "the first reads", func() bool { return gets() > before+5 })
 	s.run(exitUnreachable, "verify", "--quiet", file).wantErr("reads groups back at present", "--wait", "to continue: groupferry verify --quiet")
 	verify := s.start("verify", file, "--wait")
-	await(t, "one that waits", func() bool { return strings.Contains(verify.stderr.String(), "waiting for ") })
+	await(t, "one that waits", func() bool {
+		select {
+		case <-first.done:
+			t.Skip("the machine is so slow that it was done before")
+		default:
+		}
+		return strings.Contains(verify.stderr.String(), "waiting for ")
+	})
 	first.signals <- os.Interrupt
 	<-first.done
 	if first.code == exitDone {

@@ -30,6 +30,7 @@ import (
 	"groupferry/internal/broker"
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
+	"groupferry/internal/longtest"
 	"groupferry/internal/queue"
 )
 
@@ -47,13 +48,18 @@ const transcriptEnv = "GROUPFERRY_TEST_TRANSCRIPT"
 // patience bounds every wait for something that happens in no time on an idle machine.
 const patience = time.Minute
 
-// TestMain lets this binary be groupferry itself when it is called by that name, so that a test can kill it.
 // testRevision stands for what the linker says about a release.
 const testRevision = "0123abc"
 
+// TestMain lets this binary be groupferry itself when it is called by that name, so that a test can kill it.
 func TestMain(m *testing.M) {
-	// The tests wait more than they work, so more of them than there are processors can run at once.
-	if err := flag.Set("test.parallel", "12"); err != nil {
+	// The tests wait more than they work, so more of them than there are processors can run at once. The long ones have
+	// fleets of processes each.
+	parallel := "12"
+	if longtest.Asked() {
+		parallel = "5"
+	}
+	if err := flag.Set("test.parallel", parallel); err != nil {
 		panic(err)
 	}
 	buildRevision = testRevision

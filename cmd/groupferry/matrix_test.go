@@ -114,7 +114,7 @@ func withFailpoints(t testing.TB) string {
 func TestCrashMatrix(t *testing.T) {
 	longtest.Only(t)
 	t.Parallel()
-	killSteps(t, stepKills{steps: matrixSteps, runs: 8, again: 1, random: randomCrashes, run: runMatrix})
+	killSteps(t, stepKills{steps: matrixSteps, runs: 8, again: 3, random: randomCrashes, run: runMatrix})
 }
 
 // stepKills says how steps are killed at each of their failpoints.

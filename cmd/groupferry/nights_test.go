@@ -88,7 +88,7 @@ func runNights(t *testing.T, binary string, seed uint64, crashes map[string][]cr
 	})
 	m := &matrixRun{t: t, s: newShell(t, url), sim: sim, crashes: crashes, seen: seen}
 	m.s.program = binary
-	m.s.env["GROUPFERRY_TIMEOUT"] = "3s"
+	m.s.env["GROUPFERRY_TIMEOUT"] = "8s"            // a call that takes longer on a busy machine would be sent again
 	m.s.env["GROUPFERRY_SYNC_LOCK_STALE"] = "300ms" // nobody lives who would renew it
 	add := func(rows []row, user string, n int) []row {
 		rows = slices.Clone(rows)

@@ -30,6 +30,7 @@ const (
 	stormRate    = 100
 	stormTimeout = 4 * time.Second // of a call
 	stormPath    = 40 * time.Millisecond
+	maxHeld      = 500 * time.Millisecond // by this process, for the limit to be judged
 )
 
 // A storm is a fleet to which things happen, several at a time: whatever happens, the limit is kept, and what was
@@ -392,15 +393,18 @@ func (s *storm) checkStorm() {
 	s.t.Helper()
 	l, slowest := s.sim.Ledger(), s.slowest()
 	s.t.Logf("a request that nothing happens to took %v at most", slowest.Round(time.Millisecond))
-	if slowest > stormTimeout {
-		s.t.Log("that is longer than a call may take: this process did what no network and no API does")
+	// This process is the network and the API. Where it stood still so long, and then let go at once what it had held, the
+	// path lost more at one instant than package governor assumes of any: then the limit is not judged, all else is.
+	judged := slowest <= maxHeld
+	if !judged {
+		s.t.Logf("that is more than %v: the machine was too busy to judge the limit", maxHeld)
 	}
 	for _, command := range chat.Commands() {
 		c := l.Commands[command]
-		if c.MaxPerSecond > stormRate {
+		if judged && c.MaxPerSecond > stormRate {
 			s.t.Errorf("%s: got %d calls in a second, want at most %d", command, c.MaxPerSecond, stormRate)
 		}
-		if c.Throttled > 0 {
+		if judged && c.Throttled > 0 {
 			s.t.Errorf("%s: got %d calls throttled, want none", command, c.Throttled)
 		}
 		if c.Calls > 1 {
