@@ -14,7 +14,7 @@ import (
 // conversations in a group. Rows come in the order of the input. So it is known at each row whether it is accepted, and
 // only an accepted one takes memory: at most 20,000 rows of a user, however many there are.
 //
-// A grouper that is limitless holds what a sync knows of the groups: see fold.go.
+// A grouper that is limitless holds what a sync knows of the groups: see base.go.
 type grouper struct {
 	limitless bool
 	all       bool // send what the base has, too

@@ -23,9 +23,9 @@ var (
 // done: what the job takes out is to go by updates, and the group stays.
 //
 // What remains is that somebody puts something into the group between the read and the deletion: usually some milliseconds,
-// at worst staleAfter and the time of a call; that is lost with it. So is what comes meanwhile into a page of the list that
-// was read already, and what a plan leaves out of a list that it says is complete. And a deletion without a response may take effect up to lateTime after it failed.
-// The job has no result before that.
+// at worst staleAfter and the time of a call; that is lost with it. So is what a plan leaves out of a list that it says is
+// complete. And a deletion without a response may take effect up to lateTime after it failed. The job has no result before
+// that.
 //
 // If the process ends before the result is written, the job is done again. A group that somebody made since stays, unless
 // it holds no more than what the job names.
