@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,14 +17,13 @@ import (
 // A getter is an API whose responses to get come from a function; n counts the calls from 1.
 type getter struct {
 	API
-	n       int
+	n       atomic.Int64
 	get     func(n int, start int64) (chat.Page, error)
 	renewed int
 }
 
 func (g *getter) Get(_ context.Context, user string, start int64) (chat.Page, error) {
-	g.n++
-	return g.get(g.n, start)
+	return g.get(int(g.n.Add(1)), start)
 }
 
 func (g *getter) Renew() error {
@@ -156,8 +156,8 @@ func TestReader(t *testing.T) {
 				if isUnread && (len(list.Groups) > 0 || unread.Info == "") {
 					t.Errorf("got %+v, %v; want nothing of the list, and a reason", list, err)
 				}
-				if api.n != test.calls {
-					t.Errorf("got %d calls, want %d", api.n, test.calls)
+				if n := api.n.Load(); n != int64(test.calls) {
+					t.Errorf("got %d calls, want %d", n, test.calls)
 				}
 			})
 		})
