@@ -15,11 +15,11 @@ func (p *program) cancelCommand() *cobra.Command {
 		Use:   "cancel IMPORT",
 		Short: "Drop the jobs of an import that have not started",
 		Long: `cancel drops the jobs of an import that have no result. Calls under way end, and
-the results so far are kept; 'groupferry status' counts what was dropped.
-The groups that were written stay. 'groupferry results IMPORT --failed' exports what
-was dropped or failed, until the import is deleted; the file can be imported as it
-is. To import all of it again, give it another --import-id. What a night of a sync has
-not done, the next one does.`,
+the results so far are kept; 'groupferry status' counts what was dropped. The
+groups that were written stay. 'groupferry results IMPORT --failed' exports what
+was dropped or failed, until the import is deleted; the file can be imported as
+it is. To import all of it again, give it another --import-id. What a night of a
+sync has not done, the next one does.`,
 		Args: p.imports(1, 1),
 	}, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
 		i, err := s.CancelImport(ctx, args[0])

@@ -25,14 +25,19 @@ func (p *program) checkCommand() *cobra.Command {
 		Long: `check reads and checks the input as import and run do, and says what they would
 make of it: rows, rejects, groups, calls, and the time that the calls take. It
 needs no queue and no API, and sends nothing. With --rejects it writes the
-rejected rows to a file, or with - to standard output. With --show it prints the first calls of the first
-groups as they would be sent, which is how a --preset or --columns can be tried.
+rejected rows to a file, or with - to standard output. With --show it prints the
+first call of the first groups as it would be sent, which is how a --preset or
+--columns can be tried.
 
-With --sync it also reads the queue, and says what a night of that sync would do.
-It changes nothing there. With --live as well it reads the groups of all users back,
-and compares them with the plan; it says first how many calls that takes, and how long.
+With --sync it also reads the queue, and says what a night of that sync would
+do. It changes nothing there. With --live as well it reads the groups of all
+users back, and compares them with the plan; it says first how many calls that
+takes, and how long.
 
 A FILE is CSV or JSONL, also compressed with gzip or zstd; - is standard input.`,
+		Annotations: exits{exitIncomplete: "rows were rejected; or with --live, not all was there", exitHalted: "with --live: " + cannotRead,
+			exitGuarded: "no row accepted, too many rejects, or a guard of a sync", exitInterrupted: "",
+			exitUnreachable: "with --sync: NATS or the API is out of reach, or another process reads"}.annotations(),
 		Example: `  groupferry check samples/messy.csv
   groupferry check --rejects bad.csv samples/messy.csv
   groupferry check --preset sdk --show 5 samples/sdk.csv

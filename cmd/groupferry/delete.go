@@ -15,9 +15,9 @@ func (p *program) deleteCommand() *cobra.Command {
 		Use:     "delete IMPORT",
 		Aliases: []string{"forget"},
 		Short:   "Remove an import with its results",
-		Long: `delete removes an import that is complete or cancelled: its results, with the ids of
-people in them, and its record. The groups that were written stay. The same
-content is a new import then.
+		Long: `delete removes an import that is complete or cancelled: its results, with the
+ids of people in them, and its record. The groups that were written stay. The
+same content is a new import then.
 
 'groupferry work' and 'groupferry run' do this by themselves to imports that are
 older than --keep.`,

@@ -221,7 +221,7 @@ func between(text, mark string) (string, bool) {
 // What a document copies from the program is the program's.
 func TestReadmeCopies(t *testing.T) {
 	fenced := func(s string) string { return "```\n" + strings.TrimRight(s, "\n") + "\n```\n" }
-	wants := map[string]string{"help: exit codes": fenced(exitCodes), "metrics": metrics.Table(), "help: root": fenced(helpText(t, ""))}
+	wants := map[string]string{"help: exit codes": fenced(exitsText(exitMeaning)), "metrics": metrics.Table(), "help: root": fenced(helpText(t, ""))}
 	for _, command := range commandNames(t)[1:] {
 		wants["help: "+command] = fenced(helpText(t, command))
 	}

@@ -21,38 +21,51 @@ func (p *program) exportCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "export [FILE...]",
 		Short: "Read users' groups back as CSV",
-		Long: `export reads all groups of users with get_contact_group and writes them to standard
-output, as CSV that can be imported as it is. The users are those of a FILE: one that
-import takes, of which only the users matter, or user ids, one on a line. A FILE whose
-first line has one field is a list of ids; --format users says so of any. --import and
---sync take the users of what was imported instead. Each user is read once.
+		Long: `export reads all groups of users with get_contact_group and writes them to
+standard output, as CSV that can be imported as it is. The users are those of a
+FILE: one that import takes, of which only the users matter, or user ids, one on
+a line. A FILE whose first line has one field is a list of ids; --format users
+says so of any. --import and --sync take the users of what was imported instead.
+Each user is read once.
 
-A user is in the output as a whole or not at all. Users whose list could not be read as
-a whole are listed on standard error, and the exit code is 3. A user without groups, or
-whom the app does not have, is no error. Users are read one after the other, while
-others may write: the output is no picture of one instant.
+A user is in the output as a whole or not at all. Users whose list could not be
+read as a whole are listed on standard error, and the exit code is 3. A user
+without groups, or whom the app does not have, is no error. Users are read one
+after the other, while others may write: the output is no picture of one
+instant.
 
-With --to the rows go to a file, and the report to standard output. Whatever stops it,
-the same command continues: FILE.progress says how far the file counts. A complete
-export with unread users keeps it, and the same command reads these again.
+With --to the rows go to a file, and the report to standard output. Whatever
+stops it, the same command continues: FILE.progress says how far the file
+counts. A complete export with unread users keeps it, and the same command reads
+these again.
 
-Reading takes half of the rate of its command, for the other half is the leader's. One
-process of a namespace reads at a time; another one ends with code 75, or waits with
---wait.
-
-` + exitCodes,
-		Example: `  groupferry export groups.csv --region singapore --sdk-app-id 1400000000 --secret-key-file key > before.csv
-  groupferry export users.txt --to groups.csv --region singapore --sdk-app-id 1400000000 --secret-key-file key
-  groupferry export --sync contacts --to contacts.csv --region singapore --sdk-app-id 1400000000 --secret-key-file key`,
+` + readingText,
+		Annotations: exits{exitIncomplete: "users could not be read as a whole, or rows have no valid user", exitHalted: cannotRead,
+			exitGuarded: emptyFile, exitUnreachable: "NATS or the API is out of reach, or another process reads", exitInterrupted: ""}.annotations(),
+		Example: `  groupferry export groups.csv --region singapore --sdk-app-id 1400000000 \
+      --secret-key-file key > before.csv
+  groupferry export users.txt --to groups.csv --region singapore \
+      --sdk-app-id 1400000000 --secret-key-file key
+  groupferry export --sync contacts --to contacts.csv --region singapore \
+      --sdk-app-id 1400000000 --secret-key-file key`,
 		RunE: func(cmd *cobra.Command, args []string) error { return e.run(cmd, args) },
 	}
-	e.in.addReading(cmd, "`auto`, csv, jsonl, or users for user ids, one on a line")
+	e.in.addReading(cmd, "auto", "csv", "jsonl", "users")
 	cmd.Flags().StringVar(&e.importID, "import", "", "the users of this `import`, instead of a FILE")
 	cmd.Flags().StringVar(&e.sync, "sync", "", "the users of the sync of this `name`, instead of a FILE")
 	cmd.Flags().StringVar(&e.to, "to", "", "`file` that the rows go to, and that the same command continues")
 	e.add(cmd, "text", "json")
 	return cmd
 }
+
+// What the commands say that read groups back.
+const (
+	readingText = `Reading takes half of the rate of its command, for the other half is the
+leader's. One process of a namespace reads at a time; another one ends with code
+75, or waits with --wait.`
+	cannotRead = "every user would fail the same way"
+	emptyFile  = "the file is empty"
+)
 
 // A readCommand is what the commands have in common that read groups back.
 type readCommand struct {

@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -101,6 +103,78 @@ func TestHelp(t *testing.T) {
 		if !known[file] {
 			t.Errorf("%s: there is no such command", file)
 		}
+	}
+}
+
+// A terminal of 80 columns shows every help text as it is.
+func TestHelpWidth(t *testing.T) {
+	for _, command := range append(commandNames(t), "help") {
+		for line := range strings.Lines(helpText(t, command)) {
+			if got := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); got > helpWidth {
+				t.Errorf("groupferry %s --help: got %d columns, want at most %d: %s", command, got, helpWidth, line)
+			}
+		}
+	}
+}
+
+// Every flag is in one section of its help, and those of the groups are where people look for them.
+func TestHelpGroups(t *testing.T) {
+	want := map[string][]string{
+		"Flags": {"drain", "simulate", "keep", "help", "watch", "failed", "to", "import", "show", "live"},
+		"Sync":  {"mode", "accept", "wait"}, "Input": {"preset", "format", "rejects", "import-id"},
+		"API":   {"region", "api-url", "rate", "secret-key-file", "timeout", "accept-replace"},
+		"Queue": {"nats-url", "data-dir", "namespace"}, "Output": {"output", "log-format", "quiet"},
+	}
+	for _, command := range []string{"run", "check", "import", "work", "status", "results", "export", "retry", "pause"} {
+		c := find(t, newProgram(t, nil), command)
+		seen := map[string]string{}
+		for _, s := range sections(c) {
+			s.flags.VisitAll(func(f *pflag.Flag) {
+				if seen[f.Name] != "" {
+					t.Errorf("%s: --%s is in %s and in %s", command, f.Name, seen[f.Name], s.title)
+				}
+				seen[f.Name] = s.title
+			})
+		}
+		c.Flags().VisitAll(func(f *pflag.Flag) {
+			if seen[f.Name] == "" {
+				t.Errorf("%s: --%s is in no section", command, f.Name)
+			}
+		})
+		for title, flags := range want {
+			for _, name := range flags {
+				if got := seen[name]; got != "" && got != title && !(command == "export" && name == "wait") {
+					t.Errorf("%s: got --%s in %s, want %s", command, name, got, title)
+				}
+			}
+		}
+	}
+}
+
+// Each command lists the exit codes that it can end with: the tests fail on one that is not listed, see declaredExit.
+func TestExitCodes(t *testing.T) {
+	for command, want := range map[string][]int{
+		"status": {0, 1, 2, 75, 130}, "work": {0, 1, 2, 3, 4, 75, 130}, "import": {0, 1, 2, 3, 5, 75, 130},
+		"run": {0, 1, 2, 3, 4, 5, 75, 130}, "simulate": {0, 1, 2}, "retry": {0, 1, 2, 75, 130},
+	} {
+		if got := slices.Sorted(maps.Keys(exitsOf(find(t, newProgram(t, nil), command)))); !slices.Equal(got, want) {
+			t.Errorf("%s: got %v, want %v", command, got, want)
+		}
+	}
+	for _, command := range append(commandNames(t), "help") {
+		text := helpText(t, command)
+		for code, meaning := range exitsOf(find(t, newProgram(t, nil), command)) {
+			if !strings.Contains(text, fmt.Sprintf("\n  %-4d %s\n", code, meaning)) || meaning == "" {
+				t.Errorf("groupferry %s --help: got no line for code %d (%q)", command, code, meaning)
+			}
+		}
+	}
+	status := find(t, newProgram(t, nil), "status")
+	if got := declaredExit(status, exitIncomplete); got != undeclaredExit {
+		t.Errorf("status with code 3, which it does not list: got %d, want %d", got, undeclaredExit)
+	}
+	if got := declaredExit(status, exitUnreachable); got != exitUnreachable {
+		t.Errorf("status with code 75: got %d", got)
 	}
 }
 
@@ -245,7 +319,7 @@ func parses(t testing.TB, args []string) error {
 func TestExamples(t *testing.T) {
 	for _, command := range commandNames(t) {
 		c := find(t, newProgram(t, nil), command)
-		for line := range strings.Lines(c.Example) {
+		for line := range strings.Lines(strings.ReplaceAll(c.Example, "\\\n", "")) {
 			command, found := strings.CutPrefix(strings.TrimSpace(line), "groupferry ")
 			if !found {
 				t.Errorf("%s: example %q does not call groupferry", command, line)

@@ -27,16 +27,17 @@ func (p *program) importCommand() *cobra.Command {
 queue and prints the import ID. Workers ('groupferry work') make the calls, here
 or on other hosts.
 
-The same content again is the same import: it continues where it stopped, or says
-that there is nothing to do. Rejected rows are kept in a file that can be fixed
-and imported as it is. With --sync NAME the input is a night of an import that
-recurs: only what is new since its last night is put on the queue, and a file that
-lost too much is refused.
-
-` + exitCodes,
+The same content again is the same import: it continues where it stopped, or
+says that there is nothing to do. Rejected rows are kept in a file that can be
+fixed and imported as it is. With --sync NAME the input is a night of an import
+that recurs: only what is new since its last night is put on the queue, and a
+file that lost too much is refused.`,
+		Annotations: exits{exitIncomplete: "queued, but rows were rejected; or the import was cancelled", exitGuarded: "",
+			exitUnreachable: "NATS is out of reach, or another process has the sync", exitInterrupted: ""}.annotations(),
 		Example: `  groupferry import samples/groups.csv
-  groupferry import --nats-url nats://queue:4222 --max-rejects 1% export/*.csv.gz
-  groupferry import --sync contacts --region singapore --sdk-app-id 1400000000 export/*.csv.gz`,
+  groupferry import --nats-url nats://queue:4222 --max-rejects 1% export/*.gz
+  groupferry import --sync contacts --region singapore \
+      --sdk-app-id 1400000000 export/*.csv.gz`,
 		Args: files,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()

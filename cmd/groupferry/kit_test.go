@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/spf13/cobra"
 
 	"groupferry/internal/app"
 	"groupferry/internal/broker"
@@ -63,10 +64,23 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	buildRevision = testRevision
+	onExit = declaredExit
 	commands := map[string]func(){"groupferry": reenter}
 	maps.Copy(commands, scaleCommands)
 	testscript.Main(m, commands)
 }
+
+// declaredExit reports an exit code that the help of its command does not list: by itself, and by another code, which no test
+// expects. So each command line in each test is one of that list.
+func declaredExit(cmd *cobra.Command, code int) int {
+	if _, listed := exitsOf(cmd)[code]; !listed && !cmd.Hidden {
+		fmt.Fprintf(os.Stderr, "%s ended with code %d, which its --help does not list\n", cmd.CommandPath(), code)
+		return undeclaredExit
+	}
+	return code
+}
+
+const undeclaredExit = 99
 
 // wallEnv names a file with the time by which the wall clock of a process is off, as time.ParseDuration takes it.
 const wallEnv = "GROUPFERRY_TEST_WALL_CLOCK"

@@ -46,16 +46,6 @@ const (
 	exitInterrupted = 130 // by a signal
 )
 
-const exitCodes = `Exit codes:
-  0    all done
-  1    could not continue
-  2    usage or configuration
-  3    finished, but some rows were rejected, some jobs failed, or not all was there
-  4    halted: every job would fail the same way
-  5    no row accepted, too many rejects, or a guard of a sync: nothing was enqueued
-  75   NATS or the API is out of reach, or another process has the sync, or reads
-  130  interrupted`
-
 // Errors that only say how it ended; what happened is printed already.
 var (
 	errIncomplete  = errors.New("incomplete")
@@ -246,7 +236,18 @@ func run(signals <-chan os.Signal, args []string, getenv func(string) (string, b
 	case end = <-ended:
 	case <-overdue: // it is left where it is, as by a kill
 	}
-	cmd, err := end.cmd, end.err
+	code := p.ended(soft, hard, end.cmd, end.err)
+	if onExit != nil {
+		code = onExit(end.cmd, code)
+	}
+	return code
+}
+
+// onExit gets the exit code of each command in tests that set it; nil otherwise.
+var onExit func(cmd *cobra.Command, code int) int
+
+// ended prints how a command ended, and returns its exit code.
+func (p *program) ended(soft, hard context.Context, cmd *cobra.Command, err error) int {
 	p.console.end()
 	var disk *broker.DiskError
 	if errors.As(context.Cause(hard), &disk) || errors.As(err, &disk) {
@@ -332,33 +333,40 @@ func (p *program) inSettings(err error) string {
 
 func (p *program) root() *cobra.Command {
 	root := &cobra.Command{
-		Use:   "groupferry",
+		Use:   "groupferry COMMAND",
 		Short: "Import conversation groups in bulk into Tencent Cloud Chat",
 		Long: `groupferry imports conversation groups in bulk into Tencent Cloud Chat.
 
-It reads CSV or JSONL rows (one conversation of one group each), makes one job of
-each group, and writes the groups with the REST API at no more than 200 calls a
-second. The jobs and their results are kept by a NATS server: an embedded one
+It reads CSV or JSONL rows (one conversation of one group each), makes one job
+of each group, and writes the groups with the REST API at no more than 200 calls
+a second. The jobs and their results are kept by a NATS server: an embedded one
 that needs no set-up, or yours. Whatever stops it, the same command continues.
 
 Every flag can be set in the environment: GROUPFERRY_ and its name in capitals,
 such as GROUPFERRY_SDK_APP_ID. The flags --nats-* have NATS_URL, NATS_CREDS and
 NATS_CONTEXT. A flag wins over the environment, also over the variable of a flag
-that it excludes. Data goes to standard output, the rest to standard error.
-
-` + exitCodes,
+that it excludes. Data goes to standard output, the rest to standard error.`,
+		Annotations:       exitMeaning.annotations(),
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return p.fromEnvironment(cmd) },
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
-	root.AddCommand(
-		p.runCommand(), p.checkCommand(), p.importCommand(), p.workCommand(),
-		p.statusCommand(), p.resultsCommand(), p.retryCommand(), p.deleteCommand(), p.pauseCommand(), p.resumeCommand(), p.cancelCommand(), p.rateCommand(),
-		p.exportCommand(), p.verifyCommand(),
-		p.simulateCommand(),
-	)
+	cobra.EnableCommandSorting = false
+	group := func(title string, commands ...*cobra.Command) {
+		root.AddGroup(&cobra.Group{ID: title, Title: title})
+		for _, c := range commands {
+			c.GroupID = title
+			root.AddCommand(c)
+		}
+	}
+	group("Import", p.runCommand(), p.checkCommand(), p.importCommand(), p.workCommand())
+	group("Watch and control", p.statusCommand(), p.resultsCommand(), p.retryCommand(), p.pauseCommand(), p.resumeCommand(),
+		p.cancelCommand(), p.deleteCommand(), p.rateCommand())
+	group("Read groups back", p.exportCommand(), p.verifyCommand())
+	group("More", p.simulateCommand())
+	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { io.WriteString(cmd.OutOrStdout(), help(cmd)) })
 	root.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(args) > 0 {
 			return unknownCommand(root, args[0])
@@ -367,9 +375,11 @@ that it excludes. Data goes to standard output, the rest to standard error.
 	}
 	root.Args = cobra.ArbitraryArgs
 	root.SuggestionsMinimumDistance = 2
+	root.SetHelpCommandGroupID("More")
 	root.InitDefaultHelpCmd()
 	for _, c := range root.Commands() {
 		if c.Name() == "help" { // which takes what it does not know for the root
+			c.Annotations = exits{}.annotations()
 			c.Args = func(_ *cobra.Command, args []string) error {
 				if topic, _, err := root.Find(args); err != nil || len(args) > 0 && topic == root {
 					return unknownCommand(root, args[0])

@@ -267,7 +267,8 @@ type outputFlag struct {
 
 func (o *outputFlag) add(cmd *cobra.Command, formats ...string) {
 	o.formats = formats
-	cmd.Flags().StringVarP(&o.format, "output", "o", formats[0], "`format` of the output: "+strings.Join(formats, " or "))
+	defer inGroup(cmd, outputGroup)()
+	cmd.Flags().StringVarP(&o.format, "output", "o", formats[0], "`format` of the output: "+orList(formats))
 }
 
 // check refuses a format that the command does not have. One from the environment that another command has is none of

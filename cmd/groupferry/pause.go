@@ -14,8 +14,8 @@ func (p *program) pauseCommand() *cobra.Command {
 		Use:   "pause [IMPORT]",
 		Short: "Make no more calls until resumed",
 		Long: `pause stops the calls of all workers, those that join later included, until
-'groupferry resume'. With an IMPORT it is that import alone, and the others continue.
-Calls under way end, and nothing is lost.`,
+'groupferry resume'. With an IMPORT it is that import alone, and the others
+continue. Calls under way end, and nothing is lost.`,
 		Args: p.imports(0, 1),
 	}, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
 		if len(args) == 1 {

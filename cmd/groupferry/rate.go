@@ -15,10 +15,10 @@ func (p *program) rateCommand() *cobra.Command {
 	return p.onNamespace(&cobra.Command{
 		Use:   "rate [CALLS]",
 		Short: "Show or change the calls a second while workers run",
-		Long: `rate sets the calls a second for each command, for all workers, from the next second
-on and for those that join later; it goes before their --rate. Without CALLS it
-shows what is set, and 0 leaves it to the workers again: the lowest --rate of those
-that run is the one that holds.`,
+		Long: `rate sets the calls a second for each command, for all workers, from the next
+second on and for those that join later; it goes before their --rate. Without
+CALLS it shows what is set, and 0 leaves it to the workers again: the lowest
+--rate of those that run is the one that holds.`,
 		Example: "  groupferry rate 160",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 1 {

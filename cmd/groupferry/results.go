@@ -20,17 +20,20 @@ func (p *program) resultsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "results IMPORT",
 		Short: "Export what came of every conversation",
-		Long: `results writes one line for each conversation that has a result: where it came from,
-what the API said about it, and the group it is in. An empty code means that the
-conversation is in its group. The CSV begins with the columns of an input, so what
---failed writes can be fixed and imported as it is. Of an import that was cancelled
-it also writes what was dropped, with the code dropped. The column op tells what was
-to be added from what was to be removed; removals are not among the --failed.
+		Long: `results writes one line for each conversation that has a result: where it came
+from, what the API said about it, and the group it is in. An empty code means
+that the conversation is in its group. The CSV begins with the columns of an
+input, so what --failed writes can be fixed and imported as it is. Of an import
+that was cancelled it also writes what was dropped, with the code dropped. The
+column op tells what was to be added from what was to be removed; removals are
+not among the --failed.
 
---removed writes what a night of a mirror took out of groups, also of those that it
-deleted, as an input in the five columns: imported, it is there again.
+--removed writes what a night of a mirror took out of groups, also of those that
+it deleted, as an input in the five columns: imported, it is there again.
 
---summary groups the failures by code instead, each with its count and an example.`,
+--summary groups the failures by code instead, each with its count and an
+example.`,
+		Annotations: onQueue,
 		Example: `  groupferry results 3f9a1c0be2d47a55 --failed > failed.csv
   groupferry results 3f9a1c0be2d47a55 --removed > removed.csv
   groupferry results 3f9a1c0be2d47a55 --summary`,

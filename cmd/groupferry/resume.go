@@ -14,8 +14,9 @@ func (p *program) resumeCommand() *cobra.Command {
 		Use:   "resume [IMPORT]",
 		Short: "Continue after a pause or a halt",
 		Long: `resume ends a pause, or a halt once its cause is fixed: the worker that leads
-continues at once, and those that are started make calls again. 'groupferry status' says why
-they stand still. With an IMPORT it ends the pause of that import.`,
+continues at once, and those that are started make calls again. 'groupferry
+status' says why they stand still. With an IMPORT it ends the pause of that
+import.`,
 		Args: p.imports(0, 1),
 	}, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
 		if len(args) == 1 {

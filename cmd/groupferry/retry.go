@@ -17,15 +17,14 @@ func (p *program) retryCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "retry IMPORT",
 		Short: "Put what failed on the queue again",
-		Long: `retry puts the failed and partial jobs of a complete import on the queue again, with
-the conversations that failed alone; what is in its group already is not sent
-again. Workers ('groupferry work', or the 'groupferry run' of the import) make the
-calls, and the new results take the place of the old ones.
+		Long: `retry puts the failed and partial jobs of a complete import on the queue again,
+with the conversations that failed alone; what is in its group already is not
+sent again. Workers ('groupferry work', or the 'groupferry run' of the import)
+make the calls, and the new results take the place of the old ones.
 
 It can be called as often as something fails, at once or a week later. Whatever
-stops it, the same command continues, and no job is on the queue twice.
-
-` + exitCodes,
+stops it, the same command continues, and no job is on the queue twice.`,
+		Annotations: onQueue,
 		Example: `  groupferry retry 3f9a1c0be2d47a55
   groupferry retry 3f9a1c0be2d47a55 --code 50001,51007`,
 		Args: p.imports(1, 1),

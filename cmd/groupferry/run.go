@@ -26,22 +26,24 @@ job for each group on the queue, makes the calls, and reports what came of every
 row. A FILE is CSV or JSONL, also compressed with gzip or zstd; - is standard
 input.
 
-Whatever stops it, the same command continues: what is done is not done again. If
-it halted (every job would fail the same way), fix what it says first. The first
-interrupt lets the calls under way finish, the second leaves at once; neither
-loses anything. While another process leads, run shows the progress of its import
-and takes over if that process goes.
+Whatever stops it, the same command continues: what is done is not done again.
+If it halted (every job would fail the same way), fix what it says first. The
+first interrupt lets the calls under way finish, the second leaves at once;
+neither loses anything. While another process leads, run shows the progress of
+its import and takes over if that process goes.
 
 With --sync NAME the input is a night of an import that recurs: only what is new
 since its last night is sent, and a file that lost too much is refused.
 
 With --simulate it needs nothing else: the API is simulated in the same process,
-and nothing is kept unless --data-dir names a place for it.
-
-` + exitCodes,
+and nothing is kept unless --data-dir names a place for it.`,
+		Annotations: exits{exitIncomplete: "finished, but rows were rejected, or jobs failed", exitHalted: "", exitGuarded: "",
+			exitUnreachable: "NATS or the API is out of reach, or another process has the sync", exitInterrupted: ""}.annotations(),
 		Example: `  groupferry run --simulate samples/groups.csv
-  groupferry run --region singapore --sdk-app-id 1400000000 --secret-key-file key groups.csv
-  groupferry run --region singapore --sdk-app-id 1400000000 --secret-key-file key --sync contacts export/*.csv`,
+  groupferry run groups.csv --region singapore --sdk-app-id 1400000000 \
+      --secret-key-file key
+  groupferry run --sync contacts export/*.csv --region singapore \
+      --sdk-app-id 1400000000 --secret-key-file key`,
 		Args: files,
 		RunE: func(cmd *cobra.Command, args []string) error { return r.run(cmd, args) },
 	}
@@ -51,8 +53,8 @@ and nothing is kept unless --data-dir names a place for it.
 	r.queue.add(cmd)
 	r.out.add(cmd, "text", "json")
 	cmd.Flags().BoolVar(&r.simulate, "simulate", false, "call a simulated API in this process")
-	cmd.Flags().StringVar(&r.listen, "listen", "", "`address` for metrics and status, such as 127.0.0.1:9477 (default off)")
 	r.keep.add(cmd)
+	listenFlag(cmd, &r.listen, "", "`address` for metrics and status, such as 127.0.0.1:9477 (default off)")
 	p.consoleFlags(cmd)
 	return cmd
 }

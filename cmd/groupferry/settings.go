@@ -134,8 +134,9 @@ func (p *program) nameIf(set bool, flag string) string {
 
 // consoleFlags are the flags that every command has.
 func (p *program) consoleFlags(cmd *cobra.Command) {
+	defer inGroup(cmd, outputGroup)()
 	f := cmd.Flags()
-	f.String("log-format", "text", "log lines as `text` or json")
+	f.String("log-format", "text", "`format` of log lines: text or json")
 	f.String("log-level", "info", "minimum log `level`: debug, info, warn or error")
 	f.BoolP("quiet", "q", false, "no progress; only warnings, errors and the report")
 }
@@ -187,6 +188,7 @@ type queueFlags struct {
 }
 
 func (q *queueFlags) add(cmd *cobra.Command) {
+	defer inGroup(cmd, queueGroup)()
 	f := cmd.Flags()
 	f.StringVar(&q.url, "nats-url", "", "NATS server `URL`; without it an embedded server is used")
 	f.StringVar(&q.creds, "nats-creds", "", "credentials `file` for that server")
@@ -271,12 +273,16 @@ func noData(err error) error {
 	return err
 }
 
+// onQueue are the exit codes of a command that needs the queue alone.
+var onQueue = exits{exitUnreachable: "NATS is out of reach", exitInterrupted: ""}.annotations()
+
 // onNamespace makes a command that does one thing to a namespace that is there, whether workers run or not; where is how
 // another command gets to it.
 func (p *program) onNamespace(
 	cmd *cobra.Command, do func(ctx context.Context, s *app.Namespace, args []string, where string) error,
 ) *cobra.Command {
 	var qf queueFlags
+	cmd.Annotations = onQueue
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		s, err := p.open(cmd.Context(), qf, true)
 		if err != nil {
@@ -301,6 +307,7 @@ type targetFlags struct {
 }
 
 func (t *targetFlags) add(cmd *cobra.Command) {
+	defer inGroup(cmd, apiGroup)()
 	f := cmd.Flags()
 	f.StringVar(&t.region, "region", "", "`region` of the app: "+strings.Join(chat.Regions(), ", "))
 	f.StringVar(&t.url, "api-url", "", "base `URL` of the API, instead of a region")
@@ -339,18 +346,20 @@ type apiFlags struct {
 
 func (a *apiFlags) add(cmd *cobra.Command) {
 	a.addCalls(cmd)
+	defer inGroup(cmd, apiGroup)()
 	f := cmd.Flags()
 	f.IntVar(&a.chunk, "chunk-size", chat.MaxItemsPerCall, "conversations in a call, at most 100")
 	f.IntVar(&a.concurrency, "concurrency", 256, "jobs in flight at once")
 	f.IntVar(&a.attempts, "max-attempts", 8, "attempts of a job before its failure is final")
 	f.BoolVar(&a.acceptReplace, "accept-replace", false,
-		"write where the API offers neither update_contact_group nor get_contact_group;\n"+
+		"write where the API offers neither update_contact_group nor get_contact_group; "+
 			"a group that exists may lose what it holds, and gets at most 100 conversations")
 }
 
 // addCalls adds the flags of a command that makes calls, but none for jobs.
 func (a *apiFlags) addCalls(cmd *cobra.Command) {
 	a.targetFlags.add(cmd)
+	defer inGroup(cmd, apiGroup)()
 	a.chunk, a.concurrency, a.attempts = chat.MaxItemsPerCall, 128, 1 // of no job; as many calls as are read at once
 	f := cmd.Flags()
 	f.StringVar(&a.admin, "admin", "administrator", "app admin `account` that makes the calls")
@@ -489,24 +498,26 @@ type inputFlags struct {
 }
 
 func (i *inputFlags) add(cmd *cobra.Command) {
-	i.addReading(cmd, "`auto`, csv or jsonl")
+	i.addReading(cmd, "auto", "csv", "jsonl")
+	defer inGroup(cmd, inputGroup)()
 	f := cmd.Flags()
-	f.StringVar(&i.importID, "import-id", "", "`name` of the import; default: made from the content")
+	f.StringVar(&i.importID, "import-id", "", "`name` of the import (default: made from the content)")
 	f.StringVar(&i.maxRejects, "max-rejects", "", "enqueue nothing if more rows than `N or N%` are rejected")
-	f.StringVar(&i.rejects, "rejects", "", "`file` for rejected rows, - for standard output (default IMPORT-rejects.csv, if there are any)")
+	f.StringVar(&i.rejects, "rejects", "", "`file` for rejected rows, - for standard output (default IMPORT-rejects.csv)")
 	f.BoolVar(&i.allowEmpty, "allow-empty", false, "take an input of which no row is accepted")
 }
 
 // addReading adds the flags that say how inputs are read.
-func (i *inputFlags) addReading(cmd *cobra.Command, formats string) {
+func (i *inputFlags) addReading(cmd *cobra.Command, formats ...string) {
+	defer inGroup(cmd, inputGroup)()
 	f := cmd.Flags()
-	f.StringVar(&i.format, "format", "auto", "of the input: "+formats)
+	f.StringVar(&i.format, "format", "auto", "`format` of the input: "+orList(formats))
 	f.StringVar(&i.delimiter, "delimiter", ",", "`character` between CSV fields; \\t for tab")
-	f.StringToStringVar(&i.columns, "columns", nil, "other column names, such as `from_account=owner,group_name=label`")
+	f.StringToStringVar(&i.columns, "columns", nil, "other column `names`, such as from_account=owner,group_name=label")
 	f.StringVar(&i.preset, "preset", "", "`system` that the input comes from: "+strings.Join(importer.Presets(), ", "))
 	f.StringVar(&i.owner, "owner", "", "user `id` for input that does not say from whom its rows are")
 	f.StringVar(&i.mapIDs, "map-ids", "", "CSV `file` with the columns old,new; an id that is not in it is rejected")
-	f.StringVar(&i.spoolDir, "spool-dir", "", "`directory` in which large input is sorted (default: that for temporary files)")
+	f.StringVar(&i.spoolDir, "spool-dir", "", "`directory` in which large input is sorted (default: that of temporary files)")
 }
 
 func (i *inputFlags) config(p *program, files []string, chunk int) (app.InputConfig, error) {
@@ -553,7 +564,7 @@ func (p *program) budget(flag, value string) (b app.Budget, err error) {
 type keepFlag time.Duration
 
 func (k *keepFlag) add(cmd *cobra.Command) {
-	cmd.Flags().Var(k, "keep", "delete imports that ended longer ago than this `time`, such as 30d; default: never")
+	cmd.Flags().Var(k, "keep", "delete imports that ended longer ago than this `time`, such as 30d (default: never)")
 }
 
 // Set takes whole days as 30d, and what time.ParseDuration does.
@@ -582,6 +593,12 @@ func (k *keepFlag) String() string {
 }
 
 func (k *keepFlag) Type() string { return "time" }
+
+// listenFlag adds the flag --listen.
+func listenFlag(cmd *cobra.Command, address *string, usual, usage string) {
+	defer inGroup(cmd, outputGroup)()
+	cmd.Flags().StringVar(address, "listen", usual, usage)
+}
 
 // listen serves metrics and status at the address until stop is called; "" and "off" mean nowhere, and no monitor.
 func (p *program) listen(address string) (m *app.Monitor, stop func(), err error) {

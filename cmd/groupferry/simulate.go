@@ -19,23 +19,26 @@ func (p *program) simulateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "simulate",
 		Short: "Serve the API on a local port, with limits, faults and a ledger",
-		Long: `simulate serves create_contact_group, update_contact_group, get_contact_group and
-del_contact_group as the API would: it checks the UserSig and every limit, throttles
-more than --rate calls of a command in any second, and keeps the groups in memory.
-It prints how to point groupferry at it, and when it is stopped, its ledger.
+		Long: `simulate serves create_contact_group, update_contact_group, get_contact_group
+and del_contact_group as the API would: it checks the UserSig and every limit,
+throttles more than --rate calls of a command in any second, and keeps the
+groups in memory. It prints how to point groupferry at it, and when it is
+stopped, its ledger.
 
-A --fault is [COMMAND/]KIND[:SHARE][@AFTER][+FOR]: KIND is an API code, http-502 (or
-another status), reset, hang, lost (applied, but the response is lost), late (the response
-is lost, and the call is applied 2.5 s later), cut, garbage, or item-51007 (a code for
-single conversations). 50004:10% strikes one call in ten, 51013@50 every call from the
-51st on, update_contact_group/http-404+1 the first update.
+A --fault is [COMMAND/]KIND[:SHARE][@AFTER][+FOR]: KIND is an API code, http-502
+(or another status), reset, hang, lost (applied, but the response is lost), late
+(the response is lost, and the call is applied 2.5 s later), cut, garbage, or
+item-51007 (a code for single conversations). 50004:10% strikes one call in ten,
+51013@50 every call from the 51st on, update_contact_group/http-404+1 the first
+update.
 
   GET  /ledger   what arrived: calls, most in any second, bad requests
   GET  /state    all groups
   POST /control  change faults, limits and latency while it runs (JSON)
   POST /reset    forget the groups and the ledger`,
+		Annotations: exits{}.annotations(),
 		Example: `  groupferry simulate
-  groupferry simulate --latency 50ms --jitter 10ms --fault 50004:10% --fault lost:5%`,
+  groupferry simulate --latency 50ms --fault 50004:10% --fault lost:5%`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg.Existing, cfg.Names = chatsim.Existing(existing), chatsim.Names(names)
@@ -85,12 +88,12 @@ single conversations). 50004:10% strikes one call in ten, 51013@50 every call fr
 	f.StringVar(&admin, "admin", chat.DefaultAdmin, "app admin `account`")
 	f.StringVar(&keyFile, "secret-key-file", "", "`file` with the secret key of the app (default: a published demo key)")
 	f.IntVar(&cfg.Rate, "rate", chat.MaxRate, "calls of a command in any second; -1 for no limit (or GROUPFERRY_SIMULATE_RATE)")
-	f.StringVar(&existing, "existing", string(chatsim.Append), "what create does to a group that is there: `append`, replace or refuse")
-	f.StringVar(&names, "names", string(chatsim.Exact), "whether names that differ in case or Unicode form are two groups: `exact`, or one: fold")
+	f.StringVar(&existing, "existing", string(chatsim.Append), "`what` create does to a group that is there: append, replace or refuse")
+	f.StringVar(&names, "names", string(chatsim.Exact), "`how` names that differ in case or Unicode form count: exact, as two groups, or fold, as one")
 	f.BoolVar(&cfg.NoUpdate, "no-update", false, "do not offer update_contact_group (404)")
 	f.BoolVar(&cfg.NoGet, "no-get", false, "do not offer get_contact_group (404)")
 	f.BoolVar(&cfg.NoDelete, "no-delete", false, "do not offer del_contact_group (404)")
-	f.StringVar(&cfg.Edition, "edition", chatsim.Ultimate, "of the app: `ultimate`, or standard (51013)")
+	f.StringVar(&cfg.Edition, "edition", chatsim.Ultimate, "`edition` of the app: ultimate, or standard (51013)")
 	f.DurationVar(&cfg.Latency, "latency", 0, "of a call")
 	f.DurationVar(&cfg.Jitter, "jitter", 0, "of the latency, up to this much more or less")
 	f.StringArrayVar(&faults, "fault", nil, "inject a `fault`; can be given more than once")

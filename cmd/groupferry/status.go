@@ -23,11 +23,12 @@ func (p *program) statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status [IMPORT]",
 		Short: "Show how far the imports are",
-		Long: `status shows the imports, newest first: rows, jobs, conversations, the rate over the
-last minute and the time left, and whether everything is halted and why; and when
-the last night of each sync was complete. It can look at an embedded server while
-another groupferry works with it.`,
-		Args: p.imports(0, 1),
+		Long: `status shows the imports, newest first: rows, jobs, conversations, the rate over
+the last minute and the time left, and whether everything is halted and why; and
+when the last night of each sync was complete. It can look at an embedded server
+while another groupferry works with it.`,
+		Annotations: onQueue,
+		Args:        p.imports(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := out.check(p); err != nil {
 				return err

@@ -24,10 +24,11 @@ type syncFlags struct {
 }
 
 func (s *syncFlags) add(cmd *cobra.Command) {
+	defer inGroup(cmd, syncGroup)()
 	f := cmd.Flags()
 	f.StringVar(&s.name, "sync", "", "`name` of an import that recurs: only what is new since its last night is sent")
-	f.StringVar(&s.mode, "mode", "add", "of a sync: add, or `mirror` to remove what it added and the input has no more")
-	f.StringVar(&s.missing, "missing-users", "keep", "in a mirror, what becomes of users without a row: keep or `clear`")
+	f.StringVar(&s.mode, "mode", "add", "`mode` of a sync: add, or mirror to remove what it added and the input has no more")
+	f.StringVar(&s.missing, "missing-users", "keep", "`what` becomes of users without a row in a mirror: keep or clear")
 	f.StringVar(&s.maxRemovals, "max-removals", "", "in a mirror, enqueue nothing if it would remove more than `N or N%` (default 5%, at most 10,000)")
 	f.StringVar(&s.maxShrink, "max-shrink", "", "in a sync, enqueue nothing if the last night had `N or N%` rows more (default 10%)")
 	f.StringVar(&s.accept, "accept", "", "in a sync, take the `import` that a guard refused; it is the one that was meant")

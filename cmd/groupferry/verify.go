@@ -18,25 +18,26 @@ func (p *program) verifyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify FILE...",
 		Short: "Compare the input with what the API has",
-		Long: `verify reads the groups of all users of the input, and lists what the API lacks of it,
-by file and line. With --sync NAME it also lists what that sync put there and the input
-has no more; what others put there is not its business. It changes nothing.
+		Long: `verify reads the groups of all users of the input, and lists what the API lacks
+of it, by file and line. With --sync NAME it also lists what that sync put there
+and the input has no more; what others put there is not its business. It changes
+nothing.
 
-The exit code is 3 if anything is listed. As CSV the list can be imported as it is,
-which puts there what is missing. Users whose list could not be read as a whole are
-listed on standard error, and their rows with the code unverified.
+The exit code is 3 if anything is listed. As CSV the list can be imported as it
+is, which puts there what is missing. Users whose list could not be read as a
+whole are listed on standard error, and their rows with the code unverified.
 
-Reading takes half of the rate of its command, for the other half is the leader's. One
-process of a namespace reads at a time; another one ends with code 75, or waits with
---wait.
-
-` + exitCodes,
-		Example: `  groupferry verify groups.csv --region singapore --sdk-app-id 1400000000 --secret-key-file key
-  groupferry verify --sync contacts --output csv contacts.csv --region singapore --sdk-app-id 1400000000 --secret-key-file key`,
+` + readingText,
+		Annotations: exits{exitIncomplete: "something is missing or left over, or could not be verified", exitHalted: cannotRead,
+			exitGuarded: emptyFile, exitUnreachable: "NATS or the API is out of reach, or another process reads", exitInterrupted: ""}.annotations(),
+		Example: `  groupferry verify groups.csv --region singapore --sdk-app-id 1400000000 \
+      --secret-key-file key
+  groupferry verify --sync contacts --output csv contacts.csv \
+      --region singapore --sdk-app-id 1400000000 --secret-key-file key`,
 		Args: files,
 		RunE: func(cmd *cobra.Command, args []string) error { return v.run(cmd, args) },
 	}
-	v.in.addReading(cmd, "`auto`, csv or jsonl")
+	v.in.addReading(cmd, "auto", "csv", "jsonl")
 	cmd.Flags().StringVar(&v.sync, "sync", "", "list also what the sync of this `name` put there and the input has no more")
 	v.add(cmd, "text", "json", app.CSV, app.JSONL)
 	return cmd

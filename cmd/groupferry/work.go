@@ -21,20 +21,23 @@ func (p *program) workCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "work",
 		Short: "Make the calls of the jobs on the queue",
-		Long: `work takes jobs from the queue, makes their calls and writes their results, until it
-is stopped; with --drain, until the queue is empty; the last line then says what became of its
-jobs, and the exit code is 3 if one of them failed. Of several workers one leads and
-makes all calls; the others stand by and take over when it stops or dies.
+		Long: `work takes jobs from the queue, makes their calls and writes their results,
+until it is stopped; with --drain, until the queue is empty; the last line then
+says what became of its jobs, and the exit code is 3 if one of them failed. Of
+several workers one leads and makes all calls; the others stand by and take over
+when it stops or dies.
 
-When every job would fail the same way (a wrong key, an edition without groups) it
-halts: it keeps the jobs, makes no more calls, is not ready, and continues after
-'groupferry resume', also over restarts. A worker whose credentials have never
-worked ends with code 4 instead. The first interrupt lets jobs in flight finish for
-up to 30 seconds, the second leaves at once; neither loses anything.
-
-` + exitCodes,
-		Example: `  groupferry work --nats-url nats://queue:4222 --region singapore --sdk-app-id 1400000000 --secret-key-file key
-  groupferry work --drain --region singapore --sdk-app-id 1400000000 --secret-key-file key`,
+When every job would fail the same way (a wrong key, an edition without groups)
+it halts: it keeps the jobs, makes no more calls, is not ready, and continues
+after 'groupferry resume', also over restarts. A worker whose credentials have
+never worked ends with code 4 instead. The first interrupt lets jobs in flight
+finish for up to 30 seconds, the second leaves at once; neither loses anything.`,
+		Annotations: exits{exitIncomplete: "drained, but jobs failed or have no result", exitHalted: "",
+			exitUnreachable: "NATS or the API is out of reach", exitInterrupted: ""}.annotations(),
+		Example: `  groupferry work --nats-url nats://queue:4222 --region singapore \
+      --sdk-app-id 1400000000 --secret-key-file key
+  groupferry work --drain --region singapore --sdk-app-id 1400000000 \
+      --secret-key-file key`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
@@ -93,8 +96,8 @@ up to 30 seconds, the second leaves at once; neither loses anything.
 	api.add(cmd)
 	qf.add(cmd)
 	cmd.Flags().BoolVar(&drain, "drain", false, "end when every job has its result")
-	cmd.Flags().StringVar(&address, "listen", "127.0.0.1:9477", "`address` for metrics and status; off for none")
 	keep.add(cmd)
+	listenFlag(cmd, &address, "127.0.0.1:9477", "`address` for metrics and status; off for none")
 	p.consoleFlags(cmd)
 	return cmd
 }
