@@ -22,6 +22,9 @@ it is. To import all of it again, give it another --import-id. What a night of a
 sync has not done, the next one does.`,
 		Args: p.imports(1, 1),
 	}, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
+		if err := p.findImport(ctx, s, args, fullName); err != nil {
+			return err
+		}
 		i, err := s.CancelImport(ctx, args[0])
 		if err != nil {
 			return err

@@ -23,6 +23,9 @@ same content is a new import then.
 older than --keep.`,
 		Args: p.imports(1, 1),
 	}, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
+		if err := p.findImport(ctx, s, args, fullName); err != nil {
+			return err
+		}
 		err := s.Delete(ctx, args[0])
 		if errors.Is(err, queue.ErrUnfinished) {
 			return hint(err, "wait for its end, or 'groupferry cancel %s%s'", args[0], where)

@@ -156,8 +156,10 @@ func (r *readCommand) ended(ctx context.Context, err error, command string) erro
 		return nil
 	case errors.Is(err, app.ErrStopped), ctx.Err() != nil && errors.Is(err, context.Canceled):
 		return &unfinishedError{errInterrupted, command, false}
-	case errors.Is(err, queue.ErrNoSync), errors.Is(err, queue.ErrNoImport):
+	case errors.Is(err, queue.ErrNoSync):
 		return hint(usagef("%w", err), "'groupferry status%s' lists them", r.queue.args(r.program))
+	case errors.Is(err, queue.ErrNoImport):
+		return r.noImport(usagef("%w", err), r.queue.args(r.program))
 	case exitCode(err) == exitHalted:
 		return &unfinishedError{err, command, true}
 	case exitCode(err) == exitUnreachable:
@@ -186,6 +188,13 @@ func (e *exporter) run(cmd *cobra.Command, inputs []string) error {
 	}
 	defer n.Close()
 	defer api.Close()
+	if e.importID != "" {
+		named := []string{e.importID}
+		if err := e.findImport(ctx, n, named, shortID); err != nil {
+			return err
+		}
+		e.importID = named[0]
+	}
 	plan, err := e.users(ctx, n, api, inputs)
 	e.console.end()
 	if err != nil {

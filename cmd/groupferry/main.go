@@ -180,6 +180,9 @@ type program struct {
 	fromEnv map[string]string // flags that came from a variable: its name
 	unread  map[string]bool   // flags and variables that a flag goes before
 
+	// meant are the imports whose IDs are like one that is not there.
+	meant []string
+
 	// fail ends the command at once because nothing can be done any more; the cause is what the program ends with.
 	fail func(cause error)
 }
@@ -345,7 +348,11 @@ that needs no set-up, or yours. Whatever stops it, the same command continues.
 Every flag can be set in the environment: GROUPFERRY_ and its name in capitals,
 such as GROUPFERRY_SDK_APP_ID. The flags --nats-* have NATS_URL, NATS_CREDS and
 NATS_CONTEXT. A flag wins over the environment, also over the variable of a flag
-that it excludes. Data goes to standard output, the rest to standard error.`,
+that it excludes. Data goes to standard output, the rest to standard error.
+
+IMPORT is an import ID, or a prefix of it: at least four characters, with which no
+other import begins. A name that a person gave it is not shortened for cancel and
+delete.`,
 		Annotations:       exitMeaning.annotations(),
 		SilenceErrors:     true,
 		SilenceUsage:      true,

@@ -18,6 +18,9 @@ func (p *program) pauseCommand() *cobra.Command {
 continue. Calls under way end, and nothing is lost.`,
 		Args: p.imports(0, 1),
 	}, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
+		if err := p.findImport(ctx, s, args, shortID); err != nil {
+			return err
+		}
 		if len(args) == 1 {
 			i, err := s.SetImportPaused(ctx, args[0], true)
 			if err != nil {

@@ -63,12 +63,12 @@ example.`,
 				return err
 			}
 			defer s.Close()
+			if err := p.findImport(cmd.Context(), s, args, shortID); err != nil {
+				return err
+			}
 			i, damaged := s.ImportStatus(cmd.Context(), args[0])
-			switch {
-			case errors.Is(damaged, queue.ErrNoImport):
-				return hint(damaged, "'%s' lists the imports", s.Conn.Command("status"))
-			case damaged != nil && !errors.As(damaged, new(*broker.DamagedError)):
-				return damaged
+			if damaged != nil && !errors.As(damaged, new(*broker.DamagedError)) {
+				return p.noImport(damaged, qf.args(p))
 			}
 			if i.Superseded && i.Jobs.Dropped > 0 {
 				p.console.event("a later night has taken over", "import", i.Import, "sync", i.Sync, "night", i.Night, "next_night", i.NextNight).

@@ -19,6 +19,9 @@ status' says why they stand still. With an IMPORT it ends the pause of that
 import.`,
 		Args: p.imports(0, 1),
 	}, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
+		if err := p.findImport(ctx, s, args, shortID); err != nil {
+			return err
+		}
 		if len(args) == 1 {
 			i, err := s.SetImportPaused(ctx, args[0], false)
 			if err != nil {

@@ -34,6 +34,9 @@ stops it, the same command continues, and no job is on the queue twice.`,
 				return err
 			}
 			defer s.Close()
+			if err := p.findImport(cmd.Context(), s, args, shortID); err != nil {
+				return err
+			}
 			return p.retry(cmd.Context(), s, args[0], codes, qf.args(p))
 		},
 	}
@@ -54,7 +57,7 @@ func (p *program) retry(ctx context.Context, s *app.Namespace, id string, codes 
 	case err != nil && ctx.Err() != nil:
 		return &unfinishedError{errInterrupted, p.commandLine(), false}
 	case errors.Is(err, queue.ErrNoImport):
-		return hint(err, "'groupferry status%s' lists the imports", where)
+		return p.noImport(err, where)
 	case errors.As(err, new(*queue.NewerNightError)):
 		return hint(err, "'groupferry status%s' lists the nights; the last one can be retried", where)
 	case errors.Is(err, queue.ErrCancelled):

@@ -289,11 +289,7 @@ func (p *program) onNamespace(
 			return err
 		}
 		defer s.Close()
-		err = do(cmd.Context(), s, args, qf.args(p))
-		if errors.Is(err, queue.ErrNoImport) {
-			return hint(err, "'groupferry status%s' lists the imports", qf.args(p))
-		}
-		return err
+		return p.noImport(do(cmd.Context(), s, args, qf.args(p)), qf.args(p))
 	}
 	qf.add(cmd)
 	p.consoleFlags(cmd)

@@ -10,7 +10,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"groupferry/internal/app"
-	"groupferry/internal/queue"
 )
 
 // watchEvery is how often status --watch looks.
@@ -38,13 +37,13 @@ while another groupferry works with it.`,
 				return err
 			}
 			defer opened.Close()
+			if err := p.findImport(cmd.Context(), opened, args, shortID); err != nil {
+				return err
+			}
 			for {
 				s, err := opened.Status(cmd.Context(), args...)
-				if errors.Is(err, queue.ErrNoImport) {
-					return hint(err, "'%s' lists the imports", opened.Conn.Command("status"))
-				}
 				if err != nil {
-					return err
+					return p.noImport(err, qf.args(p))
 				}
 				if watch && onTerminal(p.stdout) && out.format == "text" {
 					io.WriteString(p.stdout, "\x1b[H\x1b[2J") // home, clear
