@@ -182,11 +182,9 @@ func TestExitCodes(t *testing.T) {
 // shows them.
 func samplesFor(t testing.TB, f *pflag.Flag) (values, shown [2]string) {
 	t.Helper()
-	switch f.Name {
-	case "log-format":
-		return [2]string{"json", "text"}, [2]string{"json", "text"}
-	case "log-level":
-		return [2]string{"debug", "error"}, [2]string{"debug", "error"}
+	if of := f.Annotations[valuesAnnotation]; len(of) > 1 {
+		values = [2]string{of[len(of)-1], of[0]}
+		return values, values
 	}
 	switch kind := f.Value.Type(); kind {
 	case "string":

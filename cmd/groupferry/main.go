@@ -350,16 +350,16 @@ such as GROUPFERRY_SDK_APP_ID. The flags --nats-* have NATS_URL, NATS_CREDS and
 NATS_CONTEXT. A flag wins over the environment, also over the variable of a flag
 that it excludes. Data goes to standard output, the rest to standard error.
 
-IMPORT is an import ID, or a prefix of it: at least four characters, with which no
-other import begins. A name that a person gave it is not shortened for cancel and
-delete.`,
+IMPORT is an import ID, or a prefix of it: at least four characters, with which
+no other import begins. For cancel and delete, an ID that a person chose with
+--import-id has to be given in full.`,
 		Annotations:       exitMeaning.annotations(),
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return p.fromEnvironment(cmd) },
 	}
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
+	root.SetFlagErrorFunc(flagError)
 	cobra.EnableCommandSorting = false
 	group := func(title string, commands ...*cobra.Command) {
 		root.AddGroup(&cobra.Group{ID: title, Title: title})
@@ -381,7 +381,6 @@ delete.`,
 		return cmd.Help()
 	}
 	root.Args = cobra.ArbitraryArgs
-	root.SuggestionsMinimumDistance = 2
 	root.SetHelpCommandGroupID("More")
 	root.InitDefaultHelpCmd()
 	for _, c := range root.Commands() {
@@ -397,15 +396,6 @@ delete.`,
 	}
 	root.Version = version()
 	return root
-}
-
-// unknownCommand says which commands are like one that is not there.
-func unknownCommand(root *cobra.Command, name string) error {
-	err := usagef("unknown command %q", name)
-	if like := root.SuggestionsFor(name); len(like) > 0 {
-		err = hint(err, "did you mean 'groupferry %s'?", strings.Join(like, "' or 'groupferry "))
-	}
-	return err
 }
 
 // files checks the arguments of a command that reads inputs.

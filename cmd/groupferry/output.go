@@ -269,6 +269,7 @@ func (o *outputFlag) add(cmd *cobra.Command, formats ...string) {
 	o.formats = formats
 	defer inGroup(cmd, outputGroup)()
 	cmd.Flags().StringVarP(&o.format, "output", "o", formats[0], "`format` of the output: "+orList(formats))
+	offer(cmd, "output", formats...)
 }
 
 // check refuses a format that the command does not have. One from the environment that another command has is none of
@@ -281,7 +282,7 @@ func (o *outputFlag) check(p *program) error {
 		o.format = o.formats[0]
 		return nil
 	}
-	return usagef("%s %q: %s", p.named("output"), o.format, strings.Join(o.formats, " or "))
+	return valueError(p.named("output"), o.format, o.formats)
 }
 
 // write writes what a program is to read, or what text gives.

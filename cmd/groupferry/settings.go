@@ -92,10 +92,13 @@ func (p *program) fromEnvironment(cmd *cobra.Command) error {
 			}
 		}
 	})
-	if err != nil {
-		return err
+	if err == nil {
+		err = p.setConsole(cmd)
 	}
-	return p.setConsole(cmd)
+	if err == nil {
+		err = p.checkChoices(cmd)
+	}
+	return err
 }
 
 // named is what people call a setting: the flag, or the variable that it came from.
@@ -132,6 +135,11 @@ func (p *program) nameIf(set bool, flag string) string {
 	return ""
 }
 
+var (
+	logFormats = []string{"text", "json"}
+	logLevels  = []string{"debug", "info", "warn", "error"} // in capitals, too
+)
+
 // consoleFlags are the flags that every command has.
 func (p *program) consoleFlags(cmd *cobra.Command) {
 	defer inGroup(cmd, outputGroup)()
@@ -139,6 +147,8 @@ func (p *program) consoleFlags(cmd *cobra.Command) {
 	f.String("log-format", "text", "`format` of log lines: text or json")
 	f.String("log-level", "info", "minimum log `level`: debug, info, warn or error")
 	f.BoolP("quiet", "q", false, "no progress; only warnings, errors and the report")
+	choices(cmd, "log-format", logFormats...)
+	offer(cmd, "log-level", logLevels...)
 }
 
 // logFormat is what the flags and the environment say that a line looks like, for errors in themselves: a command that
@@ -164,14 +174,13 @@ func (p *program) setConsole(cmd *cobra.Command) error {
 		return nil // the root
 	}
 	format, _ := f.GetString("log-format")
-	if format != "text" && format != "json" {
-		return usagef("%s %q: text or json", p.named("log-format"), format)
+	if slices.Contains(logFormats, format) {
+		p.console.setLog(format)
 	}
-	p.console.setLog(format)
 	level, _ := f.GetString("log-level")
 	var l slog.Level
 	if err := l.UnmarshalText([]byte(level)); err != nil {
-		return usagef("%s %q: debug, info, warn or error", p.named("log-level"), level)
+		return valueError(p.named("log-level"), level, logLevels)
 	}
 	p.console.quiet, _ = f.GetBool("quiet")
 	if p.console.quiet {
@@ -305,7 +314,8 @@ type targetFlags struct {
 func (t *targetFlags) add(cmd *cobra.Command) {
 	defer inGroup(cmd, apiGroup)()
 	f := cmd.Flags()
-	f.StringVar(&t.region, "region", "", "`region` of the app: "+strings.Join(chat.Regions(), ", "))
+	f.StringVar(&t.region, "region", "", "`region` of the app: "+orList(chat.Regions()))
+	choices(cmd, "region", chat.Regions()...)
 	f.StringVar(&t.url, "api-url", "", "base `URL` of the API, instead of a region")
 	f.Uint64Var(&t.app, "sdk-app-id", 0, "SDKAppID of the app")
 }
@@ -508,9 +518,11 @@ func (i *inputFlags) addReading(cmd *cobra.Command, formats ...string) {
 	defer inGroup(cmd, inputGroup)()
 	f := cmd.Flags()
 	f.StringVar(&i.format, "format", "auto", "`format` of the input: "+orList(formats))
+	choices(cmd, "format", formats...)
 	f.StringVar(&i.delimiter, "delimiter", ",", "`character` between CSV fields; \\t for tab")
 	f.StringToStringVar(&i.columns, "columns", nil, "other column `names`, such as from_account=owner,group_name=label")
-	f.StringVar(&i.preset, "preset", "", "`system` that the input comes from: "+strings.Join(importer.Presets(), ", "))
+	f.StringVar(&i.preset, "preset", "", "`system` that the input comes from: "+orList(importer.Presets()))
+	choices(cmd, "preset", importer.Presets()...)
 	f.StringVar(&i.owner, "owner", "", "user `id` for input that does not say from whom its rows are")
 	f.StringVar(&i.mapIDs, "map-ids", "", "CSV `file` with the columns old,new; an id that is not in it is rejected")
 	f.StringVar(&i.spoolDir, "spool-dir", "", "`directory` in which large input is sorted (default: that of temporary files)")

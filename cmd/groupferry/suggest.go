@@ -4,8 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"groupferry/internal/app"
 	"groupferry/internal/queue"
@@ -109,4 +113,80 @@ func didYouMean(names []string) string {
 		return ""
 	}
 	return "did you mean '" + strings.Join(names, "' or '") + "'?"
+}
+
+// valuesAnnotation of a flag are the values that it takes, and checkedAnnotation says that it takes no other.
+const (
+	valuesAnnotation  = "groupferry_values"
+	checkedAnnotation = "groupferry_checked"
+)
+
+// offer says which values of a flag a shell completes.
+func offer(cmd *cobra.Command, flag string, values ...string) {
+	cmd.Flags().SetAnnotation(flag, valuesAnnotation, values)
+}
+
+// choices says that a flag takes one of these values.
+func choices(cmd *cobra.Command, flag string, values ...string) {
+	offer(cmd, flag, values...)
+	cmd.Flags().SetAnnotation(flag, checkedAnnotation, nil)
+}
+
+// checkChoices refuses a value that a flag does not take, wherever it came from.
+func (p *program) checkChoices(cmd *cobra.Command) (err error) {
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		value, values := f.Value.String(), f.Annotations[valuesAnnotation]
+		_, checked := f.Annotations[checkedAnnotation]
+		if err == nil && checked && f.Changed && value != f.DefValue && !slices.Contains(values, value) {
+			err = valueError(p.named(f.Name), value, values)
+		}
+	})
+	return err
+}
+
+// valueError says which values there are, and which can be meant.
+func valueError(name, value string, values []string) error {
+	err := usagef("%s %q: %s", name, value, orList(values))
+	if question := didYouMean(similar(value, values)); question != "" {
+		return hint(err, "%s", question)
+	}
+	return err
+}
+
+// flagError says which flags are like one that is not there.
+func flagError(cmd *cobra.Command, err error) error {
+	usage := &usageError{err}
+	unknown, ok := errors.AsType[*pflag.NotExistError](err)
+	if !ok || unknown.GetSpecifiedShortnames() != "" {
+		return usage
+	}
+	var names []string
+	cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+	meant := similar(unknown.GetSpecifiedName(), names)
+	for i, name := range meant {
+		meant[i] = "--" + name
+	}
+	if question := didYouMean(meant); question != "" {
+		return hint(usage, "%s", question)
+	}
+	return usage
+}
+
+// unknownCommand says which commands are like one that is not there.
+func unknownCommand(root *cobra.Command, name string) error {
+	err := usagef("unknown command %q", name)
+	var names []string
+	for _, c := range root.Commands() {
+		if !c.Hidden {
+			names = append(append(names, c.Name()), c.Aliases...)
+		}
+	}
+	meant := similar(name, names)
+	for i, name := range meant {
+		meant[i] = "groupferry " + name
+	}
+	if question := didYouMean(meant); question != "" {
+		return hint(err, "%s", question)
+	}
+	return err
 }

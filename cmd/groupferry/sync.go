@@ -29,6 +29,8 @@ func (s *syncFlags) add(cmd *cobra.Command) {
 	f.StringVar(&s.name, "sync", "", "`name` of an import that recurs: only what is new since its last night is sent")
 	f.StringVar(&s.mode, "mode", "add", "`mode` of a sync: add, or mirror to remove what it added and the input has no more")
 	f.StringVar(&s.missing, "missing-users", "keep", "`what` becomes of users without a row in a mirror: keep or clear")
+	choices(cmd, "mode", "add", "mirror")
+	choices(cmd, "missing-users", "keep", "clear")
 	f.StringVar(&s.maxRemovals, "max-removals", "", "in a mirror, enqueue nothing if it would remove more than `N or N%` (default 5%, at most 10,000)")
 	f.StringVar(&s.maxShrink, "max-shrink", "", "in a sync, enqueue nothing if the last night had `N or N%` rows more (default 10%)")
 	f.StringVar(&s.accept, "accept", "", "in a sync, take the `import` that a guard refused; it is the one that was meant")
@@ -50,10 +52,6 @@ func (s *syncFlags) used(p *program, in *inputFlags) (bool, error) {
 		return false, nil
 	case in.importID != "":
 		return false, usagef("%s and %s: a night of a sync makes its own import ID", p.named("sync"), p.named("import-id"))
-	case s.mode != "add" && s.mode != "mirror":
-		return false, usagef("%s %q: add or mirror", p.named("mode"), s.mode)
-	case s.missing != "keep" && s.missing != "clear":
-		return false, usagef("%s %q: keep or clear", p.named("missing-users"), s.missing)
 	case s.mode == "add" && (s.missing == "clear" || p.given["max-removals"]):
 		return false, usagef("--missing-users and --max-removals go with --mode mirror")
 	case !queue.ValidSyncName(s.name):
