@@ -517,7 +517,7 @@ func TestPlacesAgree(t *testing.T) {
 		{"kubernetes/cronjob.yaml", "name: groupferry-nats-import\n                    optional: true\n"},
 		{"Dockerfile", "-X main.buildVersion="},
 		{"Dockerfile", "-X main.buildRevision="},
-		{"../cmd/groupferry/settings.go", "\n\tbuildVersion  string\n"},
+		{"../cmd/groupferry/version.go", "\n\tbuildVersion  string\n"},
 		{"../cmd/groupferry/settings.go", "\n\tbuildRevision string\n"},
 	}
 	for _, test := range tests {

@@ -24,7 +24,10 @@ const (
 	outputGroup = "Output"
 )
 
-var flagGroups = []string{syncGroup, inputGroup, apiGroup, queueGroup, outputGroup}
+// ownFlags is the title of the flags of the command itself.
+const ownFlags = "Flags"
+
+var flagGroups = []string{ownFlags, syncGroup, inputGroup, apiGroup, queueGroup, outputGroup}
 
 // groupAnnotation of a flag is its group.
 const groupAnnotation = "groupferry_group"
@@ -42,7 +45,7 @@ func inGroup(cmd *cobra.Command, group string) (end func()) {
 	}
 }
 
-// A section of a help text has the flags of a group; the title of the command's own is "Flags".
+// A section of a help text has the flags of a group.
 type section struct {
 	title string
 	flags *pflag.FlagSet
@@ -54,11 +57,11 @@ func sections(cmd *cobra.Command) []section {
 	cmd.InitDefaultVersionFlag()
 	cmd.Flags().SortFlags = false
 	var all []section
-	for _, title := range slices.Insert(slices.Clone(flagGroups), 0, "Flags") {
+	for _, title := range flagGroups {
 		set := pflag.NewFlagSet(title, pflag.ContinueOnError)
 		set.SortFlags = false
 		cmd.Flags().VisitAll(func(f *pflag.Flag) {
-			if f.Hidden || cmp.Or(strings.Join(f.Annotations[groupAnnotation], ""), "Flags") != title {
+			if f.Hidden || cmp.Or(strings.Join(f.Annotations[groupAnnotation], ""), ownFlags) != title {
 				return
 			}
 			if f.Value.Type() == "stringToString" && f.DefValue == "[]" {

@@ -64,23 +64,28 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	buildRevision = testRevision
-	onExit = declaredExit
+	onExit = listedExit
 	commands := map[string]func(){"groupferry": reenter}
 	maps.Copy(commands, scaleCommands)
 	testscript.Main(m, commands)
 }
 
-// declaredExit reports an exit code that the help of its command does not list: by itself, and by another code, which no test
-// expects. So each command line in each test is one of that list.
-func declaredExit(cmd *cobra.Command, code int) int {
-	if _, listed := exitsOf(cmd)[code]; !listed && !cmd.Hidden {
+// listedExit reports an exit code that the help of its command does not list: by itself, and by another code, which no test
+// expects. So what each command line of each test ends with is in that list.
+func listedExit(cmd *cobra.Command, code int) int {
+	if !isListed(cmd, code) {
 		fmt.Fprintf(os.Stderr, "%s ended with code %d, which its --help does not list\n", cmd.CommandPath(), code)
-		return undeclaredExit
+		return unlistedExit
 	}
 	return code
 }
 
-const undeclaredExit = 99
+func isListed(cmd *cobra.Command, code int) bool {
+	_, listed := exitsOf(cmd)[code]
+	return listed || cmd.Hidden // what completes is called by shells alone
+}
+
+const unlistedExit = 99
 
 // wallEnv names a file with the time by which the wall clock of a process is off, as time.ParseDuration takes it.
 const wallEnv = "GROUPFERRY_TEST_WALL_CLOCK"

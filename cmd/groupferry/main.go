@@ -356,7 +356,6 @@ no other import begins. For cancel and delete, an ID that a person chose with
 		Annotations:       exitMeaning.annotations(),
 		SilenceErrors:     true,
 		SilenceUsage:      true,
-		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return p.fromEnvironment(cmd) },
 	}
 	root.SetFlagErrorFunc(flagError)
@@ -372,7 +371,10 @@ no other import begins. For cancel and delete, an ID that a person chose with
 	group("Watch and control", p.statusCommand(), p.resultsCommand(), p.retryCommand(), p.pauseCommand(), p.resumeCommand(),
 		p.cancelCommand(), p.deleteCommand(), p.rateCommand())
 	group("Read groups back", p.exportCommand(), p.verifyCommand())
-	group("More", p.simulateCommand())
+	group("More", p.simulateCommand(), p.versionCommand(), p.completionCommand(), p.manCommand())
+	for _, c := range root.Commands() {
+		p.complete(c)
+	}
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { io.WriteString(cmd.OutOrStdout(), help(cmd)) })
 	root.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(args) > 0 {

@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -686,29 +685,4 @@ func processName() string {
 		host = "unknown"
 	}
 	return fmt.Sprintf("%s-%d", host, os.Getpid())
-}
-
-// buildVersion and buildRevision are set by the linker in a release.
-var (
-	buildVersion  string
-	buildRevision string
-)
-
-// build says which version this is, and of which revision if that is known: the linker set it, or the go command noted it.
-func build() (version, revision string) {
-	version, revision = buildVersion, buildRevision
-	if info, ok := debug.ReadBuildInfo(); ok {
-		version = cmp.Or(version, info.Main.Version)
-		for _, s := range info.Settings {
-			if s.Key == "vcs.revision" {
-				revision = cmp.Or(revision, s.Value)
-			}
-		}
-	}
-	return cmp.Or(version, "(devel)"), revision
-}
-
-func version() string {
-	version, revision := build()
-	return strings.TrimSpace(version + " " + revision)
 }

@@ -62,3 +62,14 @@ func (n *Namespace) FindImport(ctx context.Context, text string, inFull bool) (i
 func madeFromContent(id string) bool {
 	return len(id) == 16 && strings.Trim(id, "0123456789abcdef") == ""
 }
+
+// Records reads the records of imports, newest first, and of syncs, without a trace: see ReadOnly of [broker.Config].
+func Records(ctx context.Context, cfg broker.Config) ([]queue.Import, []queue.Sync, error) {
+	cfg.ReadOnly = true
+	conn, err := broker.Open(ctx, cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer conn.Close()
+	return queue.Records(ctx, conn)
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -42,6 +43,7 @@ type Conn struct {
 	log      *slog.Logger
 	where    string
 	embedded *embedded // nil with an external server
+	scratch  string    // directory that Close removes; "" for none
 	nc       *nats.Conn
 	js       jetstream.JetStream
 
@@ -123,6 +125,9 @@ func (c *Conn) Close() error {
 		c.life.Load().end()
 		if c.embedded != nil {
 			err = c.embedded.close()
+		}
+		if c.scratch != "" {
+			err = errors.Join(err, os.RemoveAll(c.scratch))
 		}
 	})
 	return err

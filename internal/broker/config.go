@@ -64,6 +64,10 @@ type Config struct {
 	// create it.
 	JoinOnly bool
 
+	// ReadOnly is JoinOnly for who reads the bucket control alone, and must not disturb anybody: where no embedded server
+	// runs, none is started on the data directory.
+	ReadOnly bool
+
 	// CommandFlags, beginning with a blank, are what a groupferry command needs to get to the same server and namespace;
 	// for texts that say what to do.
 	CommandFlags string
@@ -86,6 +90,7 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Name == "" {
 		c.Name = "groupferry"
 	}
+	c.JoinOnly = c.JoinOnly || c.ReadOnly
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}

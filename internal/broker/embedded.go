@@ -40,6 +40,9 @@ const (
 	readyTimeout = 4 * time.Second
 )
 
+// ServerVersion is that of the embedded server.
+const ServerVersion = server.VERSION
+
 // errNoServer says that another process holds the lock of the data directory and no server answers for it.
 var errNoServer = errors.New("another process holds the data directory, and its server does not answer")
 
@@ -71,8 +74,13 @@ func newEmbedded(dir string, log *slog.Logger, onBroken func(*DiskError)) *embed
 
 // connectEmbedded connects to the embedded server, which it starts if need be.
 func (c *Conn) connectEmbedded(ctx context.Context) error {
+	c.where = "the embedded server in " + shown(c.cfg.DataDir)
+	if c.cfg.ReadOnly {
+		if err := c.connectReadOnly(); err != nil || c.nc != nil {
+			return err
+		}
+	}
 	dir := c.cfg.DataDir
-	c.where = "the embedded server in " + shown(dir)
 	if c.cfg.JoinOnly {
 		if _, err := os.Stat(filepath.Join(dir, storeDir)); errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("%w in %s", ErrNoData, shown(dir))

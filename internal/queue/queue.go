@@ -124,12 +124,30 @@ func Open(ctx context.Context, conn *broker.Conn) (*Queue, error) {
 	if err != nil {
 		return nil, err
 	}
-	q.control, err = conn.EnsureBucket(ctx, "control",
-		"groupferry: import records, the app of the namespace, its rate, and whether it is halted")
-	if err != nil {
+	if err = q.openControl(ctx); err != nil {
 		return nil, err
 	}
 	return q, nil
+}
+
+func (q *Queue) openControl(ctx context.Context) (err error) {
+	q.control, err = q.conn.EnsureBucket(ctx, "control",
+		"groupferry: import records, the app of the namespace, its rate, and whether it is halted")
+	return err
+}
+
+// Records reads the records of imports, newest first, and of syncs, and needs nothing but the bucket that has them.
+func Records(ctx context.Context, conn *broker.Conn) ([]Import, []Sync, error) {
+	q := &Queue{conn: conn, js: conn.JetStream(), log: conn.Log()}
+	if err := q.openControl(ctx); err != nil {
+		return nil, nil, err
+	}
+	imports, err := q.Imports(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	syncs, err := q.Syncs(ctx)
+	return imports, syncs, err
 }
 
 // The names of streams and subjects. IMPORT is a valid import ID, or a wildcard.
