@@ -82,9 +82,7 @@ func (p *program) complete(cmd *cobra.Command) {
 	}
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
 		kind, usage := pflag.UnquoteUsage(f)
-		if len(p.args) > 0 && p.args[0] == cobra.ShellCompRequestCmd {
-			f.Usage = usage // as a shell shows it
-		}
+		f.Usage = usage // which a shell shows as it is
 		complete := cobra.NoFileCompletions
 		switch values := f.Annotations[valuesAnnotation]; {
 		case values != nil:

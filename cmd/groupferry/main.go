@@ -372,8 +372,10 @@ no other import begins. For cancel and delete, an ID that a person chose with
 		p.cancelCommand(), p.deleteCommand(), p.rateCommand())
 	group("Read groups back", p.exportCommand(), p.verifyCommand())
 	group("More", p.simulateCommand(), p.versionCommand(), p.completionCommand(), p.manCommand())
-	for _, c := range root.Commands() {
-		p.complete(c)
+	if len(p.args) > 0 && (p.args[0] == cobra.ShellCompRequestCmd || p.args[0] == cobra.ShellCompNoDescRequestCmd) {
+		for _, c := range root.Commands() {
+			p.complete(c)
+		}
 	}
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { io.WriteString(cmd.OutOrStdout(), help(cmd)) })
 	root.RunE = func(cmd *cobra.Command, args []string) error {
