@@ -518,7 +518,7 @@ func TestPlacesAgree(t *testing.T) {
 		{"Dockerfile", "-X main.buildVersion="},
 		{"Dockerfile", "-X main.buildRevision="},
 		{"../cmd/groupferry/version.go", "\n\tbuildVersion  string\n"},
-		{"../cmd/groupferry/settings.go", "\n\tbuildRevision string\n"},
+		{"../cmd/groupferry/version.go", "\n\tbuildRevision string\n"},
 	}
 	for _, test := range tests {
 		if !strings.Contains(read(t, test.file), test.holds) {

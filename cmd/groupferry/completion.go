@@ -15,11 +15,11 @@ import (
 	"groupferry/internal/queue"
 )
 
-// completionTime is how long the queue is asked for a person who presses Tab, and tidyTime how long to clean up then.
-const (
-	completionTime = time.Second
-	tidyTime       = 300 * time.Millisecond
-)
+// completionTime is how long the queue is asked for a person who presses Tab; tests, on a busy machine, take longer.
+var completionTime = time.Second
+
+// tidyTime is how long to clean up after that.
+const tidyTime = 300 * time.Millisecond
 
 var shells = []string{"bash", "zsh", "fish", "powershell"}
 
@@ -105,7 +105,7 @@ func (p *program) complete(cmd *cobra.Command) {
 // completeImport completes the ID of an import.
 func (p *program) completeImport(cmd *cobra.Command, _ []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	var found []cobra.Completion
-	imports, _ := p.records(cmd)
+	imports, _ := p.records(cmd, completionTime)
 	for _, i := range imports {
 		if strings.HasPrefix(i.ID, prefix) && job.ValidImportID(i.ID) {
 			about := fmt.Sprintf("%s, %s ago: %s", i.State, span(time.Since(i.Created)), fileNames(i.Files))
@@ -126,7 +126,7 @@ func (p *program) completeImportArg(cmd *cobra.Command, args []string, prefix st
 // completeSync completes the name of a sync.
 func (p *program) completeSync(cmd *cobra.Command, _ []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	var found []cobra.Completion
-	_, syncs := p.records(cmd)
+	_, syncs := p.records(cmd, completionTime)
 	for _, s := range syncs {
 		if strings.HasPrefix(s.Name, prefix) && queue.ValidSyncName(s.Name) {
 			found = append(found, cobra.CompletionWithDesc(s.Name, fmt.Sprintf("%s, in night %d", s.Target, s.Night)))
@@ -137,7 +137,7 @@ func (p *program) completeSync(cmd *cobra.Command, _ []string, prefix string) ([
 
 // records are the imports and syncs of the queue that a command line names: none where that cannot be found out, whatever
 // the reason, for a person who presses Tab wants no error.
-func (p *program) records(cmd *cobra.Command) ([]queue.Import, []queue.Sync) {
+func (p *program) records(cmd *cobra.Command, within time.Duration) ([]queue.Import, []queue.Sync) {
 	if err := p.fromEnvironment(cmd); err != nil {
 		return nil, nil
 	}
@@ -147,7 +147,7 @@ func (p *program) records(cmd *cobra.Command) ([]queue.Import, []queue.Sync) {
 	}
 	cfg := q.config(p, true)
 	cfg.Log, cfg.OnBroken = nil, nil
-	ctx, cancel := context.WithTimeout(context.Background(), completionTime)
+	ctx, cancel := context.WithTimeout(context.Background(), within)
 	defer cancel()
 	type records struct {
 		imports []queue.Import

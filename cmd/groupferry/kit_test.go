@@ -65,6 +65,7 @@ func TestMain(m *testing.M) {
 	}
 	buildRevision = testRevision
 	onExit = listedExit
+	completionTime = patience
 	commands := map[string]func(){"groupferry": reenter}
 	maps.Copy(commands, scaleCommands)
 	testscript.Main(m, commands)

@@ -1,7 +1,8 @@
 // Command groupferry imports conversation groups in bulk into Tencent Cloud Chat.
 //
 // It makes configs of flags and the environment (settings.go), has internal/app do the work, and prints what came of it
-// (output.go). There is a file for each command, and this one has what they share: exit codes, errors and signals.
+// (output.go). What a person can call is in help.go, man.go and completion.go, and what was meant instead in suggest.go.
+// There is a file for each command, and this one has what they share: exit codes, errors and signals.
 package main
 
 import (

@@ -5,7 +5,7 @@
 //	--sync     Open ─► ReadNight (lock, snapshot and results of the last night, plan, guards) ─► as above ─► Night.Release
 //	check      Check
 //	work       OpenWaiting ─► NewProcess ─► Process.Run
-//	others     Open ─► a method of Namespace: Status, WriteResults, Failures, Retry, Pause, CancelImport, …
+//	others     Open ─► FindImport ─► a method of Namespace: Status, WriteResults, Failures, Retry, Pause, CancelImport, …
 //
 // A [Process] is an [Engine] with those who watch it: the progress line, and a [Monitor], which serves metrics and readiness,
 // and does so before there is a process, too. An engine is one process of a
