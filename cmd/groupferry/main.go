@@ -335,6 +335,9 @@ func (p *program) inSettings(err error) string {
 	return text
 }
 
+// The help lists commands in the order in which they are added.
+func init() { cobra.EnableCommandSorting = false }
+
 func (p *program) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "groupferry COMMAND",
@@ -360,7 +363,6 @@ no other import begins. For cancel and delete, an ID that a person chose with
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return p.fromEnvironment(cmd) },
 	}
 	root.SetFlagErrorFunc(flagError)
-	cobra.EnableCommandSorting = false
 	group := func(title string, commands ...*cobra.Command) {
 		root.AddGroup(&cobra.Group{ID: title, Title: title})
 		for _, c := range commands {
