@@ -286,7 +286,7 @@ func (t *Term) makeState(p *part, number uint64, now time.Time) {
 	s.Ahead = max(s.Ahead, a.limit-a.handed)
 	a.stated = a.handed
 	a.rate.add(now, len(p.results))
-	s.Rate = a.rate.perSecond(now)
+	s.Rate, s.RateOver = a.rate.perSecond(now)
 	if !t.closing {
 		s.Trial, s.InFlight, s.Requeued = a.trial, a.inFlight, a.requeued()
 	}
@@ -458,9 +458,8 @@ func (m *meter) add(now time.Time, n int) {
 		m.start = now
 	}
 	second := max(int64(now.Sub(m.start)/time.Second), m.at)
-	if second-m.at >= int64(len(m.seconds)) {
-		m.seconds, m.sum = [60]int{}, 0
-		m.at = second
+	if second-m.at >= int64(len(m.seconds)) { // such as in a pause, which says nothing about what comes after it
+		*m, second = meter{start: now}, 0
 	}
 	for m.at < second {
 		m.at++
@@ -472,8 +471,10 @@ func (m *meter) add(now time.Time, n int) {
 	m.sum += n
 }
 
-// perSecond returns the mean over the last minute, or since the first call of add if that is less than a minute ago.
-func (m *meter) perSecond(now time.Time) float64 {
+// perSecond returns the mean over the last minute, or since the first call of add, or since the first one after a minute
+// without any, if that is less than a minute ago; and how many seconds that is.
+func (m *meter) perSecond(now time.Time) (rate, seconds float64) {
 	m.add(now, 0)
-	return float64(m.sum) / min(max(now.Sub(m.start).Seconds(), 1), 60)
+	seconds = min(max(now.Sub(m.start).Seconds(), 1), 60)
+	return float64(m.sum) / seconds, seconds
 }

@@ -388,16 +388,20 @@ func TestMeter(t *testing.T) {
 	for i := range 10 {
 		m.add(noon.Add(time.Duration(i)*time.Second), 5)
 	}
-	if got := m.perSecond(noon.Add(10 * time.Second)); got != 5 {
-		t.Errorf("after ten seconds: got %v, want 5", got)
+	if got, over := m.perSecond(noon.Add(10 * time.Second)); got != 5 || over != 10 {
+		t.Errorf("after ten seconds: got %v over %v s, want 5 over 10 s", got, over)
 	}
-	if got, want := m.perSecond(noon.Add(64*time.Second)), 25.0/60; got != want {
-		t.Errorf("a minute after some of it: got %v, want %v", got, want)
+	if got, over := m.perSecond(noon.Add(64 * time.Second)); got != 25.0/60 || over != 60 {
+		t.Errorf("a minute after some of it: got %v over %v s, want %v over 60 s", got, over, 25.0/60)
 	}
-	if got := m.perSecond(noon.Add(time.Hour)); got != 0 {
-		t.Errorf("after an hour: got %v, want 0", got)
+	m.add(noon.Add(time.Hour), 8) // after a pause
+	if got, over := m.perSecond(noon.Add(time.Hour + 4*time.Second)); got != 2 || over != 4 {
+		t.Errorf("after an hour: got %v over %v s, want 2 over 4 s", got, over)
 	}
-	if got := m.perSecond(noon); got != 0 {
+	if got, _ := m.perSecond(noon.Add(3 * time.Hour)); got != 0 {
+		t.Errorf("after hours: got %v, want 0", got)
+	}
+	if got, _ := m.perSecond(noon); got != 0 {
 		t.Errorf("after the clock went back: got %v, want 0", got)
 	}
 }

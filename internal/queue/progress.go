@@ -23,8 +23,9 @@ type Progress struct {
 	Pending  int64 // of Enqueued: without a result and not in flight
 	InFlight int64 // of Enqueued: in flight when the leader wrote last
 
-	Rate float64   // results a second over the last minute before At, or since the leader began with the import
-	At   time.Time // when the leader wrote last, by its clock; zero if it never did
+	Rate     float64       // results a second over the last minute before At, or since the leader began with the import
+	RateOver time.Duration // how long that was
+	At       time.Time     // when the leader wrote last, by its clock; zero if it never did
 
 	Damaged error // a [*broker.DamagedError], where AllProgress found damage
 }
@@ -72,7 +73,7 @@ func (q *Queue) progress(ctx context.Context, id string) (p Progress, stable boo
 	if working {
 		p.Enqueued, p.Pending = point.Jobs, point.Jobs
 		if mine && last.Generation == p.Import.Generation {
-			p.Rate, p.At = last.Rate, last.At
+			p.Rate, p.RateOver, p.At = last.Rate, time.Duration(last.RateOver*float64(time.Second)), last.At
 			p.InFlight = last.InFlight
 			p.Pending = max(point.Jobs-last.finished()-p.InFlight, 0)
 		}

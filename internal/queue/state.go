@@ -136,8 +136,9 @@ type state struct {
 	// Trial has the jobs of a trial: they may be under way now, and no other job of any import is.
 	Trial sequences `json:"trial,omitempty"`
 
-	At       time.Time `json:"at"`   // by the leader's clock
-	Rate     float64   `json:"rate"` // results a second over the last minute, or since the leader began with the import
+	At       time.Time `json:"at"`                  // by the leader's clock
+	Rate     float64   `json:"rate"`                // results a second over the last minute, or since the leader began with the import
+	RateOver float64   `json:"rate_over,omitempty"` // how many seconds that was
 	InFlight int64     `json:"in_flight"`
 	Requeued int64     `json:"requeued"`
 }
