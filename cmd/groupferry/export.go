@@ -119,19 +119,25 @@ func (r *readCommand) reading(n *app.Namespace, api *apiClient, cost *app.ReadCo
 		if done++; started.IsZero() {
 			started = time.Now()
 		}
-		r.console.progress(func() (string, event) {
-			took := time.Since(started)
-			line := fmt.Sprintf("%s of %s users read", count(done), count(cost.Users))
-			if took > 0 && done > 1 {
-				line += fmt.Sprintf(", %.0f users/s, %s left", float64(done)/took.Seconds(), span(took/time.Duration(done)*time.Duration(max(0, cost.Users-done))))
-			}
-			if s.Tally.Throttled > 0 {
-				line += fmt.Sprintf(", %s throttled", count(s.Tally.Throttled))
-			}
-			return line, r.console.event("reading groups back", "done", done, "total", cost.Users, "throttled", s.Tally.Throttled)
-		})
+		r.console.progress(func() progress { return r.readProgress(done, cost.Users, s.Tally.Throttled, time.Since(started)) })
 	}
 	return cfg
+}
+
+// readProgress is how far a reading is after so much time.
+func (r *readCommand) readProgress(done, total, throttled int64, took time.Duration) progress {
+	text := fmt.Sprintf("%s of %s users read", count(done), count(total))
+	n := line{doing: "reading", done: done, total: total, parts: []part{{text: count(done) + " of " + things(total, "user"), rank: rankCount}}}
+	if took > 0 && done > 1 {
+		rate, left := fmt.Sprintf("%.0f users/s", float64(done)/took.Seconds()), took/time.Duration(done)*time.Duration(max(0, total-done))
+		text += ", " + rate + ", " + span(left) + " left"
+		n.parts = append(n.parts, part{text: rate, rank: rankRate}, part{text: brief(left) + " left", rank: rankLeft})
+	}
+	if throttled > 0 {
+		text += fmt.Sprintf(", %s throttled", count(throttled))
+		n.parts = append(n.parts, part{text: count(throttled) + " throttled", rank: rankThrottled, color: yellow})
+	}
+	return progress{text, r.console.event("reading groups back", "done", done, "total", total, "throttled", throttled), n}
 }
 
 // showCost says what a reading takes, before it begins.

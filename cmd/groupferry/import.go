@@ -71,7 +71,7 @@ file that lost too much is refused.`,
 				return err
 			}
 			if stored.State == queue.Enqueueing {
-				if _, err := p.enqueue(ctx, s, input); err != nil {
+				if _, err := p.enqueue(ctx, s, input, true); err != nil {
 					if ctx.Err() != nil {
 						return &unfinishedError{errInterrupted, p.commandLine(), false}
 					}
@@ -168,15 +168,20 @@ func (p *program) begin(ctx context.Context, s *app.Namespace, in *app.Input, wh
 	return stored, nil
 }
 
-// enqueue puts the jobs on the queue that are not there yet.
-func (p *program) enqueue(ctx context.Context, s *app.Namespace, in *app.Input) (queue.EnqueueStats, error) {
+// enqueue puts the jobs on the queue that are not there yet, and shows how many are, unless something else is shown.
+func (p *program) enqueue(ctx context.Context, s *app.Namespace, in *app.Input, show bool) (queue.EnqueueStats, error) {
 	total := in.Record.Jobs
-	stats, err := in.Enqueue(ctx, s, func(done int64) {
-		p.console.progress(func() (string, event) {
-			return fmt.Sprintf("enqueued %s of %s jobs", count(done), count(total)),
-				p.console.event("enqueueing", "import", in.Record.ID, "done", done, "total", total)
+	progressed := func(done int64) {
+		p.console.progress(func() progress {
+			return progress{fmt.Sprintf("enqueued %s of %s jobs", count(done), count(total)),
+				p.console.event("enqueueing", "import", in.Record.ID, "done", done, "total", total),
+				line{doing: "enqueueing", done: done, total: total, parts: []part{{text: count(done) + " of " + jobs(total), rank: rankCount}}}}
 		})
-	})
+	}
+	if !show {
+		progressed = nil
+	}
+	stats, err := in.Enqueue(ctx, s, progressed)
 	p.console.end()
 	if err == nil && stats.Skipped > 0 && stats.Jobs > 0 {
 		p.console.event("jobs were on the queue already", "import", in.Record.ID, "jobs", stats.Skipped).

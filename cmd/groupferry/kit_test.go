@@ -323,8 +323,8 @@ type shell struct {
 	env map[string]string
 	dir string // data directory
 
-	stdin  io.Reader // for start; nil is empty
-	stderr io.Writer // for start; nil is that of the call
+	stdin          io.Reader // for start; nil is empty
+	stdout, stderr io.Writer // for start; nil is that of the call
 
 	program string // for spawn; "" is the test binary
 }
@@ -365,16 +365,19 @@ func (s *shell) start(args ...string) *call {
 		return v, ok
 	}
 	var stdin io.Reader = strings.NewReader("")
-	var stderr io.Writer = &c.stderr
+	var stdout, stderr io.Writer = &c.stdout, &c.stderr
 	if s.stdin != nil {
 		stdin = s.stdin
+	}
+	if s.stdout != nil {
+		stdout = s.stdout
 	}
 	if s.stderr != nil {
 		stderr = s.stderr
 	}
 	go func() {
 		defer close(c.done)
-		c.code = run(c.signals, args, getenv, stdin, &c.stdout, stderr)
+		c.code = run(c.signals, args, getenv, stdin, stdout, stderr)
 	}()
 	return c
 }

@@ -267,22 +267,21 @@ func (p *program) ended(soft, hard context.Context, cmd *cobra.Command, err erro
 	return exitCode(err)
 }
 
-// sayStopping says at the first signal what is waited for, until the function that it returns is called.
-func (p *program) sayStopping(ctx context.Context, w *app.Process) (end func() bool) {
-	return context.AfterFunc(ctx, func() {
-		s, inFlight := w.State(), int64(0)
-		if s.Jobs != nil {
-			inFlight = s.Jobs.InFlight
-		}
-		e := p.console.event("stopping: jobs in flight may end, for up to 30 s; a second signal leaves at once",
-			"in_flight", inFlight, "leads", s.Leading)
-		switch {
-		case p.console.json || !p.console.terminal:
-			p.console.log.Info(e.msg, e.fields...)
-		case inFlight > 0:
-			e.report(fmt.Sprintf("waiting for %s in flight; press Ctrl-C again to leave at once, which loses nothing", jobs(inFlight)))
-		}
-	})
+// sayStopping says at the first signal what is waited for, where no line of progress does.
+func (p *program) sayStopping(w *app.Process) {
+	s, inFlight := w.State(), int64(0)
+	if s.Jobs != nil {
+		inFlight = s.Jobs.InFlight
+	}
+	e := p.console.event("stopping: jobs in flight may end, for up to 30 s; a second signal leaves at once",
+		"in_flight", inFlight, "leads", s.Leading)
+	switch {
+	case p.console.draws():
+	case p.console.json || !p.console.terminal:
+		p.console.log.Info(e.msg, e.fields...)
+	case inFlight > 0:
+		e.report(fmt.Sprintf("stopping: waiting for %s, Ctrl-C again to leave now, which loses nothing", jobs(inFlight)))
+	}
 }
 
 // explain says what happened, what to do about it, and which command continues.

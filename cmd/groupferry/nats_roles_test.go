@@ -128,7 +128,7 @@ func TestRolesWork(t *testing.T) {
 	checkState(t, r.sim, stateOf(slices.Concat(makeRows(70, 2), nights)))
 
 	for _, role := range []string{"importer", "nightly", "worker", "reader"} {
-		if c := r.does(role, exitDone, "status"); !strings.Contains(c.stdout.String(), "import once ") {
+		if c := r.does(role, exitDone, "status"); !strings.Contains(c.stdout.String(), "\nonce ") {
 			t.Errorf("%s: got status %s", role, &c.stdout)
 		}
 	}

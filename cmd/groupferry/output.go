@@ -6,15 +6,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math"
-	"os"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"groupferry/importer"
 	"groupferry/internal/app"
@@ -25,7 +22,8 @@ import (
 //
 //   - Data goes to standard output. Everything here goes to standard error.
 //   - An error is one line that begins with "groupferry: error: ", and a line "groupferry: hint: " says what to do.
-//   - Progress is a line that is written over on a terminal, and a log line every ten seconds elsewhere.
+//   - Progress is a line that is drawn over on a terminal, and a log line every ten seconds elsewhere: progress.go.
+//   - On a terminal a report has colors, unless NO_COLOR is set. Its text is the same elsewhere: terminal.go.
 //   - --quiet leaves errors, warnings and the report.
 //   - With --log-format json each line is a log line as JSON, the error at the end included: what people read in words is
 //     in fields, by the keys that deploy/README.md lists.
@@ -39,29 +37,19 @@ const (
 type console struct {
 	mu       sync.Mutex
 	w        io.Writer
-	terminal bool
-	width    int
+	terminal bool // that can be written over
 	quiet    bool
 	json     bool // every line is a log line
 	log      *slog.Logger
 	level    slog.LevelVar
 
-	line string // the progress line as it stands on the terminal
-	last time.Time
-}
-
-// onTerminal reports whether what is written to w is shown on a terminal that can be written over.
-func onTerminal(w io.Writer) bool {
-	return isTerminal(w) && os.Getenv("TERM") != "dumb" && os.Getenv("CI") == ""
+	line    string // the progress line as it stands on the terminal
+	drawnAt int    // how wide the window was then
+	last    time.Time
 }
 
 func newConsole(w io.Writer) *console {
-	c := &console{w: w, width: 80}
-	if c.terminal = onTerminal(w); c.terminal {
-		if width, _, err := term.GetSize(int(w.(*os.File).Fd())); err == nil && width > 20 {
-			c.width = width
-		}
-	}
+	c := &console{w: w, terminal: onTerminal(w)}
 	c.setLog("text")
 	return c
 }
@@ -89,6 +77,9 @@ func (c *console) Write(b []byte) (int, error) {
 	}
 	return len(b), err
 }
+
+// look is what the terminal shows now.
+func (c *console) look() look { return lookOf(c.w) }
 
 // shown makes lines fit for a terminal.
 func shown(s string) string { return redact.Visible(redact.Logins(s), "\n\t") }
@@ -118,17 +109,12 @@ func (p *program) data() io.Writer {
 	return p.stdout
 }
 
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
-}
-
 // write writes one line, whatever is in it.
 func (c *console) write(prefix, text string) { fmt.Fprintln(c, prefix+inLine(text)) }
 
 func (c *console) wipe() {
 	if c.line != "" {
-		fmt.Fprintf(c.w, "\r%s\r", strings.Repeat(" ", len([]rune(c.line))))
+		io.WriteString(c.w, c.rewind(c.look())+"\x1b[K")
 	}
 }
 
@@ -195,47 +181,6 @@ func (e event) error(text, hint string) {
 	}
 }
 
-// progress shows how far it is; at is asked only when it is to be shown.
-func (c *console) progress(at func() (text string, e event)) {
-	if c.quiet {
-		return
-	}
-	now := time.Now()
-	every, drawn := logEvery, c.terminal && !c.json
-	if drawn {
-		every = redraw
-	}
-	c.mu.Lock()
-	if c.last.IsZero() && !drawn {
-		c.last = now // the first log line after ten seconds, not at once
-	}
-	due := now.Sub(c.last) >= every
-	if due {
-		c.last = now
-	}
-	c.mu.Unlock()
-	if !due {
-		return
-	}
-	s, e := at()
-	if c.json {
-		c.log.Info(e.msg, e.fields...)
-		return
-	}
-	if !c.terminal {
-		c.log.Info(s)
-		return
-	}
-	if r := []rune(s); len(r) >= c.width {
-		s = string(r[:c.width-1])
-	}
-	c.mu.Lock()
-	c.wipe()
-	c.line = s
-	io.WriteString(c.w, s)
-	c.mu.Unlock()
-}
-
 // end takes the progress line away.
 func (c *console) end() {
 	c.mu.Lock()
@@ -298,7 +243,11 @@ func (o *outputFlag) write(w io.Writer, v any, text func() string) error {
 	} else {
 		b.WriteString(text())
 	}
-	_, err := io.WriteString(w, shown(b.String()))
+	out := shown(b.String())
+	if o.format == "text" {
+		out = lookOf(w).colored(out)
+	}
+	_, err := io.WriteString(w, out)
 	return err
 }
 
@@ -307,28 +256,6 @@ func fileNames(files []string) string { return inLine(strings.Join(files, ", "))
 
 // maxShown is how many rejects, and how many warnings, are shown one by one. The file has all rejects.
 const maxShown = 50
-
-// showReading returns what draws the progress line while an input is read.
-func (p *program) showReading() func(importer.Progress) {
-	start := time.Now()
-	return func(at importer.Progress) {
-		p.console.progress(func() (string, event) {
-			if at.Sorting {
-				return fmt.Sprintf("sorting: %s rows, %d%%", count(at.Rows), at.Sorted),
-					p.console.event("sorting", "rows", at.Rows, "percent", at.Sorted)
-			}
-			rate := int64(float64(at.Rows) / time.Since(start).Seconds())
-			s := fmt.Sprintf("reading: %s rows, %s rows/s", count(at.Rows), count(rate))
-			e := p.console.event("reading", "rows", at.Rows, "rate", rate)
-			if at.Total > 0 {
-				percent := at.Bytes * 100 / at.Total
-				s += fmt.Sprintf(", %d%%", percent)
-				e.fields = append(e.fields, "percent", percent)
-			}
-			return s, e
-		})
-	}
-}
 
 // showPlan says what is noteworthy about an input, and what is wrong with it.
 func (p *program) showPlan(plan *importer.Plan) error {
@@ -386,71 +313,4 @@ func things(n int64, one string) string {
 		return "1 " + one
 	}
 	return count(n) + " " + one + "s"
-}
-
-// showProgress draws the progress line of an import, or of all imports that are not over.
-func (p *program) showProgress(s *app.State, importID string) {
-	if s.Progress == nil {
-		return
-	}
-	t := s.Progress.Totals(importID)
-	if t.Imports == 0 {
-		return
-	}
-	p.console.progress(func() (string, event) {
-		return progressLine(s, t), p.console.event("progress", progressFields(s, t)...)
-	})
-}
-
-// progressFields are those of a progress line.
-func progressFields(s *app.State, t app.Totals) []any {
-	fields := []any{"imports", t.Imports}
-	if t.Imports == 1 {
-		fields = []any{"import", t.Import}
-	}
-	fields = append(fields, "state", s.Mode, "done", t.Finished, "total", t.Jobs, "failed", t.Failed,
-		"throttled", s.Tally.Throttled, "rate", math.Round(10*t.Rate)/10)
-	if s.Mode == app.Standby {
-		fields = append(fields, "leader", s.Leader)
-	}
-	if left := timeLeft(s, t); left > 0 {
-		fields = append(fields, "seconds_left", int64(left.Seconds()))
-	}
-	return fields
-}
-
-// timeLeft is how long it will take; 0 while nobody knows.
-func timeLeft(s *app.State, t app.Totals) time.Duration {
-	left := t.Pending + t.InFlight
-	if t.Rate <= 0 || t.Paused || s.Halt != nil {
-		return 0
-	}
-	return time.Duration(float64(left) / t.Rate * float64(time.Second))
-}
-
-func progressLine(s *app.State, t app.Totals) string {
-	line := fmt.Sprintf("%s of %s jobs done", count(t.Finished), count(t.Jobs))
-	if t.Rate > 0 {
-		line += fmt.Sprintf(", %.0f jobs/s", t.Rate)
-	}
-	if t.Failed > 0 {
-		line += fmt.Sprintf(", %s failed or partial", count(t.Failed))
-	}
-	if n := s.Tally.Throttled; n > 0 {
-		line += fmt.Sprintf(", %s throttled", count(n))
-	}
-	switch {
-	case s.Stopping:
-		line += ", stopping"
-	case t.Paused:
-		line += ", paused"
-	case s.Mode == app.Standby:
-		line += ", sent by " + s.Leader
-	case s.Mode != app.Running:
-		line += ", " + s.Mode
-	}
-	if left := timeLeft(s, t); left > 0 {
-		line += ", " + span(left) + " left"
-	}
-	return line
 }

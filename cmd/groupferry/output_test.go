@@ -5,31 +5,32 @@ import (
 	"io"
 	"strings"
 	"testing"
+	"time"
 
 	"groupferry/internal/app"
-	"groupferry/internal/queue"
 )
 
-func TestProgressLine(t *testing.T) {
-	halted := &app.Halt{Halt: queue.Halt{State: queue.Halted}}
+// What a log line says of progress.
+func TestProgressText(t *testing.T) {
 	tests := []struct {
 		state  app.State
 		totals app.Totals
+		left   time.Duration
 		want   string
 	}{
-		{app.State{Mode: app.Running}, app.Totals{Jobs: 3}, "0 of 3 jobs done"},
-		{app.State{Mode: app.Running}, app.Totals{Jobs: 9000, Finished: 1500, Pending: 7300, InFlight: 200, Rate: 150},
+		{app.State{Mode: app.Running}, app.Totals{Jobs: 3}, 0, "0 of 3 jobs done"},
+		{app.State{Mode: app.Running}, app.Totals{Jobs: 9000, Finished: 1500, Pending: 7300, InFlight: 200, Rate: 150}, 50 * time.Second,
 			"1,500 of 9,000 jobs done, 150 jobs/s, 50 s left"},
-		{app.State{Mode: app.Running, Tally: app.Tally{Throttled: 1200}}, app.Totals{Jobs: 3, Finished: 3, Failed: 2, Rate: 1},
+		{app.State{Mode: app.Running, Tally: app.Tally{Throttled: 1200}}, app.Totals{Jobs: 3, Finished: 3, Failed: 2, Rate: 1}, 0,
 			"3 of 3 jobs done, 1 jobs/s, 2 failed or partial, 1,200 throttled"},
-		{app.State{Mode: app.Standby, Leader: "host-1"}, app.Totals{Jobs: 3, Pending: 3}, "0 of 3 jobs done, sent by host-1"},
-		{app.State{Mode: app.Running}, app.Totals{Jobs: 3, Pending: 3, Rate: 1, Paused: true}, "0 of 3 jobs done, 1 jobs/s, paused"},
-		{app.State{Mode: app.Halted, Halt: halted}, app.Totals{Jobs: 3, Pending: 3, Rate: 1}, "0 of 3 jobs done, 1 jobs/s, halted"},
-		{app.State{Mode: app.Running, Stopping: true}, app.Totals{Jobs: 3, Pending: 3}, "0 of 3 jobs done, stopping"},
-		{app.State{Mode: app.OutOfReach}, app.Totals{Jobs: 3, Pending: 3}, "0 of 3 jobs done, outage"},
+		{app.State{Mode: app.Standby, Leader: "host-1"}, app.Totals{Jobs: 3, Pending: 3}, 0, "0 of 3 jobs done, sent by host-1"},
+		{app.State{Mode: app.Running}, app.Totals{Jobs: 3, Pending: 3, Rate: 1, Paused: true}, 0, "0 of 3 jobs done, 1 jobs/s, paused"},
+		{app.State{Mode: app.Halted}, app.Totals{Jobs: 3, Pending: 3, Rate: 1}, 0, "0 of 3 jobs done, 1 jobs/s, halted"},
+		{app.State{Mode: app.Running, Stopping: true}, app.Totals{Jobs: 3, Pending: 3}, 0, "0 of 3 jobs done, stopping"},
+		{app.State{Mode: app.OutOfReach}, app.Totals{Jobs: 3, Pending: 3}, 0, "0 of 3 jobs done, outage"},
 	}
 	for _, test := range tests {
-		if got := progressLine(&test.state, test.totals); got != test.want {
+		if got := progressText(&test.state, test.totals, test.left); got != test.want {
 			t.Errorf("got %q, want %q", got, test.want)
 		}
 	}
@@ -48,7 +49,7 @@ func TestWatchIntoFile(t *testing.T) {
 	if err := root.ExecuteContext(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if text := stdout.String(); !strings.HasPrefix(text, "import over") || strings.Contains(text, "\x1b") {
+	if text := stdout.String(); !strings.HasPrefix(text, "IMPORT  STATE ") || strings.Contains(text, "\x1b") {
 		t.Errorf("got %q, want the status without control characters", text)
 	}
 }

@@ -47,9 +47,10 @@ stops it, the same command continues, and no job is on the queue twice.`,
 }
 
 func (p *program) retry(ctx context.Context, s *app.Namespace, id string, codes []string, where string) error {
-	i, stats, err := s.Retry(ctx, id, codes, func(jobs int64) {
-		p.console.progress(func() (string, event) {
-			return fmt.Sprintf("%s jobs are on the queue again", count(jobs)), p.console.event("enqueueing", "import", id, "done", jobs)
+	i, stats, err := s.Retry(ctx, id, codes, func(done int64) {
+		p.console.progress(func() progress {
+			return progress{fmt.Sprintf("%s jobs are on the queue again", count(done)), p.console.event("enqueueing", "import", id, "done", done),
+				line{doing: "enqueueing", parts: []part{{text: jobs(done), rank: rankCount}}}}
 		})
 	})
 	p.console.end()

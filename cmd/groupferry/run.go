@@ -145,7 +145,7 @@ func (r *runner) work(
 	var enqueue func(context.Context) error
 	if stored.State == queue.Enqueueing {
 		enqueue = func(ctx context.Context) error {
-			stats, err := r.enqueue(ctx, s, in)
+			stats, err := r.enqueue(ctx, s, in, !r.console.draws())       // the line of the import says more
 			w.Metrics.JobsEnqueued(int(stats.Jobs))                       // not those of an earlier run
 			return cmp.Or(err, night.Release(context.WithoutCancel(ctx))) // the import may be over by now, which ends ctx
 		}
@@ -158,10 +158,8 @@ func (r *runner) work(
 			return err
 		}
 	}
-	defer r.sayStopping(ctx, w)()
-	err := w.RunImport(untilLeft(ctx), ctx.Done(), enqueue)
-	r.console.end()
-	return err
+	defer r.watch(ctx, w, in.Record.ID)()
+	return w.RunImport(untilLeft(ctx), ctx.Done(), enqueue)
 }
 
 // startSimulator gives the run an API of its own, and a place for its data that is gone afterwards unless one was

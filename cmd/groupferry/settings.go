@@ -631,13 +631,11 @@ func (a *apiFlags) identity() queue.App {
 	return queue.App{SDKAppID: a.app}
 }
 
-// processConfig is what run and work have in common: how to call the API, and what is shown on the way. With an import
-// ID, the progress of that import alone is shown.
+// processConfig is what run and work have in common: how to call the API, and which import is waited for, if any.
 func (p *program) processConfig(s *app.Namespace, api *apiClient, a *apiFlags, importID string) app.ProcessConfig {
 	cfg := app.ProcessConfig{
-		Engine:   p.engineConfig(s, api, a),
-		Import:   importID,
-		OnChange: func(s app.State) { p.showProgress(&s, importID) },
+		Engine: p.engineConfig(s, api, a),
+		Import: importID,
 		OnAbandoned: func(i app.ImportProgress) {
 			next := "import its files again"
 			if i.Import.State == queue.Retrying {

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"groupferry/internal/app"
+	"groupferry/internal/queue"
 )
 
 // watchEvery is how often status --watch looks.
@@ -22,10 +23,12 @@ func (p *program) statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status [IMPORT]",
 		Short: "Show how far the imports are",
-		Long: `status shows the imports, newest first: rows, jobs, conversations, the rate over
-the last minute and the time left, and whether everything is halted and why; and
-when the last night of each sync was complete. It can look at an embedded server
-while another groupferry works with it.`,
+		Long: `status shows the imports in a table, newest first: how long ago they were begun,
+the share of their jobs that is done, jobs that failed or are partial, rejected
+rows, and the time left. Above it stands whether everything is halted and why,
+and when the last night of each sync was complete. With IMPORT it shows more of
+that one: rows, jobs, conversations and the rate over the last minute. It can look
+at an embedded server while another groupferry works with it.`,
 		Annotations: onQueue,
 		Args:        p.imports(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -40,15 +43,16 @@ while another groupferry works with it.`,
 			if err := p.findImport(cmd.Context(), opened, args, shortID); err != nil {
 				return err
 			}
-			for {
+			for first := true; ; first = false {
 				s, err := opened.Status(cmd.Context(), args...)
 				if err != nil {
 					return p.noImport(err, qf.args(p))
 				}
-				if watch && onTerminal(p.stdout) && out.format == "text" {
-					io.WriteString(p.stdout, "\x1b[H\x1b[2J") // home, clear
+				if l := lookOf(p.stdout); watch && l.width > 0 && out.format == "text" {
+					err = drawFrame(p.stdout, l, first, statusText(&s, len(args) == 0, l.width-1, time.Now()))
+				} else {
+					err = out.write(p.stdout, s, func() string { return statusText(&s, len(args) == 0, l.width-1, time.Now()) })
 				}
-				err = out.write(p.stdout, s, func() string { return statusText(&s) })
 				if err != nil || !watch || s.Over() {
 					return errors.Join(err, s.Damaged)
 				}
@@ -109,9 +113,12 @@ func importText(s *app.ImportStatus, results string) string {
 		}
 		b.WriteByte('\n')
 	}
-	if s.Rate > 0 && s.SecondsLeft != nil {
-		fmt.Fprintf(&b, "  rate           %.1f jobs a second over the last minute, %s left\n",
-			s.Rate, span(time.Duration(*s.SecondsLeft*float64(time.Second))))
+	if left := secondsLeft(s); left > 0 {
+		rate := "not measured yet"
+		if s.Rate > 0 {
+			rate = fmt.Sprintf("%.1f jobs a second over the last minute", s.Rate)
+		}
+		fmt.Fprintf(&b, "  rate           %s, %s left\n", rate, span(left))
 	}
 	if s.Damaged != "" {
 		fmt.Fprintf(&b, "  damaged        %s\n", s.Damaged)
@@ -188,8 +195,17 @@ func droppedText(n int64) string {
 	return " · dropped " + count(n)
 }
 
-// statusText says how far all imports are, and whether and why no call is made.
-func statusText(s *app.Status) string {
+// secondsLeft is how long an import still takes; 0 while nobody knows, and when it is over.
+func secondsLeft(s *app.ImportStatus) time.Duration {
+	if s.SecondsLeft == nil {
+		return 0
+	}
+	return time.Duration(*s.SecondsLeft * float64(time.Second))
+}
+
+// statusText says how far imports are, each in a line of at most width columns or as a block, and whether and why no call is
+// made. A width of less than 1 is none.
+func statusText(s *app.Status, table bool, width int, now time.Time) string {
 	var b strings.Builder
 	if h := s.Halt; h != nil {
 		fmt.Fprintf(&b, "%s by %s since %s: %s\n", h.State, h.By, h.Since.Local().Format(time.DateTime), h.Reason)
@@ -206,9 +222,141 @@ func statusText(s *app.Status) string {
 	if len(s.Imports) == 0 {
 		b.WriteString("no imports\n")
 	}
+	if table && len(s.Imports) > 0 {
+		b.WriteString(importTable(s, width, now))
+		return b.String()
+	}
 	for i := range s.Imports {
 		b.WriteString(importText(&s.Imports[i], ""))
 		b.WriteString(nightLine(&s.Imports[i]))
 	}
 	return b.String()
+}
+
+// Columns of the table of imports.
+const (
+	columnImport = iota
+	columnState
+	columnAge
+	columnDone
+	columnFailed
+	columnRejected
+	columnLeft
+	columnFiles
+)
+
+var columnNames = []string{"IMPORT", "STATE", "AGE", "DONE", "FAILED", "REJECTED", "LEFT", "FILES"}
+
+// leastFiles is how wide the last column is at least; in a narrower window it is left out.
+const leastFiles = 8
+
+// importTable has a line for each import, of at most width columns.
+func importTable(s *app.Status, width int, now time.Time) string {
+	table := [][]string{columnNames}
+	for i := range s.Imports {
+		table = append(table, importRow(&s.Imports[i], s.Halt, now))
+	}
+	const gap = "  "
+	widths := make([]int, len(columnNames))
+	for _, row := range table {
+		for i, cell := range row {
+			widths[i] = max(widths[i], columns(cell))
+		}
+	}
+	if width > 0 {
+		room := width - len(gap)*(len(widths)-1)
+		for _, w := range widths[:columnFiles] {
+			room -= w
+		}
+		if widths[columnFiles] = min(widths[columnFiles], room); room < leastFiles {
+			widths = widths[:columnFiles]
+			widths[columnImport] = max(widths[columnImport]+min(room+len(gap), 0), 1)
+		}
+	}
+	var b strings.Builder
+	for _, row := range table {
+		var line strings.Builder
+		for i, w := range widths {
+			cell := row[i]
+			if i == columnFiles && columns(cell) > w {
+				cell = withoutDirectories(cell)
+			}
+			cell = cut(cell, w)
+			space := strings.Repeat(" ", w-columns(cell))
+			if i > 0 {
+				line.WriteString(gap)
+			}
+			if i == columnImport || i == columnState || i == columnFiles {
+				line.WriteString(cell + space)
+			} else {
+				line.WriteString(space + cell)
+			}
+		}
+		b.WriteString(strings.TrimRight(line.String(), " ") + "\n")
+	}
+	return b.String()
+}
+
+// withoutDirectories shortens a list of files.
+func withoutDirectories(list string) string {
+	files := strings.Split(list, ", ")
+	for i, f := range files {
+		files[i] = f[strings.LastIndexAny(f, `/\`)+1:]
+	}
+	return strings.Join(files, ", ")
+}
+
+// importRow is an import in the columns of the table.
+func importRow(s *app.ImportStatus, halt *queue.Halt, now time.Time) []string {
+	row := make([]string, len(columnNames))
+	row[columnImport] = s.Import
+	row[columnState] = s.State
+	switch {
+	case s.Damaged != "":
+		row[columnState] = "damaged"
+	case s.Superseded:
+		row[columnState] = "superseded"
+	case halt != nil && !s.Over():
+		row[columnState] = string(halt.State)
+	case s.Paused:
+		row[columnState] = string(queue.Paused)
+	}
+	row[columnAge] = age(now.Sub(s.Created))
+	total, pending := s.Jobs.Total, s.Jobs.Pending
+	if r := s.Retry; r != nil && !s.Over() {
+		total, pending = r.Jobs, r.Pending
+	}
+	row[columnDone] = "100%"
+	if total > 0 || !s.Over() {
+		row[columnDone] = fmt.Sprintf("%d%%", (total-pending-s.Jobs.Dropped)*100/max(total, 1))
+	}
+	row[columnFailed] = count(s.Jobs.Failed + s.Jobs.Partial)
+	row[columnRejected] = count(s.Rejected)
+	row[columnLeft] = "-"
+	if left := secondsLeft(s); left > 0 {
+		row[columnLeft] = brief(left)
+	}
+	row[columnFiles] = fileNames(s.Files)
+	return row
+}
+
+// drawFrame draws a text over the last one, as much of it as the window shows.
+func drawFrame(w io.Writer, l look, first bool, text string) error {
+	var b strings.Builder
+	b.WriteString("\x1b[H") // home
+	if first {
+		b.WriteString("\x1b[2J")
+	}
+	lines := strings.Split(strings.TrimSuffix(shown(text), "\n"), "\n")
+	if most := max(l.height-1, 2); len(lines) > most {
+		more := len(lines) - most + 1
+		lines = append(lines[:most-1], fmt.Sprintf("… and %s more", things(int64(more), "line")))
+	}
+	for i := range lines {
+		lines[i] = cut(lines[i], l.width-1) + "\n"
+	}
+	colored := l.colored(strings.Join(lines, ""))
+	b.WriteString(strings.ReplaceAll(colored, "\n", "\x1b[K\n") + "\x1b[J")
+	_, err := io.WriteString(w, b.String())
+	return err
 }

@@ -3,6 +3,9 @@ package main
 import (
 	"fmt"
 	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -34,11 +37,17 @@ func openTerminal(t *testing.T) (screen, terminal *os.File) {
 	return screen, terminal
 }
 
-// At a terminal the first interrupt says what is waited for.
-func TestInterruptAtTerminal(t *testing.T) {
-	t.Setenv("TERM", "xterm")
-	t.Setenv("CI", "")
-	screen, terminal := openTerminal(t)
+// setSize gives a terminal a size in columns and rows.
+func setSize(t *testing.T, screen *os.File, width, height uint16) {
+	t.Helper()
+	size := [4]uint16{height, width}
+	if _, _, e := syscall.Syscall(syscall.SYS_IOCTL, screen.Fd(), syscall.TIOCSWINSZ, uintptr(unsafe.Pointer(&size))); e != 0 {
+		t.Fatal(e)
+	}
+}
+
+// readScreen returns what is printed to a terminal from now on.
+func readScreen(screen *os.File) *buffer {
 	var shown buffer
 	go func() {
 		b := make([]byte, 4096)
@@ -50,16 +59,135 @@ func TestInterruptAtTerminal(t *testing.T) {
 			shown.Write(b[:n])
 		}
 	}()
-	rows := makeRows(9, 3)
-	sim, url := startSim(t, chatsim.Config{Faults: []chatsim.Fault{{Command: chat.CreateContactGroup, Kind: chatsim.Hang}}})
+	return &shown
+}
+
+// drawn are the progress lines in what a terminal was sent, without colors.
+func drawn(shown string) (lines []string) {
+	for _, part := range strings.Split(shown, "\x1b[?7l")[1:] {
+		line, _, whole := strings.Cut(part, "\x1b[K\x1b[?7h")
+		if whole {
+			lines = append(lines, plainText(line))
+		}
+	}
+	return lines
+}
+
+// At a terminal progress is a line that fits the window, also after that has another size, and that says at the first
+// interrupt what is waited for, as long as there is something. Here the API never responds to one of the calls.
+func TestInterruptAtTerminal(t *testing.T) {
+	t.Setenv("TERM", "xterm")
+	t.Setenv("CI", "")
+	screen, terminal := openTerminal(t)
+	setSize(t, screen, 80, 24)
+	shown := readScreen(screen)
+	_, url := startSim(t, chatsim.Config{Faults: []chatsim.Fault{{Command: chat.CreateContactGroup, Kind: chatsim.Hang, After: 20, For: 1}}})
 	s := newShell(t, url)
 	s.stderr = terminal
+	var rows []row
+	for i := range 40 {
+		rows = append(rows, row{fmt.Sprint("user-", i), "g", chat.Item{Type: chat.OneToOne, ID: "friend"}})
+	}
 	c := s.start("run", "--timeout", "10m", writeRows(t, rows))
-	await(t, "a call", func() bool { return created(sim) > 0 })
+	last := func() string {
+		lines := append([]string{""}, drawn(shown.String())...)
+		return lines[len(lines)-1]
+	}
+	at := func(text string, width int) {
+		t.Helper()
+		await(t, text, func() bool { return strings.Contains(last(), text) && columns(last()) <= width-3 })
+	}
+	at("  97%  39 of 40 jobs  ", 80)
+	setSize(t, screen, 40, 24)
+	at("  97%  ", 40)
+	setSize(t, screen, 60, 24)
 	c.signals <- os.Interrupt
-	await(t, "what is waited for", func() bool {
-		return strings.Contains(shown.String(), "waiting for 1 job in flight; press Ctrl-C again to leave at once")
-	})
+	at("stopping: 1 job, Ctrl-C again to leave", 60)
+	setSize(t, screen, 80, 24)
+	at("stopping: waiting for 1 job, Ctrl-C again to leave now", 80)
 	c.signals <- os.Interrupt
 	c.wait(exitInterrupted)
+}
+
+// What a terminal shows is asked each time; the environment can say that it shows less.
+func TestLook(t *testing.T) {
+	screen, terminal := openTerminal(t)
+	for _, test := range []struct {
+		env  string
+		size [2]uint16
+		want look
+	}{
+		{"", [2]uint16{100, 30}, look{100, 30, true, true}},
+		{"", [2]uint16{60, 10}, look{60, 10, true, true}},
+		{"", [2]uint16{}, look{80, 24, true, true}}, // nobody knows
+		{"NO_COLOR=1", [2]uint16{60, 10}, look{60, 10, true, false}},
+		{"LC_ALL=C", [2]uint16{60, 10}, look{60, 10, false, true}},
+		{"TERM=dumb", [2]uint16{60, 10}, look{}},
+		{"CI=true", [2]uint16{60, 10}, look{}},
+	} {
+		for _, setting := range []string{"TERM=xterm", "CI=", "NO_COLOR=", "LC_ALL=C.UTF-8", test.env} {
+			if name, value, is := strings.Cut(setting, "="); is {
+				t.Setenv(name, value)
+			}
+		}
+		setSize(t, screen, test.size[0], test.size[1])
+		if got := lookOf(terminal); got != test.want {
+			t.Errorf("%+v: got %+v", test, got)
+		}
+	}
+	if got := lookOf(&buffer{}); got != (look{}) {
+		t.Errorf("no terminal: got %+v", got)
+	}
+}
+
+// Where standard error is a terminal that cannot be written over, or none, there are log lines alone.
+func TestNoLineElsewhere(t *testing.T) {
+	for _, env := range [][2]string{{"TERM", "dumb"}, {"CI", "true"}} {
+		t.Setenv("TERM", "xterm")
+		t.Setenv("CI", "")
+		t.Setenv(env[0], env[1])
+		screen, terminal := openTerminal(t)
+		shown := readScreen(screen)
+		s := newShell(t, "")
+		s.stderr = terminal
+		s.run(exitDone, "run", "--simulate", filepath.Join(root, "samples", "groups.csv"))
+		terminal.Write([]byte("the end"))
+		await(t, "the end", func() bool { return strings.Contains(shown.String(), "the end") })
+		if text := shown.String(); strings.Contains(text, "\x1b") || !strings.Contains(text, "msg=leading") {
+			t.Errorf("%s: got %q, want log lines", env, text)
+		}
+	}
+}
+
+// At a terminal a report has colors, and status --watch draws one frame over the other. The text is that of a pipe.
+func TestReportAtTerminal(t *testing.T) {
+	t.Setenv("TERM", "xterm")
+	t.Setenv("CI", "")
+	t.Setenv("NO_COLOR", "")
+	s := newShell(t, "")
+	s.run(exitDone, "import", "--import-id", "over", writeRows(t, makeRows(12, 1)))
+	s.run(exitDone, "cancel", "over") // so there is nothing to wait for
+	screen, terminal := openTerminal(t)
+	setSize(t, screen, 200, 24)
+	shown := readScreen(screen)
+	for _, args := range [][]string{{"status"}, {"status", "over"}, {"status", "--watch"}, {"status", "-o", "json"}} {
+		piped := s.run(exitDone, args...).stdout.String()
+		before := len(shown.String())
+		s.stdout = terminal
+		s.run(exitDone, args...)
+		s.stdout = nil
+		terminal.Write([]byte("the end"))
+		await(t, "the end", func() bool { return strings.HasSuffix(shown.String()[before:], "the end") })
+		got := strings.TrimSuffix(strings.ReplaceAll(shown.String()[before:], "\r\n", "\n"), "the end")
+		if hasColor := strings.Contains(got, "\x1b[33mcancelled\x1b[0m"); hasColor == slices.Contains(args, "json") {
+			t.Errorf("%q: got %q", args, got)
+		}
+		if slices.Contains(args, "--watch") {
+			got = strings.NewReplacer("\x1b[H\x1b[2J", "", "\x1b[K", "", "\x1b[J", "").Replace(got)
+		}
+		age := regexp.MustCompile(`\d+s`)
+		if got, want := age.ReplaceAllString(plainText(got), "0s"), age.ReplaceAllString(piped, "0s"); got != want {
+			t.Errorf("%q: got\n%q\nwant\n%q", args, got, want)
+		}
+	}
 }

@@ -77,9 +77,9 @@ finish for up to 30 seconds, the second leaves at once; neither loses anything.`
 				return err
 			}
 			p.console.log.Info("working", "queue", s.Where(), "calls_per_second", api.rate)
-			defer p.sayStopping(ctx, w)()
+			endWatch := p.watch(ctx, w, "")
 			err = w.Run(untilLeft(ctx), ctx.Done())
-			p.console.end()
+			endWatch()
 			switch {
 			case errors.Is(err, app.ErrCredentials): // which halts nothing but this process
 				return &unfinishedError{err, p.commandLine(), true}

@@ -25,10 +25,6 @@ type ProcessConfig struct {
 	Drain  bool          // end when nothing is left to do for any import
 	Keep   time.Duration // delete imports that ended longer ago, at the start and every hour; 0 means never
 
-	// OnChange, unless nil, is called with the state after it has changed. It is called by one goroutine, and what changes
-	// during a call comes as one change.
-	OnChange func(State)
-
 	// OnAbandoned, unless nil, is called once for each import that is found to be abandoned.
 	OnAbandoned func(ImportProgress)
 }
@@ -116,9 +112,6 @@ func (p *Process) Run(ctx context.Context, stop <-chan struct{}) error {
 		if api := p.cfg.Engine.API; !api.Renews() {
 			watchers.Go(func() { warnOfEnd(watching, p.log, api.SigExpiry()) })
 		}
-	}
-	if p.cfg.OnChange != nil {
-		watchers.Go(func() { p.pass(watching) })
 	}
 	if p.cfg.Keep > 0 {
 		watchers.Go(func() {
@@ -218,19 +211,6 @@ func (p *Process) Drained(ctx context.Context) ([]ImportStatus, error) {
 		}
 	}
 	return all, nil
-}
-
-// pass calls OnChange for each change until ctx ends.
-func (p *Process) pass(ctx context.Context) {
-	for {
-		s, changed := p.Watch()
-		p.cfg.OnChange(s)
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return
-		}
-	}
 }
 
 const (

@@ -84,6 +84,8 @@ type State struct {
 	RateOf     string // host of the process with the lowest, if processes were started with different ones and none is set
 	RateCapped bool   // it is the limit of the app, which is less
 
+	RoundTrip time.Duration // the shortest of a call that this process has seen; 0 before the first
+
 	Stopping bool // it was told to stop
 
 	Halt   *Halt   // why no call may be made; nil while they may
@@ -132,6 +134,7 @@ type Totals struct {
 	Imports  int
 	Import   string // if it is one
 	Jobs     int64  // of a retry, those that are on the queue again
+	Calls    int64  // of these jobs, by the plan
 	Finished int64
 	Failed   int64 // or partial
 	Pending  int64
@@ -148,10 +151,10 @@ func (p *Progress) Totals(id string) Totals {
 		if i.Damaged != nil || i.Abandoned || id != "" && i.Import.ID != id {
 			continue
 		}
-		jobs, n := i.Import.Jobs, i.Counts.Jobs
+		jobs, calls, n := i.Import.Jobs, i.Import.Calls, i.Counts.Jobs
 		finished := n.Done + n.Partial + n.Failed
 		if i.Import.Generation > 0 {
-			jobs = i.Import.Retried
+			jobs, calls = i.Import.Retried, i.Import.Retried
 			finished = jobs - i.Pending - i.InFlight
 		}
 		t.Imports++
@@ -159,6 +162,7 @@ func (p *Progress) Totals(id string) Totals {
 			t.Import = i.Import.ID
 		}
 		t.Jobs += jobs
+		t.Calls += calls
 		t.Finished += finished
 		t.Failed += n.Partial + n.Failed
 		t.Pending += i.Pending
@@ -267,6 +271,9 @@ func (e *Engine) Watch() (State, <-chan struct{}) {
 		s.Jobs = &n
 	}
 	s.Tally = e.tally.read()
+	if e.cfg.RoundTrip != nil {
+		s.RoundTrip = e.cfg.RoundTrip.Shortest()
+	}
 	s.Standstill = time.Duration(e.standstill.Load())
 	return s, changed
 }

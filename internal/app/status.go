@@ -1,12 +1,14 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"time"
 
 	"groupferry/internal/broker"
+	"groupferry/internal/governor"
 	"groupferry/internal/queue"
 )
 
@@ -127,10 +129,21 @@ func (n *Namespace) ImportStatus(ctx context.Context, id string) (ImportStatus, 
 	if damaged := errors.As(err, new(*broker.DamagedError)) && p.Import.ID != ""; err != nil && !damaged {
 		return ImportStatus{}, err
 	}
-	return newImportStatus(p), err
+	limit, rateErr := n.limit(ctx)
+	if rateErr != nil {
+		return ImportStatus{}, rateErr
+	}
+	return newImportStatus(p, limit), err
 }
 
-func newImportStatus(p queue.Progress) ImportStatus {
+// limit is how many calls a second the leader may make of each command, as far as anybody else knows.
+func (n *Namespace) limit(ctx context.Context) (float64, error) {
+	set, err := n.Rate(ctx)
+	return float64(cmp.Or(set, governor.DefaultRate)), err
+}
+
+// newImportStatus needs the limit for the time left, until a rate is measured.
+func newImportStatus(p queue.Progress, limit float64) ImportStatus {
 	i, n := p.Import, p.Counts
 	results := n.Jobs.Done + n.Jobs.Partial + n.Jobs.Failed
 	s := ImportStatus{
@@ -157,9 +170,9 @@ func newImportStatus(p queue.Progress) ImportStatus {
 	if !n.LastResult.IsZero() {
 		s.LastResult = &n.LastResult
 	}
-	todo := s.Jobs.Pending
+	todo, calls := s.Jobs.Pending, i.Calls
 	if i.Generation > 0 {
-		todo = p.Pending + p.InFlight
+		todo, calls = p.Pending+p.InFlight, i.Jobs
 		s.Retry = &RetryStatus{Generation: i.Generation, Jobs: i.Retried, Pending: todo, Codes: i.RetryCodes}
 	}
 	if i.State == queue.Cancelled {
@@ -171,10 +184,11 @@ func newImportStatus(p queue.Progress) ImportStatus {
 	case i.State.Over():
 		zero := 0.0
 		s.SecondsLeft = &zero
-	case p.Rate > 0 && !i.Paused && time.Since(p.At).Abs() < rateFresh:
+	case !i.Paused && time.Since(p.At).Abs() < rateFresh:
 		s.Rate = p.Rate
-		left := float64(todo) / p.Rate
-		s.SecondsLeft = &left
+		if left := timeLeft(todo, planned(limit, i.Jobs, calls), p.Rate, p.RateOver).Seconds(); left > 0 {
+			s.SecondsLeft = &left
+		}
 	}
 	return s
 }
@@ -230,9 +244,13 @@ func (n *Namespace) Status(ctx context.Context, ids ...string) (Status, error) {
 		if err != nil {
 			return s, err
 		}
+		limit, err := n.limit(ctx)
+		if err != nil {
+			return s, err
+		}
 		records := map[string]*queue.Import{}
 		for i, p := range all {
-			s.add(newImportStatus(p), p.Damaged)
+			s.add(newImportStatus(p, limit), p.Damaged)
 			records[p.Import.ID] = &all[i].Import
 		}
 		syncs, err := n.Syncs(ctx)
