@@ -266,7 +266,7 @@ func TestWatch(t *testing.T) {
 
 func TestTotals(t *testing.T) {
 	of := func(id string, jobs, done, pending int64) ImportProgress {
-		p := ImportProgress{Progress: queue.Progress{Import: queue.Import{ID: id, Jobs: jobs}, Pending: pending, Rate: 2}}
+		p := ImportProgress{Progress: queue.Progress{Import: queue.Import{ID: id, Jobs: jobs, Calls: 3 * jobs}, Pending: pending, Rate: 2}}
 		p.Counts.Jobs.Done = done
 		return p
 	}
@@ -275,11 +275,11 @@ func TestTotals(t *testing.T) {
 	damaged.Damaged = &broker.DamagedError{}
 	paused.Import.Paused = true
 	p := Progress{[]ImportProgress{of("one", 5, 2, 3), retried, damaged, paused}}
-	want := Totals{Imports: 3, Jobs: 18, Finished: 9, Pending: 9, Rate: 6}
+	want := Totals{Imports: 3, Jobs: 18, Calls: 3*5 + 10 + 3*3, Finished: 9, Pending: 9, Rate: 6}
 	if got := p.Totals(""); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
-	want = Totals{Imports: 1, Import: "paused", Jobs: 3, Finished: 1, Pending: 2, Rate: 2, Paused: true}
+	want = Totals{Imports: 1, Import: "paused", Jobs: 3, Calls: 9, Finished: 1, Pending: 2, Rate: 2, Paused: true}
 	if got := p.Totals("paused"); got != want {
 		t.Errorf("one of them: got %+v, want %+v", got, want)
 	}
