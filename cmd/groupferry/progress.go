@@ -195,6 +195,7 @@ func (p *program) watch(ctx context.Context, w *app.Process, importID string) (e
 		tick := time.NewTicker(every)
 		defer tick.Stop()
 		var pace app.Pace
+		var totals app.Totals
 		stopped := ctx.Done()
 		for {
 			select {
@@ -206,7 +207,13 @@ func (p *program) watch(ctx context.Context, w *app.Process, importID string) (e
 			case <-tick.C:
 			}
 			s := w.State()
-			p.showProgress(&s, &pace, importID)
+			switch {
+			case s.Progress != nil:
+				totals = s.Progress.Totals(importID)
+			case !p.console.draws(): // NATS is out of reach, which a log line says; the line has what is known
+				continue
+			}
+			p.showProgress(&s, &pace, totals)
 		}
 	}()
 	return func() {
@@ -216,13 +223,10 @@ func (p *program) watch(ctx context.Context, w *app.Process, importID string) (e
 	}
 }
 
-// showProgress shows how far an import is, or all imports that are not over.
-func (p *program) showProgress(s *app.State, pace *app.Pace, importID string) {
-	if s.Progress == nil {
-		return
-	}
-	t := s.Progress.Totals(importID)
+// showProgress shows how far imports are that are not over; none if there is none.
+func (p *program) showProgress(s *app.State, pace *app.Pace, t app.Totals) {
 	if t.Imports == 0 {
+		p.console.end()
 		return
 	}
 	pace.Note(time.Now(), s, t)

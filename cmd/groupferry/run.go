@@ -220,6 +220,9 @@ func (r *runner) report(
 	if err != nil {
 		return err
 	}
+	if !s.Over() { // and this process does no more of it
+		s.Rate, s.SecondsLeft = 0, nil
+	}
 	var ledger *chatsim.Ledger
 	if r.sim != nil {
 		l := r.sim.Ledger()

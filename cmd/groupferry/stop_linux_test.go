@@ -11,6 +11,7 @@ import (
 	"testing"
 	"unsafe"
 
+	"groupferry/internal/app"
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
 )
@@ -189,5 +190,27 @@ func TestReportAtTerminal(t *testing.T) {
 		if got, want := age.ReplaceAllString(plainText(got), "0s"), age.ReplaceAllString(piped, "0s"); got != want {
 			t.Errorf("%q: got\n%q\nwant\n%q", args, got, want)
 		}
+	}
+}
+
+// At a terminal the line goes when nothing is left to do, and says so while NATS is out of reach.
+func TestProgressGoes(t *testing.T) {
+	t.Setenv("TERM", "xterm")
+	t.Setenv("CI", "")
+	screen, terminal := openTerminal(t)
+	setSize(t, screen, 80, 24)
+	shown := readScreen(screen)
+	p := &program{console: newConsole(terminal)}
+	var pace app.Pace
+	totals := app.Totals{Imports: 1, Jobs: 9, Finished: 3}
+	p.showProgress(&app.State{Mode: app.Leaderless, Reason: app.NoNATS}, &pace, totals)
+	p.showProgress(&app.State{Mode: app.Running, Reason: app.Idle}, &pace, app.Totals{})
+	p.console.write("", "the end")
+	await(t, "the end", func() bool { return strings.HasSuffix(shown.String(), "the end\r\n") })
+	if lines := drawn(shown.String()); len(lines) != 1 || !strings.Contains(lines[0], "3 of 9 jobs  NATS out of reach") {
+		t.Errorf("got lines %q", lines)
+	}
+	if text := shown.String(); !strings.HasSuffix(text, "\r\x1b[Kthe end\r\n") {
+		t.Errorf("got %q, want nothing but the end", text)
 	}
 }

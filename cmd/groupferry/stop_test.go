@@ -219,8 +219,8 @@ func TestInterrupt(t *testing.T) {
 	if n := len(rowsOf(sim.State())); n >= len(rows) {
 		t.Fatalf("conversations at the interrupt: got all %d", n)
 	}
-	if text := c.stdout.String(); !strings.Contains(text, "pending") {
-		t.Errorf("no report of what was done:\n%s", text)
+	if text := c.stdout.String(); !strings.Contains(text, "pending") || strings.Contains(text, " left\n") {
+		t.Errorf("got no report of what was done, or a time left though nothing is done any more:\n%s", text)
 	}
 	s.run(exitDone, c.resumeCommand("interrupted; to continue")...)
 	checkState(t, sim, stateOf(rows))
