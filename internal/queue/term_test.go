@@ -709,6 +709,9 @@ func TestTermHandsOver(t *testing.T) {
 	if err != nil || p.Pending != 46 || p.InFlight != 0 || p.Counts.Results != 54 {
 		t.Errorf("progress: got %+v, %v, want 46 pending, none in flight", p, err)
 	}
+	if p.Rate <= 0 || p.RateOver < time.Second || p.RateOver > time.Minute {
+		t.Errorf("progress: got a rate of %v over %v, want one over a second at least", p.Rate, p.RateOver)
+	}
 	next := lead(t, q, TermConfig{Term: 2})
 	for range left {
 		d := next.next(t)
