@@ -27,8 +27,8 @@ func (p *program) statusCommand() *cobra.Command {
 the share of their jobs that is done, jobs that failed or are partial, rejected
 rows, and the time left. Above it stands whether everything is halted and why,
 and when the last night of each sync was complete. With IMPORT it shows more of
-that one: rows, jobs, conversations and the rate over the last minute. It can look
-at an embedded server while another groupferry works with it.`,
+that one: rows, jobs, conversations and the rate over the last minute. It can
+look at an embedded server while another groupferry works with it.`,
 		Annotations: onQueue,
 		Args:        p.imports(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
