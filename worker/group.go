@@ -819,7 +819,7 @@ func (a *attempt) find(ctx context.Context) (map[chat.Item]bool, error) {
 		id, ok = a.result.GroupID, true
 	}
 	if !ok {
-		a.similar = hasSimilar(list, a.result.GroupName)
+		a.similar = !a.w.known.exactNames() && hasSimilar(list, a.result.GroupName)
 		return map[chat.Item]bool{}, nil
 	}
 	a.group = present

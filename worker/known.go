@@ -25,6 +25,8 @@ const (
 type Known struct {
 	Create   Reading   `json:"create,omitempty"`
 	CreateAt time.Time `json:"create_at,omitzero"` // when that was learned
+	Names    Names     `json:"names,omitempty"`
+	NamesAt  time.Time `json:"names_at,omitzero"`
 
 	// When the command was last found not to be offered.
 	NoUpdateAt time.Time `json:"no_update_at,omitzero"`
@@ -33,8 +35,8 @@ type Known struct {
 }
 
 const (
-	// knownFor is how long the reading of create is used. After that one job learns it again, by two creates and a
-	// read.
+	// knownFor is how long the readings are used. After that one job learns that of create again, by two creates and a
+	// read; that of names is learned by a [Trial] alone.
 	knownFor = 7 * 24 * time.Hour
 
 	// askAgain is when a command that was not offered is tried again.
@@ -76,6 +78,13 @@ func (k *knowledge) create() Reading {
 		return ""
 	}
 	return k.known.Create
+}
+
+// exactNames reports whether names that differ at all are known to be those of different groups.
+func (k *knowledge) exactNames() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.known.Names == ExactNames && time.Since(k.known.NamesAt).Abs() <= knownFor
 }
 
 // harmless reports whether create is known to keep what is in a group that exists. A rejected create does not show

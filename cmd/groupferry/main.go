@@ -292,7 +292,7 @@ func (p *program) explain(err error, cmd *cobra.Command) {
 	if unfinished {
 		e.fields = append(e.fields, "to_continue", u.command)
 	}
-	failed := !errors.Is(err, errIncomplete) && !errors.Is(err, errInterrupted)
+	failed := !errors.Is(err, errIncomplete) && !errors.Is(err, errInterrupted) && !errors.Is(err, errUnhealthy)
 	if failed {
 		h := hintFor(err)
 		if h == "" && exitCode(err) == exitUsage {
@@ -369,7 +369,7 @@ no other import begins. For cancel and delete, an ID that a person chose with
 			root.AddCommand(c)
 		}
 	}
-	group("Import", p.runCommand(), p.checkCommand(), p.importCommand(), p.workCommand())
+	group("Import", p.runCommand(), p.checkCommand(), p.importCommand(), p.workCommand(), p.doctorCommand())
 	group("Watch and control", p.statusCommand(), p.resultsCommand(), p.retryCommand(), p.pauseCommand(), p.resumeCommand(),
 		p.cancelCommand(), p.deleteCommand(), p.rateCommand())
 	group("Read groups back", p.exportCommand(), p.verifyCommand())

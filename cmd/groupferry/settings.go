@@ -347,6 +347,8 @@ type apiFlags struct {
 	acceptReplace    bool
 
 	simulator string // base URL of the simulator in this process; it goes before all others
+
+	onDate func(time.Time) // see chat.Config; may be nil
 }
 
 func (a *apiFlags) add(cmd *cobra.Command) {
@@ -399,7 +401,7 @@ func (p *program) client(a *apiFlags) (*apiClient, error) {
 			p.named("timeout"), a.timeout, chat.ServerTimeout)
 	}
 	minRTT := &governor.MinRTT{}
-	cfg := chat.Config{Admin: a.admin, Timeout: a.timeout, MaxConns: a.concurrency, OnTrip: minRTT.Note}
+	cfg := chat.Config{Admin: a.admin, Timeout: a.timeout, MaxConns: a.concurrency, OnTrip: minRTT.Note, OnDate: a.onDate}
 	names := map[string]string{ // of the fields of cfg
 		"BaseURL": p.named("api-url"), "SDKAppID": p.named("sdk-app-id"), "Admin": p.named("admin"), "Timeout": p.named("timeout"),
 	}

@@ -114,12 +114,19 @@ func (e *Engine) checkCredentials(ctx context.Context, pace *governor.Governor) 
 
 // checkOnce makes the call. The first result is the error as the API's, if it is one.
 func (e *Engine) checkOnce(ctx context.Context, pace *governor.Governor) (*chat.Error, error) {
-	permit, err := pace.Acquire(ctx, string(chat.GetContactGroup), "")
+	return e.callOnce(ctx, pace, chat.GetContactGroup, e.cfg.API.Check)
+}
+
+// callOnce makes a call that is about no job. The first result is the error as the API's, if it is one.
+func (e *Engine) callOnce(
+	ctx context.Context, pace *governor.Governor, command chat.Command, do func(context.Context) error,
+) (*chat.Error, error) {
+	permit, err := pace.Acquire(ctx, string(command), "")
 	if err != nil {
 		return nil, err
 	}
 	start := time.Now()
-	err = e.cfg.API.Check(chat.WithDeadline(ctx, permit.EndBy(), permit.Sendable))
+	err = do(chat.WithDeadline(ctx, permit.EndBy(), permit.Sendable))
 	code, took := "ok", time.Since(start)
 	var failure *chat.Error
 	errors.As(err, &failure)
@@ -143,6 +150,6 @@ func (e *Engine) checkOnce(ctx context.Context, pace *governor.Governor) (*chat.
 	if failure != nil {
 		code = failure.Reason()
 	}
-	e.tally.CallDone(string(chat.GetContactGroup), code, took)
+	e.tally.CallDone(string(command), code, took)
 	return failure, err
 }

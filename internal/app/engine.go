@@ -48,6 +48,12 @@ type EngineConfig struct {
 	// the readers, and Run ends when it returns nil. Worker says how its calls are repeated.
 	Read func(ctx context.Context, stop <-chan struct{}, r *worker.Reader) error
 
+	// Examine, unless nil, makes the engine one without jobs, as Read does, but with the lease and the permits of the leader:
+	// nobody works meanwhile. Run then ends with what it returns, or with a *[leadingError] when another process leads. With
+	// BesideLeader it has those of the readers: for get_contact_group alone.
+	Examine      func(ctx context.Context, stop <-chan struct{}, e *Engine, pace *governor.Governor) error
+	BesideLeader bool
+
 	// Waiting, of a reader, is called with the host of another one, which is waited for then. If it is nil, Run returns a
 	// *[ReadingError] instead.
 	Waiting func(host string)
@@ -112,7 +118,7 @@ func NewEngine(ctx context.Context, cfg EngineConfig) (*Engine, error) {
 	e := &Engine{cfg: cfg, log: cfg.Log, known: make(chan struct{})}
 	var store *broker.LeaseStore
 	key := broker.LeaderLease
-	if e.reads() {
+	if e.besideLeader() {
 		key = broker.ReaderLease
 	}
 	err := e.begin(ctx, "open the lease", func() (err error) {
@@ -197,7 +203,7 @@ func (e *Engine) Run(ctx context.Context, stop <-chan struct{}) error {
 	for {
 		tenure, err := e.candidate.Lead(standby)
 		if err != nil {
-			if cause := context.Cause(ctx); governor.IsHalted(cause) || errors.As(cause, new(*ReadingError)) {
+			if cause := context.Cause(ctx); governor.IsHalted(cause) || errors.As(cause, new(*ReadingError)) || errors.As(cause, new(*leadingError)) {
 				return cause
 			}
 			if standby.Err() != nil {

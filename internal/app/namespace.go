@@ -24,6 +24,18 @@ type Namespace struct {
 // Open connects to a namespace. With JoinOnly it makes nothing: where no import was ever begun the error wraps
 // [broker.ErrNoData]. The other errors are those of [broker.Open] and [queue.Open].
 func Open(ctx context.Context, cfg broker.Config) (*Namespace, error) {
+	n, err := connect(ctx, cfg)
+	if err == nil {
+		err = n.openQueue(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// connect is the first half of Open.
+func connect(ctx context.Context, cfg broker.Config) (*Namespace, error) {
 	n := &Namespace{}
 	next := cfg.OnConnection
 	cfg.OnConnection = func(up bool, err error) {
@@ -35,14 +47,16 @@ func Open(ctx context.Context, cfg broker.Config) (*Namespace, error) {
 		}
 	}
 	var err error
-	if n.Conn, err = broker.Open(ctx, cfg); err != nil {
-		return nil, err
-	}
+	n.Conn, err = broker.Open(ctx, cfg)
+	return n, err
+}
+
+// openQueue is the second half of Open. When it fails the connection is closed.
+func (n *Namespace) openQueue(ctx context.Context) (err error) {
 	if n.Queue, err = queue.Open(ctx, n.Conn); err != nil {
 		n.Conn.Close()
-		return nil, err
 	}
-	return n, nil
+	return err
 }
 
 // maxOpenPause is the longest pause between two attempts to reach NATS.

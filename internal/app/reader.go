@@ -52,10 +52,18 @@ func (e *ReadingError) Error() string {
 	return fmt.Sprintf("%s reads groups back at present, and one process at a time can; try again later, or wait for it with --wait", e.Host)
 }
 
-// reads reports whether this engine is a reader.
-func (e *Engine) reads() bool { return e.cfg.Read != nil }
+// A leadingError says that another process leads.
+type leadingError struct{ host string }
 
-// watchReader says that another reader is there: to who waits, or as the error that ends this one.
+func (e *leadingError) Error() string { return e.host + " leads at present" }
+
+// reads reports whether this engine is a reader, or another one without jobs.
+func (e *Engine) reads() bool { return e.cfg.Read != nil || e.cfg.Examine != nil }
+
+// besideLeader reports whether this engine has the lease and the permits of readers.
+func (e *Engine) besideLeader() bool { return e.cfg.Read != nil || e.cfg.BesideLeader }
+
+// watchReader says that another process has the lease: to who waits, or as the error that ends this one.
 func (e *Engine) watchReader(ctx context.Context, leave context.CancelCauseFunc) {
 	said := ""
 	for {
@@ -67,7 +75,11 @@ func (e *Engine) watchReader(ctx context.Context, leave context.CancelCauseFunc)
 		if err != nil {
 			return
 		}
-		if e.cfg.Waiting == nil {
+		switch {
+		case !e.besideLeader():
+			leave(&leadingError{host})
+			return
+		case e.cfg.Waiting == nil:
 			leave(&ReadingError{host})
 			return
 		}
@@ -81,20 +93,44 @@ func (t *term) read() error {
 	e := t.e
 	beginning, begun := untilStopped(t.ctx, t.stop)
 	defer begun()
-	select {
-	case <-e.known:
-	case <-beginning.Done():
-		return beginning.Err()
-	}
-	if !e.leaderless(beginning) && !clock.Pause(beginning, ratesKnown-time.Since(e.started)) {
-		return beginning.Err()
+	if err := t.awaitRate(beginning); err != nil {
+		return err
 	}
 	if err := e.verify(beginning, t.pace); err != nil {
 		return err
 	}
+	return e.cfg.Read(t.ctx, t.stop, worker.NewReader(e.workerConfig(), e.cfg.API, t.pace))
+}
+
+// examine is the term of an engine that examines.
+func (t *term) examine() error {
+	beginning, begun := untilStopped(t.ctx, t.stop)
+	defer begun()
+	if err := t.awaitRate(beginning); err != nil {
+		return err
+	}
+	return t.e.cfg.Examine(t.ctx, t.stop, t.e, t.pace)
+}
+
+// awaitRate waits until a process without jobs knows the rate.
+func (t *term) awaitRate(ctx context.Context) error {
+	e := t.e
+	select {
+	case <-e.known:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if e.besideLeader() && !e.leaderless(ctx) && !clock.Pause(ctx, ratesKnown-time.Since(e.started)) {
+		return ctx.Err()
+	}
+	return nil
+}
+
+// workerConfig is what a worker without jobs is made with.
+func (e *Engine) workerConfig() worker.Config {
 	cfg := e.cfg.Worker
 	cfg.OnNoResponse = func(err error) { e.noResponse.Store(&err) }
-	return e.cfg.Read(t.ctx, t.stop, worker.NewReader(cfg, e.cfg.API, t.pace))
+	return cfg
 }
 
 // leaderless reports whether nobody leads for certain, so that no rate but this process's own counts.

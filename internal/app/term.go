@@ -41,7 +41,7 @@ func (e *Engine) newTerm(ctx context.Context, stop <-chan struct{}, tenure *leas
 		commands = append(commands, string(c))
 	}
 	share := leaderShare
-	if e.reads() {
+	if e.besideLeader() {
 		commands, share = []string{string(chat.GetContactGroup)}, readerShare
 	}
 	t.pace = governor.New(governor.Config{
@@ -82,7 +82,10 @@ func (t *term) lead() error {
 	t.pace.SetRate(e.effectiveRate()) // it may have changed since
 
 	work := t.work
-	if e.reads() {
+	switch {
+	case e.cfg.Examine != nil:
+		work = t.examine
+	case e.reads():
 		work = t.read
 	}
 	err := work()

@@ -124,9 +124,9 @@ func (c *Conn) dialUntil(ctx context.Context) (natscontext.Settings, error) {
 	}
 }
 
-// dial makes the connection to an external server. The settings are those of a context.
-func (c *Conn) dial() (nc *nats.Conn, set natscontext.Settings, err error) {
-	opts := c.connectOptions()
+// dial makes a connection to an external server. The settings are those of a context.
+func (c *Conn) dial(more ...nats.Option) (nc *nats.Conn, set natscontext.Settings, err error) {
+	opts := append(c.connectOptions(), more...)
 	if c.cfg.Creds != "" {
 		opts = append(opts, nats.UserCredentials(c.cfg.Creds))
 	}

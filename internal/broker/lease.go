@@ -32,8 +32,12 @@ func (c *Conn) Lease(ctx context.Context, key string) (*LeaseStore, error) {
 	if _, err := c.ensureBucket(ctx, leaseBucket, "groupferry: which process leads", false); err != nil {
 		return nil, err
 	}
-	bucket := c.cfg.Namespace + "-" + leaseBucket
-	return &LeaseStore{c: c, stream: "KV_" + bucket, subject: "$KV." + bucket + "." + key}, nil
+	return &LeaseStore{c: c, stream: "KV_" + c.cfg.Namespace + "-" + leaseBucket, subject: c.LeaseSubject(key)}, nil
+}
+
+// LeaseSubject is the subject that a lease is written to.
+func (c *Conn) LeaseSubject(key string) string {
+	return "$KV." + c.cfg.Namespace + "-" + leaseBucket + "." + key
 }
 
 // Read is part of [lease.Store]: the stream's leader answers. The record of a lease that a person deleted is empty, and

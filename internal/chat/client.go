@@ -59,6 +59,10 @@ type Config struct {
 	// OnTrip hears the round trip of each call that got a response: from when the call had its connection to the first
 	// byte of the response. It may be nil, and must not block.
 	OnTrip func(time.Duration) `json:"-"`
+
+	// OnDate hears what time it is for the API, or for what responds in its place, to a second: the Date header of each
+	// response. It may be nil, and must not block.
+	OnDate func(time.Time) `json:"-"`
 }
 
 // A Client makes calls for one app. It is safe for use by many goroutines at once. It speaks HTTP/1.1 with a pool of
@@ -70,6 +74,7 @@ type Client struct {
 	lifetime time.Duration
 	timeout  time.Duration
 	onTrip   func(time.Duration)
+	onDate   func(time.Time)
 	http     *http.Transport
 
 	// key is behind a pointer so that no %v of a Client can reach it; nil when a ready UserSig was given.
@@ -107,7 +112,7 @@ func New(c Config) (*Client, error) {
 		return nil, err
 	case c.SDKAppID == 0:
 		return nil, errors.New("SDKAppID: required")
-	case !printableASCII(c.Admin) || len(c.Admin) > MaxUserIDBytes:
+	case !ValidUserID(c.Admin):
 		return nil, fmt.Errorf("Admin: not 1 to %d bytes of printable ASCII", MaxUserIDBytes)
 	case c.SecretKey == "" && c.UserSig == "":
 		return nil, errors.New("SecretKey: required, or UserSig")
@@ -132,6 +137,7 @@ func New(c Config) (*Client, error) {
 		lifetime: c.SigLifetime,
 		timeout:  c.Timeout,
 		onTrip:   c.OnTrip,
+		onDate:   c.OnDate,
 		http: &http.Transport{
 			Proxy:               http.ProxyFromEnvironment,
 			DialContext:         dialer(c.Timeout),
@@ -171,8 +177,9 @@ func parseBaseURL(s string) (*url.URL, error) {
 	return u, nil
 }
 
-func printableASCII(s string) bool {
-	return s != "" && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
+// ValidUserID reports whether s can be the id of a user.
+func ValidUserID(s string) bool {
+	return s != "" && len(s) <= MaxUserIDBytes && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
 func notInSecret(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }
@@ -336,6 +343,9 @@ func (c *Client) roundTrip(ctx context.Context, command Command, body []byte, te
 		return 0, c.ended(ctx, limited, g, networkCause(err, c.clean))
 	}
 	defer response.Body.Close()
+	if date, err := http.ParseTime(response.Header.Get("Date")); err == nil && c.onDate != nil {
+		c.onDate(date)
+	}
 	// Reading to the end is also what lets the connection be kept.
 	_, err = text.ReadFrom(io.LimitReader(response.Body, maxResponse+1))
 	switch {

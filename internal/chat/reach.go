@@ -3,6 +3,7 @@ package chat
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -40,4 +41,23 @@ func (c *Client) Reach(ctx context.Context) error {
 		return fmt.Errorf("connect to the API at %s: %w", address, err)
 	}
 	return conn.Close()
+}
+
+// Stages of a connection; see [StageOf].
+const (
+	StageDNS = "DNS"
+	StageTCP = "TCP"
+	StageTLS = "TLS"
+)
+
+// StageOf says in which stage [Client.Reach] failed.
+func StageOf(err error) string {
+	var op *net.OpError
+	switch {
+	case errors.As(err, new(*net.DNSError)):
+		return StageDNS
+	case errors.As(err, &op) && op.Op == "dial":
+		return StageTCP
+	}
+	return StageTLS // all else comes from the handshake, which begins when the connection stands
 }

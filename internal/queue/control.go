@@ -22,6 +22,8 @@ const (
 	haltKey = "halt" // its value is null when there is no halt, so that each change has a revision
 	rateKey = "rate"
 	apiKey  = "api"
+
+	trialKey = "doctor" // its value is null when no trial left anything
 )
 
 // controlVersion is the version of app and halt that this package writes, and the newest that it reads.
@@ -283,6 +285,27 @@ func (q *Queue) SetKnownAPI(ctx context.Context, b []byte) error {
 		return err
 	})
 	return q.fault(ctx, "write what is known about the API", err)
+}
+
+// Trial reads what [Queue.SetTrial] wrote; nil if there is nothing.
+func (q *Queue) Trial(ctx context.Context) ([]byte, error) {
+	b, _, err := q.controlValue(ctx, trialKey)
+	if string(b) == "null" {
+		b = nil
+	}
+	return b, err
+}
+
+// SetTrial stores what a trial is about to write into the app, so that it is removed whatever happens; nil says that it is.
+func (q *Queue) SetTrial(ctx context.Context, b []byte) error {
+	if b == nil {
+		b = []byte("null")
+	}
+	err := q.conn.Ask(ctx, func(ctx context.Context) error {
+		_, err := q.control.Put(ctx, trialKey, b)
+		return err
+	})
+	return q.fault(ctx, "write the record of a trial", err)
 }
 
 // A Watcher has the callbacks of [Queue.Watch]; each may be nil. They are called one at a time.

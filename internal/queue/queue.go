@@ -156,6 +156,9 @@ func (q *Queue) jobsStream() string    { return q.conn.Namespace() + "-jobs" }
 func (q *Queue) resultsStream() string { return q.conn.Namespace() + "-results" }
 func (q *Queue) controlStream() string { return "KV_" + q.conn.Namespace() + "-control" }
 
+// Replicas is how many copies of the jobs the server keeps.
+func (q *Queue) Replicas() int { return q.jobs.CachedInfo().Config.Replicas }
+
 // Storage asks how many bytes the server keeps of the namespace: jobs, results, and control, which has the records.
 func (q *Queue) Storage(ctx context.Context) (map[string]int64, error) {
 	bytes := make(map[string]int64)

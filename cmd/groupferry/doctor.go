@@ -1,0 +1,177 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"groupferry/internal/app"
+	"groupferry/internal/chat"
+)
+
+func (p *program) doctorCommand() *cobra.Command {
+	d := doctor{program: p}
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "Check all that an import needs, before there is one",
+		Long: `doctor checks what run, import and work need, with the same flags: the settings, the
+key file, the way to the API, the credentials and the app's edition, the clock, which
+commands the API offers, the time of a call and whether the rate can be had with it,
+NATS, its limits, and what the user there may do, the disk, and what is in the
+namespace. Each finding that is not ok has a remedy below it. A check that needs
+another one which failed is skipped.
+
+It makes some 20 calls, which count against the limit as those of workers do. They write
+nothing: commands that write are called without a user, which they refuse. Beside a
+worker that runs, only get_contact_group is called. The streams of the namespace, or the
+data directory, are made if they are not there.
+
+--try-account ID finds out on a throw-away user what no document says: what create does
+to a group that exists, whether names that differ in case are one group, which errors
+come for a conversation and which for a call, and how many conversations a page has.
+Workers use it. The user has to be in the app, and must have no group. What is written
+is deleted again, on Ctrl-C too; after a kill the next doctor with --try-account does it.
+
+Exit codes:
+  0    nothing failed; there may be warnings
+  1    a check failed
+  2    usage
+  130  interrupted`,
+		Example: `  groupferry doctor --region singapore --sdk-app-id 1400000000 --secret-key-file key
+  groupferry doctor --region singapore --sdk-app-id 1400000000 --secret-key-file key --try-account nobody-1`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return d.run(cmd.Context()) },
+	}
+	d.api.add(cmd)
+	d.queue.add(cmd)
+	d.out.add(cmd, "text", "json")
+	f := cmd.Flags()
+	f.StringVar(&d.account, "try-account", "", "`ID` of a throw-away user, on whom to find out what the API does")
+	f.StringVar(&d.spoolDir, "spool-dir", "", "`directory` in which large input is sorted (default: that for temporary files)")
+	p.consoleFlags(cmd)
+	return cmd
+}
+
+// errUnhealthy says that a check failed; what is printed already.
+var errUnhealthy = errors.New("a check failed")
+
+// A doctor is one run of the command doctor.
+type doctor struct {
+	*program
+	api      apiFlags
+	queue    queueFlags
+	out      outputFlag
+	account  string
+	spoolDir string
+}
+
+// A dated keeps the last date of the API, and when it came.
+type dated struct {
+	mu        sync.Mutex
+	api, here time.Time
+}
+
+func (d *dated) note(date time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.api, d.here = date, time.Now().Round(0)
+}
+
+func (d *dated) last() (api, here time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.api, d.here
+}
+
+func (d *doctor) run(ctx context.Context) error {
+	if err := d.out.check(d.program); err != nil {
+		return err
+	}
+	if d.account != "" && !chat.ValidUserID(d.account) {
+		return usagef("%s %q: 1 to %d bytes of printable ASCII", d.named("try-account"), d.account, chat.MaxUserIDBytes)
+	}
+	var date dated
+	d.api.onDate = date.note
+	cfg := app.DoctorConfig{
+		App: d.api.identity(), Admin: d.api.admin, Date: date.last, Secret: d.secretSetting(), SecretFile: cmp.Or(d.api.keyFile, d.api.sigFile),
+		SpoolDir: d.spoolDir, TryAccount: d.account, Command: d.commandLine(), Named: d.named, Hint: hintFor,
+	}
+	api, err := d.client(&d.api)
+	if err != nil {
+		cfg.Settings = append(cfg.Settings, err)
+	} else {
+		defer api.Close()
+		cfg.API = api.Client
+	}
+	if err := d.queue.check(d.program); err != nil {
+		cfg.Settings = append(cfg.Settings, errors.New(d.inSettings(err)))
+	} else {
+		queue := d.queue.config(d.program, false)
+		queue.OnBroken = nil // it is a finding
+		cfg.Queue = &queue
+	}
+	cfg.Engine = func(n *app.Namespace) app.EngineConfig {
+		engine := d.engineConfig(n, api, &d.api)
+		engine.Worker.Log = nil // what it learns is a finding
+		return engine
+	}
+	if d.out.format == "text" {
+		cfg.OnFinding = func(f app.Finding) { io.WriteString(d.stdout, shown(findingText(f))) }
+	}
+	report, err := app.Doctor(untilLeft(ctx), ctx.Done(), cfg)
+	if werr := d.out.write(d.stdout, report, func() string { return doctorText(&report) }); werr != nil {
+		return werr
+	}
+	switch {
+	case errors.Is(err, app.ErrStopped):
+		return &unfinishedError{errInterrupted, d.commandLine(), false}
+	case err != nil:
+		return err
+	case !report.Healthy:
+		return errUnhealthy
+	}
+	return nil
+}
+
+// secretSetting names where the key or the UserSig comes from.
+func (d *doctor) secretSetting() string {
+	for flag, set := range map[string]bool{"secret-key-file": d.api.keyFile != "", "usersig-file": d.api.sigFile != ""} {
+		if set {
+			return d.named(flag)
+		}
+	}
+	if d.secretEnv(envUserSig) != "" {
+		return envUserSig
+	}
+	return envSecretKey
+}
+
+// findingText is a line, and one with the remedy.
+func findingText(f app.Finding) string {
+	mark := f.Result
+	if mark == app.Failed {
+		mark = "FAILED"
+	}
+	text := fmt.Sprintf("%-8s %-16s %s\n", mark, f.Name, inLine(f.What))
+	if f.Remedy != "" {
+		text += strings.Repeat(" ", 26) + "remedy: " + inLine(f.Remedy) + "\n"
+	}
+	return text
+}
+
+// doctorText is the last line.
+func doctorText(r *app.DoctorReport) string {
+	n := map[string]int64{}
+	for _, f := range r.Findings {
+		n[f.Result]++
+	}
+	return fmt.Sprintf("doctor: %s ok · %s · %s failed · %s skipped\n",
+		count(n[app.Fine]), things(n[app.Warning], "warning"), count(n[app.Failed]), count(n[app.Skipped]))
+}
