@@ -746,6 +746,26 @@ func TestAGroupOfAnotherCaseIsNotTakenForGone(t *testing.T) {
 	})
 }
 
+// Where a trial has shown that names are exact, a group of another case is another one. What it showed a week ago says nothing.
+func TestWithoutUpdateAndWithExactNames(t *testing.T) {
+	for ago, outcome := range map[time.Duration]job.Outcome{0: job.Done, knownFor + time.Hour: job.Failed} {
+		synctest.Test(t, func(t *testing.T) {
+			a := newAPI("replace")
+			a.offer("no update 60009")
+			a.put("anna/WORK", "other")
+			j := mirrorJob("work", ids("new", 1), nil, nil)
+			s := newStream(j)
+			if err := work(t, Config{Known: Known{Names: ExactNames, NamesAt: time.Now().Add(-ago)}}, s, a); err != nil {
+				t.Fatal(err)
+			}
+			if r := s.results["imp/"+j.ID]; r.Outcome != outcome {
+				t.Errorf("learned %v ago: got %+v, want it %s", ago, r, outcome)
+			}
+			a.has(t, "anna/WORK", "other")
+		})
+	}
+}
+
 // Where only create can write, and replaces, a group of another case keeps what it holds.
 func TestWithoutUpdateAGroupOfAnotherCaseKeepsWhatItHolds(t *testing.T) {
 	for _, fold := range []bool{false, true} {

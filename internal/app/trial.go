@@ -48,6 +48,9 @@ const groupsPrefix = "groupferry-doctor-"
 // cleanLimit is how long it may take to delete what a trial wrote, also after a stop.
 const cleanLimit = 20 * time.Second
 
+// trialLeft is how long the calls of a killed process may still take effect. Tests that know better set it.
+var trialLeft = broker.FailTime("GROUPFERRY_TRIAL_LEFT", worker.TrialLeft)
+
 // Names of findings.
 const (
 	tryAccount = "try-account"
@@ -99,7 +102,7 @@ func (d *doctor) trial(ctx context.Context, stop <-chan struct{}, e *Engine, pac
 	}
 	if left != nil {
 		// The calls of a process that was killed just before the lease was taken may still take effect.
-		if !d.clean(ctx, e, pace, left, since.Add(broker.FailTime("GROUPFERRY_TRIAL_LEFT", worker.TrialLeft)), leftovers) {
+		if !d.clean(ctx, e, pace, left, since.Add(trialLeft), leftovers) {
 			return nil
 		}
 		d.ok(leftovers, "the groups of an earlier trial are deleted")
