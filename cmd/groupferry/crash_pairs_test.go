@@ -484,6 +484,9 @@ var elsewherePoints = append([]string{
 	// a group, and full still when it starts. TestTornGroup of package queue makes such an end by hand.
 	"torn-before",
 
+	// Of a trial: TestTrialKilled comes by them.
+	"trial-recorded", "trial-call", "trial-known", "trial-clean", "trial-end",
+
 	// Of the nights of a sync: TestNightsKilled of package queue comes by them.
 	"note-before", "note-after", "fence-before", "fence-after",
 }, around("sync", "snapshot-chunk", "snapshot", "snapshot-delete", "lock")...)

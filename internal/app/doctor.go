@@ -18,6 +18,7 @@ import (
 	"groupferry/internal/chat"
 	"groupferry/internal/clock"
 	"groupferry/internal/governor"
+	"groupferry/internal/lease"
 	"groupferry/internal/queue"
 )
 
@@ -93,6 +94,8 @@ type doctor struct {
 	noCalls string // why no call can be made; "" if one can
 	noLead  bool   // the NATS user may not lead: it may have the permits of readers
 
+	besideWhom string // why the calls have the permits of readers
+
 	rejected *chat.Error // of the credentials
 	offers   map[chat.Command]bool
 }
@@ -149,7 +152,7 @@ func (d *doctor) settings(context.Context) {
 	for _, err := range d.cfg.Settings {
 		texts = append(texts, err.Error())
 	}
-	d.add("settings", Failed, strings.Join(texts, "; "), "give what is missing as a flag, or in the environment; 'groupferry doctor --help' lists both")
+	d.add("settings", Failed, strings.Join(texts, "; "), "each is a flag, or a variable of the environment: 'groupferry doctor --help' lists them")
 }
 
 // secretFile is about the file with the key, or the UserSig. That it cannot be read is in the settings.
@@ -262,9 +265,9 @@ func (d *doctor) reach(ctx context.Context) {
 	case chat.InsecureURL(address):
 		d.add(name, Warning, address+": connected, but not encrypted: whoever listens can read the UserSig", "use https in "+d.cfg.Named("api-url"))
 	case strings.HasPrefix(address, "https:"):
-		d.ok(name, "%s: DNS, TCP and TLS", address)
+		d.ok(name, "%s: connected, with TLS", address)
 	default:
-		d.ok(name, "%s: DNS and TCP", address)
+		d.ok(name, "%s: connected", address)
 	}
 }
 
@@ -457,8 +460,37 @@ func (d *doctor) namespace(ctx context.Context) {
 		d.add("imports", Failed, s.Damaged.Error(), d.natsRemedy(s.Damaged))
 	case len(open) > 0:
 		d.add("imports", Warning, "not over: "+strings.Join(open, ", "), "the next run or work continues them; '"+d.ns.Conn.Command("cancel", "IMPORT")+"' drops what has not started")
+	case len(s.Imports) == 0:
+		d.ok("imports", "there are none")
 	default:
 		d.ok("imports", "%s, all over", Count(int64(len(s.Imports))))
+	}
+	d.otherNamespaces(ctx)
+}
+
+// renewedBy is when a lease that somebody has is renewed, twice over.
+const renewedBy = time.Second
+
+// otherNamespaces looks for a leader of the same app in another namespace of the server: neither knows of the calls of the other.
+func (d *doctor) otherNamespaces(ctx context.Context) {
+	names, err := d.ns.Conn.Namespaces(ctx)
+	if err != nil { // the user may not ask, and an operator keeps one namespace per app
+		return
+	}
+	for _, name := range names {
+		app, err := d.ns.AppOf(ctx, name)
+		if name == d.ns.Conn.Namespace() || err != nil || app == nil || *app != d.cfg.App {
+			continue
+		}
+		store := d.ns.Conn.LeaseOf(name, broker.LeaderLease)
+		before, _, err := lease.Read(ctx, store)
+		if err != nil || before.Term == 0 || before.Released || !clock.Pause(ctx, renewedBy) {
+			continue
+		}
+		if now, _, err := lease.Read(ctx, store); err == nil && now.Renewal != before.Renewal {
+			d.add("namespaces", Failed, fmt.Sprintf("%s leads in namespace %s, and makes calls for the same app: together they can exceed its limit", now.Host, name),
+				"stop it, or use that namespace with "+d.cfg.Named("namespace"))
+		}
 	}
 }
 
@@ -479,8 +511,6 @@ func (d *doctor) calls(ctx context.Context, stop <-chan struct{}) {
 		switch {
 		case isClosed(stop) || ctx.Err() != nil:
 			return
-		case errors.Is(err, errNoCredentials):
-			return
 		case errors.As(err, new(*ReadingError)), errors.Is(err, errNoLease):
 			d.noCalls = err.Error()
 		case err != nil:
@@ -491,11 +521,16 @@ func (d *doctor) calls(ctx context.Context, stop <-chan struct{}) {
 	if d.noCalls == "" {
 		return
 	}
-	for _, name := range []string{"credentials", "clock", "commands", "round trip"} {
-		d.skip(name, d.noCalls)
+	d.skipCalls(d.noCalls, "credentials", "clock", "commands", "round trip")
+}
+
+// skipCalls skips checks, and the trial if there was to be one.
+func (d *doctor) skipCalls(because string, names ...string) {
+	for _, name := range names {
+		d.skip(name, because)
 	}
 	if d.cfg.TryAccount != "" {
-		d.add(tryAccount, Failed, "not tried, because "+d.noCalls, "do what is said above, then call '"+d.cfg.Command+"'")
+		d.add(tryAccount, Failed, "not tried, because "+because, "do what is said above, then call '"+d.cfg.Command+"' again")
 	}
 }
 
@@ -505,14 +540,8 @@ func (d *doctor) beside(ctx context.Context, stop <-chan struct{}, why string) e
 		d.noCalls = why + ", and a rate of 1 has no half for another process"
 		return nil
 	}
-	err := d.run(ctx, stop, true)
-	if err == nil && !isClosed(stop) {
-		d.skip("commands", why+": only get_contact_group can be called beside a leader")
-		if d.cfg.TryAccount != "" {
-			d.add(tryAccount, Failed, "not tried, because "+why, "stop all workers, or use a NATS user who may do it, then call '"+d.cfg.Command+"'")
-		}
-	}
-	return err
+	d.besideWhom = why
+	return d.run(ctx, stop, true)
 }
 
 // run makes the calls under a lease.
@@ -555,6 +584,10 @@ func (d *doctor) examine(ctx context.Context, stop <-chan struct{}, e *Engine, p
 	defer cancel()
 	err := d.credentials(bounded, e, pace)
 	d.clock()
+	if errors.Is(err, errNoCredentials) {
+		d.skipCalls(err.Error(), "commands", "round trip")
+		return nil
+	}
 	if err == nil {
 		err = d.commands(bounded, e, pace)
 	}
@@ -565,10 +598,15 @@ func (d *doctor) examine(ctx context.Context, stop <-chan struct{}, e *Engine, p
 		d.add("calls", Failed, fmt.Sprintf("not all ended within %v", callsLimit), "look at the API's console, and at the way there")
 		return nil
 	}
-	if err != nil || e.besideLeader() {
+	switch {
+	case err != nil:
 		return err
+	case !e.besideLeader():
+		return d.trial(ctx, stop, e, pace, began)
+	case d.cfg.TryAccount != "":
+		d.add(tryAccount, Failed, "not tried, because "+d.besideWhom, "stop all workers, or use a NATS user who may do it, then call '"+d.cfg.Command+"'")
 	}
-	return d.trial(ctx, stop, e, pace, began)
+	return nil
 }
 
 // credentials makes a call for the admin account, as a worker does before its first job.
@@ -582,14 +620,6 @@ func (d *doctor) credentials(ctx context.Context, e *Engine, pace *governor.Gove
 	if ctx.Err() != nil {
 		return err
 	}
-	for _, skipped := range []string{"commands", "round trip"} {
-		defer d.skip(skipped, "the credentials are not accepted")
-	}
-	defer func() {
-		if d.cfg.TryAccount != "" {
-			d.add(tryAccount, Failed, "not tried, because the credentials are not accepted", "fix that first")
-		}
-	}()
 	what, remedy := err.Error(), "look whether the API, or what is on the way to it, has an outage"
 	if errors.As(err, &d.rejected) && !errors.Is(err, ErrAPIUnreachable) {
 		what, remedy = d.rejected.Error(), d.remedy(d.rejected)
@@ -598,7 +628,7 @@ func (d *doctor) credentials(ctx context.Context, e *Engine, pace *governor.Gove
 	return errNoCredentials
 }
 
-// errNoCredentials ends the calls: it is said already.
+// errNoCredentials says that no other call makes sense.
 var errNoCredentials = errors.New("the credentials are not accepted")
 
 // remedy adds the settings to what to do about an error of the API.
@@ -640,6 +670,9 @@ func (d *doctor) clock() {
 	}
 	ahead := here.Sub(api)
 	off := ahead.Abs().Round(time.Second)
+	if off > goodClock {
+		off = off.Round(time.Minute)
+	}
 	what := "agrees with that of the API"
 	if off > exactClock {
 		what = fmt.Sprintf("%v %s that of the API", off, map[bool]string{true: "ahead of", false: "behind"}[ahead > 0])
@@ -712,6 +745,7 @@ func (d *doctor) commands(ctx context.Context, e *Engine, pace *governor.Governo
 	}
 	switch {
 	case e.besideLeader():
+		d.skip("commands", d.besideWhom+": only get_contact_group can be called beside a leader")
 	case len(missing) == 0:
 		d.ok("commands", "create, update, get and del are offered")
 	}
@@ -751,6 +785,13 @@ func (d *doctor) offered(ctx context.Context, e *Engine, pace *governor.Governor
 // trips is how many calls are made to see how long one takes.
 const trips = 7
 
+func shortly(d time.Duration) time.Duration {
+	if d < 10*time.Millisecond {
+		return d.Round(10 * time.Microsecond)
+	}
+	return d.Round(time.Millisecond)
+}
+
 // roundTrip measures calls, and says what the rate takes: calls in flight = rate × the time of one.
 func (d *doctor) roundTrip(ctx context.Context, e *Engine, pace *governor.Governor) error {
 	var took []time.Duration
@@ -781,7 +822,7 @@ func (d *doctor) roundTrip(ctx context.Context, e *Engine, pace *governor.Govern
 	allowed := float64(rate) / (1 + trip.Seconds() - took[0].Seconds()/2)
 	need := perSecond(2) // an update before each create
 	what := fmt.Sprintf("%v, at most %v in %d calls: %d calls a second are %d in flight, and %d with an update before each create",
-		trip.Round(time.Millisecond), took[len(took)-1].Round(time.Millisecond), len(took), rate, perSecond(1), need)
+		shortly(trip), shortly(took[len(took)-1]), len(took), rate, perSecond(1), need)
 	concurrency := d.cfg.Named("concurrency")
 	switch {
 	case need > slots:

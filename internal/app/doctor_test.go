@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -345,15 +346,21 @@ func TestTrialLeft(t *testing.T) {
 	}
 }
 
-// Beside a leader a doctor makes calls of get alone, with the permits of readers, and no trial.
+// Beside a leader that works a doctor makes calls of get alone, with the permits of readers, and no trial: the limit holds.
 func TestDoctorBesideLeader(t *testing.T) {
 	t.Parallel()
-	n := newNamespace(t, chatsim.Config{Rate: -1})
-	leader := n.start(nil)
-	n.await("a leader", leader.Leading)
+	const rate = 50
+	n := newNamespace(t, chatsim.Config{Rate: rate, NoUpdate: true, NotOfferedCode: chat.CodeNotOffered}) // the leader reads, too
+	n.enqueue("one", 150)
+	at := func(c *EngineConfig) { c.Rate = rate }
+	leader := n.start(at)
+	n.await("calls of a leader", func() bool { return n.sim.Ledger().Commands[chat.GetContactGroup].OK > 5 })
 	p := &patient{t: t, dir: n.dir, sim: n.sim, url: n.url, api: n.client(chatsim.DemoSecretKey)}
-	r := p.look(tried)
-	for name, want := range map[string]string{"credentials": Fine, "round trip": Fine, "commands": Skipped, tryAccount: Failed} {
+	r, err := p.see(t.Context(), nil, tried, at)
+	if err != nil {
+		t.Error(err)
+	}
+	for name, want := range map[string]string{"credentials": Fine, "round trip": Fine, "commands": Skipped, tryAccount: Failed, "imports": Warning} {
 		if f := finding(r, name); f.Result != want {
 			t.Errorf("%s: got %+v, want %s", name, f, want)
 		}
@@ -361,11 +368,35 @@ func TestDoctorBesideLeader(t *testing.T) {
 	if f := finding(r, tryAccount); !strings.Contains(f.What, "here leads") {
 		t.Errorf("got %+v, want the leader", f)
 	}
-	l := n.sim.Ledger()
-	if calls := l.Commands[chat.CreateContactGroup].Calls + l.Commands[chat.UpdateContactGroup].Calls + l.Commands[chat.DelContactGroup].Calls; calls > 0 {
-		t.Errorf("got %d calls that a leader alone may make", calls)
-	}
+	n.awaitComplete("one")
 	if err := leader.end(t); err != nil {
 		t.Error(err)
+	}
+	l := n.sim.Ledger()
+	for command, c := range l.Commands {
+		if c.Throttled > 0 {
+			t.Errorf("%s: got %d calls throttled: together they were over the limit", command, c.Throttled)
+		}
+	}
+	if l.BadRequests > 0 {
+		t.Errorf("got calls of commands that only a leader has permits for: %+v", l.BadSamples)
+	}
+}
+
+// What is free on a disk is a finding.
+func TestDoctorDisk(t *testing.T) {
+	defer func(was func(string) (int64, bool)) { freeSpace = was }(freeSpace)
+	p := newPatient(t, filepath.Join(t.TempDir(), "data"), "disk", chatsim.Config{Rate: -1})
+	for free, want := range map[int64]Finding{
+		50 << 20:  {Result: Failed, What: "50 MiB free, for some 209,000 rows", Remedy: "make room, or name a directory on another disk with --data-dir"},
+		500 << 20: {Result: Warning, What: "500 MiB free, for some 2,097,000 rows", Remedy: "make room, or name a directory on another disk with --data-dir"},
+		50 << 30:  {Result: Fine, What: "50 GiB free, for some 214,748,000 rows"},
+	} {
+		freeSpace = func(string) (int64, bool) { return free, true }
+		r := p.look("")
+		f := finding(r, "data directory")
+		if f.Result != want.Result || !strings.Contains(f.What, want.What) || f.Remedy != want.Remedy || r.Healthy == (want.Result == Failed) {
+			t.Errorf("%d bytes free: got %+v, want %+v", free, f, want)
+		}
 	}
 }

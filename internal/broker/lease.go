@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"errors"
+	"strings"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -32,12 +33,36 @@ func (c *Conn) Lease(ctx context.Context, key string) (*LeaseStore, error) {
 	if _, err := c.ensureBucket(ctx, leaseBucket, "groupferry: which process leads", false); err != nil {
 		return nil, err
 	}
-	return &LeaseStore{c: c, stream: "KV_" + c.cfg.Namespace + "-" + leaseBucket, subject: c.LeaseSubject(key)}, nil
+	return c.LeaseOf(c.cfg.Namespace, key), nil
+}
+
+// LeaseOf is a lease of any namespace, to be read: nothing is made.
+func (c *Conn) LeaseOf(namespace, key string) *LeaseStore {
+	bucket := namespace + "-" + leaseBucket
+	return &LeaseStore{c: c, stream: "KV_" + bucket, subject: "$KV." + bucket + "." + key}
 }
 
 // LeaseSubject is the subject that a lease is written to.
-func (c *Conn) LeaseSubject(key string) string {
-	return "$KV." + c.cfg.Namespace + "-" + leaseBucket + "." + key
+func (c *Conn) LeaseSubject(key string) string { return c.LeaseOf(c.cfg.Namespace, key).subject }
+
+// Namespaces lists those of the server in which a process has stood for election, if the user may list streams.
+func (c *Conn) Namespaces(ctx context.Context) (names []string, err error) {
+	denied, err := c.Denies(ctx, []string{c.apiPrefix + "STREAM.NAMES"})
+	if err != nil || len(denied) > 0 {
+		return nil, err
+	}
+	err = c.Ask(ctx, func(ctx context.Context) error {
+		names = nil
+		list := c.js.StreamNames(ctx)
+		for stream := range list.Name() {
+			bucket, isBucket := strings.CutPrefix(stream, "KV_")
+			if name, isLease := strings.CutSuffix(bucket, "-"+leaseBucket); isBucket && isLease {
+				names = append(names, name)
+			}
+		}
+		return list.Err()
+	})
+	return names, c.Fault(ctx, "list streams", err)
 }
 
 // Read is part of [lease.Store]: the stream's leader answers. The record of a lease that a person deleted is empty, and

@@ -88,6 +88,23 @@ func (q *Queue) App(ctx context.Context) (*App, error) {
 	if err != nil || b == nil {
 		return nil, err
 	}
+	return decodeApp(b)
+}
+
+// AppOf is [Queue.App] of another namespace of the server.
+func (q *Queue) AppOf(ctx context.Context, namespace string) (*App, error) {
+	bucket := namespace + "-control"
+	m, err := q.conn.LastMsg(ctx, "KV_"+bucket, "$KV."+bucket+"."+appKey)
+	if errors.Is(err, broker.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return decodeApp(m.Data)
+}
+
+func decodeApp(b []byte) (*App, error) {
 	var s storedApp
 	if err := decodeVersioned(b, controlVersion, &s); err != nil {
 		return nil, fmt.Errorf("decode the app of the namespace: %w", err)
