@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -123,7 +124,11 @@ func (d *doctor) run(ctx context.Context) error {
 		return engine
 	}
 	if d.out.format == "text" {
-		cfg.OnFinding = func(f app.Finding) { io.WriteString(d.stdout, shown(findingText(f))) }
+		width := 0
+		if onTerminal(d.stdout) {
+			width = d.console.width
+		}
+		cfg.OnFinding = func(f app.Finding) { io.WriteString(d.stdout, shown(findingText(f, width))) }
 	}
 	report, err := app.Doctor(untilLeft(ctx), ctx.Done(), cfg)
 	if werr := d.out.write(d.stdout, report, func() string { return doctorText(&report) }); werr != nil {
@@ -153,17 +158,41 @@ func (d *doctor) secretSetting() string {
 	return envSecretKey
 }
 
-// findingText is a line, and one with the remedy.
-func findingText(f app.Finding) string {
+// findingIndent is where the text of a finding begins.
+const findingIndent = 26
+
+// findingText is a line, and one with the remedy; more of them where it has to fit into a width.
+func findingText(f app.Finding, width int) string {
 	mark := f.Result
 	if mark == app.Failed {
 		mark = "FAILED"
 	}
-	text := fmt.Sprintf("%-8s %-16s %s\n", mark, f.Name, inLine(f.What))
+	text := fmt.Sprintf("%-8s %-16s %s\n", mark, f.Name, wrapped(inLine(f.What), width))
 	if f.Remedy != "" {
-		text += strings.Repeat(" ", 26) + "remedy: " + inLine(f.Remedy) + "\n"
+		text += strings.Repeat(" ", findingIndent) + wrapped("remedy: "+inLine(f.Remedy), width) + "\n"
 	}
 	return text
+}
+
+// wrapped breaks the text of a finding between words, so that it fits into a width; 0 is any.
+func wrapped(text string, width int) string {
+	var b strings.Builder
+	at := findingIndent
+	for i, word := range strings.Split(text, " ") {
+		n := utf8.RuneCountInString(word)
+		switch {
+		case i == 0:
+		case width > 0 && at+1+n >= width:
+			b.WriteString("\n" + strings.Repeat(" ", findingIndent))
+			at = findingIndent
+		default:
+			b.WriteByte(' ')
+			at++
+		}
+		b.WriteString(word)
+		at += n
+	}
+	return b.String()
 }
 
 // doctorText is the last line.

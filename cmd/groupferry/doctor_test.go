@@ -330,6 +330,50 @@ func TestDoctorTries(t *testing.T) {
 	checkState(t, r.sim, stateOf(append(makeRows(70, 2), rows...)))
 }
 
+// Ctrl-C lets the call under way end, and deletes what the trial wrote; a second one leaves at once.
+func TestDoctorInterrupted(t *testing.T) {
+	t.Parallel()
+	for _, signals := range []int{1, 2} {
+		t.Run(strconv.Itoa(signals), func(t *testing.T) {
+			t.Parallel()
+			sim, api := startSim(t, chatsim.Config{Latency: 50 * time.Millisecond})
+			s := newShell(t, api)
+			c := s.start("doctor", "--try-account", "nobody")
+			await(t, "a group of the trial", func() bool { return sim.Ledger().Added > 0 })
+			for range signals {
+				c.signals <- os.Interrupt
+			}
+			c.wait(exitInterrupted).wantErr("groupferry: interrupted; to continue: groupferry doctor --try-account nobody\n")
+			if signals == 1 {
+				checkState(t, sim, state{})
+				if strings.Contains(c.stdout.String(), "FAILED") {
+					t.Errorf("got %s", &c.stdout)
+				}
+			}
+			n := s.open()
+			defer n.Close()
+			if left, err := n.Trial(t.Context()); (left == nil) != (signals == 1) || err != nil {
+				t.Errorf("got the record %s, %v", left, err)
+			}
+		})
+	}
+}
+
+// On a terminal a finding is broken between words, so that the next line is below it.
+func TestFindingText(t *testing.T) {
+	f := app.Finding{Name: "key file", Result: app.Failed, What: "key: mode 0644: all users of this host may read it", Remedy: "chmod 600 key"}
+	const wide = "FAILED   key file         key: mode 0644: all users of this host may read it\n" +
+		"                          remedy: chmod 600 key\n"
+	const narrow = "FAILED   key file         key: mode 0644: all users of this\n" +
+		"                          host may read it\n" +
+		"                          remedy: chmod 600 key\n"
+	for width, want := range map[int]string{0: wide, 80: wide, 60: narrow} {
+		if got := findingText(f, width); got != want {
+			t.Errorf("in %d columns: got\n%s\nwant\n%s", width, got, want)
+		}
+	}
+}
+
 // A trial that is killed, at any call or between any two writes to NATS, leaves nothing once doctor is called again.
 func TestTrialKilled(t *testing.T) {
 	longtest.Only(t)

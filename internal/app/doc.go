@@ -4,6 +4,7 @@
 //	import     ReadInput ─► Open ─► Begin, Rejects.Keep ─► Input.Enqueue
 //	--sync     Open ─► ReadNight (lock, snapshot and results of the last night, plan, guards) ─► as above ─► Night.Release
 //	check      Check
+//	doctor     Doctor, which opens the namespace itself
 //	work       OpenWaiting ─► NewProcess ─► Process.Run
 //	others     Open ─► FindImport ─► a method of Namespace: Status, WriteResults, Failures, Retry, Pause, CancelImport, …
 //

@@ -211,7 +211,7 @@ func TestTrialRefused(t *testing.T) {
 		want    string
 		remedy  string
 	}{
-		{group: true, want: "the user has 1 groups", remedy: "throw-away user"},
+		{group: true, want: "the user has 1 group", remedy: "throw-away user"},
 		{cfg: chatsim.Config{NoDelete: true, NotOfferedCode: chat.CodeNotOffered}, want: "del_contact_group is not offered", remedy: "leave --try-account out"},
 		{cfg: chatsim.Config{NoGet: true, NotOfferedCode: chat.CodeNotOffered}, want: "get_contact_group is not offered", remedy: "leave --try-account out"},
 		{cfg: chatsim.Config{FailIDs: map[string]int{tried: chat.CodeUserNotImported}}, want: "the app has no user throw-away", remedy: "account_import"},

@@ -180,7 +180,11 @@ func (d *doctor) isEmpty(ctx context.Context, t *worker.Trial) (bool, error) {
 		d.add(tryAccount, Failed, "refused: the app has no user "+d.cfg.TryAccount,
 			"import the account first, in the console or with v4/im_open_login_svc/account_import, or name another one")
 	case len(list.Groups) > 0:
-		d.add(tryAccount, Failed, fmt.Sprintf("refused: the user has %s groups", Count(int64(len(list.Groups)))),
+		groups := "1 group"
+		if n := len(list.Groups); n > 1 {
+			groups = fmt.Sprintf("%d groups", n)
+		}
+		d.add(tryAccount, Failed, "refused: the user has "+groups,
 			"name a throw-away user, who has none: a trial writes")
 	default:
 		return true, nil
