@@ -29,7 +29,7 @@ NATS, its limits, and what the user there may do, the disk, and what is in the
 namespace. Each finding that is not ok has a remedy below it. A check that needs
 another one which failed is skipped.
 
-It makes some 20 calls, which count against the limit as those of workers do. They write
+It makes some 12 calls, which count against the limit as those of workers do. They write
 nothing: commands that write are called without a user, which they refuse. Beside a
 worker that runs, only get_contact_group is called. The streams of the namespace, or the
 data directory, are made if they are not there.

@@ -572,7 +572,7 @@ const leaseLimit = 20 * time.Second
 
 var errNoLease = fmt.Errorf("the lease could not be had within %v: calls would count against no limit", leaseLimit)
 
-// callsLimit bounds the calls that write nothing: some twenty.
+// callsLimit bounds the calls that write nothing: twelve, if none is repeated.
 const callsLimit = time.Minute
 
 // examine makes the calls that this process has permits for.
