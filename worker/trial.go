@@ -52,6 +52,7 @@ type TrialResult struct {
 	UnknownUser   string  `json:"unknown_user"`
 	UnknownGroup  string  `json:"unknown_group"`
 	UpdateMissing string  `json:"update_missing"` // what update says of a group that does not exist
+	DeleteMissing string  `json:"delete_missing"` // what del says of one, where 51009 counts as accepted
 	Page          int     `json:"page"`           // conversations in a page of a list
 	PageOrMore    bool    `json:"page_or_more"`   // there may be more in it: no list of the trial had two pages
 }
@@ -125,6 +126,12 @@ func (t *Trial) Run(ctx context.Context, other string, stopped func() bool) (r T
 		if r.UpdateMissing, err = outcomeOfTrial(response, err); err != nil && !errors.Is(err, errNoUpdate) {
 			return r, err
 		}
+	}
+	if err := t.next(stopped, missing); err != nil {
+		return r, err
+	}
+	if r.DeleteMissing, err = outcomeOfTrial(chat.Response{}, t.del(ctx, missing)); err != nil {
+		return r, err
 	}
 	if known && r.UnknownUser == TrialAccepted {
 		err = t.page(ctx, stopped, pages, &r)
@@ -247,12 +254,16 @@ func (t *Trial) Clean(ctx context.Context, late time.Time) error {
 			return nil
 		}
 		for _, g := range left {
-			_, err := call(ctx, t.a, chat.DelContactGroup, func(ctx context.Context) (struct{}, error) {
-				return struct{}{}, t.w.api.Delete(ctx, t.a.result.FromAccount, g.Name)
-			}, nil)
-			if err != nil {
+			if err := t.del(ctx, g.Name); err != nil {
 				return err
 			}
 		}
 	}
+}
+
+func (t *Trial) del(ctx context.Context, group string) error {
+	_, err := call(ctx, t.a, chat.DelContactGroup, func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, t.w.api.Delete(ctx, t.a.result.FromAccount, group)
+	}, nil)
+	return err
 }

@@ -130,6 +130,7 @@ func oldServer(t *testing.T, s *shell) {
 const natsAccounts = `accounts {
 	SOUND { jetstream: enabled, users: [{user: sound, password: p}] }
 	NONE { users: [{user: none, password: p}] }
+	FEW { jetstream: { max_streams: 2 }, users: [{user: few, password: p}] }
 	SMALL { jetstream: { max_file: 60MB, max_mem: 1MB }, users: [{user: small, password: p}] }
 	LOCKED { jetstream: enabled, users: [
 		{user: halfway, password: p, permissions: { publish: { deny: ["$KV.groupferry-control.import.*", "groupferry.results.>"] } } }
@@ -232,6 +233,7 @@ func TestDoctorFindsFaults(t *testing.T) {
 		{name: "another password", plant: as("nobody"), finding: "NATS", what: `refuses user "nobody"`, remedy: "NATS_CREDS", code: exitFailed},
 		{name: "small messages", plant: set("NATS_URL", "nats://"+small.client), finding: "NATS limits", what: "max_payload 64 KiB", remedy: "max_payload: 1MB", code: exitFailed},
 		{name: "small storage", plant: as("small"), finding: "NATS limits", what: "MiB left", remedy: "max_file", code: exitFailed},
+		{name: "few streams", plant: as("few"), finding: "streams", what: "maximum number of streams", remedy: "allow the account more streams", code: exitFailed},
 		{name: "copies", plant: as("sound"), args: []string{"--replicas", "3", "--namespace", "copies"}, finding: "streams", what: "replicas", remedy: "cluster of 3", code: exitFailed},
 		{name: "may not write", plant: as("halfway"), finding: "NATS user", what: "may neither import nor work: import (denied: $KV.groupferry-control.import.groupferry-doctor)",
 			remedy: "deploy/nats/groupferry.conf", code: exitFailed},

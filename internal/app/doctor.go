@@ -310,7 +310,10 @@ func (d *doctor) nats(ctx context.Context) {
 	if err := n.openQueue(ctx); err != nil {
 		d.without("the streams cannot be used")
 		remedy := d.natsRemedy(err)
-		if cfg.Replicas > 1 && strings.Contains(err.Error(), "replicas") {
+		switch {
+		case strings.Contains(err.Error(), "maximum number of streams"):
+			remedy = "allow the account more streams, or use another one: a namespace has five"
+		case cfg.Replicas > 1 && strings.Contains(err.Error(), "replicas"):
 			remedy = fmt.Sprintf("use a cluster of %d servers or more, or fewer %s", cfg.Replicas, d.cfg.Named("replicas"))
 		}
 		d.add("streams", Failed, err.Error(), remedy)

@@ -177,7 +177,7 @@ func TestTrial(t *testing.T) {
 			test.cfg.Existing, test.cfg.Names, test.cfg.Rate = r.existing, r.names, -1
 			p := newPatient(t, dir, fmt.Sprintf("r%d-%d", i, k), test.cfg)
 			report := p.look(tried)
-			want := worker.TrialResult{UnknownUser: test.user, UnknownGroup: test.chat, UpdateMissing: test.updateMissing, Page: test.page, PageOrMore: test.more}
+			want := worker.TrialResult{UnknownUser: test.user, UnknownGroup: test.chat, UpdateMissing: test.updateMissing, Page: test.page, PageOrMore: test.more, DeleteMissing: accepted}
 			want.Create, want.Names = r.known()
 			if report.Trial == nil || !report.Trial.Kept {
 				t.Fatalf("%+v, %d: got %+v", r, k, report)

@@ -46,7 +46,7 @@ const trialVersion = 1
 const groupsPrefix = "groupferry-doctor-"
 
 // cleanLimit is how long it may take to delete what a trial wrote, also after a stop.
-const cleanLimit = 20 * time.Second
+const cleanLimit = time.Minute
 
 // trialLeft is how long the calls of a killed process may still take effect. Tests that know better set it.
 var trialLeft = broker.FailTime("GROUPFERRY_TRIAL_LEFT", worker.TrialLeft)
@@ -219,7 +219,8 @@ func (d *doctor) found(r *worker.TrialResult, kept error) {
 	if missing == "" {
 		missing = "not tried"
 	}
-	d.ok("errors", "unknown user: %s; unknown group chat: %s; update of a group that does not exist: %s", r.UnknownUser, r.UnknownGroup, missing)
+	d.ok("errors", "unknown user: %s; unknown group chat: %s; a group that does not exist: update: %s; del: %s",
+		r.UnknownUser, r.UnknownGroup, missing, r.DeleteMissing)
 	switch {
 	case r.Page == 0:
 		d.skip("page", "the API takes no conversation with an unknown user, so no long list can be made")
