@@ -22,40 +22,38 @@ func (p *program) doctorCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Check all that an import needs, before there is one",
-		Long: `doctor checks what run, import and work need, with the same flags: the settings, the
-key file, the way to the API, the credentials and the app's edition, the clock, which
-commands the API offers, the time of a call and whether the rate can be had with it,
-NATS, its limits, and what the user there may do, the disk, and what is in the
-namespace. Each finding that is not ok has a remedy below it. A check that needs
-another one which failed is skipped.
+		Long: `doctor checks what run, import and work need, with the same flags: the settings,
+the key file, the way to the API, the credentials and the app's edition, the
+clock, which commands the API offers, the time of a call and whether the rate
+can be had with it, NATS, its limits, and what the user there may do, the disk,
+and what is in the namespace. A finding that is not ok has a remedy below it. A
+check that needs another one which failed is skipped.
 
-It makes some 12 calls, which count against the limit as those of workers do. They write
-nothing: commands that write are called without a user, which they refuse. Beside a
-worker that runs, only get_contact_group is called. The streams of the namespace, or the
-data directory, are made if they are not there.
+It makes some 12 calls, which count against the limit as those of workers do.
+They write nothing: commands that write are called without a user, which they
+refuse. Beside a worker that runs, only get_contact_group is called. The streams
+of the namespace, or the data directory, are made if they are not there.
 
---try-account ID finds out on a throw-away user what no document says: what create does
-to a group that exists, whether names that differ in case are one group, which errors
-come for a conversation and which for a call, and how many conversations a page has.
-Workers use it. The user has to be in the app, and must have no group. What is written
-is deleted again, on Ctrl-C too; after a kill the next doctor with --try-account does it.
-
-Exit codes:
-  0    nothing failed; there may be warnings
-  1    a check failed
-  2    usage
-  130  interrupted`,
-		Example: `  groupferry doctor --region singapore --sdk-app-id 1400000000 --secret-key-file key
-  groupferry doctor --region singapore --sdk-app-id 1400000000 --secret-key-file key --try-account nobody-1`,
+--try-account ID finds out on a throw-away user what no document says: what
+create does to a group that exists, whether names that differ in case are one
+group, which errors come for a conversation and which for a call, and how many
+conversations a page has. Workers use it. The user has to be in the app, and
+must have no group. What is written is deleted again, on Ctrl-C too; after a
+kill the next doctor with --try-account does it.`,
+		Annotations: exits{exitDone: "nothing failed; there may be warnings", exitFailed: "a check failed", exitUsage: "usage", exitInterrupted: ""}.annotations(),
+		Example: `  groupferry doctor --region singapore --sdk-app-id 1400000000 \
+      --secret-key-file key
+  groupferry doctor --region singapore --sdk-app-id 1400000000 \
+      --secret-key-file key --try-account nobody-1`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return d.run(cmd.Context()) },
 	}
-	d.api.add(cmd)
-	d.queue.add(cmd)
-	d.out.add(cmd, "text", "json")
 	f := cmd.Flags()
 	f.StringVar(&d.account, "try-account", "", "`ID` of a throw-away user, on whom to find out what the API does")
 	f.StringVar(&d.spoolDir, "spool-dir", "", "`directory` in which large input is sorted (default: that for temporary files)")
+	d.api.add(cmd)
+	d.queue.add(cmd)
+	d.out.add(cmd, "text", "json")
 	p.consoleFlags(cmd)
 	return cmd
 }
