@@ -744,7 +744,11 @@ func (d *doctor) commands(ctx context.Context, e *Engine, pace *governor.Governo
 			result, what = Failed, "neither is get_contact_group: nothing is written, for create may empty a group"
 			remedy = "check " + d.cfg.Named("region") + " or " + d.cfg.Named("api-url") + "; --accept-replace writes all the same"
 		}
-		d.add(string(c), result, fmt.Sprintf("not offered (%s): %s", failure.Reason(), what), remedy)
+		why := "not offered"
+		if !failure.NotOffered() {
+			why = "refused"
+		}
+		d.add(string(c), result, fmt.Sprintf("%s (%s): %s", why, failure.Reason(), what), remedy)
 	}
 	switch {
 	case e.besideLeader():
