@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -122,11 +121,7 @@ func (d *doctor) run(ctx context.Context) error {
 		return engine
 	}
 	if d.out.format == "text" {
-		width := 0
-		if onTerminal(d.stdout) {
-			width = d.console.width
-		}
-		cfg.OnFinding = func(f app.Finding) { io.WriteString(d.stdout, shown(findingText(f, width))) }
+		cfg.OnFinding = func(f app.Finding) { io.WriteString(d.stdout, findingText(f, lookOf(d.stdout))) }
 	}
 	report, err := app.Doctor(untilLeft(ctx), ctx.Done(), cfg)
 	if werr := d.out.write(d.stdout, report, func() string { return doctorText(&report) }); werr != nil {
@@ -160,16 +155,17 @@ func (d *doctor) secretSetting() string {
 const findingIndent = 26
 
 // findingText is a line, and one with the remedy; more of them where it has to fit into a width.
-func findingText(f app.Finding, width int) string {
+func findingText(f app.Finding, l look) string {
 	mark := f.Result
 	if mark == app.Failed {
 		mark = "FAILED"
 	}
-	text := fmt.Sprintf("%-8s %-16s %s\n", mark, f.Name, wrapped(inLine(f.What), width))
+	text := fmt.Sprintf("%-8s %-16s %s\n", mark, f.Name, wrapped(inLine(f.What), l.width))
 	if f.Remedy != "" {
-		text += strings.Repeat(" ", findingIndent) + wrapped("remedy: "+inLine(f.Remedy), width) + "\n"
+		text += strings.Repeat(" ", findingIndent) + wrapped("remedy: "+inLine(f.Remedy), l.width) + "\n"
 	}
-	return text
+	c := map[string]color{app.Fine: green, app.Warning: yellow, app.Failed: red}[f.Result]
+	return l.paint(c, mark) + shown(text)[len(mark):]
 }
 
 // wrapped breaks the text of a finding between words, so that it fits into a width; 0 is any.
@@ -177,7 +173,7 @@ func wrapped(text string, width int) string {
 	var b strings.Builder
 	at := findingIndent
 	for i, word := range strings.Split(text, " ") {
-		n := utf8.RuneCountInString(word)
+		n := columns(word)
 		switch {
 		case i == 0:
 		case width > 0 && at+1+n >= width:

@@ -370,8 +370,11 @@ func TestFindingText(t *testing.T) {
 		"                          host may read it\n" +
 		"                          remedy: chmod 600 key\n"
 	for width, want := range map[int]string{0: wide, 80: wide, 60: narrow} {
-		if got := findingText(f, width); got != want {
+		if got := findingText(f, look{width: width}); got != want {
 			t.Errorf("in %d columns: got\n%s\nwant\n%s", width, got, want)
+		}
+		if got := findingText(f, look{width: width, color: true}); got != "\x1b[31mFAILED\x1b[0m"+strings.TrimPrefix(want, "FAILED") {
+			t.Errorf("in %d columns, with colors: got %q", width, got)
 		}
 	}
 }
