@@ -192,6 +192,9 @@ func TestTrial(t *testing.T) {
 			if !report.Healthy {
 				t.Errorf("%+v, %d: got %+v, want it to be healthy", r, k, report)
 			}
+			if says := finding(report, "create").What; strings.Contains(says, "with update") && test.cfg.NoUpdate {
+				t.Errorf("%+v, %d: got %q, though update is not offered", r, k, says)
+			}
 			if known := p.known(); known == nil || known.Create != want.Create || known.Names != want.Names || known.NoUpdateAt.IsZero() == test.cfg.NoUpdate {
 				t.Errorf("%+v, %d: workers know %+v, want %+v", r, k, known, want)
 			}

@@ -195,11 +195,15 @@ func (d *doctor) isEmpty(ctx context.Context, t *worker.Trial) (bool, error) {
 // found makes findings of what a trial found.
 func (d *doctor) found(r *worker.TrialResult, kept error) {
 	result, remedy := Fine, ""
+	otherwise := "workers add with update_contact_group first"
+	if !d.offers[chat.UpdateContactGroup] {
+		otherwise = "workers read each group, and write it as a whole"
+	}
 	what := map[worker.Reading]string{
 		worker.Append:  "adds to it: one call for each group",
-		worker.Replace: "replaces what it holds: workers add with update_contact_group first",
-		worker.Refuse:  "refuses: workers add with update_contact_group first",
-		"":             "could not be found out: workers add with update_contact_group first",
+		worker.Replace: "replaces what it holds: " + otherwise,
+		worker.Refuse:  "refuses: " + otherwise,
+		"":             "could not be found out: " + otherwise,
 	}[r.Create]
 	if r.Create == "" {
 		result = Warning
