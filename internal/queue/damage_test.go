@@ -56,9 +56,9 @@ func TestTermRetries(t *testing.T) {
 	}
 	l.complete(t, 2)
 	i = record(t, q, "imp")
-	want := Counts{Results: 140, Calls: 100, LastResult: i.Counts.LastResult}
+	want := Counts{Results: 140, Calls: 100, LastResult: i.Counts.LastResult, Codes: map[string]int64{"50001": 1}}
 	want.Jobs.Done, want.Jobs.Partial, want.Conversations.Done, want.Conversations.Failed = 99, 1, 199, 1
-	if i.State != Complete || i.Counts != want {
+	if i.State != Complete || !sameCounts(i.Counts, want) {
 		t.Errorf("got %+v, want complete with %+v", i, want)
 	}
 	all := exported(t, q, "imp")

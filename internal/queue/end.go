@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"reflect"
 	"strconv"
 	"time"
 
@@ -547,9 +549,9 @@ func (q *Queue) stateCounts(ctx context.Context, i *Import) (Counts, error) {
 }
 
 func sameCounts(a, b Counts) bool {
-	same := a.LastResult.Equal(b.LastResult)
-	a.LastResult, b.LastResult = time.Time{}, time.Time{}
-	return same && a == b
+	same := a.LastResult.Equal(b.LastResult) && maps.Equal(a.Codes, b.Codes)
+	a.LastResult, b.LastResult, a.Codes, b.Codes = time.Time{}, time.Time{}, nil, nil
+	return same && reflect.DeepEqual(a, b)
 }
 
 // removeStale removes a checkpoint that does not belong to the present generation of its import: one without jobs, left

@@ -42,15 +42,16 @@ func TestCountsOfAMirror(t *testing.T) {
 	for _, r := range mirrorResults("i") {
 		c.add(shareOf(&r), 1)
 	}
-	want := Counts{Conversations: Ended{Done: 2}, Removals: Ended{Done: 2, Failed: 2}, Restored: Ended{Done: 1}, Deleted: 1, Renamed: 1, Calls: 10}
+	want := Counts{Conversations: Ended{Done: 2}, Removals: Ended{Done: 2, Failed: 2}, Restored: Ended{Done: 1}, Deleted: 1, Renamed: 1, Calls: 10,
+		Codes: map[string]int64{"50002": 1, "50004": 1, "51007": 1}}
 	want.Jobs.Done, want.Jobs.Partial, want.Jobs.Failed = 2, 1, 2
-	if c != want {
+	if !sameCounts(c, want) {
 		t.Errorf("got %+v, want %+v", c, want)
 	}
 	for _, r := range mirrorResults("i") {
 		c.add(shareOf(&r), -1)
 	}
-	if c != (Counts{}) {
+	if !sameCounts(c, Counts{}) {
 		t.Errorf("without them: got %+v", c)
 	}
 }

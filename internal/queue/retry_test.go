@@ -68,7 +68,7 @@ func TestRetry(t *testing.T) {
 			t.Fatalf("%s: got %+v, progress %d, %v", c.id, stats, last, err)
 		}
 		if rec.State != Running || rec.Generation != 1 || rec.Retried != 4 || rec.RetryFrom == 0 || rec.FirstRetry != rec.RetryFrom ||
-			rec.Counts != (Counts{}) || rec.Jobs != 6 {
+			!sameCounts(rec.Counts, Counts{}) || rec.Jobs != 6 {
 			t.Errorf("%s: got %+v", c.id, rec)
 		}
 		wantRetry(t, q, c.id, 1, c.want)

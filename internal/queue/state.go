@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -35,7 +36,18 @@ type Counts struct {
 
 	Calls      int64     `json:"calls"`                // that the newest results took
 	LastResult time.Time `json:"last_result,omitzero"` // by the leader's clock; zero when there is none
+
+	// Codes counts by code what failed by the newest result of each job: conversations that it adds, takes out or keeps, and
+	// a job that failed for a reason of its own. Results that an earlier version wrote are not in it. It is never changed, only
+	// replaced: copies of Counts share it.
+	Codes map[string]int64 `json:"codes,omitempty"`
 }
+
+// maxCodes bounds Counts.Codes; what comes with one more code counts as [OtherCodes].
+const maxCodes = 50
+
+// OtherCodes stands in Counts.Codes for all codes that are not in there by themselves.
+const OtherCodes = "other"
 
 // Ended counts conversations with a result.
 type Ended struct {
@@ -57,14 +69,25 @@ type share struct {
 	added, removed, restored Ended
 	deleted, renamed         int64 // groups
 	calls                    int64
+	codes                    map[string]int64 // nil where nothing failed
 }
 
 func shareOf(r *job.Result) share {
 	s := share{outcome: r.Outcome, calls: int64(r.Calls)}
+	failed := func(code string) {
+		if s.codes == nil {
+			s.codes = make(map[string]int64)
+		}
+		s.codes[code]++
+	}
+	if r.Code != "" && r.FailedConversations() == 0 {
+		failed(r.Code)
+	}
 	for i := range r.Conversations {
 		c, one := &r.Conversations[i], Ended{Done: 1}
 		if c.Code != "" {
 			one = Ended{Failed: 1}
+			failed(c.Code)
 		}
 		switch {
 		case c.Op == job.Remove:
@@ -100,6 +123,22 @@ func (c *Counts) add(s share, times int64) {
 	c.Deleted += times * s.deleted
 	c.Renamed += times * s.renamed
 	c.Calls += times * s.calls
+	if len(s.codes) == 0 {
+		return
+	}
+	codes := make(map[string]int64, len(c.Codes)+len(s.codes))
+	maps.Copy(codes, c.Codes)
+	for code, n := range s.codes {
+		if _, known := codes[code]; !known && (len(codes) >= maxCodes || times < 0) {
+			code = OtherCodes
+		}
+		if codes[code] += times * n; codes[code] <= 0 {
+			delete(codes, code)
+		}
+	}
+	if c.Codes = codes; len(codes) == 0 {
+		c.Codes = nil
+	}
 }
 
 // stateVersion is the version of a state message that this package writes, and the newest that it reads.

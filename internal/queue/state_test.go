@@ -3,7 +3,9 @@ package queue
 import (
 	"encoding/json"
 	"errors"
+	"maps"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -72,5 +74,35 @@ func TestCounts(t *testing.T) {
 	c.add(shareOf(&failed), -1)
 	if c.Jobs.Partial != 0 || c.Jobs.Done != 1 || c.Conversations.Done != 3 || c.Conversations.Failed != 0 || c.Calls != 5 {
 		t.Errorf("replaced by one that is done: got %+v", c)
+	}
+}
+
+// What failed is counted by code, in a bounded number of them; what a retry replaces counts no more, and a copy of the counts
+// stays as it is.
+func TestCountsOfCodes(t *testing.T) {
+	want := func(when string, c *Counts, want map[string]int64) {
+		t.Helper()
+		if !maps.Equal(c.Codes, want) {
+			t.Errorf("%s: got %v, want %v", when, c.Codes, want)
+		}
+	}
+	var c Counts
+	two := job.Result{Outcome: job.Partial, Conversations: []job.ConversationResult{
+		{}, {Code: "50001"}, {Code: "51007"}, {Code: "51007", Conversation: job.Conversation{Op: job.Remove}}}}
+	renamed := job.Result{Outcome: job.Failed, Code: "not-renamed", Rename: "old"}
+	c.add(shareOf(&two), 1)
+	copied := c
+	c.add(shareOf(&renamed), 1)
+	want("all", &c, map[string]int64{"50001": 1, "51007": 2, "not-renamed": 1})
+	want("a copy", &copied, map[string]int64{"50001": 1, "51007": 2})
+	c.add(shareOf(&two), -1)
+	want("replaced", &c, map[string]int64{"not-renamed": 1})
+	c.add(shareOf(&two), -1) // as where an earlier version did not count it
+	want("replaced, and never counted", &c, map[string]int64{"not-renamed": 1})
+	for i := range 2 * maxCodes {
+		c.add(shareOf(&job.Result{Outcome: job.Failed, Code: "x", Conversations: []job.ConversationResult{{Code: strconv.Itoa(i)}}}), 1)
+	}
+	if len(c.Codes) != maxCodes+1 || c.Codes[OtherCodes] != maxCodes+1 {
+		t.Errorf("many codes: got %d and %d others, want %d and %d", len(c.Codes), c.Codes[OtherCodes], maxCodes+1, maxCodes+1)
 	}
 }

@@ -254,7 +254,8 @@ func TestTermCompletesAnImport(t *testing.T) {
 	want := Counts{Results: 700, Calls: 700, LastResult: i.Counts.LastResult}
 	want.Jobs.Done, want.Jobs.Partial, want.Jobs.Failed = 350, 175, 175
 	want.Conversations.Done, want.Conversations.Failed = 875, 525
-	if i.State != Complete || i.Counts != want || i.Counts.LastResult.IsZero() {
+	want.Codes = map[string]int64{"50001": 525}
+	if i.State != Complete || !sameCounts(i.Counts, want) || i.Counts.LastResult.IsZero() {
 		t.Errorf("record: got %+v, want complete with %+v", i, want)
 	}
 	if got := len(written(t, q, "imp")); got != 700 {
@@ -267,7 +268,7 @@ func TestTermCompletesAnImport(t *testing.T) {
 		t.Errorf("exported %d failures, want 350", len(got))
 	}
 	p, err := q.Progress(t.Context(), "imp")
-	if err != nil || p.Counts != want || p.Pending != 0 {
+	if err != nil || !sameCounts(p.Counts, want) || p.Pending != 0 {
 		t.Errorf("progress: got %+v, %v", p, err)
 	}
 	wait(t, "idle", l.Idle)
