@@ -69,6 +69,9 @@ const (
 	remedyAdmin   = "set the admin to an app admin account of this app"
 	remedyRequest = "check the API URL, the SDKAppID and the admin account"
 	remedyRegion  = "check the SDKAppID and that the region is the one the app was made in"
+	remedyLater   = "try again later; if it stays, ask the vendor"
+	remedyAccount = "import the account of that user into the app, then retry"
+	remedyReport  = "please report it: the request should not have been made so"
 )
 
 type codeFacts struct {
@@ -81,33 +84,33 @@ type codeFacts struct {
 // codes is the one table of what is known about a code, in the order of the codes. Numbers and meanings are from the
 // vendor's list of error codes and the document of each command; the classes are this project's.
 var codes = [...]codeFacts{
-	{50001, Permanent, "the user id was never imported", ""},
-	{50002, Permanent, "bad parameter", ""},
+	{50001, Permanent, "the user id was never imported", remedyAccount},
+	{50002, Permanent, "bad parameter", "fix the row: an id or a name in it is none that the API takes"},
 	{50003, Halt, "the caller is no app admin", remedyAdmin},
-	{50004, Retry, "internal error", ""},
-	{50005, Retry, "internal timeout", ""},
-	{51006, Permanent, "no conversations, or more than 100", ""},
-	{51007, ItemRetry, "the group id could not be resolved: an internal error, or the group was disbanded", ""},
-	{51008, Permanent, "more than 1,000 conversations", ""},
-	{51009, Permanent, "no such group", ""},
-	{51010, Permanent, "more than 20 groups", ""},
-	{51011, Permanent, "the group name has more than 32 bytes", ""},
-	{51012, Permanent, "too many pinned conversations", ""},
+	{50004, Retry, "internal error", remedyLater},
+	{50005, Retry, "internal timeout", remedyLater},
+	{51006, Permanent, "no conversations, or more than 100", "set the chunk size to 100 or less"},
+	{51007, ItemRetry, "the group id could not be resolved: an internal error, or the group was disbanded", "check that the group chat exists, then retry"},
+	{51008, Permanent, "more than 1,000 conversations", "put the rest into another group"},
+	{51009, Permanent, "no such group", "retry: the group is created anew"},
+	{51010, Permanent, "more than 20 groups", "put the rows into fewer groups of that user, or delete some of them in the app"},
+	{51011, Permanent, "the group name has more than 32 bytes", "shorten the name: a Chinese character has 3 bytes"},
+	{51012, Permanent, "too many pinned conversations", "have the user unpin some"},
 	{51013, Halt, "the app's edition lacks the feature", "upgrade the app to the Ultimate edition in the console"},
 	{60002, HaltRepeated, "the URL could not be parsed", remedyRequest},
-	{60003, Permanent, "the JSON could not be parsed", ""},
+	{60003, Permanent, "the JSON could not be parsed", remedyReport},
 	{60004, HaltRepeated, "the account or the signature of the request is wrong", remedyRequest},
 	{60005, HaltRepeated, "the account or the signature of the request is wrong", remedyRequest},
 	{60006, Halt, "bad SDKAppID", "check the SDKAppID"},
 	{60007, Throttle, "over the call limit of this command", ""},
-	{60008, Retry, "the service timed out", ""},
+	{60008, Retry, "the service timed out", remedyLater},
 	{60009, Halt, "wrong resource: the command is not offered here", "check the API URL and the region"},
 	{60010, Halt, "the caller is no app admin", remedyAdmin},
 	{60011, Throttle, "over the call limit of the app", ""},
 	{60012, Halt, "the SDKAppID is missing", "set the SDKAppID"},
-	{60013, Retry, "the service's response could not be parsed", ""},
-	{60014, Retry, "the change of accounts timed out", ""},
-	{60015, Permanent, "an account in the request is no string", ""},
+	{60013, Retry, "the service's response could not be parsed", remedyLater},
+	{60014, Retry, "the change of accounts timed out", remedyLater},
+	{60015, Permanent, "an account in the request is no string", remedyReport},
 	{60016, Halt, "the app is disabled", "enable the app in the console"},
 	{60017, Halt, "forbidden", "ask the vendor why requests of this app are forbidden"},
 	{60018, Throttle, "too many requests", ""},
@@ -124,18 +127,18 @@ var codes = [...]codeFacts{
 	{70016, Halt, "no key was found for the app", remedyRegion},
 	{70020, Halt, "the app was not found", remedyRegion},
 	{70050, Halt, "locked for a minute after repeated signature failures", remedyKey + ", and wait a minute"},
-	{70051, Permanent, "the account is blocked", ""},
+	{70051, Permanent, "the account is blocked", "unblock the account in the console, or leave its rows out"},
 	{70052, Refresh, "the UserSig is no longer valid", "set a fresh UserSig, or the secret key"},
-	{70107, Permanent, "the account does not exist", ""},
+	{70107, Permanent, "the account does not exist", remedyAccount},
 	{70114, Halt, "rejected for security reasons", "check the secret key and the admin account"},
-	{70169, Retry, "internal timeout of the account system", ""},
-	{70202, Retry, "internal timeout of the account system", ""},
-	{70206, Permanent, "bad number in the request", ""},
-	{70398, Permanent, "over the limit of accounts", ""},
-	{70402, Permanent, "bad parameter for the account system", ""},
+	{70169, Retry, "internal timeout of the account system", remedyLater},
+	{70202, Retry, "internal timeout of the account system", remedyLater},
+	{70206, Permanent, "bad number in the request", remedyReport},
+	{70398, Permanent, "over the limit of accounts", "have the vendor raise the limit of the app"},
+	{70402, Permanent, "bad parameter for the account system", remedyReport},
 	{70403, Halt, "the caller may not do this", remedyAdmin},
-	{70500, Retry, "internal error of the account system", ""},
-	{80001, Permanent, "the text was rejected by the content filter", ""},
+	{70500, Retry, "internal error of the account system", remedyLater},
+	{80001, Permanent, "the text was rejected by the content filter", "change the name of the group, or the content filter of the app"},
 }
 
 // lookup finds what is known about a code.
@@ -167,7 +170,8 @@ func Meaning(code int) string {
 	return lookup(code).meaning
 }
 
-// Remedy says what an operator does about a code of class [Halt], [HaltRepeated] or [Refresh], and is empty for others.
+// Remedy says what an operator does about a code. It is empty for class [Throttle], where nobody has to, and for a code that is
+// in no document.
 func Remedy(code int) string {
 	return lookup(code).remedy
 }

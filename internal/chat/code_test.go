@@ -34,9 +34,8 @@ func TestEveryCodeHasItsClass(t *testing.T) {
 			if got := ClassOf(code); got != class {
 				t.Errorf("class of %d: got %v, want %v", code, got, class)
 			}
-			stops := class == Halt || class == HaltRepeated || class == Refresh
-			if got := Remedy(code) != ""; got != stops {
-				t.Errorf("remedy of %d: got %q, want one: %v", code, Remedy(code), stops)
+			if got, want := Remedy(code) != "", class != Throttle; got != want {
+				t.Errorf("remedy of %d: got %q, want one: %v", code, Remedy(code), want)
 			}
 			if m := Meaning(code); m == "" || m == Meaning(1) {
 				t.Errorf("meaning of %d: got %q, want its own", code, m)

@@ -109,7 +109,7 @@ func (e *Error) NotOffered() bool {
 	return e.Code == CodeNotOffered || e.Code == 0 && e.Status == 404
 }
 
-// Remedy says what an operator does about an error that stops everything, and is empty where nothing is known.
+// Remedy says what an operator does about an error, and is empty where nothing is known.
 func (e *Error) Remedy() string {
 	switch {
 	case e.NotOffered():
