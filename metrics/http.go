@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"time"
@@ -18,17 +17,7 @@ const (
 	maxScrapes    = 4
 )
 
-const index = `<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>groupferry</title></head>
-<body><h1>groupferry</h1>
-<ul>
-<li><a href="/metrics">/metrics</a> what happened, for Prometheus</li>
-<li><a href="/livez">/livez</a> 200 while the process runs</li>
-<li><a href="/readyz">/readyz</a> 200 while jobs can be done, else 503 and why not</li>
-</ul></body></html>
-`
-
-// Handler serves /metrics, /livez, /readyz and a page at / that links them.
+// Handler serves /metrics, /livez and /readyz.
 //
 // /livez says 200 as long as the process can respond at all: a process that waits for NATS or for the API must not be
 // restarted for it. /readyz says 200 when ready is nil or returns nil, and otherwise 503 with the text of the error,
@@ -51,10 +40,6 @@ func (m *Metrics) Handler(ready func() error) http.Handler {
 			}
 		}
 		respond(w, http.StatusOK, "ok")
-	})
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		io.WriteString(w, index) // an error means that the client left
 	})
 	return mux
 }

@@ -28,7 +28,6 @@ func TestHandler(t *testing.T) {
 		status int
 		body   string // part of it
 	}{
-		{"index", nil, "/", 200, `href="/readyz"`},
 		{"metrics", nil, "/metrics", 200, "groupferry_jobs_in_flight 0"},
 		{"alive", nil, "/livez", 200, "ok\n"},
 		{"alive though halted", halted, "/livez", 200, "ok\n"},

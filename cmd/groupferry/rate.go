@@ -26,31 +26,33 @@ CALLS it shows what is set, and 0 leaves it to the workers again: the lowest
 			}
 			return nil
 		},
-	}, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
-		if len(args) == 0 {
-			rate, err := s.Rate(ctx)
-			if err == nil {
-				_, err = fmt.Fprintln(p.stdout, rate)
-			}
-			return err
+	}, p.rate)
+}
+
+func (p *program) rate(ctx context.Context, s *app.Namespace, args []string, where string) error {
+	if len(args) == 0 {
+		rate, err := s.Rate(ctx)
+		if err == nil {
+			_, err = fmt.Fprintln(p.stdout, rate)
 		}
-		n, err := strconv.Atoi(args[0])
-		if err != nil || n < 0 {
-			return usagef("rate %q: a number of calls a second", args[0])
+		return err
+	}
+	n, err := strconv.Atoi(args[0])
+	if err != nil || n < 0 {
+		return usagef("rate %q: a number of calls a second", args[0])
+	}
+	if err := s.SetRate(ctx, n); err != nil {
+		return err
+	}
+	if n == 0 {
+		p.console.event("the rate is the one that all processes were started with").
+			print("the rate is what the workers were started with: the lowest of theirs")
+	} else {
+		p.console.event("the rate is set", "calls_per_second", n).print("at most %d calls a second for each command", n)
+		if n > chat.MaxRate {
+			p.console.event("the rate is more than an app of the vendor has", "calls_per_second", n).
+				warn("an app has %d calls a second: workers with a --region keep to that, or to their --app-limit", chat.MaxRate)
 		}
-		if err := s.SetRate(ctx, n); err != nil {
-			return err
-		}
-		if n == 0 {
-			p.console.event("the rate is the one that all processes were started with").
-				print("the rate is what the workers were started with: the lowest of theirs")
-		} else {
-			p.console.event("the rate is set", "calls_per_second", n).print("at most %d calls a second for each command", n)
-			if n > chat.MaxRate {
-				p.console.event("the rate is more than an app of the vendor has", "calls_per_second", n).
-					warn("an app has %d calls a second: workers with a --region keep to that, or to their --app-limit", chat.MaxRate)
-			}
-		}
-		return nil
-	})
+	}
+	return nil
 }

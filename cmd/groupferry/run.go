@@ -54,7 +54,7 @@ and nothing is kept unless --data-dir names a place for it.`,
 	r.out.add(cmd, "text", "json")
 	cmd.Flags().BoolVar(&r.simulate, "simulate", false, "call a simulated API in this process")
 	r.keep.add(cmd)
-	listenFlag(cmd, &r.listen, "", "`address` for metrics and status, such as 127.0.0.1:9477 (default off)")
+	r.serve.add(cmd, "", "such as 127.0.0.1:9477 (default off)")
 	p.consoleFlags(cmd)
 	return cmd
 }
@@ -68,7 +68,7 @@ type runner struct {
 	out      outputFlag
 	sync     syncFlags
 	simulate bool
-	listen   string
+	serve    serveFlags
 	keep     keepFlag
 	sim      *chatsim.Sim
 }
@@ -93,11 +93,14 @@ func (r *runner) run(cmd *cobra.Command, inputs []string) error {
 		return err
 	}
 	defer api.Close()
-	monitor, stopServing, err := r.program.listen(r.listen)
+	monitor, stopServing, err := r.program.listen(&r.serve, true)
 	if err != nil {
 		return err
 	}
 	defer stopServing()
+	if monitor != nil {
+		r.console.event("serving the page, metrics and status", "url", "http://"+monitor.Address).print("the page: http://%s", monitor.Address)
+	}
 
 	target := func(*program) (string, error) { return app.Target(r.api.identity(), api.Address()), nil }
 	open := func() (*app.Namespace, error) { return r.open(ctx, r.queue, false) }
@@ -107,6 +110,7 @@ func (r *runner) run(cmd *cobra.Command, inputs []string) error {
 	}
 	defer s.Close()
 	defer in.Close()
+	defer monitor.Control(ctx, r.actions(s, r.queue.args(r.program)))()
 	if night != nil {
 		defer night.Release(context.WithoutCancel(ctx))
 	}

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,6 +27,7 @@ import (
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
 	"groupferry/internal/governor"
+	"groupferry/internal/page"
 	"groupferry/internal/queue"
 	"groupferry/internal/redact"
 	"groupferry/worker"
@@ -603,23 +605,58 @@ func (k *keepFlag) String() string {
 
 func (k *keepFlag) Type() string { return "time" }
 
-// listenFlag adds the flag --listen.
-func listenFlag(cmd *cobra.Command, address *string, usual, usage string) {
+// serveFlags say where the page, metrics and status are served, and who may use the buttons of the page.
+type serveFlags struct{ address, tokenFile string }
+
+func (s *serveFlags) add(cmd *cobra.Command, address, off string) {
 	defer inGroup(cmd, outputGroup)()
-	cmd.Flags().StringVar(address, "listen", usual, usage)
+	f := cmd.Flags()
+	f.StringVar(&s.address, "listen", address, "`address` of the page, metrics and status, for whoever reaches it; "+off)
+	f.StringVar(&s.tokenFile, "page-token-file", "", "`file` with a token of at least 16 characters; who gives it may pause, "+
+		"resume, retry and set the rate on the page (default: nobody)")
 }
 
-// listen serves metrics and status at the address until stop is called; "" and "off" mean nowhere, and no monitor.
-func (p *program) listen(address string) (m *app.Monitor, stop func(), err error) {
-	if address == "" || address == "off" {
+// listen serves the page, metrics and status until stop is called; "" and "off" mean nowhere, and no monitor. A
+// command may read its input before it does anything else.
+func (p *program) listen(s *serveFlags, readsInput bool) (m *app.Monitor, stop func(), err error) {
+	if s.address == "" || s.address == "off" {
+		if p.given["page-token-file"] {
+			return nil, nil, hint(usagef("--page-token-file: no page is served"), "add --listen 127.0.0.1:9477")
+		}
 		return nil, func() {}, nil
 	}
-	l, err := net.Listen("tcp", address)
+	var token string
+	if s.tokenFile != "" {
+		if token, err = p.readToken(s.tokenFile); err != nil {
+			return nil, nil, err
+		}
+	}
+	l, err := net.Listen("tcp", s.address)
 	if err != nil {
 		return nil, nil, hint(usagef("%s: %w", p.named("listen"), err), "choose another address, or --listen off")
 	}
 	m = app.NewMonitor(build())
+	m.ReadsInput, m.Token = readsInput, token
 	return m, m.Serve(l, p.console.log), nil
+}
+
+// readToken reads the token of the page.
+func (p *program) readToken(file string) (string, error) {
+	setting := p.named("page-token-file")
+	secret, err := readSecret(file, setting)
+	if err != nil {
+		return "", err
+	}
+	token := secret.Reveal()
+	if n := utf8.RuneCountInString(token); n < page.MinToken {
+		return "", hint(usagef("%s: %s has %d characters, and needs at least %d", setting, file, n, page.MinToken),
+			"openssl rand -hex 16 > %s", quoted(file))
+	}
+	if info, err := os.Stat(file); err == nil && runtime.GOOS != "windows" && info.Mode().Perm()&0o004 != 0 {
+		p.console.event("everybody on this host can read the token of the page", "file", file).
+			warn("%s: everybody on this host can read %s; chmod 600 helps", setting, file)
+	}
+	return token, nil
 }
 
 // wallClock replaces the machine's wall clock in tests that set it; nil otherwise.

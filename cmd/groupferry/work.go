@@ -16,7 +16,7 @@ func (p *program) workCommand() *cobra.Command {
 	var api apiFlags
 	var qf queueFlags
 	var drain bool
-	var address string
+	var serve serveFlags
 	var keep keepFlag
 	cmd := &cobra.Command{
 		Use:   "work",
@@ -49,13 +49,13 @@ finish for up to 30 seconds, the second leaves at once; neither loses anything.`
 				return err
 			}
 			defer client.Close()
-			monitor, stopServing, err := p.listen(address)
+			monitor, stopServing, err := p.listen(&serve, false)
 			if err != nil {
 				return err
 			}
 			defer stopServing()
 			if monitor != nil {
-				p.console.log.Info("serving metrics and status", "url", "http://"+monitor.Address)
+				p.console.log.Info("serving the page, metrics and status", "url", "http://"+monitor.Address)
 			}
 			s, err := app.OpenWaiting(ctx, qf.config(p, drain), monitor)
 			switch {
@@ -68,6 +68,7 @@ finish for up to 30 seconds, the second leaves at once; neither loses anything.`
 				return noData(err)
 			}
 			defer s.Close()
+			defer monitor.Control(ctx, p.actions(s, qf.args(p)))()
 			resume := "groupferry resume" + qf.args(p)
 			cfg := p.processConfig(s, client, &api, "")
 			cfg.Monitor, cfg.Drain, cfg.Keep = monitor, drain, time.Duration(keep)
@@ -97,7 +98,7 @@ finish for up to 30 seconds, the second leaves at once; neither loses anything.`
 	qf.add(cmd)
 	cmd.Flags().BoolVar(&drain, "drain", false, "end when every job has its result")
 	keep.add(cmd)
-	listenFlag(cmd, &address, "127.0.0.1:9477", "`address` for metrics and status; off for none")
+	serve.add(cmd, "127.0.0.1:9477", "off for none")
 	p.consoleFlags(cmd)
 	return cmd
 }

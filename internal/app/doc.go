@@ -7,9 +7,10 @@
 //	doctor     Doctor, which opens the namespace itself
 //	work       OpenWaiting ─► NewProcess ─► Process.Run
 //	others     Open ─► FindImport ─► a method of Namespace: Status, WriteResults, Failures, Retry, Pause, CancelImport, …
+//	buttons    Monitor.Control: what pause, resume, rate and retry do, for the page
 //
-// A [Process] is an [Engine] with those who watch it: the progress line, and a [Monitor], which serves metrics and readiness,
-// and does so before there is a process, too. An engine is one process of a
+// A [Process] is an [Engine] with those who watch it: the progress line, and a [Monitor], which serves metrics, readiness
+// and the page (page.go), and does so before there is a process, too. An engine is one process of a
 // namespace; it joins queue, lease, governor, worker and API client:
 //
 //	            standby ◄────────────── lost, handed over ───────────────┐

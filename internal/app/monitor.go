@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"net/http"
 	"slices"
 	"strconv"
 	"sync"
@@ -13,38 +14,52 @@ import (
 	"time"
 
 	"groupferry/internal/chat"
+	"groupferry/internal/page"
 	"groupferry/internal/queue"
 	"groupferry/metrics"
 )
 
-// A Monitor serves metrics and readiness, all drawn from the [State] of a process. It does so before there is one, too: while
-// the input is read, or NATS is waited for. Use NewMonitor.
+// A Monitor serves metrics, readiness and the page for people, all drawn from the [State] of a process. It does so before
+// there is one, too: while the input is read, or NATS is waited for. Use NewMonitor.
 type Monitor struct {
 	Metrics *metrics.Metrics
 	Address string // where it serves
 
+	ReadsInput bool   // before there is a process
+	Token      string // of the actions of the page; "": there are none
+
+	version string
 	process atomic.Pointer[Process]
-	noNATS  atomic.Bool // there is no process, because NATS is out of reach
+	last    atomic.Pointer[State] // of a process that has ended
+	noNATS  atomic.Bool           // there is no process, because NATS is out of reach
+	actions actions
 }
 
 // NewMonitor returns a monitor for one process. The revision of the program may be unknown.
 func NewMonitor(version, revision string) *Monitor {
-	m := &Monitor{Metrics: newMetrics(metrics.BuildInfo{Version: version, Revision: revision})}
+	m := &Monitor{version: version, Metrics: newMetrics(metrics.BuildInfo{Version: version, Revision: revision})}
 	m.Metrics.Watch(m.snapshot)
 	return m
 }
 
-// Serve serves on l until stop is called, which waits for requests in flight.
+// Serve serves on l until stop is called, which waits for requests in flight, but for open pages: these are told.
 func (m *Monitor) Serve(l net.Listener, log *slog.Logger) (stop func()) {
 	m.Address = l.Addr().String()
 	ctx, cancel := context.WithCancel(context.Background())
+	forPrograms, forPeople := m.Metrics.Handler(m.ready), page.New(m.page, m.Token, m.actions.act)
+	mux := http.NewServeMux()
+	for _, path := range []string{"/metrics", "/livez", "/readyz"} {
+		mux.Handle(path, forPrograms)
+	}
+	mux.Handle("/", forPeople)
 	var serving sync.WaitGroup
 	serving.Go(func() {
-		if err := metrics.Serve(ctx, l, m.Metrics.Handler(m.ready)); err != nil {
+		if err := metrics.Serve(ctx, l, mux); err != nil {
 			log.Error("metrics are not served", "error", err)
 		}
 	})
 	return func() {
+		forPeople.Close()
 		cancel()
 		serving.Wait()
 	}

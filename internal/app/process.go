@@ -139,6 +139,10 @@ func (p *Process) Run(ctx context.Context, stop <-chan struct{}) error {
 	err := p.Engine.Run(ctx, finished)
 	stopWatching()
 	watchers.Wait()
+	if p.cfg.Monitor != nil {
+		last := p.State()
+		p.cfg.Monitor.last.Store(&last)
+	}
 	if err == nil {
 		err = overErr
 	}

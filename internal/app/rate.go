@@ -3,6 +3,7 @@ package app
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,6 +32,8 @@ type announcement struct {
 	Name string `json:"name"`
 	Host string `json:"host"`
 	Rate int    `json:"rate"`
+
+	Reads bool `json:"reads,omitempty"` // it neither leads nor stands by, see reader.go
 }
 
 // rates has what decides about the rate, beside the process itself.
@@ -50,7 +53,7 @@ type otherRate struct {
 func (e *Engine) announce(ctx context.Context) {
 	conn := e.cfg.Namespace.Conn
 	tell := func(rate int) {
-		b, err := json.Marshal(announcement{e.cfg.Name, e.cfg.Host, rate})
+		b, err := json.Marshal(announcement{e.cfg.Name, e.cfg.Host, rate, e.reads()})
 		if err == nil {
 			err = conn.Announce(b)
 		}
@@ -109,7 +112,11 @@ func (e *Engine) changeRates(change func(*rates)) {
 	defer e.rates.mu.Unlock()
 	change(&e.rates)
 	rate, of, differ := e.cfg.Rate, e.cfg.Host, false
+	var hosts []string
 	for _, o := range e.rates.others {
+		if !o.Reads {
+			hosts = append(hosts, o.Host)
+		}
 		differ = differ || o.Rate != e.cfg.Rate
 		if o.Rate < rate || o.Rate == rate && rate < e.cfg.Rate && o.Host < of { // of two, always the same
 			rate, of = o.Rate, o.Host
@@ -121,15 +128,18 @@ func (e *Engine) changeRates(change func(*rates)) {
 	case !differ:
 		of = ""
 	}
+	slices.Sort(hosts)
 	capped := e.cfg.Limit > 0 && rate > e.cfg.Limit
 	if capped {
 		rate = e.cfg.Limit
 	}
 	now, _ := e.state.get()
-	if now.Rate == rate && now.RateOf == of && now.RateSet == e.rates.set && now.RateCapped == capped {
+	if now.Rate == rate && now.RateOf == of && now.RateSet == e.rates.set && now.RateCapped == capped && slices.Equal(now.Others, hosts) {
 		return
 	}
-	e.state.set(func(s *State) { s.Rate, s.RateOf, s.RateSet, s.RateCapped = rate, of, e.rates.set, capped })
+	e.state.set(func(s *State) {
+		s.Rate, s.RateOf, s.RateSet, s.RateCapped, s.Others = rate, of, e.rates.set, capped, hosts
+	})
 	e.candidate.SetRate(rate)
 	if pace, _ := e.present(); pace != nil {
 		pace.SetRate(rate)

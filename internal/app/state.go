@@ -86,6 +86,8 @@ type State struct {
 
 	RoundTrip time.Duration // the shortest of a call that this process has seen; 0 before the first
 
+	Others []string // hosts of the other processes that lead or stand by, in order
+
 	Stopping bool // it was told to stop
 
 	Halt   *Halt   // why no call may be made; nil while they may
@@ -94,12 +96,14 @@ type State struct {
 
 	Progress *Progress // how far the imports are; nil while nobody knows
 
+	Records []*queue.Import         // the newest records of imports, newest first, without Inputs; not to be changed
 	Imports map[string]queue.Import // the newest of each kind, see [kindOf]: its record, without its files; not to be changed
 	Storage map[string]int64        // bytes that NATS keeps, see [queue.Queue.Storage]; nil while nobody knows
 
 	Syncs []queue.Sync // those of the API of this process, by name, as far as it knows; not to be changed
 
 	Tally      Tally                            // what this process did
+	Calls      map[string]CallRate              // of the last ten minutes, by command
 	Commands   map[string]governor.LaneSnapshot // the pace, while it leads
 	Jobs       *queue.TermSnapshot              // the jobs, while it leads
 	Standstill time.Duration                    // how long calls have waited for over a second without any permit, halts apart
@@ -270,7 +274,7 @@ func (e *Engine) Watch() (State, <-chan struct{}) {
 		n := jobs.Snapshot()
 		s.Jobs = &n
 	}
-	s.Tally = e.tally.read()
+	s.Tally, s.Calls = e.tally.read(), e.tally.recent(time.Now())
 	if e.cfg.RoundTrip != nil {
 		s.RoundTrip = e.cfg.RoundTrip.Shortest()
 	}
@@ -405,12 +409,39 @@ func kindOf(i *queue.Import) string {
 	return "single"
 }
 
-// importChanged notes the record of an import, if it is the newest one of its kind.
+// maxRecords bounds State.Records.
+const maxRecords = 100
+
+// noteRecord takes in a record; one that is being deleted goes.
+func noteRecord(all []*queue.Import, i queue.Import) []*queue.Import {
+	older := func(r *queue.Import) bool { return r.Created.Before(i.Created) }
+	at := slices.IndexFunc(all, func(r *queue.Import) bool { return r.ID == i.ID })
+	if at < 0 && (i.State == queue.Deleting || len(all) == maxRecords && !older(all[maxRecords-1])) {
+		return all
+	}
+	all = slices.Clone(all)
+	if at >= 0 {
+		all = slices.Delete(all, at, at+1)
+	}
+	if i.State == queue.Deleting {
+		return all
+	}
+	at = slices.IndexFunc(all, older)
+	if at < 0 {
+		at = len(all)
+	}
+	all = slices.Insert(all, at, &i)
+	return all[:min(len(all), maxRecords)]
+}
+
+// importChanged notes the record of an import: among the newest, and if it is the newest one of its kind.
 func (e *Engine) importChanged(i queue.Import) {
 	if i.Target != "" && i.Target != Target(e.cfg.App, e.cfg.API.Address()) {
 		return
 	}
-	i.Files, i.Inputs = nil, nil // there may be thousands
+	i.Inputs = nil // there may be thousands
+	e.state.set(func(s *State) { s.Records = noteRecord(s.Records, i) })
+	i.Files = nil
 	kind := kindOf(&i)
 	s, _ := e.state.get()
 	have, known := s.Imports[kind]

@@ -38,8 +38,9 @@ type Tally struct {
 type tallyObserver struct {
 	worker.Observer
 
-	mu sync.Mutex
-	n  Tally
+	mu    sync.Mutex
+	n     Tally
+	calls map[string]*recentCalls // by command
 }
 
 func (o *tallyObserver) count(add func(*Tally)) {
@@ -55,6 +56,7 @@ func (o *tallyObserver) read() (n Tally) {
 
 func (o *tallyObserver) CallDone(command, code string, d time.Duration) {
 	o.count(func(n *Tally) {
+		o.called(command, time.Now())
 		n.Calls++
 		if isThrottle(code) {
 			n.Throttled++
@@ -89,6 +91,72 @@ func (o *tallyObserver) Removed(removed, failed, deleted int) {
 		n.Deleted += int64(deleted)
 	})
 	o.Observer.Removed(removed, failed, deleted)
+}
+
+const (
+	// recentSeconds is how far back calls are counted by the second.
+	recentSeconds = 600
+
+	// callsBucket is how many of these seconds CallRate.PerSecond has as one.
+	callsBucket = 5
+)
+
+// recentCalls counts calls by the second, for the last [recentSeconds] and those of a bucket that has not ended.
+type recentCalls [recentSeconds + 2*callsBucket]struct{ second, calls int64 }
+
+// called counts a call. The lock is held.
+func (o *tallyObserver) called(command string, at time.Time) {
+	if o.calls == nil {
+		o.calls = map[string]*recentCalls{}
+	}
+	r := o.calls[command]
+	if r == nil {
+		r = &recentCalls{}
+		o.calls[command] = r
+	}
+	second := at.Unix()
+	s := &r[second%int64(len(r))]
+	if s.second != second {
+		s.second, s.calls = second, 0
+	}
+	s.calls++
+}
+
+// A CallRate is how many calls a second ended, of those that this process made.
+type CallRate struct {
+	PerSecond []float64 // of each five seconds of the last ten minutes, the newest last
+	Now       float64   // over the last five seconds
+}
+
+// recent returns the rates of the commands that were called in the last ten minutes.
+func (o *tallyObserver) recent(now time.Time) map[string]CallRate {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	present := now.Unix() // a second that has not ended
+	end := present / callsBucket * callsBucket
+	var all map[string]CallRate
+	for command, r := range o.calls {
+		rate, called := CallRate{PerSecond: make([]float64, recentSeconds/callsBucket)}, false
+		for _, s := range r {
+			if s.second > present-recentSeconds && s.calls > 0 {
+				called = true
+			}
+			if i := (s.second - end + recentSeconds); s.second < end && i >= 0 {
+				rate.PerSecond[i/callsBucket] += float64(s.calls) / callsBucket
+			}
+			if s.second < present && s.second >= present-callsBucket {
+				rate.Now += float64(s.calls) / callsBucket
+			}
+		}
+		if !called {
+			continue
+		}
+		if all == nil {
+			all = map[string]CallRate{}
+		}
+		all[command] = rate
+	}
+	return all
 }
 
 // isThrottle reports whether a code, as an observer gets it, says that the API throttled the call.

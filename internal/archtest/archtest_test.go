@@ -3,9 +3,9 @@
 //
 //	cmd/groupferry ──► internal/app                           flags, environment and terminal: in cmd alone
 //	                        │
-//	       ┌────────────────┼───────────────┐
-//	       ▼                ▼               ▼
-//	   importer          worker          metrics            do not know each other
+//	       ┌────────────────┼───────────────┬──────────────┐
+//	       ▼                ▼               ▼              ▼
+//	   importer          worker          metrics     internal/page      do not know each other
 //	       │                │               │
 //	       └────────────────┴───┬───────────┘
 //	                            ▼
@@ -57,7 +57,7 @@ var shared = []string{becomingStandard, "github.com/nats-io/", "github.com/synad
 var layout = map[string]rules{
 	"cmd/groupferry": {
 		own: []string{
-			"importer", "worker", "internal/app",
+			"importer", "worker", "internal/app", "internal/page",
 			"internal/job", "internal/queue", "internal/broker", "internal/chat", "internal/governor", "internal/chatsim", "internal/redact",
 		},
 		testOwn: []string{"metrics", "internal/longtest"},
@@ -67,7 +67,7 @@ var layout = map[string]rules{
 	},
 	"internal/app": {
 		own: []string{
-			"importer", "worker", "metrics", "internal/queue", "internal/broker", "internal/lease", "internal/governor", "internal/clock",
+			"importer", "worker", "metrics", "internal/page", "internal/queue", "internal/broker", "internal/lease", "internal/governor", "internal/clock",
 			"internal/chat", "internal/chatsim", "internal/job",
 		},
 		testOwn: []string{"internal/longtest"},
@@ -88,7 +88,8 @@ var layout = map[string]rules{
 		own:     []string{"internal/job"},
 		modules: []string{"github.com/prometheus/"},
 	},
-	"internal/job": {modules: []string{becomingStandard}},
+	"internal/page": {},
+	"internal/job":  {modules: []string{becomingStandard}},
 	"internal/queue": {
 		own:     []string{"internal/job", "internal/broker", "internal/clock"},
 		modules: []string{"github.com/nats-io/", "github.com/synadia-io/orbit.go/"},

@@ -43,8 +43,8 @@ type Counts struct {
 	Codes map[string]int64 `json:"codes,omitempty"`
 }
 
-// maxCodes bounds Counts.Codes; what comes with one more code counts as [OtherCodes].
-const maxCodes = 50
+// MaxCodes bounds [Counts].Codes; what comes with one more code counts as [OtherCodes].
+const MaxCodes = 50
 
 // OtherCodes stands in Counts.Codes for all codes that are not in there by themselves.
 const OtherCodes = "other"
@@ -129,7 +129,7 @@ func (c *Counts) add(s share, times int64) {
 	codes := make(map[string]int64, len(c.Codes)+len(s.codes))
 	maps.Copy(codes, c.Codes)
 	for code, n := range s.codes {
-		if _, known := codes[code]; !known && (len(codes) >= maxCodes || times < 0) {
+		if _, known := codes[code]; !known && (len(codes) >= MaxCodes || times < 0) {
 			code = OtherCodes
 		}
 		if codes[code] += times * n; codes[code] <= 0 {

@@ -99,10 +99,10 @@ func TestCountsOfCodes(t *testing.T) {
 	want("replaced", &c, map[string]int64{"not-renamed": 1})
 	c.add(shareOf(&two), -1) // as where an earlier version did not count it
 	want("replaced, and never counted", &c, map[string]int64{"not-renamed": 1})
-	for i := range 2 * maxCodes {
+	for i := range 2 * MaxCodes {
 		c.add(shareOf(&job.Result{Outcome: job.Failed, Code: "x", Conversations: []job.ConversationResult{{Code: strconv.Itoa(i)}}}), 1)
 	}
-	if len(c.Codes) != maxCodes+1 || c.Codes[OtherCodes] != maxCodes+1 {
-		t.Errorf("many codes: got %d and %d others, want %d and %d", len(c.Codes), c.Codes[OtherCodes], maxCodes+1, maxCodes+1)
+	if len(c.Codes) != MaxCodes+1 || c.Codes[OtherCodes] != MaxCodes+1 {
+		t.Errorf("many codes: got %d and %d others, want %d and %d", len(c.Codes), c.Codes[OtherCodes], MaxCodes+1, MaxCodes+1)
 	}
 }

@@ -1,0 +1,42 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"strconv"
+	"strings"
+
+	"groupferry/internal/app"
+	"groupferry/internal/page"
+)
+
+// actions are the buttons of the page: they do what the commands of their names do, and say the same. Where is how a command
+// gets to the queue.
+func (p *program) actions(s *app.Namespace, where string) func(context.Context, page.Action) page.Answer {
+	return func(ctx context.Context, a page.Action) page.Answer {
+		var said bytes.Buffer
+		as := *p
+		as.console = &console{w: &said, log: p.console.log}
+		log := p.console.log
+		if a.Import != "" {
+			log = log.With("import", a.Import)
+		}
+		var err error
+		switch a.Name {
+		case page.Pause:
+			err = as.pause(ctx, s, nil, where)
+		case page.Resume:
+			err = as.resume(ctx, s, nil, where)
+		case page.Rate:
+			err = as.rate(ctx, s, []string{strconv.Itoa(*a.Calls)}, where)
+		case page.Retry:
+			err = as.retry(ctx, s, a.Import, nil, where)
+		}
+		if err != nil {
+			log.Warn("the page: "+a.Name, "error", err)
+			return page.Answer{Text: shown(p.inSettings(err)), Hint: hintFor(err)}
+		}
+		log.Info("the page: " + a.Name)
+		return page.Answer{OK: true, Text: strings.ReplaceAll(strings.TrimSpace(said.String()), "groupferry: ", "")}
+	}
+}

@@ -1,0 +1,297 @@
+package app
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"groupferry/internal/chat"
+	"groupferry/internal/chatsim"
+	"groupferry/internal/page"
+	"groupferry/internal/queue"
+)
+
+// stateFor makes a state of that mode and reason, with an error and a halt whose texts hold the ID of a user.
+func stateFor(mode, reason string) State {
+	code := map[string]string{Credentials: "70009", OfApp: "70020", Edition: "51013", AllowList: "60021", Address: "http-403"}[reason]
+	s := State{Mode: mode, Reason: reason, Leader: "other", Connected: true, Progress: &Progress{}}
+	switch mode {
+	case Halted:
+		s.Halt = &Halt{Halt: queue.Halt{State: queue.Halted, Code: code, Reason: code + ": alice is wrong", Remedy: "fix it", By: "there"}}
+		if code == "" {
+			s.Halt.Reason = "nothing more is written"
+		}
+	case Paused:
+		s.Halt = &Halt{Halt: queue.Halt{State: queue.Paused, Reason: "by hand", By: "there"}}
+	case OutOfReach:
+		s.Outage = &Outage{Err: &chat.Error{Command: chat.CreateContactGroup, Status: 502, Info: "no route for alice"}}
+	}
+	return s
+}
+
+// The page says in words what each state is, and for those that a person has to end what to do; without what the API said,
+// which may name a user.
+func TestPageOfEachMode(t *testing.T) {
+	for _, m := range Modes() {
+		if m[1] == Starting && m[0] == Leaderless {
+			continue // before there is a process
+		}
+		var n page.Process
+		s := stateFor(m[0], m[1])
+		describe(&n, &s, func(words ...string) string { return "groupferry " + strings.Join(words, " ") })
+		b, _ := json.Marshal(n)
+		if n.Headline == "" || n.State == "" || m[0] != Running && n.Detail == "" {
+			t.Errorf("%v: got %s, want words", m, b)
+		}
+		if stands := m[0] == Halted || m[0] == Paused || m[1] == AllPaused; stands != (n.Command != "") {
+			t.Errorf("%v: got the command %q", m, n.Command)
+		}
+		if (m[0] == Halted || m[0] == OutOfReach || m[1] == NoNATS) && n.Remedy == "" {
+			t.Errorf("%v: got no remedy", m)
+		}
+		if strings.Contains(string(b), "alice") {
+			t.Errorf("%v: got the ID of a user: %s", m, b)
+		}
+	}
+	for _, err := range []error{nil, errors.New("alice"), &chat.Error{Cause: context.DeadlineExceeded}} {
+		if text := outageText(err); strings.Contains(text, "alice") {
+			t.Errorf("outage: got %q", text)
+		}
+	}
+}
+
+// Whatever code a result can have, the page says what it means and what to do.
+func TestPageCodes(t *testing.T) {
+	codes := slices.Collect(maps.Keys(ownCodes))
+	codes = append(codes, chat.Reasons()...)
+	codes = append(codes, "http-502", "http-403")
+	for _, code := range chat.Codes() {
+		if chat.ClassOf(code) != chat.Throttle {
+			codes = append(codes, strconv.Itoa(code))
+		}
+	}
+	for _, code := range codes {
+		if c := codeOnPage(code); c.Meaning == "" || c.Meaning == "unknown" || c.Remedy == "" {
+			t.Errorf("%s: got %+v", code, c)
+		}
+	}
+	if c := codeOnPage("new"); c.Meaning != "unknown" || c.Remedy == "" {
+		t.Errorf("a code that nobody knows: got %+v", c)
+	}
+}
+
+// Calls are counted by the second for ten minutes; those of a second that has not ended wait.
+func TestRecentCalls(t *testing.T) {
+	var o tallyObserver
+	start := time.Unix(1_000_000_000, 0) // a bucket begins
+	call := func(second, n int) {
+		for range n {
+			o.called("create", start.Add(time.Duration(second)*time.Second))
+		}
+	}
+	at := func(second int) CallRate {
+		return o.recent(start.Add(time.Duration(second) * time.Second))["create"]
+	}
+	for second := range 12 {
+		call(second, 10*(second+1))
+	}
+	got := at(11) // 11 has not ended, nor has the bucket of 10
+	last := got.PerSecond[len(got.PerSecond)-3:]
+	if len(got.PerSecond) != 120 || !slices.Equal(last, []float64{0, 30, 80}) || got.Now != 90 {
+		t.Errorf("got %d buckets that end in %v, and %v now; want 120, [0 30 80], 90", len(got.PerSecond), last, got.Now)
+	}
+	if got := at(600); got.PerSecond[0] != 30 || got.PerSecond[1] != 80 || got.Now != 0 {
+		t.Errorf("ten minutes later: got %v, %v now", got.PerSecond[:3], got.Now)
+	}
+	call(602, 5) // in the place of an older second
+	if got := at(605); got.PerSecond[0] != 80 || got.PerSecond[119] != 1 {
+		t.Errorf("after that: got %v to %v", got.PerSecond[0], got.PerSecond[119])
+	}
+	if got := o.recent(start.Add(time.Hour)); len(got) != 0 {
+		t.Errorf("an hour later: got %v, want nothing", got)
+	}
+}
+
+// The newest records are kept, in order, and what is deleted goes.
+func TestNoteRecord(t *testing.T) {
+	var all []*queue.Import
+	note := func(n int, state queue.ImportState) {
+		all = noteRecord(all, queue.Import{ID: strconv.Itoa(n), State: state, Created: time.Unix(int64(n), 0)})
+	}
+	ids := func() (list []string) {
+		for _, i := range all {
+			list = append(list, i.ID+string(i.State)[:1])
+		}
+		return list
+	}
+	for _, n := range []int{2, 1, 3} {
+		note(n, queue.Running)
+	}
+	note(2, queue.Complete)
+	note(9, queue.Deleting) // which nobody knew
+	if got := strings.Join(ids(), " "); got != "3r 2c 1r" {
+		t.Errorf("got %q, want 3r 2c 1r", got)
+	}
+	before := all
+	note(3, queue.Deleting)
+	if got := strings.Join(ids(), " "); got != "2c 1r" || before[0].ID != "3" {
+		t.Errorf("got %q, want 2c 1r, and the list before as it was", got)
+	}
+	for n := range 3 * maxRecords {
+		note(n+10, queue.Complete)
+	}
+	note(5, queue.Complete) // older than all
+	if len(all) != maxRecords || all[0].ID != strconv.Itoa(3*maxRecords+9) || all[maxRecords-1].ID != strconv.Itoa(2*maxRecords+10) {
+		t.Errorf("got %d from %s to %s", len(all), all[0].ID, all[len(all)-1].ID)
+	}
+}
+
+// The time left is known from the first second on, and nobody names one while no call is made.
+func TestSecondsLeft(t *testing.T) {
+	p := ImportProgress{}
+	p.Import.Jobs, p.Import.Calls, p.Pending, p.At = 100, 200, 50, time.Now()
+	p.Counts.Jobs.Done = 50
+	leading := State{Leading: true, Rate: 10}
+	for _, test := range []struct {
+		name  string
+		state State
+		rate  float64
+		want  float64 // < 0: nobody knows
+	}{
+		{"at first", leading, 0, 10},
+		{"at its pace", leading, 5, 10},
+		{"a slower pace", leading, 2, 25},
+		{"a standby, at first", State{Rate: 10}, 0, -1},
+		{"a standby, at its pace", State{Rate: 10}, 2, 25},
+		{"halted", State{Leading: true, Rate: 10, Halt: &Halt{}}, 5, -1},
+		{"an outage", State{Leading: true, Rate: 10, Outage: &Outage{}}, 5, -1},
+	} {
+		p.Rate = test.rate
+		totals := (&Progress{Imports: []ImportProgress{p}}).Totals("")
+		got := secondsLeft(&test.state, &p, &totals)
+		if got == nil && test.want >= 0 || got != nil && *got != test.want {
+			t.Errorf("%s: got %v, want %v", test.name, got, test.want)
+		}
+	}
+}
+
+// pageOf is what the page shows, as JSON.
+func pageOf(m *Monitor) string {
+	b, err := json.Marshal(m.page())
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}
+
+// The page goes from reading, over running with who stands by, to how it ended, and shows what failed by code: never a user.
+func TestPageOfAProcess(t *testing.T) {
+	n := newNamespace(t, chatsim.Config{Rate: -1, FailIDs: map[string]int{"user1": 50001}})
+	m, get, _ := serve(t)
+	m.ReadsInput = true
+	if got := m.page().Process; got.Headline != "Reading the input" {
+		t.Errorf("before there is a process: got %+v", got)
+	}
+	m.noNATS.Store(true)
+	if got := m.page().Process; got.Headline != "Waiting for NATS" || got.Remedy == "" {
+		t.Errorf("without NATS: got %+v", got)
+	}
+	n.enqueue("one", 3)
+	p := n.process(func(c *ProcessConfig) {
+		c.Monitor, c.Import, c.Engine.Host = m, "one", "me-1"
+	})
+	if err := n.PauseImport(t.Context(), "one"); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	stop := make(chan struct{})
+	go func() { done <- p.Run(t.Context(), stop) }()
+	n.await("the paused import", func() bool { return m.page().Process.Headline == "Paused" })
+	if got := m.page(); len(got.Live) != 1 || got.Live[0].State != "paused" || !strings.Contains(got.Process.Command, "resume one") {
+		t.Errorf("paused: got %+v", got)
+	}
+	standby := n.start(func(c *EngineConfig) { c.Host = "other-2" })
+	n.await("who stands by", func() bool {
+		return fmt.Sprint(m.page().Process.Standbys) == "[other-2]" && fmt.Sprint(standby.State().Others) == "[me-1]"
+	})
+	standby.stop()
+	n.await("nobody to stand by", func() bool { return len(m.page().Process.Standbys) == 0 })
+	if err := n.ResumeImport(t.Context(), "one"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	got := m.page()
+	if got.Process.State != "done" || len(got.Live) != 0 || len(got.Over) != 1 {
+		t.Fatalf("at the end: got %+v", got)
+	}
+	if i := got.Over[0]; i.State != "complete" || i.Done != 2 || i.Failed != 1 || i.Codes["50001"] != 1 || !i.Retry || got.Codes["50001"].Remedy == "" {
+		t.Errorf("at the end: got %+v and %+v", i, got.Codes)
+	}
+	if len(got.Calls.Commands) == 0 {
+		t.Error("at the end: got no calls")
+	}
+	if text := pageOf(m); strings.Contains(text, "user1") || strings.Contains(text, "friend") {
+		t.Errorf("the page has the ID of a user: %s", text)
+	}
+	if status, text := get("/"); status != 200 || !strings.Contains(text, "page.js") {
+		t.Errorf("/: got %d %s", status, text)
+	}
+}
+
+// An open page does not hold up the end, and is told of it; so is a button that nobody can push any more.
+func TestPageAtTheEnd(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := NewMonitor("", "")
+	stop := m.Serve(l, nil)
+	response, err := http.Get("http://" + m.Address + "/events")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	stopped := make(chan struct{})
+	go func() {
+		stop()
+		close(stopped)
+	}()
+	b, err := io.ReadAll(response.Body)
+	if err != nil || !strings.HasSuffix(string(b), "event: end\ndata: {}\n\n") {
+		t.Errorf("got %v and %q, want the end", err, b)
+	}
+	select {
+	case <-stopped:
+	case <-time.After(patience):
+		t.Error("an open page holds up the end")
+	}
+
+	entered := make(chan struct{})
+	end := m.Control(t.Context(), func(ctx context.Context, _ page.Action) page.Answer {
+		close(entered)
+		<-ctx.Done()
+		return page.Answer{Text: "cut short"}
+	})
+	answered := make(chan page.Answer)
+	go func() { answered <- m.actions.act(page.Action{Name: page.Pause}) }()
+	<-entered
+	end()
+	if got := <-answered; got.Text != "cut short" {
+		t.Errorf("under way at the end: got %+v", got)
+	}
+	if got := m.actions.act(page.Action{Name: page.Pause}); got.OK || got.Hint == "" {
+		t.Errorf("after the end: got %+v, want why not", got)
+	}
+}
