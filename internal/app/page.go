@@ -77,7 +77,7 @@ func (m *Monitor) page() page.Snapshot {
 	if last != nil {
 		s = *last
 	}
-	n := page.Snapshot{Codes: map[string]page.Code{}, Live: []page.Import{}, Over: []page.Import{}}
+	n := page.Snapshot{Codes: map[string]page.Code{}, Live: []page.Import{}, Over: []page.Import{}, Calls: callsOf(&s)}
 	n.Process = page.Process{
 		Version: m.version, Leads: s.Leading && !s.Lapsed, Leader: s.Leader, Standbys: []string{}, Rate: s.Rate, RateNote: rateNote(&s),
 	}
@@ -94,7 +94,6 @@ func (m *Monitor) page() page.Snapshot {
 		}
 	}
 	slices.Sort(n.Process.Standbys)
-	n.Calls = callsOf(&s)
 	importsOnPage(&n, &s)
 	if last != nil {
 		p.describeEnd(&n, &s)
@@ -172,7 +171,7 @@ func describe(n *page.Process, s *State, command func(words ...string) string) {
 			n.Detail = "Every job would fail the same way. No call is made, and jobs stay on the queue. Seen by " + s.Halt.By + "."
 		}
 	}
-	if s.Stopping {
+	if s.Stopping && s.Halt == nil {
 		n.State, n.Headline, n.Detail = "starting", "Stopping", "Jobs in flight may end, for up to 30 s. Nothing is lost."
 	}
 }

@@ -86,10 +86,10 @@ type Import struct {
 	Retry bool             `json:"retry,omitempty"` // something can be retried
 
 	// Of one that is not over.
-	Jobs       int64    `json:"jobs,omitempty"`
-	Finished   int64    `json:"finished,omitempty"` // jobs
-	InFlight   int64    `json:"in_flight,omitempty"`
-	FailedJobs int64    `json:"failed_jobs,omitempty"`
+	Jobs       int64    `json:"jobs"`
+	Finished   int64    `json:"finished"` // jobs
+	InFlight   int64    `json:"in_flight"`
+	FailedJobs int64    `json:"failed_jobs"`
 	Left       *float64 `json:"left,omitempty"` // seconds; nil when nobody knows
 }
 

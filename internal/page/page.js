@@ -149,7 +149,7 @@ function showLive() {
     set(e.querySelector("h2"), title(i));
     const share = i.jobs ? i.finished / i.jobs : 0;
     const bar = e.querySelector(".bar");
-    const lost = i.finished ? (share * (i.failed_jobs || 0)) / i.finished : 0;
+    const lost = i.finished ? (share * i.failed_jobs) / i.finished : 0;
     const percent = Math.floor(share * 100);
     bar.setAttribute("aria-valuenow", String(percent));
     bar.setAttribute("aria-label", title(i));
@@ -167,7 +167,7 @@ function showLive() {
     set(e.querySelector("dd.failed"), count(i.failed));
     e.querySelector("dd.failed").classList.toggle("bad-text", i.failed > 0);
     set(e.querySelector("dd.rejected"), count(i.rejected));
-    set(e.querySelector("dd.todo"), count(Math.max(0, (i.jobs || 0) - (i.finished || 0))));
+    set(e.querySelector("dd.todo"), count(Math.max(0, i.jobs - i.finished)));
   });
 }
 
