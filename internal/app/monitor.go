@@ -32,6 +32,7 @@ type Monitor struct {
 	process atomic.Pointer[Process]
 	last    atomic.Pointer[State] // of a process that has ended
 	noNATS  atomic.Bool           // there is no process, because NATS is out of reach
+	ended   atomic.Bool           // the program ends
 	actions actions
 }
 
@@ -59,6 +60,7 @@ func (m *Monitor) Serve(l net.Listener, log *slog.Logger) (stop func()) {
 		}
 	})
 	return func() {
+		m.ended.Store(true)
 		forPeople.Close()
 		cancel()
 		serving.Wait()

@@ -81,6 +81,10 @@ func (m *Monitor) page() page.Snapshot {
 	n.Process = page.Process{
 		Version: m.version, Leads: s.Leading && !s.Lapsed, Leader: s.Leader, Standbys: []string{}, Rate: s.Rate, RateNote: rateNote(&s),
 	}
+	if m.ended.Load() && last == nil {
+		n.Process.State, n.Process.Headline, n.Process.Detail = "stopped", "Ended", "The process has ended before it did any job."
+		return n
+	}
 	if p == nil {
 		m.beforeProcess(&n.Process, &s)
 		return n
@@ -179,6 +183,9 @@ func describe(n *page.Process, s *State, command func(words ...string) string) {
 // describeEnd says how a process ended; that a halt ended it stays.
 func (p *Process) describeEnd(n *page.Snapshot, s *State) {
 	n.Process.CanPause, n.Process.CanGo = false, false
+	for i := range n.Live {
+		n.Live[i].Left = nil
+	}
 	if s.Halt != nil {
 		return
 	}

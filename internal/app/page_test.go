@@ -126,7 +126,7 @@ func TestRecentCalls(t *testing.T) {
 func TestNoteRecord(t *testing.T) {
 	var all []*queue.Import
 	note := func(n int, state queue.ImportState) {
-		all = noteRecord(all, queue.Import{ID: strconv.Itoa(n), State: state, Created: time.Unix(int64(n), 0)})
+		all, _ = noteRecord(all, queue.Import{ID: strconv.Itoa(n), State: state, Created: time.Unix(int64(n), 0)})
 	}
 	ids := func() (list []string) {
 		for _, i := range all {
@@ -269,7 +269,7 @@ func TestPageAtTheEnd(t *testing.T) {
 		close(stopped)
 	}()
 	b, err := io.ReadAll(response.Body)
-	if err != nil || !strings.HasSuffix(string(b), "event: end\ndata: {}\n\n") {
+	if err != nil || !strings.HasSuffix(string(b), "event: end\ndata: {}\n\n") || !strings.Contains(string(b), `"headline":"Ended"`) {
 		t.Errorf("got %v and %q, want the end", err, b)
 	}
 	select {

@@ -412,26 +412,26 @@ func kindOf(i *queue.Import) string {
 // maxRecords bounds State.Records.
 const maxRecords = 100
 
-// noteRecord takes in a record; one that is being deleted goes.
-func noteRecord(all []*queue.Import, i queue.Import) []*queue.Import {
+// noteRecord takes in a record; one that is being deleted goes. The list that it gets stays as it is.
+func noteRecord(all []*queue.Import, i queue.Import) (now []*queue.Import, changed bool) {
 	older := func(r *queue.Import) bool { return r.Created.Before(i.Created) }
 	at := slices.IndexFunc(all, func(r *queue.Import) bool { return r.ID == i.ID })
 	if at < 0 && (i.State == queue.Deleting || len(all) == maxRecords && !older(all[maxRecords-1])) {
-		return all
+		return all, false
 	}
 	all = slices.Clone(all)
 	if at >= 0 {
 		all = slices.Delete(all, at, at+1)
 	}
 	if i.State == queue.Deleting {
-		return all
+		return all, true
 	}
 	at = slices.IndexFunc(all, older)
 	if at < 0 {
 		at = len(all)
 	}
 	all = slices.Insert(all, at, &i)
-	return all[:min(len(all), maxRecords)]
+	return all[:min(len(all), maxRecords)], true
 }
 
 // importChanged notes the record of an import: among the newest, and if it is the newest one of its kind.
@@ -440,10 +440,12 @@ func (e *Engine) importChanged(i queue.Import) {
 		return
 	}
 	i.Inputs = nil // there may be thousands
-	e.state.set(func(s *State) { s.Records = noteRecord(s.Records, i) })
+	s, _ := e.state.get()
+	if records, changed := noteRecord(s.Records, i); changed {
+		e.state.set(func(s *State) { s.Records = records })
+	}
 	i.Files = nil
 	kind := kindOf(&i)
-	s, _ := e.state.get()
 	have, known := s.Imports[kind]
 	switch {
 	case i.State == queue.Deleting && (!known || have.ID != i.ID), known && i.Created.Before(have.Created):

@@ -326,11 +326,15 @@ function showCalls() {
 
 // --- actions
 
+let answered; // when the answer goes
+
 function answer(a, bad) {
   const e = get("answer");
   e.hidden = false;
   e.className = bad ? "bad" : "";
-  set(e, a.hint ? `${a.text}. ${a.hint}` : a.text);
+  set(e, a.hint ? `${a.text}; ${a.hint}` : a.text);
+  clearTimeout(answered);
+  answered = setTimeout(() => { e.hidden = true; }, 30000);
 }
 
 async function act(name, body, button) {
