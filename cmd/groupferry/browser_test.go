@@ -33,6 +33,7 @@ func startBrowser(t testing.TB) *browser {
 		}
 		t.Skip("chromedriver is not installed")
 	}
+	profile := t.TempDir() // removed when the browser has ended
 	cmd := exec.Command(driver, "--port=0")
 	out, err := cmd.StdoutPipe()
 	if err == nil {
@@ -58,7 +59,7 @@ func startBrowser(t testing.TB) *browser {
 	b.ask(http.MethodPost, "", map[string]any{"capabilities": map[string]any{"alwaysMatch": map[string]any{
 		"goog:chromeOptions": map[string]any{"args": []string{
 			"--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--no-first-run",
-			"--disable-background-networking", "--disable-component-update", "--user-data-dir=" + t.TempDir(), "--window-size=1200,900",
+			"--disable-background-networking", "--disable-component-update", "--user-data-dir=" + profile, "--window-size=1200,900",
 		}},
 		"goog:loggingPrefs": map[string]string{"browser": "ALL", "performance": "ALL"},
 	}}}, &made)

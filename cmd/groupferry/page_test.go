@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -168,6 +169,51 @@ func TestPageOfARun(t *testing.T) {
 	b.await("#link", "ended, last seen")
 	b.await("#rows .complete", "complete")
 	b.await("#processes", "has ended")
+}
+
+// What a button does is done as the NATS user of the process: the answer says what that one may not, and what to do.
+func TestPageOfANATSUser(t *testing.T) {
+	t.Parallel()
+	r := startRoleServer(t, rolesFile)
+	input := writeRows(t, makeRows(18, 1))
+	r.does("operator", exitDone, "import", input)
+	r.does("operator", exitDone, "work", "--drain", "--listen", "off")
+	base := "http://" + freeAddress(t)
+	w := r.as(t, "worker").start("work", "--listen", strings.TrimPrefix(base, "http://"), "--page-token-file", writeToken(t))
+	act := func(name, body string) (status int, text string) {
+		request, err := http.NewRequest(http.MethodPost, base+"/actions/"+name, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Header.Set("Content-Type", "application/json")
+		request.Header.Set("Authorization", "Bearer "+pageToken)
+		response, err := http.DefaultClient.Do(request)
+		if err != nil {
+			return 0, err.Error()
+		}
+		defer response.Body.Close()
+		b, err := io.ReadAll(response.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return response.StatusCode, string(b)
+	}
+	await(t, "the worker", func() bool {
+		status, text := act("resume", "{}")
+		return status == http.StatusOK && strings.Contains(text, "nothing was halted or paused")
+	})
+	if status, text := act("pause", "{}"); status != http.StatusOK || !strings.Contains(text, "to continue: groupferry resume") {
+		t.Errorf("pause: got %d %s", status, text)
+	}
+	if denied := r.denied(); len(denied) > 0 {
+		t.Errorf("pause and resume: denied %q", denied)
+	}
+	if status, text := act("rate", `{"calls":7}`); status != http.StatusConflict || !strings.Contains(text, "NATS denies it") ||
+		!strings.Contains(text, "use another NATS user") || strings.Contains(text, rolePassword("worker")) {
+		t.Errorf("rate: got %d %s, want that NATS denies it, and what to do", status, text)
+	}
+	w.signals <- os.Interrupt
+	w.wait(exitDone)
 }
 
 // A token that cannot protect anything is refused, and so is one without a page; one that others can read is a warning.

@@ -20,8 +20,9 @@ import (
 	"groupferry/worker"
 )
 
-// actionWait is how long a browser waits for the end of an action, which then continues without it.
-const actionWait = 4 * time.Second
+// actionWait is how long a browser waits for the end of an action, which then continues without it: longer than a request to NATS
+// may take, so that it gets the error of one, and shorter than what the server gives a response.
+const actionWait = 7 * time.Second
 
 // actions are what the buttons of a page do while there is a namespace to do it to.
 type actions struct {
