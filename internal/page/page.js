@@ -310,7 +310,7 @@ function showCalls() {
     const s = (1 - share) * n * c.bucket;
     draw(root, "text", { x: x(share * (n - 1)), y: height - 4, "text-anchor": anchor }, s ? `${span(s)} ago` : "now");
   }
-  lines.forEach((s, i) => {
+  lines.map((s, i) => [s, i]).reverse().forEach(([s, i]) => { // the first one on top
     const points = s.per_second.slice(all - n).map((v, j) => `${x(j).toFixed(1)},${y(v).toFixed(1)}`).join(" ");
     if (!i) draw(root, "polygon", { class: "area", points: `${x(0)},${y(0)} ${points} ${x(n - 1)},${y(0)}` });
     draw(root, "polyline", { class: `s${i}`, points });
