@@ -342,20 +342,17 @@ func importOnPage(p queue.Progress) page.Import {
 	return i
 }
 
-// secondsLeft is how long an import will take at its pace; while that is not known, at the rate of calls. It is nil when nobody
-// knows.
+// secondsLeft is how long an import will take; nil when nobody knows, or no call is made.
 func secondsLeft(s *State, p *ImportProgress, t *Totals) *float64 {
-	todo := float64(t.Jobs - t.Finished)
-	if todo <= 0 || t.Paused || s.Halt != nil || s.Outage != nil {
+	if t.Paused || s.Halt != nil || s.Outage != nil {
 		return nil
 	}
-	left := 0.0
-	switch jobs := float64(p.Import.Jobs); {
-	case t.Rate > 0 && time.Since(p.At).Abs() < rateFresh:
-		left = todo / t.Rate
-	case s.Leading && s.Rate > 0 && jobs > 0 && p.Import.Calls > 0:
-		left = todo / jobs * float64(p.Import.Calls) / float64(s.Rate)
-	default:
+	rate, over := p.Rate, p.RateOver
+	if time.Since(p.At).Abs() >= rateFresh {
+		rate, over = 0, 0
+	}
+	left := timeLeft(t.Jobs-t.Finished, planned(float64(s.Rate), t.Jobs, t.Calls), rate, over).Seconds()
+	if left == 0 {
 		return nil
 	}
 	return &left

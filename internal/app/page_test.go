@@ -159,29 +159,32 @@ func TestNoteRecord(t *testing.T) {
 // The time left is known from the first second on, and nobody names one while no call is made.
 func TestSecondsLeft(t *testing.T) {
 	p := ImportProgress{}
-	p.Import.Jobs, p.Import.Calls, p.Pending, p.At = 100, 200, 50, time.Now()
+	p.Import.Jobs, p.Import.Calls, p.Pending, p.At, p.RateOver = 100, 200, 50, time.Now(), time.Minute
 	p.Counts.Jobs.Done = 50
-	leading := State{Leading: true, Rate: 10}
 	for _, test := range []struct {
 		name  string
 		state State
 		rate  float64
+		over  time.Duration
 		want  float64 // < 0: nobody knows
 	}{
-		{"at first", leading, 0, 10},
-		{"at its pace", leading, 5, 10},
-		{"a slower pace", leading, 2, 25},
-		{"a standby, at first", State{Rate: 10}, 0, -1},
-		{"a standby, at its pace", State{Rate: 10}, 2, 25},
-		{"halted", State{Leading: true, Rate: 10, Halt: &Halt{}}, 5, -1},
-		{"an outage", State{Leading: true, Rate: 10, Outage: &Outage{}}, 5, -1},
+		{"at first", State{Rate: 10}, 0, 0, 10},
+		{"at its pace", State{Rate: 10}, 2, time.Minute, 25},
+		{"before the rate is known", State{}, 0, 0, -1},
+		{"halted", State{Rate: 10, Halt: &Halt{}}, 5, time.Minute, -1},
+		{"an outage", State{Rate: 10, Outage: &Outage{}}, 5, time.Minute, -1},
 	} {
-		p.Rate = test.rate
+		p.Rate, p.RateOver = test.rate, test.over
 		totals := (&Progress{Imports: []ImportProgress{p}}).Totals("")
 		got := secondsLeft(&test.state, &p, &totals)
 		if got == nil && test.want >= 0 || got != nil && *got != test.want {
 			t.Errorf("%s: got %v, want %v", test.name, got, test.want)
 		}
+	}
+	p.Rate, p.RateOver, p.At = 2, time.Minute, time.Now().Add(-time.Hour)
+	totals := (&Progress{Imports: []ImportProgress{p}}).Totals("")
+	if got := secondsLeft(&State{Rate: 10}, &p, &totals); got == nil || *got != 10 {
+		t.Errorf("an old pace: got %v, want 10, as at first", got)
 	}
 }
 
