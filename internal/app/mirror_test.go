@@ -496,6 +496,8 @@ func TestMirror(t *testing.T) {
 	})
 	run("a lost snapshot stops the mirror", func(t *testing.T, m *mirror) {
 		m.twice(with(m, "u1,g,a", "u1,g,b")...)
+		third := *m
+		third.cfg.Name = m.cfg.Name + "third"
 		js, err := m.Conn.JetStream().Stream(t.Context(), "OBJ_"+m.Conn.Namespace()+"-snapshots")
 		if err == nil {
 			err = js.Purge(t.Context())
@@ -506,6 +508,10 @@ func TestMirror(t *testing.T) {
 		before := m.writes()
 		if _, err := m.try(with(m, "u1,g,a")...); !errors.As(err, new(*SnapshotError)) || m.writes() != before {
 			t.Errorf("got %v, want a SnapshotError", err)
+		}
+		_, err = third.try(with(m, "u2,g,a")...)
+		if e, ok := errors.AsType[*SnapshotError](err); !ok || e.Sync == third.cfg.Name || strings.Count(err.Error(), "nothing was enqueued") != 1 {
+			t.Errorf("another mirror: got %v, want a SnapshotError with the name of the sync whose snapshot it is, said once", err)
 		}
 	})
 	if err := e.end(t); err != nil {

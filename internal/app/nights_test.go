@@ -107,27 +107,28 @@ type syncedAPI struct {
 	url    string
 	target string
 
-	base      convs  // what the nights before the pending one have said
-	unsure    convs  // of these: they may be there
-	maybe     convs  // nobody but the queue knows whether they were under way when a night was cut off
-	removes   convs  // of the pending night
-	mayRemove convs  // what was ever to be removed
-	mirror    bool   // the pending night
-	second    convs  // rows of the last night of another sync, with users of its own; nil before its first
-	secondID  string // of its last import
-	gone      convs  // what it does not try to remove again
-	leftover  bool   // it lost its snapshot
-	foreign   convs  // that somebody else put in
-	orphans   convs  // that no snapshot has any more
-	may       convs  // what was ever wanted in a night that was begun
-	pending   string // import
-	number    int
-	wants     convs // all of the pending night
-	jobs      convs // of the pending night
-	content   string
-	full      bool
-	lost      bool  // somebody damaged the snapshot, and no night was begun since
-	protected convs // must not be sent
+	base       convs  // what the nights before the pending one have said
+	unsure     convs  // of these: they may be there
+	maybe      convs  // nobody but the queue knows whether they were under way when a night was cut off
+	removes    convs  // of the pending night
+	mayRemove  convs  // what was ever to be removed
+	mirror     bool   // the pending night
+	second     convs  // rows of the last night of another sync, with users of its own; nil before its first
+	secondID   string // of its last import
+	gone       convs  // what it does not try to remove again
+	secondLost bool   // somebody damaged its snapshot, and no night of it was begun since
+	leftover   bool   // it lost its snapshot, once
+	foreign    convs  // that somebody else put in
+	orphans    convs  // that no snapshot has any more
+	may        convs  // what was ever wanted in a night that was begun
+	pending    string // import
+	number     int
+	wants      convs // all of the pending night
+	jobs       convs // of the pending night
+	content    string
+	full       bool
+	lost       bool  // somebody damaged the snapshot, and no night was begun since
+	protected  convs // must not be sent
 
 	mu   sync.Mutex
 	sent []sent
@@ -260,9 +261,12 @@ func (w *world) run() {
 		for i := range 4 {
 			w.note("clean night %d of %s", i+1, a.target)
 			at := w.attempt(w.Namespace, attempt{same: true, mirror: w.mirrors})
-			if w.lostInMirror(at) { // one in add mode comes before
-				at = w.attempt(w.Namespace, attempt{same: true})
-				w.adopt(at)
+			for w.lostInMirror(at) { // one in add mode comes before, of the sync whose snapshot it is
+				if a.lost {
+					w.adopt(w.attempt(w.Namespace, attempt{same: true}))
+				} else {
+					w.secondSync(false)
+				}
 				at = w.attempt(w.Namespace, attempt{same: true, mirror: true})
 			}
 			if at.err != nil {
@@ -411,6 +415,7 @@ func (w *world) secondSync(changes bool) (id string) {
 	}
 	a.secondID = night.Record.ID
 	w.enqueueNight(night)
+	a.secondLost = false
 	w.note("the other sync: import %s, night %d, %d rows", night.Record.ID, night.Number, len(a.second))
 	return night.Record.ID
 }
@@ -537,6 +542,7 @@ func (w *world) damage() {
 		if s, err := w.Queue.Sync(ctx, "contacts", a.target); err == nil && s.Object != "" && (a == w.api || all) {
 			a.lost = true
 		}
+		a.secondLost = a.secondLost || all && a.second != nil
 	}
 }
 
@@ -596,8 +602,9 @@ func (w *world) protect() {
 	if a.pending == "" {
 		return
 	}
-	w.flushSent()
-	maps.Copy(a.protected, w.results(a.pending).applied())
+	applied := w.results(a.pending).applied()
+	w.flushSent() // after that: what was sent in between may have got its result by then
+	maps.Copy(a.protected, applied)
 }
 
 // flushSent checks what was sent since the last time.
@@ -893,9 +900,10 @@ func (w *world) night() {
 	}
 }
 
-// lostInMirror reports whether an attempt ended because the snapshot is lost, as it should.
+// lostInMirror reports whether an attempt ended because a snapshot is lost, as it should.
 func (w *world) lostInMirror(at *attempt) bool {
-	return at.mirror && w.api.lost && errors.As(at.err, new(*SnapshotError))
+	e, lost := errors.AsType[*SnapshotError](at.err)
+	return lost && at.mirror && (e.Sync == "contacts" && w.api.lost || e.Sync == "second" && w.api.secondLost)
 }
 
 // adopt lets the oracle follow what attempts came to.
@@ -915,6 +923,7 @@ func (w *world) adopt(attempts ...*attempt) {
 			at.id, at.number, at.content = s.Pending.Import, s.Night, s.Pending.Content
 		}
 	}
+	before, took := a.protected, 0
 	for _, at := range attempts {
 		switch {
 		case at.id == "":
@@ -932,8 +941,18 @@ func (w *world) adopt(attempts ...*attempt) {
 				w.same("removals of the night that is continued", at.removes, a.removes)
 			}
 		default:
-			w.take(at)
+			took++
+			if w.take(at) { // all is sent again
+				before = nil
+			}
 		}
+	}
+	if took > 0 { // calls of each of these nights may have been made by now
+		after := a.protected
+		a.protected = maps.Clone(before)
+		maps.DeleteFunc(a.protected, func(c conv, _ bool) bool { return !has(after, c) })
+		w.flushSent()
+		a.protected = after
 	}
 	if s.Night != a.number || s.Pending.Import != a.pending {
 		w.t.Errorf("the record has night %d, import %s; want %d, %s", s.Night, s.Pending.Import, a.number, a.pending)
@@ -941,8 +960,8 @@ func (w *world) adopt(attempts ...*attempt) {
 	w.checkRecord(s)
 }
 
-// take moves the oracle on to a new night.
-func (w *world) take(at *attempt) {
+// take moves the oracle on to a new night, and reports whether that one sends again what is there.
+func (w *world) take(at *attempt) (again bool) {
 	a := w.api
 	if at.number != a.number+1 {
 		w.t.Errorf("got night %d after %d", at.number, a.number)
@@ -1005,13 +1024,10 @@ func (w *world) take(at *attempt) {
 	for c := range a.removes {
 		a.mayRemove[c] = true
 	}
-	if lost || at.full { // some calls may have been made by now
-		a.protected = nil
-	}
-	w.flushSent()
 	a.protected = a.base.applied()
 	maps.DeleteFunc(a.protected, func(c conv, _ bool) bool { return has(a.jobs, c) || has(a.removes, c) || inFlight[c] || a.maybe[c] })
 	a.pending, a.number, a.content, a.full, a.mirror = at.id, at.number, at.content, at.full, at.mirror
+	return lost || at.full
 }
 
 func has(all convs, c conv) bool {

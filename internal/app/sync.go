@@ -246,6 +246,9 @@ func (n *Namespace) plan(
 	}
 	plan, err := rows.Plan(ctx, base(night.Sync.Object))
 	if err != nil && unreadable(err) && !exact {
+		if other, ok := errors.AsType[*SnapshotError](err); ok {
+			return other
+		}
 		if cfg.Mirror {
 			return &SnapshotError{cfg.Name, err}
 		}
