@@ -232,7 +232,7 @@ func (p *program) showProgress(s *app.State, pace *app.Pace, t app.Totals) {
 	pace.Note(time.Now(), s, t)
 	p.console.progress(func() progress {
 		left := pace.Left(s, t)
-		calls, known := pace.Calls()
+		calls, known := s.CallsNow()
 		if !known {
 			calls = -1
 		}

@@ -11,10 +11,6 @@ const (
 	// as often.
 	jobsWindow = time.Minute
 	jobsEvery  = time.Second
-
-	// callsWindow is over how much time calls are counted, and callsLeast how much is needed to say anything.
-	callsWindow = 5 * time.Second
-	callsLeast  = time.Second
 )
 
 // timeLeft returns how long so many jobs take, 0 while nobody knows. Planned is how many jobs a second the limit allows,
@@ -33,15 +29,23 @@ func planned(limit float64, jobs, calls int64) float64 {
 	return limit * float64(max(jobs, 1)) / float64(max(calls, jobs, 1))
 }
 
-// A Pace is how fast jobs are done, and calls are made, as people are shown it: by what the State of a process says from time
-// to time. The zero value is ready to use.
+// possible is how many calls a second of a command the API takes now, as far as this process knows. A permit is free again a
+// second after its call has ended: see internal/governor.
+func (s *State) possible() float64 {
+	throttled := 1.0
+	for _, lane := range s.Commands {
+		throttled = min(throttled, lane.Effective/lane.Limit)
+	}
+	return float64(s.Rate) * throttled / (1 + s.RoundTrip.Seconds())
+}
+
+// A Pace is how fast jobs are done, as people are shown it: by what the State of a process says from time to time. The zero
+// value is ready to use.
 type Pace struct {
 	noted  time.Time     // of the last sample
 	works  bool          // jobs are done since then
 	worked time.Duration // in all, for only that counts
 	jobs   []jobsSample
-	calls  []callsSample
-	limit  float64 // calls a second
 }
 
 type jobsSample struct {
@@ -50,18 +54,12 @@ type jobsSample struct {
 	finished int64
 }
 
-type callsSample struct {
-	at      time.Time
-	term    uint64
-	granted map[string]uint64 // by command
-}
-
 // Note takes in what a process says at a time. The totals are those of its progress.
 func (p *Pace) Note(now time.Time, s *State, t Totals) {
 	if p.works {
 		p.worked += max(now.Sub(p.noted), 0)
 	}
-	p.limit, p.noted, p.works = float64(s.Rate), now, works(s, t) && s.Reason != Starting
+	p.noted, p.works = now, works(s, t)
 
 	n := len(p.jobs)
 	if n > 0 && (t.Imports != p.jobs[n-1].imports || t.Finished < p.jobs[n-1].finished) { // they are others
@@ -76,58 +74,19 @@ func (p *Pace) Note(now time.Time, s *State, t Totals) {
 			p.jobs = p.jobs[1:]
 		}
 	}
-
-	n = len(p.calls)
-	if n > 0 && (len(s.Commands) == 0 || s.Term != p.calls[n-1].term) {
-		p.calls = nil
-	}
-	if len(s.Commands) > 0 {
-		granted := map[string]uint64{}
-		for command, lane := range s.Commands {
-			granted[command] = lane.Granted
-		}
-		p.calls = append(p.calls, callsSample{now, s.Term, granted})
-		for now.Sub(p.calls[0].at) > callsWindow {
-			p.calls = p.calls[1:]
-		}
-	}
 }
 
-// works reports whether this process, or the one that leads, does jobs.
+// works reports whether this process, or the one that leads, does jobs; not before the API has responded.
 func works(s *State, t Totals) bool {
-	return (s.Mode == Running || s.Mode == Standby) && !s.Stopping && !t.Paused
-}
-
-// Calls returns the calls a second of the command with the most of them in the last seconds; each command has the limit for
-// itself. It is not known in a standby.
-func (p *Pace) Calls() (perSecond float64, known bool) {
-	if len(p.calls) == 0 {
-		return 0, false
-	}
-	first, last := p.calls[0], p.calls[len(p.calls)-1]
-	took := last.at.Sub(first.at)
-	if took < callsLeast {
-		return 0, false
-	}
-	for command, granted := range last.granted {
-		perSecond = max(perSecond, float64(granted-first.granted[command])/took.Seconds())
-	}
-	// Calls come a little closer than the limit has them, with a pause in each second. A time that ends before the pause has
-	// up to 1 % more in it.
-	return min(perSecond, p.limit), true
+	return (s.Mode == Running && s.Reason != Starting || s.Mode == Standby) && !s.Stopping && !t.Paused
 }
 
 // Left returns how long it will take, 0 while nobody knows: what was noted last.
 func (p *Pace) Left(s *State, t Totals) time.Duration {
-	if !works(s, t) || s.Reason == Starting { // the API has not responded yet
+	if !works(s, t) {
 		return 0
 	}
-	limit, throttled := float64(s.Rate), 1.0
-	for _, lane := range s.Commands {
-		throttled = min(throttled, lane.Effective/lane.Limit)
-	}
-	// A permit is free again a second after its call has ended: see internal/governor.
-	limit *= throttled / (1 + s.RoundTrip.Seconds())
+	limit := s.possible()
 	var measured float64
 	var over time.Duration
 	if len(p.jobs) > 0 {

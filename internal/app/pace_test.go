@@ -2,6 +2,7 @@ package app
 
 import (
 	"math"
+	"slices"
 	"testing"
 	"time"
 
@@ -18,14 +19,10 @@ type paceRun struct {
 	done   float64
 }
 
-// second lets a second pass with so many jobs and calls, and returns the time left after it. The progress is read once in it.
-func (r *paceRun) second(jobs, calls float64) time.Duration {
+// second lets a second pass with so many jobs, and returns the time left after it. The progress is read once in it.
+func (r *paceRun) second(jobs float64) time.Duration {
 	for range 5 {
 		r.at = r.at.Add(time.Second / 5)
-		if lane, leads := r.state.Commands["create"]; leads {
-			lane.Granted += uint64(calls / 5)
-			r.state.Commands = map[string]governor.LaneSnapshot{"create": lane, "get": {Limit: 200, Effective: 200}}
-		}
 		r.pace.Note(r.at, &r.state, r.totals)
 	}
 	r.done = min(r.done+jobs, float64(r.totals.Jobs))
@@ -66,7 +63,7 @@ func TestPaceLeft(t *testing.T) {
 			t.Errorf("%s: got %.0f s before the first job, want about %.0f", test.name, before, truth)
 		}
 		for second := 1; r.totals.Finished < r.totals.Jobs; second++ {
-			left := r.second(test.perSecond, 200).Seconds()
+			left := r.second(test.perSecond).Seconds()
 			truth = float64(r.totals.Jobs-r.totals.Finished) / test.perSecond
 			if left < truth/1.5 || left > truth*1.5+0.1 {
 				t.Errorf("%s: got %.1f s after second %d, want about %.1f", test.name, left, second, truth)
@@ -94,17 +91,17 @@ func TestPaceLeftAfterStandstill(t *testing.T) {
 	} {
 		r := newPaceRun(20000, 20000)
 		for range 20 {
-			r.second(100, 200)
+			r.second(100)
 		}
 		stand(r)
 		for range 300 {
-			if left := r.second(0, 0); left != 0 {
+			if left := r.second(0); left != 0 {
 				t.Fatalf("%s: got %v, want none", name, left)
 			}
 		}
 		r.state.Mode, r.state.Reason, r.state.Stopping, r.totals.Paused = Running, Working, false, false
 		for second := range 20 {
-			left := r.second(100, 200).Seconds()
+			left := r.second(100).Seconds()
 			if truth := float64(r.totals.Jobs-r.totals.Finished) / 100; left < truth/1.2 || left > truth*1.2 {
 				t.Errorf("%s: got %.0f s in second %d after it, want about %.0f", name, left, second, truth)
 			}
@@ -112,35 +109,43 @@ func TestPaceLeftAfterStandstill(t *testing.T) {
 	}
 }
 
-// Calls are those of the command with the most, in the last seconds.
-func TestPaceCalls(t *testing.T) {
-	r := newPaceRun(20000, 20000)
-	if _, known := r.pace.Calls(); known {
-		t.Error("known before anything was noted")
+// The calls a second are right as soon as they are known: after the first whole second. In a standby they are not.
+func TestCallsNow(t *testing.T) {
+	var o tallyObserver
+	start := time.Unix(1_000_000_000, 0)
+	s := State{Rate: 200, Commands: map[string]governor.LaneSnapshot{"create": {}}}
+	at := func(second int) (float64, bool) {
+		s.Calls = o.recent(start.Add(time.Duration(second) * time.Second))
+		return s.CallsNow()
 	}
-	for _, want := range []float64{200, 200, 100, 100, 100, 100, 100, 0, 0, 0, 0, 0} {
-		r.second(100, want)
+	for second, calls := range []int{20, 150, 150, 210, 210, 210, 210, 210, 0, 0, 0, 0, 0} { // the first second is no whole one
+		want := []float64{-1, -1, 150, 150, 170, 180, 186, 198, 200, 168, 126, 84, 42}[second]
+		if got, known := at(second); known != (want >= 0) || known && got != want {
+			t.Errorf("second %d: got %v, %t, want %v", second, got, known, want)
+		}
+		for range calls {
+			o.called("create", start.Add(time.Duration(second)*time.Second))
+		}
+		o.called("get", start.Add(time.Duration(second)*time.Second)) // each has the limit for itself
 	}
-	if got, known := r.pace.Calls(); got != 0 || !known {
+	if got, known := at(20); got != 0 || !known {
 		t.Errorf("after five seconds without: got %v, %t, want 0", got, known)
 	}
-	for range 6 {
-		r.second(100, 150)
+	s.Commands = nil
+	if _, known := at(20); known {
+		t.Error("known in a standby")
 	}
-	if got, known := r.pace.Calls(); got != 150 || !known {
-		t.Errorf("got %v, %t, want 150", got, known)
+}
+
+// What is possible is less than the limit where the API is slow, or throttles; the page reckons with it, too.
+func TestPossible(t *testing.T) {
+	slow := State{Mode: Running, Rate: 10, RoundTrip: time.Second}
+	throttled := State{Rate: 10, Commands: map[string]governor.LaneSnapshot{"get": {Limit: 10, Effective: 10}, "create": {Limit: 10, Effective: 2}}}
+	if got, want := []float64{(&State{Rate: 10}).possible(), slow.possible(), throttled.possible()}, []float64{10, 5, 2}; !slices.Equal(got, want) {
+		t.Errorf("got %v calls a second, want %v", got, want)
 	}
-	r.state.Term++ // it counts anew
-	r.state.Commands = map[string]governor.LaneSnapshot{"create": {Limit: 200, Effective: 200}}
-	for range 2 {
-		r.second(100, 50)
-	}
-	if got, known := r.pace.Calls(); got != 50 || !known {
-		t.Errorf("in a new term: got %v, %t, want 50", got, known)
-	}
-	r.state.Commands = nil
-	if r.second(100, 0); len(r.pace.calls) > 0 {
-		t.Errorf("in a standby: got %d samples, want none", len(r.pace.calls))
+	if got := secondsLeft(&slow, &ImportProgress{}, &Totals{Jobs: 100, Calls: 100}); got == nil || *got != 20 {
+		t.Errorf("the page: got %v, want 100 jobs at 5 a second", got)
 	}
 }
 

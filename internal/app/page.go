@@ -351,7 +351,7 @@ func secondsLeft(s *State, p *ImportProgress, t *Totals) *float64 {
 	if time.Since(p.At).Abs() >= rateFresh {
 		rate, over = 0, 0
 	}
-	left := timeLeft(t.Jobs-t.Finished, planned(float64(s.Rate), t.Jobs, t.Calls), rate, over).Seconds()
+	left := timeLeft(t.Jobs-t.Finished, planned(s.possible(), t.Jobs, t.Calls), rate, over).Seconds()
 	if left == 0 {
 		return nil
 	}

@@ -125,7 +125,17 @@ func (o *tallyObserver) called(command string, at time.Time) {
 // A CallRate is how many calls a second ended, of those that this process made.
 type CallRate struct {
 	PerSecond []float64 // of each five seconds of the last ten minutes, the newest last
-	Now       float64   // over the last five seconds
+	Now       float64   // over the last five seconds, or those since the second of the first call
+	Known     bool      // Now is: there was one
+}
+
+// CallsNow returns the calls a second of the command with the most of them; each command has the limit for itself. It is not
+// known in a standby.
+func (s *State) CallsNow() (perSecond float64, known bool) {
+	for _, r := range s.Calls {
+		perSecond, known = max(perSecond, r.Now), known || r.Known
+	}
+	return min(perSecond, float64(s.Rate)), known && len(s.Commands) > 0 // they end more closely than they begin
 }
 
 // recent returns the rates of the commands that were called in the last ten minutes.
@@ -137,6 +147,14 @@ func (o *tallyObserver) recent(now time.Time) map[string]CallRate {
 	var all map[string]CallRate
 	for command, r := range o.calls {
 		rate, called := CallRate{PerSecond: make([]float64, recentSeconds/callsBucket)}, false
+		first := present
+		for _, s := range r {
+			if s.calls > 0 {
+				first = min(first, s.second)
+			}
+		}
+		over := min(present-first-1, callsBucket)
+		rate.Known = over > 0
 		for _, s := range r {
 			if s.second > present-recentSeconds && s.calls > 0 {
 				called = true
@@ -144,8 +162,8 @@ func (o *tallyObserver) recent(now time.Time) map[string]CallRate {
 			if i := (s.second - end + recentSeconds); s.second < end && i >= 0 {
 				rate.PerSecond[i/callsBucket] += float64(s.calls) / callsBucket
 			}
-			if s.second < present && s.second >= present-callsBucket {
-				rate.Now += float64(s.calls) / callsBucket
+			if s.second < present && s.second >= present-over {
+				rate.Now += float64(s.calls) / float64(over)
 			}
 		}
 		if !called {

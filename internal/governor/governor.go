@@ -675,7 +675,6 @@ type LaneSnapshot struct {
 	Promised  int     // limit of Out and Inherited together
 	Waiting   int     // calls that wait for a permit
 	Throttled int     // throttled calls so far
-	Granted   uint64  // permits so far
 }
 
 // Snapshot returns the present state.
@@ -695,7 +694,6 @@ func (g *Governor) Snapshot() Snapshot {
 		s.Lanes[l.command] = LaneSnapshot{
 			Limit: l.limit, Effective: l.rate, Out: l.out, Inherited: g.inheritedCalls(l, now),
 			Promised: g.promise.inUse(l.command), Waiting: l.waiting, Throttled: l.throttled,
-			Granted: l.granted,
 		}
 	}
 	return s
