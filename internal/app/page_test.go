@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -72,9 +74,25 @@ func TestPageOfEachMode(t *testing.T) {
 
 // Whatever code a result can have, the page says what it means and what to do.
 func TestPageCodes(t *testing.T) {
-	codes := slices.Collect(maps.Keys(ownCodes))
-	codes = append(codes, chat.Reasons()...)
-	codes = append(codes, "http-502", "http-403")
+	codes := append(chat.Reasons(), "http-502", "http-403", queue.OtherCodes)
+	constant := regexp.MustCompile(`(?m)^(?:const |\t)Code\w+ += "([^"]+)"`)
+	for _, pattern := range []string{"../../worker/*.go", "../job/*.go", "../queue/*.go"} {
+		files, _ := filepath.Glob(pattern)
+		for _, file := range files {
+			source, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, found := range constant.FindAllSubmatch(source, -1) {
+				codes = append(codes, string(found[1]))
+			}
+		}
+	}
+	for code := range ownCodes {
+		if !slices.Contains(codes, code) {
+			t.Errorf("%s: no result has this code", code)
+		}
+	}
 	for _, code := range chat.Codes() {
 		if chat.ClassOf(code) != chat.Throttle {
 			codes = append(codes, strconv.Itoa(code))
