@@ -11,7 +11,7 @@ import (
 )
 
 func (p *program) cancelCommand() *cobra.Command {
-	return p.onNamespace(&cobra.Command{
+	return p.onImport(&cobra.Command{
 		Use:   "cancel IMPORT",
 		Short: "Drop the jobs of an import that have not started",
 		Long: `cancel drops the jobs of an import that have no result. Calls under way end, and
@@ -21,10 +21,7 @@ was dropped or failed, until the import is deleted; the file can be imported as
 it is. To import all of it again, give it another --import-id. What a night of a
 sync has not done, the next one does.`,
 		Args: p.imports(1, 1),
-	}, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
-		if err := p.findImport(ctx, s, args, fullName); err != nil {
-			return err
-		}
+	}, fullName, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
 		i, err := s.CancelImport(ctx, args[0])
 		if err != nil {
 			return err

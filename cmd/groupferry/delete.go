@@ -11,7 +11,7 @@ import (
 )
 
 func (p *program) deleteCommand() *cobra.Command {
-	return p.onNamespace(&cobra.Command{
+	return p.onImport(&cobra.Command{
 		Use:     "delete IMPORT",
 		Aliases: []string{"forget"},
 		Short:   "Remove an import with its results",
@@ -22,10 +22,7 @@ same content is a new import then.
 'groupferry work' and 'groupferry run' do this by themselves to imports that are
 older than --keep.`,
 		Args: p.imports(1, 1),
-	}, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
-		if err := p.findImport(ctx, s, args, fullName); err != nil {
-			return err
-		}
+	}, fullName, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
 		err := s.Delete(ctx, args[0])
 		if errors.Is(err, queue.ErrUnfinished) {
 			return hint(err, "wait for its end, or 'groupferry cancel %s%s'", args[0], where)

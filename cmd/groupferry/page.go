@@ -32,7 +32,7 @@ func (p *program) actions(s *app.Namespace, where string) func(context.Context, 
 		case page.Retry:
 			err = as.retry(ctx, s, a.Import, nil, where)
 		}
-		if err != nil {
+		if err = as.noImport(err, where); err != nil {
 			log.Warn("the page: "+a.Name, "error", err)
 			return page.Answer{Text: shown(p.inSettings(err)), Hint: hintFor(err)}
 		}

@@ -10,20 +10,17 @@ import (
 )
 
 func (p *program) pauseCommand() *cobra.Command {
-	return p.onNamespace(&cobra.Command{
+	return p.onImport(&cobra.Command{
 		Use:   "pause [IMPORT]",
 		Short: "Make no more calls until resumed",
 		Long: `pause stops the calls of all workers, those that join later included, until
 'groupferry resume'. With an IMPORT it is that import alone, and the others
 continue. Calls under way end, and nothing is lost.`,
 		Args: p.imports(0, 1),
-	}, p.pause)
+	}, shortID, p.pause)
 }
 
 func (p *program) pause(ctx context.Context, s *app.Namespace, args []string, where string) error {
-	if err := p.findImport(ctx, s, args, shortID); err != nil {
-		return err
-	}
 	if len(args) == 1 {
 		i, err := s.SetImportPaused(ctx, args[0], true)
 		if err != nil {

@@ -10,7 +10,7 @@ import (
 )
 
 func (p *program) resumeCommand() *cobra.Command {
-	return p.onNamespace(&cobra.Command{
+	return p.onImport(&cobra.Command{
 		Use:   "resume [IMPORT]",
 		Short: "Continue after a pause or a halt",
 		Long: `resume ends a pause, or a halt once its cause is fixed: the worker that leads
@@ -18,13 +18,10 @@ continues at once, and those that are started make calls again. 'groupferry
 status' says why they stand still. With an IMPORT it ends the pause of that
 import.`,
 		Args: p.imports(0, 1),
-	}, p.resume)
+	}, shortID, p.resume)
 }
 
 func (p *program) resume(ctx context.Context, s *app.Namespace, args []string, where string) error {
-	if err := p.findImport(ctx, s, args, shortID); err != nil {
-		return err
-	}
 	if len(args) == 1 {
 		i, err := s.SetImportPaused(ctx, args[0], false)
 		if err != nil {

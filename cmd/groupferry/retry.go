@@ -12,9 +12,8 @@ import (
 )
 
 func (p *program) retryCommand() *cobra.Command {
-	var qf queueFlags
 	var codes []string
-	cmd := &cobra.Command{
+	cmd := p.onImport(&cobra.Command{
 		Use:   "retry IMPORT",
 		Short: "Put what failed on the queue again",
 		Long: `retry puts the failed and partial jobs of a complete import on the queue again,
@@ -24,25 +23,13 @@ make the calls, and the new results take the place of the old ones.
 
 It can be called as often as something fails, at once or a week later. Whatever
 stops it, the same command continues, and no job is on the queue twice.`,
-		Annotations: onQueue,
 		Example: `  groupferry retry 3f9a1c0be2d47a55
   groupferry retry 3f9a1c0be2d47a55 --code 50001,51007`,
 		Args: p.imports(1, 1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			s, err := p.open(cmd.Context(), qf, true)
-			if err != nil {
-				return err
-			}
-			defer s.Close()
-			if err := p.findImport(cmd.Context(), s, args, shortID); err != nil {
-				return err
-			}
-			return p.retry(cmd.Context(), s, args[0], codes, qf.args(p))
-		},
-	}
+	}, shortID, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
+		return p.retry(ctx, s, args[0], codes, where)
+	})
 	cmd.Flags().StringSliceVar(&codes, "code", nil, "only failures with one of these `codes`; default: all")
-	qf.add(cmd)
-	p.consoleFlags(cmd)
 	return cmd
 }
 
@@ -57,8 +44,6 @@ func (p *program) retry(ctx context.Context, s *app.Namespace, id string, codes 
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return &unfinishedError{errInterrupted, p.commandLine(), false}
-	case errors.Is(err, queue.ErrNoImport):
-		return p.noImport(err, where)
 	case errors.As(err, new(*queue.NewerNightError)):
 		return hint(err, "'groupferry status%s' lists the nights; the last one can be retried", where)
 	case errors.Is(err, queue.ErrCancelled):

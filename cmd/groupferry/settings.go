@@ -286,11 +286,11 @@ func noData(err error) error {
 // onQueue are the exit codes of a command that needs the queue alone.
 var onQueue = exits{exitUnreachable: "NATS is out of reach", exitInterrupted: ""}.annotations()
 
-// onNamespace makes a command that does one thing to a namespace that is there, whether workers run or not; where is how
-// another command gets to it.
-func (p *program) onNamespace(
-	cmd *cobra.Command, do func(ctx context.Context, s *app.Namespace, args []string, where string) error,
-) *cobra.Command {
+// namespaceFunc does one thing to a namespace; where is how another command gets to it.
+type namespaceFunc = func(ctx context.Context, s *app.Namespace, args []string, where string) error
+
+// onNamespace makes a command that does one thing to a namespace that is there, whether workers run or not.
+func (p *program) onNamespace(cmd *cobra.Command, do namespaceFunc) *cobra.Command {
 	var qf queueFlags
 	cmd.Annotations = onQueue
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -304,6 +304,16 @@ func (p *program) onNamespace(
 	qf.add(cmd)
 	p.consoleFlags(cmd)
 	return cmd
+}
+
+// onImport is onNamespace where the arguments are import IDs: whole ones take the place of prefixes.
+func (p *program) onImport(cmd *cobra.Command, inFull bool, do namespaceFunc) *cobra.Command {
+	return p.onNamespace(cmd, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
+		if err := p.findImport(ctx, s, args, inFull); err != nil {
+			return err
+		}
+		return do(ctx, s, args, where)
+	})
 }
 
 // targetFlags say which app of which API is meant.
