@@ -21,14 +21,12 @@ const (
 	FoldedNames Names = "folded" // those that differ in case or Unicode form only, too
 )
 
-// Codes of a [Trial] that no code of the API stands for.
-const (
-	TrialAccepted = "accepted" // without an error
-	TrialSkipped  = ""         // nobody knows
-)
+// TrialAccepted stands in a [TrialResult] for the code of an error where there was none.
+const TrialAccepted = "accepted"
 
 // A Trial finds out what no document says of the API, on a user without groups: see [Reading] and [Names]. Its calls are
-// repeated, and end, as those of jobs do. What it writes is in groups of [TrialNames], for [Trial.Clean].
+// repeated, and end, as those of jobs do. What it writes is in groups whose names begin with the base, which
+// [Trial.Clean] deletes.
 type Trial struct {
 	w    *Worker
 	a    *attempt
@@ -44,11 +42,11 @@ func NewTrial(cfg Config, api API, pace Pace, user, base string) *Trial {
 	return &Trial{w: w, a: &attempt{w: w, result: job.Result{FromAccount: user}}, base: base}
 }
 
-// What a trial learned. Its JSON form is read by programs: fields are added, never changed. Of an error it has the code, or
-// the reason as of [chat.Error.Reason], and where it was: of the call as a whole, or of the conversation.
+// A TrialResult is what a trial learned. Its JSON form is read by programs: fields are added, never changed. Of an error it has
+// the code, or the reason as of [chat.Error.Reason], and where it was: of the call as a whole, or of the conversation.
 type TrialResult struct {
-	Create        Reading `json:"create"` // "": that could not be found out
-	Names         Names   `json:"names"`  // likewise
+	Create        Reading `json:"create"` // "": that could not be found out; so in the texts below
+	Names         Names   `json:"names"`
 	UnknownUser   string  `json:"unknown_user"`
 	UnknownGroup  string  `json:"unknown_group"`
 	UpdateMissing string  `json:"update_missing"` // what update says of a group that does not exist
@@ -151,7 +149,7 @@ func (t *Trial) next(stopped func() bool, group string) error {
 // put creates a group with conversations, and says what came of it.
 func (t *Trial) put(ctx context.Context, stopped func() bool, group string, items ...chat.Item) (string, error) {
 	if err := t.next(stopped, group); err != nil {
-		return TrialSkipped, err
+		return "", err
 	}
 	return outcomeOfTrial(t.a.create(ctx, items))
 }
@@ -162,7 +160,7 @@ func outcomeOfTrial(response chat.Response, err error) (string, error) {
 		return "the call fails with " + rejected.Reason(), nil
 	}
 	if err != nil {
-		return TrialSkipped, err
+		return "", err
 	}
 	for _, i := range response.Items {
 		switch {
