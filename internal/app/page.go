@@ -52,16 +52,23 @@ func (m *Monitor) Control(ctx context.Context, do func(context.Context, page.Act
 	}
 }
 
-func (a *actions) act(wanted page.Action) page.Answer {
+// begin begins an action; nil says that it cannot be done now.
+func (a *actions) begin(wanted page.Action) <-chan page.Answer {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.do == nil {
-		return page.Answer{Text: "not now: the process starts, waits for NATS, or ends", Hint: "try again in a moment"}
+		return nil
 	}
 	do, ctx, done := a.do, a.ctx, make(chan page.Answer, 1)
 	a.running.Go(func() { done <- do(ctx, wanted) })
-	a.mu.Unlock()
-	defer a.mu.Lock()
+	return done
+}
+
+func (a *actions) act(wanted page.Action) page.Answer {
+	done := a.begin(wanted)
+	if done == nil {
+		return page.Answer{Text: "not now: the process starts, waits for NATS, or ends", Hint: "try again in a moment"}
+	}
 	select {
 	case answer := <-done:
 		return answer
