@@ -67,7 +67,7 @@ func (a *attempt) mayDelete(ctx context.Context) error {
 	}
 	id, ok := groupNamed(list, a.result.GroupName)
 	if !ok {
-		if !a.w.known.exactNames() && hasSimilar(list, a.result.GroupName) { // it may be this one, or not
+		if a.hasSimilar(list) { // it may be this one, or not
 			return errShared
 		}
 		return errGone

@@ -819,7 +819,7 @@ func (a *attempt) find(ctx context.Context) (map[chat.Item]bool, error) {
 		id, ok = a.result.GroupID, true
 	}
 	if !ok {
-		a.similar = !a.w.known.exactNames() && hasSimilar(list, a.result.GroupName)
+		a.similar = a.hasSimilar(list)
 		return map[chat.Item]bool{}, nil
 	}
 	a.group = present
@@ -836,10 +836,13 @@ func groupNamed(list chat.Page, name string) (id int64, ok bool) {
 	return 0, false
 }
 
-// hasSimilar reports whether there is a group whose name the API may take for this one.
-func hasSimilar(list chat.Page, name string) bool {
+// hasSimilar reports whether there is a group whose name the API may take for that of the job.
+func (a *attempt) hasSimilar(list chat.Page) bool {
+	if a.w.known.exactNames() {
+		return false
+	}
 	for _, other := range list.Groups {
-		if chat.FoldName(other) == chat.FoldName(name) {
+		if chat.FoldName(other) == chat.FoldName(a.result.GroupName) {
 			return true
 		}
 	}

@@ -108,7 +108,7 @@ func (p *program) completeImport(cmd *cobra.Command, _ []string, prefix string) 
 	imports, _ := p.records(cmd, completionTime)
 	for _, i := range imports {
 		if strings.HasPrefix(i.ID, prefix) && job.ValidImportID(i.ID) {
-			about := fmt.Sprintf("%s, %s ago: %s", i.State, span(time.Since(i.Created)), fileNames(i.Files))
+			about := fmt.Sprintf("%s, %s ago: %s", i.State, age(time.Since(i.Created)), fileNames(i.Files))
 			found = append(found, cobra.CompletionWithDesc(i.ID, about))
 		}
 	}

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"reflect"
 	"strconv"
 	"time"
@@ -549,8 +548,8 @@ func (q *Queue) stateCounts(ctx context.Context, i *Import) (Counts, error) {
 }
 
 func sameCounts(a, b Counts) bool {
-	same := a.LastResult.Equal(b.LastResult) && maps.Equal(a.Codes, b.Codes)
-	a.LastResult, b.LastResult, a.Codes, b.Codes = time.Time{}, time.Time{}, nil, nil
+	same := a.LastResult.Equal(b.LastResult)
+	a.LastResult, b.LastResult = time.Time{}, time.Time{}
 	return same && reflect.DeepEqual(a, b)
 }
 
