@@ -142,8 +142,8 @@ func importsOf(s *State) []metrics.Import {
 		if i.State == queue.Complete {
 			m.Complete = i.Completed
 		}
-		if s.Progress != nil && !i.State.Over() {
-			for _, p := range s.Progress.Imports {
+		if s.LastProgress != nil && !i.State.Over() { // also while NATS is out of reach: they are not gone
+			for _, p := range s.LastProgress.Imports {
 				if p.Import.ID == i.ID {
 					m.Done, m.Failed = p.Counts.Conversations.Done, p.Counts.Conversations.Failed
 					m.Left = p.Pending + p.InFlight

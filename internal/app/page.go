@@ -286,14 +286,17 @@ func tenths(values ...float64) []float64 {
 
 // importsOnPage shows the imports: those that are not over by their progress, the others by their records.
 func importsOnPage(n *page.Snapshot, s *State) {
-	live := map[string]bool{}
-	if s.Progress != nil {
-		for _, p := range s.Progress.Imports {
-			if p.Import.ID == "" {
-				continue // not even its record can be read
+	over, shown := map[string]bool{}, map[string]bool{}
+	for _, r := range s.Records {
+		over[r.ID] = r.State.Over()
+	}
+	if s.LastProgress != nil {
+		for _, p := range s.LastProgress.Imports {
+			if p.Import.ID == "" || s.Progress == nil && over[p.Import.ID] {
+				continue // not even its record can be read; or that one knows more
 			}
 			i := importOnPage(p.Progress)
-			live[i.ID] = true
+			shown[i.ID] = true
 			if p.Import.State.Over() {
 				n.Over = append(n.Over, i)
 				continue
@@ -316,11 +319,11 @@ func importsOnPage(n *page.Snapshot, s *State) {
 	}
 	for _, r := range s.Records {
 		switch i := importOnPage(queue.Progress{Import: *r, Counts: r.Counts}); {
-		case live[r.ID]:
+		case shown[r.ID]:
 		case r.State.Over():
 			n.Over = append(n.Over, i)
-		default: // its progress is not read yet
-			i.Jobs = r.Jobs
+		default: // its progress was not read yet
+			i.Unknown = true
 			n.Live = append(n.Live, i)
 		}
 	}
@@ -351,7 +354,7 @@ func importOnPage(p queue.Progress) page.Import {
 
 // secondsLeft is how long an import will take; nil when nobody knows, or no call is made.
 func secondsLeft(s *State, p *ImportProgress, t *Totals) *float64 {
-	if t.Paused || s.Halt != nil || s.Outage != nil {
+	if !works(s, *t) {
 		return nil
 	}
 	rate, over := p.Rate, p.RateOver

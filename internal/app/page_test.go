@@ -186,11 +186,13 @@ func TestSecondsLeft(t *testing.T) {
 		over  time.Duration
 		want  float64 // < 0: nobody knows
 	}{
-		{"at first", State{Rate: 10}, 0, 0, 10},
-		{"at its pace", State{Rate: 10}, 2, time.Minute, 25},
-		{"before the rate is known", State{}, 0, 0, -1},
-		{"halted", State{Rate: 10, Halt: &Halt{}}, 5, time.Minute, -1},
-		{"an outage", State{Rate: 10, Outage: &Outage{}}, 5, time.Minute, -1},
+		{"at first", State{Mode: Running, Rate: 10}, 0, 0, 10},
+		{"at its pace", State{Mode: Standby, Rate: 10}, 2, time.Minute, 25},
+		{"before the rate is known", State{Mode: Running}, 0, 0, -1},
+		{"halted", State{Mode: Halted, Rate: 10}, 5, time.Minute, -1},
+		{"an outage", State{Mode: OutOfReach, Rate: 10}, 5, time.Minute, -1},
+		{"NATS away", State{Mode: Leaderless, Rate: 10}, 5, time.Minute, -1},
+		{"at a stop", State{Mode: Running, Stopping: true, Rate: 10}, 5, time.Minute, -1},
 	} {
 		p.Rate, p.RateOver = test.rate, test.over
 		totals := (&Progress{Imports: []ImportProgress{p}}).Totals("")
@@ -201,8 +203,35 @@ func TestSecondsLeft(t *testing.T) {
 	}
 	p.Rate, p.RateOver, p.At = 2, time.Minute, time.Now().Add(-time.Hour)
 	totals := (&Progress{Imports: []ImportProgress{p}}).Totals("")
-	if got := secondsLeft(&State{Rate: 10}, &p, &totals); got == nil || *got != 10 {
+	if got := secondsLeft(&State{Mode: Running, Rate: 10}, &p, &totals); got == nil || *got != 10 {
 		t.Errorf("an old pace: got %v, want 10, as at first", got)
+	}
+}
+
+// While nobody knows how far an import is, page and metrics keep what they had, for it is not undone; a record that says more
+// goes before that, and one without any progress is said to have none.
+func TestProgressOutOfReach(t *testing.T) {
+	var p ImportProgress
+	p.Import = queue.Import{ID: "one", State: queue.Running, Jobs: 4, Conversations: 12}
+	p.Pending, p.Counts.Jobs.Done, p.Counts.Conversations.Done = 3, 1, 3
+	s := State{
+		Mode: Leaderless, Reason: NoNATS, LastProgress: &Progress{Imports: []ImportProgress{p}},
+		Records: []*queue.Import{{ID: "one", State: queue.Running}, {ID: "two", State: queue.Running}},
+		Imports: map[string]queue.Import{"single": p.Import},
+	}
+	var n page.Snapshot
+	importsOnPage(&n, &s)
+	if len(n.Live) != 2 || n.Live[0].Done != 3 || n.Live[0].Finished != 1 || n.Live[0].Unknown || !n.Live[1].Unknown {
+		t.Errorf("the page: got %+v, want one as it was, and two unknown", n.Live)
+	}
+	if got := importsOf(&s)[0]; got.Done != 3 || got.Left != 3 {
+		t.Errorf("the metrics: got %+v, want it as it was", got)
+	}
+	s.Records[0] = &queue.Import{ID: "one", State: queue.Complete}
+	n = page.Snapshot{}
+	importsOnPage(&n, &s)
+	if len(n.Over) != 1 || len(n.Live) != 1 {
+		t.Errorf("complete: got %+v and %+v, want one over", n.Over, n.Live)
 	}
 }
 

@@ -257,8 +257,8 @@ func (p *Process) watchProgress(ctx context.Context, stop <-chan struct{}, end f
 			return result
 		}
 		p.state.set(func(s *State) {
-			if s.Progress = &now; err != nil {
-				s.Progress = nil
+			if s.Progress = nil; err == nil {
+				s.Progress, s.LastProgress = &now, &now
 			}
 		})
 		if !done {

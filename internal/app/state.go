@@ -94,7 +94,8 @@ type State struct {
 	Outage *Outage // while this process leads and calls fail one after another without a response
 	Silent bool    // no call had a response for [handoverAfter], outage or not
 
-	Progress *Progress // how far the imports are; nil while nobody knows
+	Progress     *Progress // how far the imports are; nil while nobody knows
+	LastProgress *Progress // how far they were when somebody last knew
 
 	Records []*queue.Import         // the newest records of imports, newest first, without Inputs; not to be changed
 	Imports map[string]queue.Import // the newest of each kind, see [kindOf]: its record, without its files; not to be changed

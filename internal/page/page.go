@@ -86,6 +86,7 @@ type Import struct {
 	Retry bool             `json:"retry,omitempty"` // something can be retried
 
 	// Of one that is not over.
+	Unknown    bool     `json:"unknown,omitempty"` // nobody knows yet how far it is
 	Jobs       int64    `json:"jobs"`
 	Finished   int64    `json:"finished"` // jobs
 	InFlight   int64    `json:"in_flight"`

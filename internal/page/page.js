@@ -156,18 +156,20 @@ function showLive() {
     bar.firstChild.style.width = `${(share - lost) * 100}%`;
     bar.lastChild.style.width = `${lost * 100}%`;
     let left = i.note || i.state;
-    if (i.jobs) left = `${percent} % · ${count(i.finished)} of ${things(i.jobs, "job")}`;
+    if (i.unknown) left = "how far it is will be known in a moment";
+    else if (i.jobs) left = `${percent} % · ${count(i.finished)} of ${things(i.jobs, "job")}`;
     if (i.note) left += ` · ${i.note}`;
     else if (i.state !== "running") left += ` · ${i.state}`;
     if (i.left) {
       left += ` · ${span(i.left)} left, until ${new Date(Date.now() + i.left * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" })}`;
     }
     set(e.querySelector(".left"), left);
-    set(e.querySelector("dd.done"), count(i.done));
-    set(e.querySelector("dd.failed"), count(i.failed));
+    const known = (n) => (i.unknown ? "–" : count(n));
+    set(e.querySelector("dd.done"), known(i.done));
+    set(e.querySelector("dd.failed"), known(i.failed));
     e.querySelector("dd.failed").classList.toggle("bad-text", i.failed > 0);
     set(e.querySelector("dd.rejected"), count(i.rejected));
-    set(e.querySelector("dd.todo"), count(Math.max(0, i.jobs - i.finished)));
+    set(e.querySelector("dd.todo"), known(Math.max(0, i.jobs - i.finished)));
   });
 }
 
@@ -213,11 +215,11 @@ function showImports() {
     state.firstChild.className = `chip ${i.state}`;
     state.firstChild.title = i.note || "";
     set(state.firstChild, i.state);
-    set(done, count(i.done));
+    set(done, i.unknown ? "–" : count(i.done));
     const [none, some] = failed.children;
     none.hidden = i.failed > 0;
     some.hidden = i.failed === 0;
-    set(none, "0");
+    set(none, i.unknown ? "–" : "0");
     set(some, count(i.failed));
     some.setAttribute("aria-label", `${count(i.failed)} failed in ${title(i)}: show why`);
     set(rejected, count(i.rejected));
