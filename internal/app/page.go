@@ -17,6 +17,7 @@ import (
 	"groupferry/internal/job"
 	"groupferry/internal/page"
 	"groupferry/internal/queue"
+	"groupferry/internal/redact"
 	"groupferry/worker"
 )
 
@@ -109,6 +110,9 @@ func (m *Monitor) page() page.Snapshot {
 	importsOnPage(&n, &s)
 	if last != nil {
 		p.describeEnd(&n, &s)
+	}
+	for _, text := range []*string{&n.Process.Headline, &n.Process.Detail, &n.Process.Command} {
+		*text = onPage(*text)
 	}
 	for _, all := range [][]page.Import{n.Live, n.Over} {
 		for _, i := range all {
@@ -203,6 +207,9 @@ func (p *Process) describeEnd(n *page.Snapshot, s *State) {
 		if i.ID == p.cfg.Import {
 			n.Process.State, n.Process.Headline, n.Process.Detail = "done", "Done", fmt.Sprintf(
 				"The import is %s, and the process has ended. %s of %s conversations are in their groups.", i.State, Count(i.Done), Count(i.Total))
+			if i.Removals > 0 {
+				n.Process.Detail += fmt.Sprintf(" %s of %s were taken out of theirs.", Count(i.Removed), Count(i.Removals))
+			}
 			return
 		}
 	}
@@ -306,7 +313,7 @@ func importsOnPage(n *page.Snapshot, s *State) {
 			i.Left = secondsLeft(s, &p, &t)
 			switch {
 			case p.Damaged != nil:
-				i.State, i.Note = "damaged", p.Damaged.Error()
+				i.State, i.Note = "damaged", onPage(p.Damaged.Error())
 			case p.Abandoned:
 				i.State, i.Note = "abandoned", "it is not on the queue as a whole, and nothing comes any more"
 			case p.Import.Paused:
@@ -332,19 +339,26 @@ func importsOnPage(n *page.Snapshot, s *State) {
 	slices.SortFunc(n.Over, newest)
 }
 
+// filesOnPage is of how many files of an import the page has the names.
+const filesOnPage = 3
+
+// onPage makes a text that is somebody's own fit to stand on the page: a name cannot turn what stands beside it around.
+func onPage(s string) string { return redact.Visible(s, "") }
+
 func importOnPage(p queue.Progress) page.Import {
 	r, c := &p.Import, &p.Counts
 	i := page.Import{
-		ID: r.ID, Name: r.ID, Files: r.Files, Begun: millis(r.Created), State: string(r.State),
+		ID: r.ID, Name: r.ID, FileCount: len(r.Files), Begun: millis(r.Created), State: string(r.State),
 		Total: r.Conversations, Done: c.Conversations.Done, Failed: c.Conversations.Failed + c.Removals.Failed, Removed: c.Removals.Done,
-		Rejected: r.Rejected, Rejects: r.RejectsFile, Codes: c.Codes,
+		Removals: r.Removals, Rejected: r.Rejected, Rejects: onPage(r.RejectsFile), Codes: c.Codes,
 		Retry: r.State == queue.Complete && r.NextNight == 0 && c.Jobs.Partial+c.Jobs.Failed > 0,
 	}
 	if r.Sync != "" {
-		i.Name = fmt.Sprintf("%s, night %d", r.Sync, r.Night)
+		i.Name = fmt.Sprintf("%s, night %d", onPage(r.Sync), r.Night)
 	}
-	if i.Files == nil {
-		i.Files = []string{}
+	i.Files = []string{} // of thousands a page shows the first
+	for _, file := range r.Files[:min(len(r.Files), filesOnPage)] {
+		i.Files = append(i.Files, onPage(file))
 	}
 	if r.State.Over() {
 		i.Ended = millis(r.Completed)

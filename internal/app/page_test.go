@@ -235,6 +235,32 @@ func TestProgressOutOfReach(t *testing.T) {
 	}
 }
 
+// Names of files, syncs and rejects cannot turn the text around that stands beside them. Of thousands of files the page has the
+// first. A night of a mirror says what it removed.
+func TestImportOnPage(t *testing.T) {
+	var p queue.Progress
+	p.Import = queue.Import{ID: "one", State: queue.Complete, Sync: "a\u202eb", Night: 2, RejectsFile: "r\u2066\x1b[2J", Removals: 4}
+	p.Counts.Removals = queue.Ended{Done: 3, Failed: 1}
+	for range 3000 {
+		p.Import.Files = append(p.Import.Files, "evil\u202evsc.\x07")
+	}
+	i := importOnPage(p)
+	if i.FileCount != 3000 || len(i.Files) != 3 || i.Files[0] != `evil\u202evsc.\u0007` || i.Name != `a\u202eb, night 2` || i.Rejects != `r\u2066\u001b[2J` {
+		t.Errorf("got %+v, want three names as they are written", i)
+	}
+	if i.Removals != 4 || i.Removed != 3 || i.Failed != 1 {
+		t.Errorf("got %+v, want 3 of 4 removed", i)
+	}
+	s := State{LastProgress: &Progress{Imports: []ImportProgress{{Progress: p}}}, Progress: &Progress{}}
+	process := Process{cfg: ProcessConfig{Import: "one"}}
+	var n page.Snapshot
+	importsOnPage(&n, &s)
+	process.describeEnd(&n, &s)
+	if !strings.Contains(n.Process.Detail, "3 of 4 were taken out of theirs") {
+		t.Errorf("at the end: got %q", n.Process.Detail)
+	}
+}
+
 // pageOf is what the page shows, as JSON.
 func pageOf(m *Monitor) string {
 	b, err := json.Marshal(m.page())

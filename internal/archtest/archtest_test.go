@@ -68,7 +68,7 @@ var layout = map[string]rules{
 	"internal/app": {
 		own: []string{
 			"importer", "worker", "metrics", "internal/page", "internal/queue", "internal/broker", "internal/lease", "internal/governor", "internal/clock",
-			"internal/chat", "internal/chatsim", "internal/job",
+			"internal/chat", "internal/chatsim", "internal/job", "internal/redact",
 		},
 		testOwn: []string{"internal/longtest"},
 	},

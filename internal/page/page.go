@@ -68,19 +68,21 @@ type CommandSum struct {
 
 // An Import is how far one import is. Times are in Unix milliseconds.
 type Import struct {
-	ID       string   `json:"id"`
-	Name     string   `json:"name"`
-	Files    []string `json:"files"`
-	Begun    int64    `json:"begun"`
-	Ended    int64    `json:"ended,omitempty"`
-	State    string   `json:"state"`
-	Note     string   `json:"note,omitempty"` // what is wrong with it
-	Total    int64    `json:"total"`          // conversations
-	Done     int64    `json:"done"`
-	Failed   int64    `json:"failed"`
-	Removed  int64    `json:"removed,omitempty"`
-	Rejected int64    `json:"rejected"` // rows
-	Rejects  string   `json:"rejects,omitempty"`
+	ID        string   `json:"id"`
+	Name      string   `json:"name"`
+	Files     []string `json:"files"` // the first
+	FileCount int      `json:"file_count"`
+	Begun     int64    `json:"begun"`
+	Ended     int64    `json:"ended,omitempty"`
+	State     string   `json:"state"`
+	Note      string   `json:"note,omitempty"` // what is wrong with it
+	Total     int64    `json:"total"`          // conversations
+	Done      int64    `json:"done"`
+	Failed    int64    `json:"failed"`
+	Removals  int64    `json:"removals,omitempty"` // conversations that are to be taken out of groups
+	Removed   int64    `json:"removed,omitempty"`
+	Rejected  int64    `json:"rejected"` // rows
+	Rejects   string   `json:"rejects,omitempty"`
 
 	Codes map[string]int64 `json:"codes,omitempty"` // what failed
 	Retry bool             `json:"retry,omitempty"` // something can be retried

@@ -130,7 +130,7 @@ function showTitle() {
   document.title = `${share}groupferry`;
 }
 
-const sums = [["Done", "done"], ["Failed", "failed"], ["Rejected rows", "rejected"], ["Jobs left", "todo"]];
+const sums = [["Done", "done"], ["Removed", "removed"], ["Failed", "failed"], ["Rejected rows", "rejected"], ["Jobs left", "todo"]];
 
 function showLive() {
   keyed(get("live"), now.live.slice(0, 5), () => {
@@ -166,6 +166,8 @@ function showLive() {
     set(e.querySelector(".left"), left);
     const known = (n) => (i.unknown ? "–" : count(n));
     set(e.querySelector("dd.done"), known(i.done));
+    set(e.querySelector("dd.removed"), known(i.removed || 0));
+    e.querySelector("dd.removed").parentElement.hidden = !i.removals && !i.removed;
     set(e.querySelector("dd.failed"), known(i.failed));
     e.querySelector("dd.failed").classList.toggle("bad-text", i.failed > 0);
     set(e.querySelector("dd.rejected"), count(i.rejected));
@@ -174,9 +176,9 @@ function showLive() {
 }
 
 function fileText(i) {
-  const n = i.files.length;
+  const n = i.file_count;
   if (!n) return "";
-  return n < 4 ? i.files.join(", ") : `${i.files[0]} and ${n - 1} more`;
+  return n === i.files.length ? i.files.join(", ") : `${i.files[0]} and ${count(n - 1)} more`;
 }
 
 // title is what people call an import: its files, or which night of a sync it is.
@@ -198,6 +200,7 @@ function showImports() {
     e.children[0].append(make("b"), make("span", { className: "file" }));
     e.children[1].append(make("span"));
     e.children[2].append(make("span"));
+    e.children[3].append(make("span"), make("span", { className: "note" }));
     e.children[4].append(make("span"), failed);
     e.children[6].append(retry);
     failed.addEventListener("click", () => {
@@ -215,7 +218,8 @@ function showImports() {
     state.firstChild.className = `chip ${i.state}`;
     state.firstChild.title = i.note || "";
     set(state.firstChild, i.state);
-    set(done, i.unknown ? "–" : count(i.done));
+    set(done.firstChild, i.unknown ? "–" : count(i.done));
+    set(done.lastChild, i.removed ? `${count(i.removed)} removed` : "");
     const [none, some] = failed.children;
     none.hidden = i.failed > 0;
     some.hidden = i.failed === 0;
