@@ -186,7 +186,7 @@ func TestPageOfANATSUser(t *testing.T) {
 			t.Fatal(err)
 		}
 		request.Header.Set("Content-Type", "application/json")
-		request.Header.Set("Authorization", "Bearer "+pageToken)
+		request.Header.Set("Page-Token", pageToken)
 		response, err := http.DefaultClient.Do(request)
 		if err != nil {
 			return 0, err.Error()
@@ -234,6 +234,8 @@ func TestPageToken(t *testing.T) {
 	work := []string{"work", "--drain", "--listen", "127.0.0.1:0", "--page-token-file"}
 	s.run(exitUsage, append(work, file("empty", "\n", 0o600))...).wantErr("--page-token-file", "is empty")
 	s.run(exitUsage, append(work, file("short", "fifteen-letters", 0o600))...).wantErr("has 15 characters, and needs at least 16", "openssl rand")
+	s.run(exitUsage, append(work, file("unicode", "schlüssel-zum-glück", 0o600))...).wantErr("characters beyond ASCII", "openssl rand")
+	s.run(exitUsage, append(work, file("lines", "one-line-of-it\nanother-line", 0o600))...).wantErr("more than one line", "openssl rand")
 	s.run(exitUsage, append(work, filepath.Join(dir, "none"))...).wantErr("--page-token-file", "none")
 	s.run(exitUsage, "run", "--page-token-file", file("good", pageToken, 0o600), "none.csv").wantErr("no page is served", "--listen 127.0.0.1:9477")
 	open := s.run(exitFailed, append(work, file("open", pageToken, 0o644))...).wantErr("chmod 600", "no groupferry data")

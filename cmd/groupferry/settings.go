@@ -657,10 +657,17 @@ func (p *program) readToken(file string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	token := secret.Reveal()
-	if n := utf8.RuneCountInString(token); n < page.MinToken {
-		return "", hint(usagef("%s: %s has %d characters, and needs at least %d", setting, file, n, page.MinToken),
-			"openssl rand -hex 16 > %s", quoted(file))
+	token, fault := secret.Reveal(), ""
+	switch n := utf8.RuneCountInString(token); {
+	case n < page.MinToken:
+		fault = fmt.Sprintf("has %d characters, and needs at least %d", n, page.MinToken)
+	case strings.ContainsAny(token, "\r\n"):
+		fault = "has more than one line"
+	case strings.ContainsFunc(token, func(r rune) bool { return r < ' ' || r > '~' }): // a browser could not send it
+		fault = "has control characters, or characters beyond ASCII"
+	}
+	if fault != "" {
+		return "", hint(usagef("%s: %s %s", setting, file, fault), "openssl rand -hex 16 > %s", quoted(file))
 	}
 	if info, err := os.Stat(file); err == nil && runtime.GOOS != "windows" && info.Mode().Perm()&0o004 != 0 {
 		p.console.event("everybody on this host can read the token of the page", "file", file).

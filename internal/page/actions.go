@@ -8,7 +8,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
-	"strings"
+	"net/netip"
 	"sync"
 	"time"
 )
@@ -41,10 +41,15 @@ const (
 	// MinToken is how many characters a token has at least.
 	MinToken = 16
 
+	// tokenHeader is not Authorization, which belongs to the login of a proxy in front.
+	tokenHeader = "Page-Token"
+
 	maxBody = 4 << 10
 
-	// mostWrong wrong tokens are looked at in a minute; then no token is, for the rest of it.
-	mostWrong = 10
+	// mostWrong wrong tokens from an address are looked at in a minute; then none from there is, for the rest of it. With more
+	// than mostAddresses of them, the others count as one.
+	mostWrong     = 10
+	mostAddresses = 1000
 )
 
 // A control says who may act.
@@ -54,7 +59,8 @@ type control struct {
 	now   func() time.Time
 
 	mu    sync.Mutex
-	wrong []time.Time // tokens in the last minute
+	since time.Time      // of the minute
+	wrong map[string]int // tokens in it, by address
 }
 
 func newControl(token string, do func(Action) Answer) *control {
@@ -62,22 +68,38 @@ func newControl(token string, do func(Action) Answer) *control {
 }
 
 // check returns 0 if the token is the right one, else the status of the response.
-func (c *control) check(token string) int {
+func (c *control) check(token, remote string) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := c.now()
-	for len(c.wrong) > 0 && now.Sub(c.wrong[0]) >= time.Minute {
-		c.wrong = c.wrong[1:]
+	if now := c.now(); c.wrong == nil || now.Sub(c.since) >= time.Minute {
+		c.since, c.wrong = now, map[string]int{}
 	}
-	if len(c.wrong) >= mostWrong {
+	from := addressOf(remote)
+	if c.wrong[from] == 0 && len(c.wrong) >= mostAddresses {
+		from = ""
+	}
+	if c.wrong[from] >= mostWrong {
 		return http.StatusTooManyRequests
 	}
 	got := sha256.Sum256([]byte(token))
 	if subtle.ConstantTimeCompare(got[:], c.token[:]) == 1 {
 		return 0
 	}
-	c.wrong = append(c.wrong, now)
+	c.wrong[from]++
 	return http.StatusUnauthorized
+}
+
+// addressOf is that of a client, without its port; of IPv6 the network, for a host has all addresses of one.
+func addressOf(remote string) string {
+	at, err := netip.ParseAddrPort(remote)
+	if err != nil {
+		return ""
+	}
+	if a := at.Addr().Unmap(); a.Is4() {
+		return a.String()
+	}
+	network, _ := at.Addr().WithZone("").Prefix(64)
+	return network.String()
 }
 
 func (p *Page) act(w http.ResponseWriter, r *http.Request) {
@@ -90,20 +112,20 @@ func (p *Page) act(w http.ResponseWriter, r *http.Request) {
 		respond(w, http.StatusUnsupportedMediaType, Answer{Text: "the content type has to be application/json"})
 		return
 	}
-	token, bearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	if !bearer || token == "" {
-		w.Header().Set("WWW-Authenticate", "Bearer")
+	token := r.Header.Get(tokenHeader)
+	if token == "" {
+		w.Header().Set("WWW-Authenticate", tokenHeader)
 		respond(w, http.StatusUnauthorized, Answer{Text: "a token is needed", Hint: "give the one in the file of --page-token-file"})
 		return
 	}
-	switch status := p.control.check(token); status {
+	switch status := p.control.check(token, r.RemoteAddr); status {
 	case 0:
 	case http.StatusTooManyRequests:
 		w.Header().Set("Retry-After", "60")
-		respond(w, status, Answer{Text: "too many wrong tokens", Hint: "wait a minute"})
+		respond(w, status, Answer{Text: "too many wrong tokens", Hint: "wait a minute, or use the commands pause, resume, rate and retry"})
 		return
 	default:
-		w.Header().Set("WWW-Authenticate", "Bearer")
+		w.Header().Set("WWW-Authenticate", tokenHeader)
 		respond(w, status, Answer{Text: "the token is wrong", Hint: "give the one in the file of --page-token-file"})
 		return
 	}

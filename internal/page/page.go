@@ -15,7 +15,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 )
@@ -183,7 +186,36 @@ func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("Cache-Control", "no-store")
-	p.mux.ServeHTTP(w, r)
+	switch {
+	case !calledRight(r):
+		respond(w, http.StatusForbidden, Answer{Text: "a loopback address answers to localhost and to IP addresses alone, not to " + strconv.Quote(r.Host),
+			Hint: "have the proxy in front send the name of this address as Host"})
+	case r.URL.Path != "/" && otherSite(r):
+		respond(w, http.StatusForbidden, Answer{Text: "a page of another site asks"})
+	default:
+		p.mux.ServeHTTP(w, r)
+	}
+}
+
+// calledRight reports whether a request to a loopback address names a host that nobody else can have in DNS: one with a name of
+// theirs comes from a browser on this machine, in which a page of another site has its name stand for this address.
+func calledRight(r *http.Request) bool {
+	local, _ := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
+	if local == nil || !local.IP.IsLoopback() {
+		return true
+	}
+	host, _, err := net.SplitHostPort(r.Host)
+	if err != nil {
+		host = strings.Trim(r.Host, "[]")
+	}
+	return net.ParseIP(host) != nil || !strings.Contains(host, ".") || strings.HasSuffix(host, ".localhost")
+}
+
+// otherSite reports whether the browser says that a page of another site asks. It would not see the response, but it could keep
+// events open.
+func otherSite(r *http.Request) bool {
+	site := r.Header.Get("Sec-Fetch-Site")
+	return site != "" && site != "same-origin" && site != "none"
 }
 
 // Close sends all open pages what changed last, and that the process ends.
@@ -204,6 +236,9 @@ func (p *Page) events(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("X-Accel-Buffering", "no") // of a proxy, which would hold back what is sent
+	if r.Method == http.MethodHead {
+		return
+	}
 	send := func(b []byte) error {
 		if err := conn.SetWriteDeadline(time.Now().Add(p.writeWait)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 			return err

@@ -348,11 +348,11 @@ async function act(name, body, button) {
   try {
     const response = await fetch(`actions/${name}`, {
       method: "POST",
-      headers: { "Content-Type": "application/json", Authorization: `Bearer ${token()}` },
+      headers: { "Content-Type": "application/json", "Page-Token": token() },
       body: JSON.stringify(body),
     });
     const a = await response.json();
-    if (response.status === 401) sessionStorage.removeItem(tokenKey);
+    if (response.status === 401 || (name === "check" && !response.ok)) sessionStorage.removeItem(tokenKey);
     answer(a, !response.ok);
     return response.ok;
   } catch {
@@ -372,8 +372,13 @@ get("rate-form").addEventListener("submit", async (e) => {
 });
 get("token-form").addEventListener("submit", (e) => {
   e.preventDefault();
-  sessionStorage.setItem(tokenKey, get("token").value.trim());
+  const given = get("token").value.trim();
   get("token").value = "";
+  if (!/^[ -~]+$/.test(given)) { // no header can have it
+    answer({ text: "the token is wrong", hint: "it has no characters beyond ASCII" }, true);
+    return;
+  }
+  sessionStorage.setItem(tokenKey, given);
   act("check", {});
 });
 get("forget").addEventListener("click", () => {

@@ -269,38 +269,39 @@ func TestSlowReader(t *testing.T) {
 // Actions need the token, the right kind of request, and what they are about; the answer is that of the command.
 func TestActions(t *testing.T) {
 	s, p, _ := newPage(t, testToken)
-	bearer := "Bearer " + testToken
+	right := testToken
 	for _, test := range []struct {
 		name, path, token, kind, body string
 		status                        int
 		text                          string
 		done                          string // action
 	}{
-		{"pause", "pause", bearer, "application/json", `{}`, 200, "pause is done", Pause},
-		{"resume", "resume", bearer, "application/json; charset=utf-8", `{}`, 200, "resume is done", Resume},
-		{"rate", "rate", bearer, "application/json", `{"calls":0}`, 200, "rate is done", Rate},
-		{"retry", "retry", bearer, "application/json", `{"import":"a"}`, 200, "retry is done", Retry},
-		{"a refused one", "retry", bearer, "application/json", `{"import":"running"}`, 409, `it is running","hint":"wait"`, Retry},
-		{"check", "check", bearer, "application/json", `{}`, 200, "the token is right", ""},
-		{"no rate", "rate", bearer, "application/json", `{}`, 400, "how many", ""},
-		{"no import", "retry", bearer, "application/json", `{}`, 400, "which", ""},
-		{"no such action", "delete", bearer, "application/json", `{}`, 404, "no such action", ""},
-		{"a form", "pause", bearer, "application/x-www-form-urlencoded", `{}`, 415, "application/json", ""},
-		{"plain text", "pause", bearer, "text/plain", `{}`, 415, "application/json", ""},
+		{"pause", "pause", right, "application/json", `{}`, 200, "pause is done", Pause},
+		{"resume", "resume", right, "application/json; charset=utf-8", `{}`, 200, "resume is done", Resume},
+		{"rate", "rate", right, "application/json", `{"calls":0}`, 200, "rate is done", Rate},
+		{"retry", "retry", right, "application/json", `{"import":"a"}`, 200, "retry is done", Retry},
+		{"a refused one", "retry", right, "application/json", `{"import":"running"}`, 409, `it is running","hint":"wait"`, Retry},
+		{"check", "check", right, "application/json", `{}`, 200, "the token is right", ""},
+		{"no rate", "rate", right, "application/json", `{}`, 400, "how many", ""},
+		{"no import", "retry", right, "application/json", `{}`, 400, "which", ""},
+		{"no such action", "delete", right, "application/json", `{}`, 404, "no such action", ""},
+		{"a form", "pause", right, "application/x-www-form-urlencoded", `{}`, 415, "application/json", ""},
+		{"plain text", "pause", right, "text/plain", `{}`, 415, "application/json", ""},
 		{"no token", "pause", "", "application/json", `{}`, 401, "a token is needed", ""},
-		{"a wrong one", "pause", "Bearer wrong", "application/json", `{}`, 401, "the token is wrong", ""},
-		{"half of it", "pause", bearer[:15], "application/json", `{}`, 401, "the token is wrong", ""},
-		{"as a password", "pause", "Basic " + testToken, "application/json", `{}`, 401, "a token is needed", ""},
-		{"no JSON", "pause", bearer, "application/json", `pause`, 400, "cannot be read", ""},
-		{"two of them", "pause", bearer, "application/json", `{}{}`, 400, "more than one", ""},
-		{"another field", "pause", bearer, "application/json", `{"force":true}`, 400, "unknown field", ""},
-		{"a long body", "pause", bearer, "application/json", `{"import":"` + strings.Repeat("x", maxBody) + `"}`, 400, "too large", ""},
+		{"a wrong one", "pause", "wrong", "application/json", `{}`, 401, "the token is wrong", ""},
+		{"half of it", "pause", right[:15], "application/json", `{}`, 401, "the token is wrong", ""},
+		{"with a scheme", "pause", "Bearer " + testToken, "application/json", `{}`, 401, "the token is wrong", ""},
+		{"no JSON", "pause", right, "application/json", `pause`, 400, "cannot be read", ""},
+		{"two of them", "pause", right, "application/json", `{}{}`, 400, "more than one", ""},
+		{"another field", "pause", right, "application/json", `{"force":true}`, 400, "unknown field", ""},
+		{"a long body", "pause", right, "application/json", `{"import":"` + strings.Repeat("x", maxBody) + `"}`, 400, "too large", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s.done = nil
 			r := httptest.NewRequest(http.MethodPost, "/actions/"+test.path, strings.NewReader(test.body))
 			r.Header.Set("Content-Type", test.kind)
-			r.Header.Set("Authorization", test.token)
+			r.Header.Set("Authorization", "Basic that-of-a-proxy")
+			r.Header.Set("Page-Token", test.token)
 			w := httptest.NewRecorder()
 			p.ServeHTTP(w, r)
 			if w.Code != test.status || !strings.Contains(w.Body.String(), test.text) || !json.Valid(w.Body.Bytes()) {
@@ -321,7 +322,6 @@ func TestReadOnly(t *testing.T) {
 	s, p, server := newPage(t, "")
 	r := httptest.NewRequest(http.MethodPost, "/actions/pause", strings.NewReader("{}"))
 	r.Header.Set("Content-Type", "application/json")
-	r.Header.Set("Authorization", "Bearer ")
 	w := httptest.NewRecorder()
 	p.ServeHTTP(w, r)
 	if w.Code != http.StatusForbidden || !strings.Contains(w.Body.String(), "--page-token-file") || len(s.done) > 0 {
@@ -333,23 +333,87 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
-// After so many wrong tokens none is looked at for the rest of the minute, not even the right one.
+// After so many wrong tokens from an address none from there is looked at for the rest of the minute, not even the right one. Who
+// is elsewhere is not locked out.
 func TestWrongTokens(t *testing.T) {
 	c := newControl(testToken, nil)
 	now := time.Now()
 	c.now = func() time.Time { return now }
+	const here = "192.0.2.1:1"
 	for range mostWrong {
-		if got := c.check("wrong"); got != http.StatusUnauthorized {
+		if got := c.check("wrong", here); got != http.StatusUnauthorized {
 			t.Fatalf("a wrong token: got %d", got)
 		}
 	}
 	for _, token := range []string{"wrong", testToken} {
-		if got := c.check(token); got != http.StatusTooManyRequests {
-			t.Errorf("%s after %d wrong ones: got %d, want 429", token, mostWrong, got)
+		for _, from := range []string{here, "192.0.2.1:2", "[::ffff:192.0.2.1]:3"} {
+			if got := c.check(token, from); got != http.StatusTooManyRequests {
+				t.Errorf("%s from %s after %d wrong ones: got %d, want 429", token, from, mostWrong, got)
+			}
 		}
 	}
+	if got := c.check(testToken, "192.0.2.2:1"); got != 0 {
+		t.Errorf("from elsewhere: got %d", got)
+	}
 	now = now.Add(time.Minute)
-	if got := c.check(testToken); got != 0 {
+	if got := c.check(testToken, here); got != 0 {
 		t.Errorf("the right one, a minute later: got %d", got)
+	}
+	for n := range mostWrong {
+		c.check("wrong", fmt.Sprintf("[2001:db8::%x]:1", n+1))
+	}
+	if got := c.check("wrong", "[2001:db8::ffff%eth0]:1"); got != http.StatusTooManyRequests {
+		t.Errorf("from one network: got %d, want 429", got)
+	}
+	for n := range 2 * mostAddresses {
+		c.check("wrong", fmt.Sprintf("10.0.%d.%d:1", n/256, n%256))
+	}
+	if len(c.wrong) > mostAddresses+1 {
+		t.Errorf("got %d addresses, want at most %d", len(c.wrong), mostAddresses+1)
+	}
+}
+
+// A name that somebody else could have in DNS is refused at a loopback address: that is how a page of theirs would read this one.
+// No page of another site can keep events open, or act.
+func TestOtherSites(t *testing.T) {
+	_, _, server := newPage(t, testToken)
+	status := func(path, host, site string) int {
+		t.Helper()
+		r, _ := http.NewRequest(http.MethodHead, server.URL+path, nil)
+		r.Host = host
+		if site != "" {
+			r.Header.Set("Sec-Fetch-Site", site)
+		}
+		response, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response.Body.Close()
+		return response.StatusCode
+	}
+	for host, want := range map[string]int{
+		"127.0.0.1:9477": 200, "localhost:9477": 200, "localhost": 200, "[::1]:9477": 200, "[::1]": 200, "my-host:80": 200, "gf.localhost:1": 200,
+		"evil.example": 403, "evil.example:9477": 403, "127.0.0.1.evil.example:9477": 403, "localhost.evil.example": 403, "com.:80": 403,
+	} {
+		for _, path := range []string{"/", "/page.js", "/events"} {
+			if got := status(path, host, ""); got != want {
+				t.Errorf("%s of %s: got %d, want %d", path, host, got, want)
+			}
+		}
+	}
+	for site, want := range map[string]int{"same-origin": 200, "none": 200, "cross-site": 403, "same-site": 403} {
+		if got := status("/events", "localhost", site); got != want {
+			t.Errorf("/events from %s: got %d, want %d", site, got, want)
+		}
+		if got := status("/", "localhost", site); got != 200 {
+			t.Errorf("/ from %s, a link: got %d, want 200", site, got)
+		}
+	}
+	r := httptest.NewRequest(http.MethodGet, "/", nil) // not at a loopback address
+	r.Host = "groupferry.example"
+	w := httptest.NewRecorder()
+	server.Config.Handler.ServeHTTP(w, r)
+	if w.Code != 200 {
+		t.Errorf("elsewhere: got %d, want 200", w.Code)
 	}
 }
