@@ -140,6 +140,19 @@ func TestRecentCalls(t *testing.T) {
 	}
 }
 
+// Where the clock is set back, calls of a time that has not come do not come up again when it does.
+func TestRecentCallsOfAClockSetBack(t *testing.T) {
+	var o tallyObserver
+	start := time.Unix(1_000_000_000, 0)
+	o.called("create", start.Add(5*time.Minute))
+	if got := o.recent(start); len(got) != 0 {
+		t.Errorf("set back: got %v, want nothing", got)
+	}
+	if got := o.recent(start.Add(6 * time.Minute)); len(got) != 0 {
+		t.Errorf("when it is so late again: got %v, want nothing", got)
+	}
+}
+
 // The newest records are kept, in order, and what is deleted goes.
 func TestNoteRecord(t *testing.T) {
 	var all []*queue.Import

@@ -146,6 +146,11 @@ func (o *tallyObserver) recent(now time.Time) map[string]CallRate {
 	end := present / callsBucket * callsBucket
 	var all map[string]CallRate
 	for command, r := range o.calls {
+		for i, s := range r { // the clock was set back: these would come up again later
+			if s.second > present+callsBucket {
+				r[i].calls = 0
+			}
+		}
 		rate, called := CallRate{PerSecond: make([]float64, recentSeconds/callsBucket)}, false
 		first := present
 		for _, s := range r {

@@ -310,7 +310,7 @@ function showCalls() {
   const root = document.createElementNS(svg, "svg");
   for (const v of [0, c.limit / 2]) {
     draw(root, "line", { class: "grid", x1: left, x2: width - right, y1: y(v), y2: y(v) });
-    draw(root, "text", { x: left - 8, y: y(v) + 4, "text-anchor": "end" }, count(Math.round(v)));
+    draw(root, "text", { x: left - 8, y: y(v) + 4, "text-anchor": "end" }, count(v));
   }
   for (const [share, anchor] of [[0, "start"], [0.5, "middle"], [1, "end"]]) {
     const s = (1 - share) * n * c.bucket;
