@@ -226,8 +226,9 @@ func (p *Page) events(w http.ResponseWriter, r *http.Request) {
 	select {
 	case p.slots <- struct{}{}:
 		defer func() { <-p.slots }()
-	default:
-		http.Error(w, fmt.Sprintf("%d pages are open, which is the most: close one", maxStreams), http.StatusServiceUnavailable)
+	default: // a browser tells its page nothing of another status
+		w.Header().Set("Content-Type", "text/event-stream")
+		fmt.Fprintf(w, "event: full\ndata: %d\n\n", maxStreams)
 		return
 	}
 	conn := http.NewResponseController(w)

@@ -130,7 +130,7 @@ function showTitle() {
   document.title = `${share}groupferry`;
 }
 
-const sums = [["Done", "done"], ["Removed", "removed"], ["Failed", "failed"], ["Rejected rows", "rejected"], ["Jobs left", "todo"]];
+const sums = [["Conversations done", "done"], ["Removed", "removed"], ["Failed", "failed"], ["Rejected rows", "rejected"], ["Jobs left", "todo"]];
 
 function showLive() {
   keyed(get("live"), now.live.slice(0, 5), () => {
@@ -350,6 +350,7 @@ async function act(name, body, button) {
       method: "POST",
       headers: { "Content-Type": "application/json", "Page-Token": token() },
       body: JSON.stringify(body),
+      signal: AbortSignal.timeout(15000), // a browser has six connections, and as many open pages take them all
     });
     const a = await response.json();
     if (response.status === 401 || (name === "check" && !response.ok)) sessionStorage.removeItem(tokenKey);
@@ -432,6 +433,11 @@ function connect(pause = 1000) {
     });
   }
   source.addEventListener("beat", heard);
+  source.addEventListener("full", (e) => {
+    again();
+    set(get("headline"), "Too many pages are open");
+    set(get("detail"), `This process has ${e.data} of them already. Close one; this page is then tried again.`);
+  });
   source.addEventListener("end", () => {
     ended = true;
     showProcess();

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -221,13 +222,17 @@ func TestMaxStreams(t *testing.T) {
 		untilEvent(t, next, "process")
 		last = response
 	}
-	next, response := open(t, server)
-	if event, _ := next(); event != "" || response.StatusCode != http.StatusServiceUnavailable {
-		t.Errorf("one more: got %d and %q, want 503", response.StatusCode, event)
+	next, _ := open(t, server)
+	if event, data := next(); event != "full" || data != strconv.Itoa(maxStreams) {
+		t.Errorf("one more: got %q and %q, want how many there are", event, data)
+	}
+	if event, _ := next(); event != "" {
+		t.Errorf("after that: got %q", event)
 	}
 	last.Body.Close()
 	for end := time.Now().Add(30 * time.Second); ; {
-		if _, response = open(t, server); response.StatusCode == http.StatusOK {
+		next, _ := open(t, server)
+		if event, _ := next(); event != "full" {
 			break
 		}
 		if time.Now().After(end) {
