@@ -175,11 +175,26 @@ func newInput(plan *importer.Plan, cfg InputConfig) (*Input, error) {
 
 // FileNames shortens a list of inputs where a shell has expanded a glob into very many names.
 func FileNames(inputs []string) []string {
-	const most = 20
-	if len(inputs) > most {
-		return append(slices.Clone(inputs[:most]), fmt.Sprintf("and %d more", len(inputs)-most))
+	if len(inputs) > mostFileNames {
+		return append(slices.Clone(inputs[:mostFileNames]), fmt.Sprintf(moreFiles, len(inputs)-mostFileNames))
 	}
 	return inputs
+}
+
+const (
+	mostFileNames = 20
+	moreFiles     = "and %d more"
+)
+
+// fileCount returns how many inputs FileNames made a list of.
+func fileCount(names []string) int {
+	var more int
+	if len(names) == mostFileNames+1 {
+		if _, err := fmt.Sscanf(names[mostFileNames], moreFiles, &more); err == nil {
+			return mostFileNames + more
+		}
+	}
+	return len(names)
 }
 
 // Close removes what the input has on disk.

@@ -348,7 +348,7 @@ func onPage(s string) string { return redact.Visible(s, "") }
 func importOnPage(p queue.Progress) page.Import {
 	r, c := &p.Import, &p.Counts
 	i := page.Import{
-		ID: r.ID, Name: r.ID, FileCount: len(r.Files), Begun: millis(r.Created), State: string(r.State),
+		ID: r.ID, Name: r.ID, FileCount: fileCount(r.Files), Begun: millis(r.Created), State: string(r.State),
 		Total: r.Conversations, Done: c.Conversations.Done, Failed: c.Conversations.Failed + c.Removals.Failed, Removed: c.Removals.Done,
 		Removals: r.Removals, Rejected: r.Rejected, Rejects: onPage(r.RejectsFile), Codes: c.Codes,
 		Retry: r.State == queue.Complete && r.NextNight == 0 && c.Jobs.Partial+c.Jobs.Failed > 0,

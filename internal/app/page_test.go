@@ -257,9 +257,15 @@ func TestImportOnPage(t *testing.T) {
 	for range 3000 {
 		p.Import.Files = append(p.Import.Files, "evil\u202evsc.\x07")
 	}
+	p.Import.Files = FileNames(p.Import.Files)
 	i := importOnPage(p)
 	if i.FileCount != 3000 || len(i.Files) != 3 || i.Files[0] != `evil\u202evsc.\u0007` || i.Name != `a\u202eb, night 2` || i.Rejects != `r\u2066\u001b[2J` {
 		t.Errorf("got %+v, want three names as they are written", i)
+	}
+	for _, n := range []int{0, 1, 20, 21, 22} {
+		if got := fileCount(FileNames(make([]string, n))); got != n {
+			t.Errorf("%d files: got %d", n, got)
+		}
 	}
 	if i.Removals != 4 || i.Removed != 3 || i.Failed != 1 {
 		t.Errorf("got %+v, want 3 of 4 removed", i)
