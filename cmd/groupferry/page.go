@@ -3,10 +3,12 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"strconv"
 	"strings"
 
 	"groupferry/internal/app"
+	"groupferry/internal/broker"
 	"groupferry/internal/page"
 )
 
@@ -34,9 +36,18 @@ func (p *program) actions(s *app.Namespace, where string) func(context.Context, 
 		}
 		if err = as.noImport(err, where); err != nil {
 			log.Warn("the page: "+a.Name, "error", err)
-			return page.Answer{Text: shown(p.inSettings(err)), Hint: hintFor(err)}
+			return p.failed(err)
 		}
 		log.Info("the page: " + a.Name)
 		return page.Answer{OK: true, Text: strings.ReplaceAll(strings.TrimSpace(said.String()), "groupferry: ", "")}
 	}
+}
+
+// failed is the answer where an action ended with an error. What was asked of a server that is out of reach may still be on its way.
+func (p *program) failed(err error) page.Answer {
+	a := page.Answer{Text: shown(p.inSettings(err)), Hint: hintFor(err)}
+	if errors.Is(err, broker.ErrUnreachable) && a.Hint == "" {
+		a.Hint = "it may be done all the same once NATS is back; the page then shows it"
+	}
+	return a
 }

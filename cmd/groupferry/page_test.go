@@ -9,7 +9,9 @@ import (
 	"strings"
 	"testing"
 
+	"groupferry/internal/broker"
 	"groupferry/internal/chatsim"
+	"groupferry/internal/queue"
 )
 
 const pageToken = "only-this-test-knows-it"
@@ -214,6 +216,17 @@ func TestPageOfANATSUser(t *testing.T) {
 	}
 	w.signals <- os.Interrupt
 	w.wait(exitDone)
+}
+
+// An action of which nobody knows whether it is done is not said to be undone.
+func TestPageWithoutNATS(t *testing.T) {
+	p := &program{}
+	if a := p.failed(fmt.Errorf("set rate: %w: nats://here", broker.ErrUnreachable)); a.OK || !strings.Contains(a.Hint, "may be done all the same") {
+		t.Errorf("got %+v, want that it may be done", a)
+	}
+	if a := p.failed(queue.ErrCancelled); a.OK || strings.Contains(a.Hint, "may be done") {
+		t.Errorf("of another error: got %+v", a)
+	}
 }
 
 // A token that cannot protect anything is refused, and so is one without a page; one that others can read is a warning.

@@ -357,7 +357,7 @@ async function act(name, body, button) {
     answer(a, !response.ok);
     return response.ok;
   } catch {
-    answer({ text: "The process cannot be reached", hint: "Nothing was done, as far as this page knows." }, true);
+    answer({ text: "The process cannot be reached", hint: "whether it was done shows here once it can" }, true);
     return false;
   } finally {
     if (button) button.disabled = false;
