@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/gofrs/flock"
 )
@@ -62,6 +63,16 @@ func TestReadOnly(t *testing.T) {
 		t.Fatal(got, err)
 	}
 	defer lock.Close()
+	killed, other := filepath.Join(scratch, "groupferry-read-1"), filepath.Join(scratch, "groupferry-read-2")
+	for _, d := range []string{killed, other} { // of one that was killed in it long ago, and of one that runs
+		if err := os.MkdirAll(filepath.Join(d, "jetstream"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	longAgo := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(killed, longAgo, longAgo); err != nil {
+		t.Fatal(err)
+	}
 	before := listing(t, dir)
 	if got, err := read(); got != "v" || err != nil {
 		t.Errorf("without a server: got %q, %v", got, err)
@@ -69,8 +80,8 @@ func TestReadOnly(t *testing.T) {
 	if after := listing(t, dir); after != before {
 		t.Errorf("got another data directory:\n%s\nwant\n%s", after, before)
 	}
-	if left := listing(t, scratch); strings.Contains(left, "groupferry") {
-		t.Errorf("left behind: %s", left)
+	if left, err := filepath.Glob(filepath.Join(scratch, "groupferry-*")); len(left) != 1 || left[0] != other || err != nil {
+		t.Errorf("left behind: %v, %v, want that of the other process alone", left, err)
 	}
 }
 
