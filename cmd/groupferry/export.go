@@ -213,7 +213,7 @@ func (e *exporter) run(cmd *cobra.Command, inputs []string) error {
 	}
 	e.showCost(cost)
 	report, err := app.Export(untilLeft(ctx), ctx.Done(), app.ExportConfig{
-		Read: e.reading(n, api, &cost), Users: plan, Stdout: e.stdout, File: e.to,
+		Read: e.reading(n, api, &cost), Users: plan, Stdout: e.data(), File: e.to,
 		Target: app.Target(e.api.identity(), api.Address()), OnUnread: e.showUnread,
 	})
 	e.console.end()

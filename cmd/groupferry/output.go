@@ -67,15 +67,18 @@ func (c *console) setLog(format string) {
 
 // Write puts whole lines above the progress line. Whatever is in them, a terminal is not controlled by it, and no login of a
 // URL is shown.
-func (c *console) Write(b []byte) (int, error) {
+func (c *console) Write(b []byte) (int, error) { return len(b), c.above(c.w, shown(string(b))) }
+
+// above writes a text of whole lines to w where the progress line stands, and that below.
+func (c *console) above(w io.Writer, text string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.wipe()
-	_, err := io.WriteString(c.w, shown(string(b)))
+	_, err := io.WriteString(w, text)
 	if c.line != "" {
 		io.WriteString(c.w, c.line)
 	}
-	return len(b), err
+	return err
 }
 
 // look is what the terminal shows now.
@@ -87,16 +90,18 @@ func shown(s string) string { return redact.Visible(redact.Logins(s), "\n\t") }
 // inLine makes a text fit to stand in a line, such as the name of a file.
 func inLine(s string) string { return redact.Visible(s, "") }
 
-// A lineWriter makes data fit for the terminal that they go to, line by line. Anywhere else they stay as they are.
+// A lineWriter writes data to a terminal, line by line and fit for it, and not into the progress line that may stand there.
+// Anywhere else data stay as they are.
 type lineWriter struct {
-	w    io.Writer
-	rest []byte // of a line that has not ended
+	w       io.Writer
+	console *console
+	rest    []byte // of a line that has not ended
 }
 
 func (l *lineWriter) Write(b []byte) (int, error) {
 	l.rest = append(l.rest, b...)
 	end := bytes.LastIndexByte(l.rest, '\n') + 1
-	_, err := io.WriteString(l.w, shown(string(l.rest[:end])))
+	err := l.console.above(l.w, shown(string(l.rest[:end])))
 	l.rest = append(l.rest[:0], l.rest[end:]...)
 	return len(b), err
 }
@@ -104,7 +109,7 @@ func (l *lineWriter) Write(b []byte) (int, error) {
 // data is where data go whose lines all end: standard output.
 func (p *program) data() io.Writer {
 	if isTerminal(p.stdout) {
-		return &lineWriter{w: p.stdout}
+		return &lineWriter{w: p.stdout, console: p.console}
 	}
 	return p.stdout
 }

@@ -543,7 +543,7 @@ func (i *inputFlags) addReading(cmd *cobra.Command, formats ...string) {
 
 func (i *inputFlags) config(p *program, files []string, chunk int) (app.InputConfig, error) {
 	cfg := app.InputConfig{
-		Files: files, Rejects: i.rejects, Stdout: p.stdout, AllowEmpty: i.allowEmpty, OnRead: p.showPlan,
+		Files: files, Rejects: i.rejects, Stdout: p.data(), AllowEmpty: i.allowEmpty, OnRead: p.showPlan,
 		Importer: importer.Config{
 			Format: importer.Format(i.format), Columns: i.columns, ImportID: i.importID, ChunkSize: chunk, Stdin: p.stdin,
 			Preset: i.preset, Owner: i.owner, MapIDs: i.mapIDs, SpoolDir: i.spoolDir, Progress: p.showReading(),

@@ -214,3 +214,40 @@ func TestProgressGoes(t *testing.T) {
 		t.Errorf("got %q, want nothing but the end", text)
 	}
 }
+
+// Data that go to a terminal do not run into the progress line, and do not control the terminal; in a file they are as they are.
+func TestDataAtTerminal(t *testing.T) {
+	t.Setenv("TERM", "xterm")
+	t.Setenv("CI", "")
+	screen, terminal := openTerminal(t)
+	setSize(t, screen, 80, 24)
+	shown := readScreen(screen)
+	p := &program{console: newConsole(terminal), stdout: terminal}
+	p.showProgress(&app.State{Mode: app.Leaderless, Reason: app.NoNATS}, &app.Pace{}, app.Totals{Imports: 1, Jobs: 9})
+	fmt.Fprint(p.data(), "lena,Chess,1,bob,\n")
+	terminal.Write([]byte("the end"))
+	await(t, "the end", func() bool { return strings.HasSuffix(shown.String(), "the end") })
+	_, text, _ := strings.Cut(shown.String(), "\x1b[?7h")
+	if !regexp.MustCompile(`^\r\x1b\[Klena,Chess,1,bob,\r\n\S+ +0%  .*NATS out of reach.*the end$`).MatchString(text) {
+		t.Errorf("got %q, want the data in place of the line, and the line below", text)
+	}
+
+	const evil = "a\x1b]0;title\a"
+	s := newShell(t, "")
+	file := filepath.Join(t.TempDir(), "evil.csv")
+	if err := os.WriteFile(file, []byte("from_account,group_name,type,to_account,to_group_id\nlena,"+evil+",1,bob,\nlena,Chess,1,bob,\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"check", "--rejects", "-", file}
+	if got := s.run(exitIncomplete, args...).stdout.String(); !strings.Contains(got, evil) {
+		t.Errorf("in a file: got %q, want it as it was", got)
+	}
+	before := len(shown.String())
+	s.stdout = terminal
+	s.run(exitIncomplete, args...)
+	terminal.Write([]byte("the end"))
+	await(t, "the end", func() bool { return strings.HasSuffix(shown.String()[before:], "the end") })
+	if got := shown.String()[before:]; strings.Contains(got, "\x1b]") || !strings.Contains(got, `lena,a\u001b]0;title\u0007,1,bob`) {
+		t.Errorf("at a terminal: got %q", got)
+	}
+}
