@@ -94,5 +94,8 @@ func (p *Pace) Left(s *State, t Totals) time.Duration {
 			measured = float64(t.Finished-p.jobs[0].finished) / over.Seconds()
 		}
 	}
+	if s.Mode == Standby && t.RateOver > over { // the leader began before, and knows the API
+		measured, over = t.Rate, t.RateOver
+	}
 	return timeLeft(t.Jobs-t.Finished, planned(limit, t.Jobs, t.Calls), measured, over)
 }

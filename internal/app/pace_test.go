@@ -79,6 +79,20 @@ func TestPaceLeft(t *testing.T) {
 	}
 }
 
+// A standby that comes later knows what the leader has measured.
+func TestPaceLeftOfLeader(t *testing.T) {
+	r := newPaceRun(20000, 20000)
+	r.state.Mode, r.state.Reason, r.state.Commands = Standby, OtherLeads, nil
+	r.totals.Rate, r.totals.RateOver = 20, time.Minute
+	if got := r.pace.Left(&r.state, r.totals); got != 1000*time.Second {
+		t.Errorf("got %v, want 20,000 jobs at 20 a second", got)
+	}
+	r.totals.Rate, r.totals.RateOver = 0, 0 // it does not say any more
+	if got := r.pace.Left(&r.state, r.totals); got != 100*time.Second {
+		t.Errorf("without a rate: got %v, want 20,000 jobs at 200 a second", got)
+	}
+}
+
 // While nothing is done nobody knows how long it takes, and that time does not count afterwards.
 func TestPaceLeftAfterStandstill(t *testing.T) {
 	for name, stand := range map[string]func(*paceRun){

@@ -266,20 +266,25 @@ func TestWatch(t *testing.T) {
 
 func TestTotals(t *testing.T) {
 	of := func(id string, jobs, done, pending int64) ImportProgress {
-		p := ImportProgress{Progress: queue.Progress{Import: queue.Import{ID: id, Jobs: jobs, Calls: 3 * jobs}, Pending: pending, Rate: 2}}
+		p := ImportProgress{Progress: queue.Progress{
+			Import: queue.Import{ID: id, Jobs: jobs, Calls: 3 * jobs}, Pending: pending, Rate: 2, RateOver: time.Minute, At: time.Now(),
+		}}
 		p.Counts.Jobs.Done = done
 		return p
 	}
 	retried, damaged, paused := of("retried", 100, 90, 4), of("damaged", 9, 9, 9), of("paused", 3, 1, 2)
 	retried.Import.Generation, retried.Import.Retried = 1, 10
 	damaged.Damaged = &broker.DamagedError{}
-	paused.Import.Paused = true
-	p := Progress{[]ImportProgress{of("one", 5, 2, 3), retried, damaged, paused}}
-	want := Totals{Imports: 3, Jobs: 18, Calls: 3*5 + 10 + 3*3, Finished: 9, Pending: 9, Rate: 6}
+	paused.Import.Paused = true // so it has no rate now
+	retried.RateOver = time.Second
+	old := of("old", 2, 1, 1) // the leader wrote nothing for a while: nor has this
+	old.At = time.Now().Add(-time.Minute)
+	p := Progress{[]ImportProgress{of("one", 5, 2, 3), retried, damaged, paused, old}}
+	want := Totals{Imports: 4, Jobs: 20, Calls: 3*5 + 10 + 3*3 + 3*2, Finished: 10, Pending: 10, Rate: 4, RateOver: time.Second}
 	if got := p.Totals(""); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
-	want = Totals{Imports: 1, Import: "paused", Jobs: 3, Calls: 9, Finished: 1, Pending: 2, Rate: 2, Paused: true}
+	want = Totals{Imports: 1, Import: "paused", Jobs: 3, Calls: 9, Finished: 1, Pending: 2, Paused: true}
 	if got := p.Totals("paused"); got != want {
 		t.Errorf("one of them: got %+v, want %+v", got, want)
 	}

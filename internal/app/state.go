@@ -144,8 +144,9 @@ type Totals struct {
 	Failed   int64 // or partial
 	Pending  int64
 	InFlight int64
-	Rate     float64 // jobs a second
-	Paused   bool    // all of them
+	Rate     float64       // jobs a second, by what the leader wrote last, where that says something about now
+	RateOver time.Duration // how long that was measured, at least
+	Paused   bool          // all of them
 }
 
 // Totals adds up the imports that are worked on, or will be: not those that are damaged or abandoned. With an ID it is
@@ -172,7 +173,12 @@ func (p *Progress) Totals(id string) Totals {
 		t.Failed += n.Partial + n.Failed
 		t.Pending += i.Pending
 		t.InFlight += i.InFlight
-		t.Rate += i.Rate
+		if hasRate(&i.Progress) {
+			if t.Rate == 0 || i.RateOver < t.RateOver {
+				t.RateOver = i.RateOver
+			}
+			t.Rate += i.Rate
+		}
 		t.Paused = t.Paused && i.Import.Paused
 	}
 	t.Paused = t.Paused && t.Imports > 0

@@ -122,6 +122,9 @@ func (n *ConversationCounts) drop() { n.Pending, n.Dropped = 0, n.Pending }
 // other machines are not exact to much less.
 const rateFresh = 15 * time.Second
 
+// hasRate reports whether the rate of an import says something about now.
+func hasRate(p *queue.Progress) bool { return !p.Import.Paused && time.Since(p.At).Abs() < rateFresh }
+
 // ImportStatus reads how far an import is. The error wraps [queue.ErrNoImport] when there is none. It is a
 // *[broker.DamagedError] when what is stored of it is damaged; the status then says what could be read.
 func (n *Namespace) ImportStatus(ctx context.Context, id string) (ImportStatus, error) {
@@ -184,7 +187,7 @@ func newImportStatus(p queue.Progress, limit float64) ImportStatus {
 	case i.State.Over():
 		zero := 0.0
 		s.SecondsLeft = &zero
-	case !i.Paused && time.Since(p.At).Abs() < rateFresh:
+	case hasRate(&p):
 		s.Rate = p.Rate
 		if left := timeLeft(todo, planned(limit, i.Jobs, calls), p.Rate, p.RateOver).Seconds(); left > 0 {
 			s.SecondsLeft = &left
