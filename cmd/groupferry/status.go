@@ -274,12 +274,12 @@ func importTable(s *app.Status, width int, now time.Time) string {
 		}
 	}
 	var b strings.Builder
-	for _, row := range table {
+	for k, row := range table {
 		var line strings.Builder
 		for i, w := range widths {
 			cell := row[i]
-			if i == columnFiles && columns(cell) > w {
-				cell = withoutDirectories(cell)
+			if i == columnFiles && columns(cell) > w && k > 0 {
+				cell = fileNames(withoutDirectories(s.Imports[k-1].Files))
 			}
 			cell = cut(cell, w)
 			space := strings.Repeat(" ", w-columns(cell))
@@ -297,13 +297,13 @@ func importTable(s *app.Status, width int, now time.Time) string {
 	return b.String()
 }
 
-// withoutDirectories shortens a list of files.
-func withoutDirectories(list string) string {
-	files := strings.Split(list, ", ")
+// withoutDirectories shortens names of files.
+func withoutDirectories(files []string) []string {
+	names := make([]string, len(files))
 	for i, f := range files {
-		files[i] = f[strings.LastIndexAny(f, `/\`)+1:]
+		names[i] = f[strings.LastIndexAny(f, `/\`)+1:]
 	}
-	return strings.Join(files, ", ")
+	return names
 }
 
 // importRow is an import in the columns of the table.

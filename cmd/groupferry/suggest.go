@@ -29,9 +29,13 @@ func (p *program) findImport(ctx context.Context, n *app.Namespace, args []strin
 		var ambiguous *app.AmbiguousError
 		switch {
 		case errors.As(err, &ambiguous):
-			candidates := make([]string, len(ambiguous.Imports))
-			for k, c := range ambiguous.Imports {
-				candidates[k] = fmt.Sprintf("%s (%s, %s ago)", c.ID, fileNames(c.Files), span(time.Since(c.Created)))
+			all := ambiguous.Imports
+			var candidates []string
+			for _, c := range all[:min(len(all), maxSimilar)] {
+				candidates = append(candidates, fmt.Sprintf("%s (%s, %s ago)", c.ID, fileNames(c.Files), span(time.Since(c.Created))))
+			}
+			if more := len(all) - maxSimilar; more > 0 {
+				candidates = append(candidates, "one of "+count(more)+" more")
 			}
 			return hint(usagef("%s can be %s", text, orList(candidates)), "give more of its ID")
 		case err != nil && !errors.Is(err, queue.ErrNoImport):

@@ -149,6 +149,10 @@ IMPORT      STATE       AGE  DONE  FAILED  REJECTED    LEFT
 			}
 		}
 	}
+	s.Imports[0].Files = []string{"a/new\nline.csv", "b/escape\x1b, and more.csv"} // neither \n nor a comma begins a name
+	if text := statusText(&s, true, 90, noon); !strings.Contains(text, `  new\nline.csv, escape\…`) {
+		t.Errorf("names with control characters: got\n%s", text)
+	}
 	s.Halt = &queue.Halt{State: queue.Halted, By: "host"}
 	if text := statusText(&s, true, 0, noon); !strings.HasPrefix(text, "halted by host ") || strings.Count(text, "  halted ") != 3 {
 		t.Errorf("while all is halted: got\n%s", text)
