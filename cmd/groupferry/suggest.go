@@ -157,8 +157,11 @@ func valueError(name, value string, values []string) error {
 	return err
 }
 
-// flagError says which flags are like one that is not there.
-func flagError(cmd *cobra.Command, err error) error {
+// flagError says which flags are like one that is not there. A flag of a command that is not there is no error of its own.
+func (p *program) flagError(cmd *cobra.Command, err error) error {
+	if cmd == cmd.Root() && !strings.HasPrefix(p.args[0], "-") {
+		return unknownCommand(cmd, p.args[0])
+	}
 	usage := &usageError{err}
 	unknown, ok := errors.AsType[*pflag.NotExistError](err)
 	if !ok || unknown.GetSpecifiedShortnames() != "" {
