@@ -28,12 +28,12 @@ sync has not done, the next one does.`,
 		}
 		if i.State == string(queue.Complete) { // so a retry was
 			p.console.event("retry is cancelled", "import", i.Import, "retry", i.Retry.Generation, "failed", i.Conversations.Failed).
-				print("retry %d of import %s is cancelled: %s conversations failed", i.Retry.Generation, i.Import, count(i.Conversations.Failed))
+				print("retry %d of import %s is cancelled: %s failed", i.Retry.Generation, i.Import, things(i.Conversations.Failed, "conversation"))
 			return nil
 		}
 		finished := i.Jobs.Total - i.Jobs.Pending - i.Jobs.Dropped
 		p.console.event("import is cancelled", "import", args[0], "done", finished, "total", i.Jobs.Total, "dropped", i.Jobs.Dropped).
-			print("import %s is cancelled: %s of %s jobs had a result", args[0], count(finished), count(i.Jobs.Total))
+			print("import %s is cancelled: %s of %s had a result", args[0], count(finished), jobs(i.Jobs.Total))
 		switch {
 		case i.Superseded:
 			p.console.event("a later night has taken over", "import", i.Import, "sync", i.Sync, "next_night", i.NextNight).

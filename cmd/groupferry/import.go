@@ -107,7 +107,7 @@ func notSimulated(ctx context.Context, s *app.Namespace) error {
 }
 
 // reportEnqueued says what is on the queue. The import ID goes to standard output.
-func (p *program) reportEnqueued(s *app.Namespace, i queue.Import, jobs int64, out outputFlag) error {
+func (p *program) reportEnqueued(s *app.Namespace, i queue.Import, queued int64, out outputFlag) error {
 	if out.format == "text" {
 		switch {
 		case i.State.Over(): // already printed
@@ -115,12 +115,12 @@ func (p *program) reportEnqueued(s *app.Namespace, i queue.Import, jobs int64, o
 			p.console.event("all jobs were on the queue already", "import", i.ID, "queue", s.Where()).
 				print("all jobs were on the queue already; start '%s' to send them", s.Conn.Command("work"))
 		default:
-			p.console.event("queued", "import", i.ID, "jobs", jobs, "rows", i.Rows, "rejected", i.Rejected, "queue", s.Where()).
-				print("queued %s jobs (%s) in %s; start '%s' to send them", count(jobs), rows(i.Rows), s.Where(), s.Conn.Command("work"))
+			p.console.event("queued", "import", i.ID, "jobs", queued, "rows", i.Rows, "rejected", i.Rejected, "queue", s.Where()).
+				print("queued %s (%s) in %s; start '%s' to send them", jobs(queued), rows(i.Rows), s.Where(), s.Conn.Command("work"))
 		}
 	}
 	return out.write(p.stdout, map[string]any{"import": i.ID, "rows": i.Rows, "accepted": i.Accepted,
-		"duplicates": i.Duplicates, "rejected": i.Rejected, "jobs": jobs, "conversations": i.Conversations,
+		"duplicates": i.Duplicates, "rejected": i.Rejected, "jobs": queued, "conversations": i.Conversations,
 	}, func() string { return i.ID + "\n" })
 }
 
@@ -173,7 +173,7 @@ func (p *program) enqueue(ctx context.Context, s *app.Namespace, in *app.Input, 
 	total := in.Record.Jobs
 	progressed := func(done int64) {
 		p.console.progress(func() progress {
-			return progress{fmt.Sprintf("enqueued %s of %s jobs", count(done), count(total)),
+			return progress{fmt.Sprintf("enqueued %s of %s", count(done), jobs(total)),
 				p.console.event("enqueueing", "import", in.Record.ID, "done", done, "total", total),
 				line{doing: "enqueueing", done: done, total: total, parts: []part{{text: count(done) + " of " + jobs(total), rank: rankCount}}}}
 		})

@@ -19,6 +19,7 @@ func TestProgressText(t *testing.T) {
 		want   string
 	}{
 		{app.State{Mode: app.Running}, app.Totals{Jobs: 3}, 0, "0 of 3 jobs done"},
+		{app.State{Mode: app.Running}, app.Totals{Jobs: 1, Finished: 1}, 0, "1 of 1 job done"},
 		{app.State{Mode: app.Running}, app.Totals{Jobs: 9000, Finished: 1500, Pending: 7300, InFlight: 200, Rate: 150}, 50 * time.Second,
 			"1,500 of 9,000 jobs done, 150 jobs/s, 50 s left"},
 		{app.State{Mode: app.Running, Tally: app.Tally{Throttled: 1200}}, app.Totals{Jobs: 3, Finished: 3, Failed: 2, Rate: 1}, 0,

@@ -259,7 +259,7 @@ func progressFields(s *app.State, t app.Totals, left time.Duration) []any {
 
 // progressText is a log line.
 func progressText(s *app.State, t app.Totals, left time.Duration) string {
-	text := fmt.Sprintf("%s of %s jobs done", count(t.Finished), count(t.Jobs))
+	text := fmt.Sprintf("%s of %s done", count(t.Finished), jobs(t.Jobs))
 	if t.Rate > 0 {
 		text += fmt.Sprintf(", %.0f jobs/s", t.Rate)
 	}

@@ -62,8 +62,8 @@ func (p *program) retry(ctx context.Context, s *app.Namespace, id string, codes 
 		p.console.event("no failures to retry", "import", id).print("import %s: no failures to retry", id)
 	default:
 		p.console.event("failures are on the queue again", "import", id, "retry", i.Generation, "jobs", stats.Jobs,
-			"conversations", stats.Conversations).print("retry %d of import %s: %s jobs with %s conversations are on the queue again; "+
-			"'groupferry work%s' makes their calls", i.Generation, id, count(stats.Jobs), count(stats.Conversations), where)
+			"conversations", stats.Conversations).print("retry %d of import %s: %s on the queue again, with %s; "+
+			"'groupferry work%s' makes their calls", i.Generation, id, jobs(stats.Jobs), things(stats.Conversations, "conversation"), where)
 	}
 	return nil
 }
