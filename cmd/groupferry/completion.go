@@ -16,9 +16,9 @@ import (
 )
 
 // completionTime is how long the queue is asked for a person who presses Tab; tests, on a busy machine, take longer.
-var completionTime = time.Second
+var completionTime = 700 * time.Millisecond
 
-// tidyTime is how long to clean up after that.
+// tidyTime is how long to clean up after that: together they are the second that the help promises.
 const tidyTime = 300 * time.Millisecond
 
 var shells = []string{"bash", "zsh", "fish", "powershell"}

@@ -59,7 +59,7 @@ func TestWatchIntoFile(t *testing.T) {
 func TestLineWriter(t *testing.T) {
 	for size := 1; size < 12; size++ {
 		var got bytes.Buffer
-		w := &lineWriter{w: &got}
+		w := &lineWriter{w: &got, console: newConsole(io.Discard)}
 		for text := "家,\x1b[2J\u202e\r\nb\tc\n"; text != ""; {
 			n := min(size, len(text))
 			if _, err := w.Write([]byte(text[:n])); err != nil {
