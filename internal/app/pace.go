@@ -51,6 +51,7 @@ type Pace struct {
 type jobsSample struct {
 	worked   time.Duration
 	imports  int
+	rate     int // calls a second that are allowed
 	finished int64
 }
 
@@ -62,14 +63,14 @@ func (p *Pace) Note(now time.Time, s *State, t Totals) {
 	p.noted, p.works = now, works(s, t)
 
 	n := len(p.jobs)
-	if n > 0 && (t.Imports != p.jobs[n-1].imports || t.Finished < p.jobs[n-1].finished) { // they are others
+	if n > 0 && (t.Imports != p.jobs[n-1].imports || s.Rate != p.jobs[n-1].rate || t.Finished < p.jobs[n-1].finished) { // they are others
 		p.jobs, n = nil, 0
 	}
 	if n == 1 && t.Finished == p.jobs[0].finished { // what comes before the first result is no pace
 		p.jobs[0].worked = p.worked
 	}
 	if p.works && (n == 0 || p.worked-p.jobs[n-1].worked >= jobsEvery) {
-		p.jobs = append(p.jobs, jobsSample{p.worked, t.Imports, t.Finished})
+		p.jobs = append(p.jobs, jobsSample{p.worked, t.Imports, s.Rate, t.Finished})
 		for p.worked-p.jobs[0].worked > jobsWindow {
 			p.jobs = p.jobs[1:]
 		}

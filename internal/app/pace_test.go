@@ -79,6 +79,30 @@ func TestPaceLeft(t *testing.T) {
 	}
 }
 
+// After another rate is set, what was measured before says nothing.
+func TestPaceLeftAfterRate(t *testing.T) {
+	r := newPaceRun(20000, 20000)
+	pass := func(perSecond float64) float64 {
+		r.at, r.done = r.at.Add(time.Second), r.done+perSecond
+		r.totals.Finished = int64(r.done)
+		r.pace.Note(r.at, &r.state, r.totals)
+		return r.pace.Left(&r.state, r.totals).Seconds()
+	}
+	for range 50 {
+		pass(190)
+	}
+	for _, rate := range []int{20, 200} {
+		r.state.Rate = rate
+		perSecond := float64(rate) * 0.95
+		for second := range 30 {
+			left := pass(perSecond)
+			if truth := float64(r.totals.Jobs-r.totals.Finished) / perSecond; left < truth/1.2 || left > truth*1.2 {
+				t.Errorf("%d calls a second: got %.0f s in second %d, want about %.0f", rate, left, second, truth)
+			}
+		}
+	}
+}
+
 // A standby that comes later knows what the leader has measured.
 func TestPaceLeftOfLeader(t *testing.T) {
 	r := newPaceRun(20000, 20000)
