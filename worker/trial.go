@@ -31,10 +31,21 @@ type Trial struct {
 	w    *Worker
 	a    *attempt
 	base string
+
+	// Settle is how long a write may not be in a list yet: what reads at once have shown is read again after it.
+	Settle time.Duration
 }
 
-// TrialLeft is how long after the death of a process its calls may still take effect.
-const TrialLeft = lateTime
+const (
+	// TrialLeft is how long after the death of a process its calls may still take effect.
+	TrialLeft = lateTime
+
+	// TrialSettle is the usual Settle.
+	TrialSettle = 2 * time.Second
+
+	// cleanReads lists, with up to 5 s between them, may still name a group that was deleted.
+	cleanReads = 6
+)
 
 // NewTrial returns a trial. The base is the beginning of the names of its groups, 24 bytes at most, unlike that of any other.
 func NewTrial(cfg Config, api API, pace Pace, user, base string) *Trial {
@@ -132,9 +143,52 @@ func (t *Trial) Run(ctx context.Context, other string, stopped func() bool) (r T
 		return r, err
 	}
 	if known && r.UnknownUser == TrialAccepted {
-		err = t.page(ctx, stopped, pages, &r)
+		if err := t.page(ctx, stopped, pages, &r); err != nil {
+			return r, err
+		}
 	}
-	return r, err
+	return r, t.confirm(ctx, stopped, &r, []string{main, cased, formed}, usable[:2])
+}
+
+// confirm reads once more, after Settle, and takes back what that does not show: a list may lag behind what was written, and
+// may show a moment in the middle of it. For the readings that workers are careful with anyway, nothing is read.
+func (t *Trial) confirm(ctx context.Context, stopped func() bool, r *TrialResult, names []string, items []chat.Item) error {
+	if r.Create != Append && r.Names == "" {
+		return nil
+	}
+	if stopped() {
+		return context.Canceled
+	}
+	if err := sleep(ctx, t.Settle); err != nil {
+		return err
+	}
+	list, err := t.Groups(ctx)
+	if unread := (*Unread)(nil); errors.As(err, &unread) {
+		r.Names = ""
+		if r.Create == Append {
+			r.Create = ""
+		}
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	there := 0
+	var members []chat.Item // of the first group, which may have got another of the names
+	for _, name := range names {
+		if i := slices.IndexFunc(list.Groups, func(g Group) bool { return g.Name == name }); i >= 0 {
+			if there++; there == 1 {
+				members = list.Groups[i].Items
+			}
+		}
+	}
+	if r.Names != "" && (r.Names == ExactNames) != (there == len(names)) {
+		r.Names = ""
+	}
+	if r.Create == Append && slices.ContainsFunc(items, func(it chat.Item) bool { return !slices.Contains(members, it) }) {
+		r.Create = ""
+	}
+	return nil
 }
 
 // next begins with another group, unless the trial is to stop.
@@ -231,7 +285,8 @@ func (t *Trial) page(ctx context.Context, stopped func() bool, groups []string, 
 }
 
 // Clean deletes the groups of the trial, also those of one that another process began: the calls of that one may take effect
-// until a moment that the caller gives. It ends when a read shows that none is left.
+// until a moment that the caller gives. A list may lag behind, so it deletes all that the trial can have made, whatever is
+// listed; and ends when none is listed.
 func (t *Trial) Clean(ctx context.Context, late time.Time) error {
 	if t.a.maybeCreated && time.Now().Add(lateTime).After(late) {
 		late = time.Now().Add(lateTime)
@@ -239,22 +294,42 @@ func (t *Trial) Clean(ctx context.Context, late time.Time) error {
 	if late.After(t.a.lateUntil) {
 		t.a.lateUntil = late
 	}
-	for {
+	main, cased, formed, user, chatGroup, missing, pages := t.names()
+	left := append(pages, main, cased, formed, user, chatGroup, missing)
+	for reads := 0; ; reads++ {
 		if err := t.a.waitForLate(ctx); err != nil {
+			return err
+		}
+		for _, name := range left {
+			err := t.del(ctx, name)
+			if _, rejected := rejection(err); rejected && reads == 0 {
+				err = nil // the list says whether there is one
+			}
+			if err != nil {
+				return err
+			}
+		}
+		if err := t.a.waitForLate(ctx); err != nil { // a deletion had no response
 			return err
 		}
 		list, err := t.Groups(ctx)
 		if err != nil {
 			return err
 		}
-		left := slices.DeleteFunc(list.Groups, func(g Group) bool { return !t.Own(g.Name) })
-		if len(left) == 0 {
-			return nil
-		}
-		for _, g := range left {
-			if err := t.del(ctx, g.Name); err != nil {
-				return err
+		left = nil
+		for _, g := range list.Groups {
+			if t.Own(g.Name) {
+				left = append(left, g.Name)
 			}
+		}
+		switch {
+		case len(left) == 0:
+			return nil
+		case reads == cleanReads:
+			return fmt.Errorf("they were deleted, and are listed all the same: %d", len(left))
+		}
+		if err := sleep(ctx, backoff(callBackoff, 5*time.Second, reads)); err != nil {
+			return err
 		}
 	}
 }

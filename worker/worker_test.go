@@ -430,6 +430,7 @@ func (a *api) Get(_ context.Context, user string, start int64) (chat.Page, error
 			all = append(all, chat.Membership{Item: it, GroupIDs: ids})
 		}
 		slices.SortFunc(all, func(x, y chat.Membership) int { return cmp.Or(strings.Compare(x.ID, y.ID), x.Type-y.Type) })
+		start = min(start, int64(len(all)))
 		end := min(start+70, int64(len(all)))
 		page.Conversations, page.Next, page.Complete = all[start:end], end, end == int64(len(all))
 		return chat.Response{}, nil
