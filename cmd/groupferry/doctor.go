@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -29,9 +30,10 @@ and what is in the namespace. A finding that is not ok has a remedy below it. A
 check that needs another one which failed is skipped.
 
 It makes some 12 calls, which count against the limit as those of workers do.
-They write nothing: commands that write are called without a user, which they
-refuse. Beside a worker that runs, only get_contact_group is called. The streams
-of the namespace, or the data directory, are made if they are not there.
+They write nothing: commands that write are called for a user and a group whose
+names are too long to be any. Beside a worker that runs, only get_contact_group
+is called. The streams of the namespace, or the data directory, are made if they
+are not there.
 
 --try-account ID finds out on a throw-away user what no document says: what
 create does to a group that exists, whether names that differ in case are one
@@ -99,7 +101,8 @@ func (d *doctor) run(ctx context.Context) error {
 	d.api.onDate = date.note
 	cfg := app.DoctorConfig{
 		App: d.api.identity(), Admin: d.api.admin, Date: date.last, Secret: d.secretSetting(), SecretFile: cmp.Or(d.api.keyFile, d.api.sigFile),
-		SpoolDir: d.spoolDir, TryAccount: d.account, Command: d.commandLine(), Named: d.named, Hint: hintFor,
+		SpoolDir: d.spoolDir, TryAccount: d.account,
+		Command: func(more ...string) string { return commandLine(append(slices.Clip(d.args), more...)) }, Named: d.named, Hint: hintFor,
 	}
 	api, err := d.client(&d.api)
 	if err != nil {

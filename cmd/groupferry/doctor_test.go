@@ -354,7 +354,7 @@ func TestDoctorInterrupted(t *testing.T) {
 			}
 			n := s.open()
 			defer n.Close()
-			if left, err := n.Trial(t.Context()); (left == nil) != (signals == 1) || err != nil {
+			if left, _, err := n.Trial(t.Context()); (left == nil) != (signals == 1) || err != nil {
 				t.Errorf("got the record %s, %v", left, err)
 			}
 		})
@@ -419,7 +419,7 @@ func TestTrialKilled(t *testing.T) {
 				checkState(t, sim, state{})
 				n := s.open()
 				defer n.Close()
-				if left, err := n.Trial(t.Context()); left != nil || err != nil {
+				if left, _, err := n.Trial(t.Context()); left != nil || err != nil {
 					t.Errorf("got the record %s, %v; want none", left, err)
 				}
 				if known, err := n.KnownAPI(t.Context()); err != nil || !strings.Contains(string(known), `"create":"`+string(cfg.Existing)+`"`) {

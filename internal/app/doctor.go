@@ -71,10 +71,12 @@ type DoctorConfig struct {
 	TryAccount string // "" for no trial
 	Admin      string
 
-	Command   string                   // that continues, or checks again
-	Named     func(flag string) string // what people call a setting
-	Hint      func(err error) string   // what to do about an error; "" if nobody knows
-	OnFinding func(Finding)            // is called for each, at once
+	Command   func(more ...string) string // that continues, or checks again, with more arguments
+	Named     func(flag string) string    // what people call a setting
+	Hint      func(err error) string      // what to do about an error; "" if nobody knows
+	OnFinding func(Finding)               // is called for each, at once
+
+	trialLimit, cleanLimit, lapseLimit time.Duration // 0: those of the same name
 }
 
 // What follows from the free space: a row takes about 130 bytes of the embedded server's disk with short ids, and more with long
@@ -98,6 +100,9 @@ type doctor struct {
 
 	rejected *chat.Error // of the credentials
 	offers   map[chat.Command]bool
+	failures map[chat.Command]*chat.Error // of those that are not offered, or do not work
+
+	recordRevision uint64 // of the record of a trial, when it was last read or written
 }
 
 // Doctor makes all checks. The error is [ErrStopped] when stop was closed before the end; the report has what was found.
@@ -517,7 +522,7 @@ func (d *doctor) calls(ctx context.Context, stop <-chan struct{}) {
 		case errors.As(err, new(*ReadingError)), errors.Is(err, errNoLease):
 			d.noCalls = err.Error()
 		case err != nil:
-			d.add("calls", Failed, err.Error(), d.cfg.Hint(err))
+			d.add("calls", Failed, err.Error(), cmp.Or(d.cfg.Hint(err), "call '"+d.cfg.Command()+"' again"))
 			return
 		}
 	}
@@ -533,7 +538,7 @@ func (d *doctor) skipCalls(because string, names ...string) {
 		d.skip(name, because)
 	}
 	if d.cfg.TryAccount != "" {
-		d.add(tryAccount, Failed, "not tried, because "+because, "do what is said above, then call '"+d.cfg.Command+"' again")
+		d.add(tryAccount, Failed, "not tried, because "+because, "do what is said above, then call '"+d.cfg.Command()+"' again")
 	}
 }
 
@@ -552,19 +557,37 @@ func (d *doctor) run(ctx context.Context, stop <-chan struct{}, beside bool) err
 	cfg := d.cfg.Engine(d.ns)
 	leasing, cancel := context.WithCancel(ctx)
 	defer cancel()
-	overdue := time.AfterFunc(leaseLimit, cancel)
+	overdue, lost := time.AfterFunc(leaseLimit, cancel), false
 	cfg.LeaveOnHalt, cfg.BesideLeader = true, beside
 	cfg.Examine = func(ctx context.Context, stop <-chan struct{}, e *Engine, pace *governor.Governor) error {
 		if !overdue.Stop() {
 			return errNoLease
 		}
-		return d.examine(ctx, stop, e, pace)
+		examining, end := context.WithCancel(ctx)
+		watched := make(chan struct{})
+		go func() {
+			defer close(watched)
+			if e.awaitLapse(examining, cmp.Or(d.cfg.lapseLimit, lapseLimit)) {
+				cancel()
+			}
+		}()
+		err := d.examine(ctx, stop, e, pace)
+		end()
+		<-watched
+		if lost = ctx.Err() != nil; lost {
+			cancel() // instead of waiting for another lease
+		}
+		return err
 	}
 	e, err := NewEngine(ctx, cfg)
 	if err == nil {
 		err = e.Run(leasing, stop)
 	}
-	if leasing.Err() != nil && ctx.Err() == nil && err == nil {
+	switch {
+	case err != nil || ctx.Err() != nil:
+	case lost:
+		err = errLeaseLost
+	case leasing.Err() != nil:
 		err = errNoLease
 	}
 	return err
@@ -573,7 +596,26 @@ func (d *doctor) run(ctx context.Context, stop <-chan struct{}, beside bool) err
 // leaseLimit is how long the lease is waited for. It takes three seconds when its holder was killed.
 const leaseLimit = 20 * time.Second
 
-var errNoLease = fmt.Errorf("the lease could not be had within %v: calls would count against no limit", leaseLimit)
+// awaitLapse reports whether the lease could not be renewed for so long, before ctx ended: no call is permitted then.
+func (e *Engine) awaitLapse(ctx context.Context, limit time.Duration) bool {
+	for e.state.await(ctx, func(s *State) bool { return s.Lapsed }) == nil {
+		if !clock.Pause(ctx, limit) {
+			return false
+		}
+		if s, _ := e.state.get(); s.Lapsed {
+			return true
+		}
+	}
+	return false
+}
+
+// lapseLimit is how long NATS may be out of reach while calls are made.
+const lapseLimit = 15 * time.Second
+
+var (
+	errNoLease   = fmt.Errorf("the lease could not be had within %v: calls would count against no limit", leaseLimit)
+	errLeaseLost = errors.New("the lease was lost: NATS was out of reach, or this process stood still; no more calls were made")
+)
 
 // callsLimit bounds the calls that write nothing: twelve, if none is repeated.
 const callsLimit = time.Minute
@@ -607,7 +649,7 @@ func (d *doctor) examine(ctx context.Context, stop <-chan struct{}, e *Engine, p
 	case !e.besideLeader():
 		return d.trial(ctx, stop, e, pace, began)
 	case d.cfg.TryAccount != "":
-		d.add(tryAccount, Failed, "not tried, because "+d.besideWhom, "stop all workers, or use a NATS user who may do it, then call '"+d.cfg.Command+"'")
+		d.add(tryAccount, Failed, "not tried, because "+d.besideWhom, "stop all workers, or use a NATS user who may do it, then call '"+d.cfg.Command()+"'")
 	}
 	return nil
 }
@@ -705,17 +747,24 @@ var withoutCommand = map[chat.Command]struct{ what, remedy string }{
 	chat.DelContactGroup:    {"a mirror leaves groups empty that it would delete", ""},
 }
 
-// commands finds out which commands are offered. All but get are called without a user, a name and a conversation: no such
-// call can be carried out.
+// commands finds out which commands are offered. All but get are called for a user and a group whose names are longer than any
+// can be, and without a conversation. Empty ones could be taken for the caller, or for all groups.
 func (d *doctor) commands(ctx context.Context, e *Engine, pace *governor.Governor) error {
+	const nobody = "groupferry-doctor-asks-what-is-offered" // 38 bytes: a user has 32 at most, and so has a group
 	api := e.cfg.API
 	calls := map[chat.Command]func(context.Context) error{
-		chat.GetContactGroup:    func(ctx context.Context) error { _, err := api.Get(ctx, d.cfg.Admin, 0); return err },
-		chat.CreateContactGroup: func(ctx context.Context) error { _, err := api.Create(ctx, chat.CreateRequest{}); return err },
-		chat.UpdateContactGroup: func(ctx context.Context) error { _, err := api.Update(ctx, chat.UpdateRequest{}); return err },
-		chat.DelContactGroup:    func(ctx context.Context) error { return api.Delete(ctx, "", "") },
+		chat.GetContactGroup: func(ctx context.Context) error { _, err := api.Get(ctx, d.cfg.Admin, 0); return err },
+		chat.CreateContactGroup: func(ctx context.Context) error {
+			_, err := api.Create(ctx, chat.CreateRequest{FromAccount: nobody, GroupName: nobody})
+			return err
+		},
+		chat.UpdateContactGroup: func(ctx context.Context) error {
+			_, err := api.Update(ctx, chat.UpdateRequest{FromAccount: nobody, GroupName: nobody})
+			return err
+		},
+		chat.DelContactGroup: func(ctx context.Context) error { return api.Delete(ctx, nobody, nobody) },
 	}
-	failures := map[chat.Command]*chat.Error{}
+	d.failures = map[chat.Command]*chat.Error{}
 	var missing []string
 	for _, c := range chat.Commands() {
 		if e.besideLeader() && c != chat.GetContactGroup {
@@ -725,13 +774,13 @@ func (d *doctor) commands(ctx context.Context, e *Engine, pace *governor.Governo
 		if err != nil {
 			return err
 		}
-		failures[c] = failure
+		d.failures[c] = failure
 		if d.offers[c] = failure == nil; !d.offers[c] {
 			missing = append(missing, string(c))
 		}
 	}
 	for _, c := range chat.Commands() {
-		failure := failures[c]
+		failure := d.failures[c]
 		if failure == nil {
 			continue
 		}

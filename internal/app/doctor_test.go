@@ -1,10 +1,14 @@
 package app
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -16,6 +20,7 @@ import (
 	"groupferry/internal/broker"
 	"groupferry/internal/chat"
 	"groupferry/internal/chatsim"
+	"groupferry/internal/queue"
 	"groupferry/metrics"
 	"groupferry/worker"
 )
@@ -47,16 +52,33 @@ func newPatient(t *testing.T, dir, ns string, cfg chatsim.Config) *patient {
 	return p
 }
 
+// behind puts something between the doctor and the simulator.
+func (p *patient) behind(serve http.HandlerFunc) {
+	p.t.Helper()
+	front := httptest.NewServer(serve)
+	p.t.Cleanup(front.Close)
+	var err error
+	if p.api, err = chat.New(chat.Config{BaseURL: front.URL, SDKAppID: chatsim.DemoSDKAppID, SecretKey: chatsim.DemoSecretKey}); err != nil {
+		p.t.Fatal(err)
+	}
+	p.url = front.URL
+}
+
 var engines atomic.Int64
 
 // see has a doctor look, with a trial unless account is "".
 func (p *patient) see(ctx context.Context, stop <-chan struct{}, account string, change func(*EngineConfig)) (DoctorReport, error) {
-	cfg := DoctorConfig{
-		API: p.api, App: testApp, Admin: chat.DefaultAdmin, TryAccount: account, Command: "groupferry doctor",
-		Date:  func() (time.Time, time.Time) { return time.Now(), time.Now() },
-		Queue: &broker.Config{DataDir: p.dir, Namespace: p.ns},
-		Named: func(flag string) string { return "--" + flag },
-		Hint:  func(error) string { return "" },
+	return Doctor(ctx, stop, p.config(account, change))
+}
+
+func (p *patient) config(account string, change func(*EngineConfig)) DoctorConfig {
+	return DoctorConfig{
+		API: p.api, App: testApp, Admin: chat.DefaultAdmin, TryAccount: account,
+		Command: func(more ...string) string { return strings.Join(append([]string{"groupferry doctor"}, more...), " ") },
+		Date:    func() (time.Time, time.Time) { return time.Now(), time.Now() },
+		Queue:   &broker.Config{DataDir: p.dir, Namespace: p.ns},
+		Named:   func(flag string) string { return "--" + flag },
+		Hint:    func(error) string { return "" },
 		Engine: func(n *Namespace) EngineConfig {
 			e := EngineConfig{Namespace: n, API: p.api, App: testApp, Rate: 1000, Timeout: 10 * time.Second,
 				Name: fmt.Sprintf("doctor-%d", engines.Add(1)), Host: "doctor"}
@@ -67,7 +89,6 @@ func (p *patient) see(ctx context.Context, stop <-chan struct{}, account string,
 			return e
 		},
 	}
-	return Doctor(ctx, stop, cfg)
 }
 
 // look is see without a stop.
@@ -88,7 +109,7 @@ func (p *patient) known() *worker.Known {
 		p.t.Fatal(err)
 	}
 	defer n.Close()
-	if left, err := n.leftTrial(p.t.Context()); left != nil || err != nil {
+	if left, _, err := n.leftTrial(p.t.Context()); left != nil || err != nil {
 		p.t.Errorf("%s: got the record %+v, %v; want none", p.ns, left, err)
 	}
 	b, err := n.KnownAPI(p.t.Context())
@@ -245,7 +266,7 @@ func TestTrialRefused(t *testing.T) {
 }
 
 // The simulator carries out what arrives at once, so nothing takes effect later.
-func init() { trialLeft = 0 }
+func init() { trialLeft, trialSettle = 0, 0 }
 
 // die has a process with a trial die after so many calls: its connection is gone, and its calls end. It reports whether the
 // trial made so many.
@@ -401,5 +422,180 @@ func TestDoctorDisk(t *testing.T) {
 		if f.Result != want.Result || !strings.Contains(f.What, want.What) || f.Remedy != want.Remedy || r.Healthy == (want.Result == Failed) {
 			t.Errorf("%d bytes free: got %+v, want %+v", free, f, want)
 		}
+	}
+}
+
+// What is no record of a trial names no user and no group: nothing is deleted because of it, and there is a way out.
+func TestTrialRecordDamaged(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t, server(t), "damaged", chatsim.Config{Rate: -1})
+	for _, group := range []string{"work-user", "-user", "groupferry-doctor-user"} {
+		if _, err := p.api.Create(t.Context(), chat.CreateRequest{FromAccount: "anna", GroupName: group, Items: []chat.Item{{Type: 1, ID: "x"}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := fmt.Sprint(p.sim.State())
+	n, err := Open(t.Context(), broker.Config{DataDir: p.dir, Namespace: p.ns})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	revision := uint64(0)
+	for i, test := range []struct{ record, what, remedy string }{
+		{`{"v":1,"account":"anna","groups":"work"`, "damaged", "or name another namespace with --namespace"},
+		{`{"v":1,"app":{"sdk_app_id":1400000000},"address":"` + p.url + `","account":"anna"}`, "damaged", "--namespace"},
+		{`{"v":1,"app":{"sdk_app_id":1400000000},"address":"` + p.url + `","account":"anna","groups":"work"}`, "damaged", "--namespace"},
+		{`{"v":1,"app":{"sdk_app_id":1400000000},"address":"` + p.url + `","account":"anna","groups":"groupferry-doctor-"}`, "damaged", "--namespace"},
+		{`{"v":1,"app":{"sdk_app_id":1400000000},"address":"` + p.url + `","account":"","groups":"groupferry-doctor-012345"}`, "damaged", "--namespace"},
+		{`{"v":2,"app":{"sdk_app_id":1400000000},"what":"anna"}`, "another version", "doctor of that version"},
+	} {
+		if revision, err = n.SetTrial(t.Context(), []byte(test.record), revision); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = n.leftTrial(t.Context())
+		if err == nil || !strings.Contains(err.Error(), test.what) || !strings.Contains((&doctor{cfg: p.config("", nil)}).recordRemedy(err), test.remedy) {
+			t.Errorf("%s: got %v", test.record, err)
+		}
+		if i == 2 {
+			if f := finding(p.look(tried), leftovers); f.Result != Failed || !strings.Contains(f.What, test.what) || !strings.Contains(f.Remedy, test.remedy) {
+				t.Errorf("%s: got %+v", test.record, f)
+			}
+		}
+	}
+	if got := fmt.Sprint(p.sim.State()); got != before {
+		t.Errorf("got %s, want %s", got, before)
+	}
+}
+
+// A process that stood still neither replaces nor removes the record of the trial that another one has begun.
+func TestTrialRecordOfAnother(t *testing.T) {
+	t.Parallel()
+	n, err := Open(t.Context(), broker.Config{DataDir: server(t), Namespace: "two"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	one, other := &doctor{ns: n}, &doctor{ns: n}
+	if err := one.keepTrial(t.Context(), &trialRecord{Account: "one"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, other.recordRevision, err = n.Trial(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.keepTrial(t.Context(), &trialRecord{Account: "other"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []*trialRecord{nil, {Account: "one"}} {
+		if err := one.keepTrial(t.Context(), r); !errors.Is(err, queue.ErrTrialChanged) {
+			t.Errorf("got %v, want %v", err, queue.ErrTrialChanged)
+		}
+	}
+	if b, _, err := n.Trial(t.Context()); err != nil || !strings.Contains(string(b), `"other"`) {
+		t.Errorf("got %s, %v; want that of the other", b, err)
+	}
+	if err := other.keepTrial(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// A command that does not respond for now is no command that is not offered: nothing is tried, and workers learn nothing.
+func TestTrialWithoutACommand(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t, server(t), "without", chatsim.Config{Rate: -1})
+	p.behind(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, string(chat.UpdateContactGroup)) {
+			w.WriteHeader(http.StatusBadGateway)
+			return
+		}
+		p.sim.ServeHTTP(w, r)
+	})
+	f := finding(p.look(tried), tryAccount)
+	if f.Result != Failed || !strings.Contains(f.What, "refused: update_contact_group does not work (http-502)") {
+		t.Errorf("got %+v", f)
+	}
+	if known := p.known(); known != nil {
+		t.Errorf("workers know %+v, want nothing", known)
+	}
+	p.wantEmpty()
+}
+
+// A trial ends although the API is gone, says what is left, and the next one removes it.
+func TestTrialWithoutAPI(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t, server(t), "gone", chatsim.Config{Rate: -1})
+	cfg := p.config(tried, func(e *EngineConfig) {
+		e.OnGrant = func(time.Duration) {
+			if p.sim.Ledger().Added > 0 {
+				p.sim.Configure(func(c *chatsim.Config) { c.Faults = []chatsim.Fault{{Kind: "http-502"}} })
+			}
+		}
+	})
+	cfg.trialLimit, cfg.cleanLimit = 300*time.Millisecond, 300*time.Millisecond
+	r, err := Doctor(t.Context(), nil, cfg)
+	var said []string
+	for _, f := range r.Findings {
+		if f.Name == tryAccount {
+			said = append(said, f.What)
+		}
+	}
+	if err != nil || r.Trial != nil || len(said) != 2 || !strings.Contains(said[0], "not ended within 300ms") || !strings.Contains(said[1], "user throw-away may have groups") {
+		t.Errorf("got %q, %v", said, err)
+	}
+	if len(p.sim.State()) == 0 {
+		t.Error("nothing is left: the API was gone too early")
+	}
+	p.sim.Configure(func(c *chatsim.Config) { c.Faults = nil })
+	if r := p.look(tried); !r.Healthy || r.Trial == nil {
+		t.Errorf("got %+v", r)
+	}
+	p.known()
+	p.wantEmpty()
+}
+
+// A doctor that loses NATS in the middle ends, and says so; it does not wait for it.
+func TestDoctorLosesNATS(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t, server(t), "lost", chatsim.Config{Rate: -1})
+	lost := false
+	cfg := p.config(tried, func(e *EngineConfig) {
+		e.Worker.Observer = deadly{metricsObserver{newMetrics(metrics.BuildInfo{})}, func() {
+			if !lost && p.sim.Ledger().Added > 0 {
+				lost = true
+				e.Namespace.Conn.NATS().Close()
+			}
+		}}
+	})
+	cfg.lapseLimit = 100 * time.Millisecond
+	r, err := Doctor(t.Context(), nil, cfg)
+	f := finding(r, "calls")
+	if err != nil || f.Result != Failed || !strings.Contains(f.What, "the lease was lost") || !strings.Contains(f.Remedy, "groupferry doctor") {
+		t.Errorf("got %+v, %v", r, err)
+	}
+}
+
+// The calls that find out what is offered are for nobody: not for the caller either, as whom an API may take an empty user.
+func TestDoctorCallsForNobody(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t, server(t), "nobody", chatsim.Config{Rate: -1})
+	var mu sync.Mutex
+	asked := map[string]int{}
+	p.behind(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		var named struct {
+			User string `json:"From_Account"`
+		}
+		json.Unmarshal(body, &named)
+		command := strings.TrimPrefix(r.URL.Path, chat.PathPrefix)
+		mu.Lock()
+		asked[command]++
+		if command != string(chat.GetContactGroup) && (len(named.User) <= chat.MaxUserIDBytes || strings.Contains(string(body), `""`) || strings.Contains(string(body), `"Type":`)) {
+			t.Errorf("%s: got %s", command, body)
+		}
+		mu.Unlock()
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		p.sim.ServeHTTP(w, r)
+	})
+	if f := finding(p.look(""), "commands"); f.Result != Fine || len(asked) != 4 {
+		t.Errorf("got %+v, calls %v", f, asked)
 	}
 }

@@ -1,12 +1,14 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"groupferry/internal/broker"
@@ -45,11 +47,23 @@ const trialVersion = 1
 // groupsPrefix begins the names of all groups of trials, so that a person who sees one knows where it is from.
 const groupsPrefix = "groupferry-doctor-"
 
-// cleanLimit is how long it may take to delete what a trial wrote, also after a stop.
-const cleanLimit = time.Minute
+// tagBytes is how many random bytes follow it, as text, so that no group of anybody else has such a name.
+const tagBytes = 3
 
-// trialLeft is how long the calls of a killed process may still take effect. Tests that know better set it.
-var trialLeft = broker.FailTime("GROUPFERRY_TRIAL_LEFT", worker.TrialLeft)
+const (
+	// trialLimit bounds a trial: while the API is out of reach, its calls are repeated. At one call a second it takes half a minute.
+	trialLimit = 3 * time.Minute
+
+	// cleanLimit is how long it may take to delete what a trial wrote, also after a stop.
+	cleanLimit = time.Minute
+)
+
+// trialLeft is how long the calls of a killed process may still take effect, and trialSettle how late a write may be in a
+// list. Tests that know better set them.
+var (
+	trialLeft   = broker.FailTime("GROUPFERRY_TRIAL_LEFT", worker.TrialLeft)
+	trialSettle = broker.FailTime("GROUPFERRY_TRIAL_LEFT", worker.TrialSettle)
+)
 
 // Names of findings.
 const (
@@ -72,20 +86,23 @@ func (d *doctor) newTrial(e *Engine, pace *governor.Governor, r *trialRecord) *w
 	if !d.offers[chat.UpdateContactGroup] {
 		cfg.Known.NoUpdateAt = time.Now()
 	}
-	return worker.NewTrial(cfg, e.cfg.API, pace, r.Account, r.Groups)
+	t := worker.NewTrial(cfg, e.cfg.API, pace, r.Account, r.Groups)
+	t.Settle = trialSettle
+	return t
 }
 
 // trial makes the trial, if one is asked for, and removes what an earlier one left. The process has led since then.
 func (d *doctor) trial(ctx context.Context, stop <-chan struct{}, e *Engine, pace *governor.Governor, since time.Time) error {
-	left, err := d.ns.leftTrial(ctx)
+	left, revision, err := d.ns.leftTrial(ctx)
 	if err != nil {
-		d.add(leftovers, Failed, err.Error(), d.natsRemedy(err))
+		d.add(leftovers, Failed, err.Error(), cmp.Or(d.recordRemedy(err), d.natsRemedy(err)))
 		return nil
 	}
+	d.recordRevision = revision
 	if left != nil && d.cfg.TryAccount == "" {
 		d.add(leftovers, Warning, fmt.Sprintf("a trial on %s since %s did not end: user %s may have groups that begin with %s",
 			left.Host, left.Since.Local().Format(time.DateTime), left.Account, left.Groups),
-			"call '"+d.cfg.Command+" --try-account "+left.Account+"': it deletes them first")
+			"call '"+d.cfg.Command("--try-account", left.Account)+"': it deletes them first")
 		return nil
 	}
 	if d.cfg.TryAccount == "" {
@@ -93,7 +110,9 @@ func (d *doctor) trial(ctx context.Context, stop <-chan struct{}, e *Engine, pac
 	}
 	if left != nil && (left.App != e.cfg.App || left.Address != e.cfg.API.Address()) {
 		d.add(leftovers, Failed, fmt.Sprintf("a trial with another API, %v at %s, did not end: user %s may have groups that begin with %s",
-			left.App, left.Address, left.Account, left.Groups), "call doctor with that API and --try-account first")
+			left.App, left.Address, left.Account, left.Groups),
+			fmt.Sprintf("call doctor with --api-url %s --sdk-app-id %d --try-account and the key of that app first, or name another namespace with %s",
+				left.Address, left.App.SDKAppID, d.cfg.Named("namespace")))
 		return nil
 	}
 	if why, remedy := d.refuseTrial(); why != "" {
@@ -102,12 +121,12 @@ func (d *doctor) trial(ctx context.Context, stop <-chan struct{}, e *Engine, pac
 	}
 	if left != nil {
 		// The calls of a process that was killed just before the lease was taken may still take effect.
-		if !d.clean(ctx, e, pace, left, since.Add(trialLeft), leftovers) {
+		if !d.cleanWith(ctx, d.newTrial(e, pace, left), since.Add(trialLeft), left, leftovers) {
 			return nil
 		}
 		d.ok(leftovers, "the groups of an earlier trial are deleted")
 	}
-	b := make([]byte, 3)
+	b := make([]byte, tagBytes)
 	rand.Read(b)
 	r := &trialRecord{trialVersion, e.cfg.App, e.cfg.API.Address(), d.cfg.TryAccount, groupsPrefix + hex.EncodeToString(b), e.cfg.Host, time.Now().UTC()}
 	t := d.newTrial(e, pace, r)
@@ -115,13 +134,14 @@ func (d *doctor) trial(ctx context.Context, stop <-chan struct{}, e *Engine, pac
 	if err != nil || !empty {
 		return err
 	}
-	if err := d.ns.keepTrial(ctx, r); err != nil {
+	if err := d.keepTrial(ctx, r); err != nil {
 		d.add(tryAccount, Failed, err.Error(), d.natsRemedy(err))
 		return nil
 	}
 	broker.Failpoint("trial-recorded")
 
-	working, cancel := context.WithCancel(ctx)
+	limit := cmp.Or(d.cfg.trialLimit, trialLimit)
+	working, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	stopped := make(chan struct{})
 	defer close(stopped)
@@ -143,25 +163,29 @@ func (d *doctor) trial(ctx context.Context, stop <-chan struct{}, e *Engine, pac
 		d.report.Trial.Kept = kerr == nil
 		d.found(&result, kerr)
 	} else if !isClosed(stop) && ctx.Err() == nil {
-		d.add(tryAccount, Failed, err.Error(), "what it wrote is being deleted; call '"+d.cfg.Command+"' again")
+		d.add(tryAccount, Failed, inTime(working, limit, err).Error(), "what it wrote is being deleted; call '"+d.cfg.Command()+"' again")
 	}
 	broker.Failpoint("trial-known")
-	cleaning, endCleaning := context.WithTimeout(ctx, cleanLimit)
-	defer endCleaning()
-	if d.cleanWith(cleaning, t, time.Time{}, r, tryAccount) && err == nil {
-		d.ok(tryAccount, "the groups of the trial are deleted: user %s has none", r.Account)
+	if d.cleanWith(ctx, t, time.Time{}, r, tryAccount) && err == nil {
+		d.ok(tryAccount, "the groups of the trial are deleted: user %s has none of them", r.Account)
 	}
 	return nil
 }
 
 // refuseTrial says why a trial cannot be made, before it writes anything.
 func (d *doctor) refuseTrial() (why, remedy string) {
+	for _, c := range chat.Commands() {
+		if f := d.failures[c]; f != nil && !f.NotOffered() {
+			return fmt.Sprintf("refused: %s does not work (%s), and workers would learn something that is not so", c, f.Reason()),
+				"do what is said above, then call '" + d.cfg.Command() + "' again"
+		}
+	}
 	for _, c := range []chat.Command{chat.CreateContactGroup, chat.GetContactGroup, chat.DelContactGroup} {
 		if !d.offers[c] {
 			return fmt.Sprintf("refused: %s is not offered, so nobody could see or delete what a trial writes", c), "leave --try-account out"
 		}
 	}
-	if d.cfg.TryAccount == d.cfg.Admin {
+	if strings.EqualFold(d.cfg.TryAccount, d.cfg.Admin) {
 		return "refused: it is the admin account", "name a throw-away user"
 	}
 	return "", ""
@@ -206,7 +230,7 @@ func (d *doctor) found(r *worker.TrialResult, kept error) {
 		"":             "could not be found out: " + otherwise,
 	}[r.Create]
 	if r.Create == "" {
-		result = Warning
+		result, remedy = Warning, "none is needed: it costs a call more for each group. To have it tried again, call '"+d.cfg.Command()+"'"
 	}
 	if kept != nil {
 		result, remedy = Warning, d.natsRemedy(kept)
@@ -218,7 +242,11 @@ func (d *doctor) found(r *worker.TrialResult, kept error) {
 		worker.FoldedNames: "names that differ in case or Unicode form only are one group: give a group the same name each time",
 		"":                 "whether names that differ in case are one group could not be found out",
 	}[r.Names]
-	d.add("names", map[bool]string{true: Fine, false: Warning}[r.Names != ""], names, "")
+	if r.Names != "" {
+		d.ok("names", "%s", names)
+	} else {
+		d.add("names", Warning, names, "give a group the same name each time")
+	}
 	missing := r.UpdateMissing
 	if missing == "" {
 		missing = "not tried"
@@ -227,7 +255,7 @@ func (d *doctor) found(r *worker.TrialResult, kept error) {
 		r.UnknownUser, r.UnknownGroup, missing, r.DeleteMissing)
 	switch {
 	case r.Page == 0:
-		d.skip("page", "the API takes no conversation with an unknown user, so no long list can be made")
+		d.skip("page", "no list that is long enough could be made: the API takes no conversation with an unknown user, or lists none")
 	case r.PageOrMore:
 		d.ok("page", "a page of a list has %d conversations or more", r.Page)
 	default:
@@ -235,48 +263,81 @@ func (d *doctor) found(r *worker.TrialResult, kept error) {
 	}
 }
 
-// clean deletes what an earlier trial left.
-func (d *doctor) clean(ctx context.Context, e *Engine, pace *governor.Governor, r *trialRecord, late time.Time, name string) bool {
-	bounded, cancel := context.WithTimeout(ctx, cleanLimit)
-	defer cancel()
-	return d.cleanWith(bounded, d.newTrial(e, pace, r), late, r, name)
-}
-
 // cleanWith deletes the groups of a record, and the record with the last of them.
 func (d *doctor) cleanWith(ctx context.Context, t *worker.Trial, late time.Time, r *trialRecord, name string) bool {
-	err := t.Clean(ctx, late)
+	limit := cmp.Or(d.cfg.cleanLimit, cleanLimit)
+	bounded, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	err := inTime(bounded, limit, t.Clean(bounded, late))
 	broker.Failpoint("trial-clean")
 	if err == nil {
-		err = d.ns.SetTrial(ctx, nil)
+		err = d.keepTrial(ctx, nil)
 	}
 	broker.Failpoint("trial-end")
 	if err != nil {
 		d.add(name, Failed, fmt.Sprintf("user %s may have groups that begin with %s: %v", r.Account, r.Groups, err),
-			"call '"+d.cfg.Command+"' again: it deletes them first")
+			"call '"+d.cfg.Command()+"' again: it deletes them first")
 		return false
 	}
 	return true
 }
 
-// leftTrial reads the record of a trial that did not end; nil if there is none.
-func (n *Namespace) leftTrial(ctx context.Context) (*trialRecord, error) {
-	b, err := n.Trial(ctx)
-	if err != nil || b == nil {
-		return nil, err
+// inTime is err, or says that the time was up if that is why.
+func inTime(ctx context.Context, limit time.Duration, err error) error {
+	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fmt.Errorf("not ended within %v: the API did not respond, or too slowly", limit)
 	}
-	var r trialRecord
-	if err := json.Unmarshal(b, &r); err != nil || r.Version != trialVersion {
-		return nil, errors.New("the record of a trial is of another version of groupferry, or damaged")
-	}
-	return &r, nil
+	return err
 }
 
-func (n *Namespace) keepTrial(ctx context.Context, r *trialRecord) error {
-	b, err := json.Marshal(r)
-	if err != nil {
-		return err
+var (
+	errNewerRecord   = errors.New("the record of a trial is of another version of groupferry")
+	errDamagedRecord = errors.New("the record of a trial is damaged: nobody knows which user has groups of it")
+)
+
+// recordRemedy says what to do about a record that says nothing.
+func (d *doctor) recordRemedy(err error) string {
+	switch {
+	case errors.Is(err, errNewerRecord):
+		return "call doctor of that version with --try-account"
+	case errors.Is(err, errDamagedRecord):
+		return "delete the groups that begin with " + groupsPrefix + " of the user that was tried, or name another namespace with " + d.cfg.Named("namespace")
 	}
-	return n.SetTrial(ctx, b)
+	return ""
+}
+
+// leftTrial reads the record of a trial that did not end, nil if there is none, and its revision. What is no record of a trial
+// names no user and no group, whatever is in it.
+func (n *Namespace) leftTrial(ctx context.Context) (*trialRecord, uint64, error) {
+	b, revision, err := n.Trial(ctx)
+	if err != nil || b == nil {
+		return nil, revision, err
+	}
+	var r trialRecord
+	if err := json.Unmarshal(b, &r); err == nil && r.Version > trialVersion {
+		return nil, revision, errNewerRecord
+	}
+	tag, ours := strings.CutPrefix(r.Groups, groupsPrefix)
+	if _, err := hex.DecodeString(tag); err != nil || !ours || len(tag) != 2*tagBytes || r.Version != trialVersion || !chat.ValidUserID(r.Account) {
+		return nil, revision, errDamagedRecord
+	}
+	return &r, revision, nil
+}
+
+// keepTrial writes the record; nil says that nothing is left. It fails if another process wrote one since this one read it.
+func (d *doctor) keepTrial(ctx context.Context, r *trialRecord) error {
+	var b []byte
+	if r != nil {
+		var err error
+		if b, err = json.Marshal(r); err != nil {
+			return err
+		}
+	}
+	revision, err := d.ns.SetTrial(ctx, b, d.recordRevision)
+	if err == nil {
+		d.recordRevision = revision
+	}
+	return err
 }
 
 // keepLearned stores what a trial found where the next leader reads it.

@@ -304,25 +304,36 @@ func (q *Queue) SetKnownAPI(ctx context.Context, b []byte) error {
 	return q.fault(ctx, "write what is known about the API", err)
 }
 
-// Trial reads what [Queue.SetTrial] wrote; nil if there is nothing.
-func (q *Queue) Trial(ctx context.Context) ([]byte, error) {
-	b, _, err := q.controlValue(ctx, trialKey)
+// ErrTrialChanged says that another process wrote the record of a trial meanwhile.
+var ErrTrialChanged = errors.New("another process has begun a trial, or ended one, meanwhile")
+
+// Trial reads what [Queue.SetTrial] wrote, nil if there is nothing, and its revision.
+func (q *Queue) Trial(ctx context.Context) ([]byte, uint64, error) {
+	b, revision, err := q.controlValue(ctx, trialKey)
 	if string(b) == "null" {
 		b = nil
 	}
-	return b, err
+	return b, revision, err
 }
 
 // SetTrial stores what a trial is about to write into the app, so that it is removed whatever happens; nil says that it is.
-func (q *Queue) SetTrial(ctx context.Context, b []byte) error {
+// It replaces that revision alone, for a process may have stood still since it read it, and returns the one that follows.
+func (q *Queue) SetTrial(ctx context.Context, b []byte, revision uint64) (uint64, error) {
 	if b == nil {
 		b = []byte("null")
 	}
-	err := q.conn.Ask(ctx, func(ctx context.Context) error {
-		_, err := q.control.Put(ctx, trialKey, b)
+	err := q.conn.Ask(ctx, func(ctx context.Context) (err error) {
+		if revision == 0 {
+			revision, err = q.control.Create(ctx, trialKey, b)
+		} else {
+			revision, err = q.control.Update(ctx, trialKey, b, revision)
+		}
 		return err
 	})
-	return q.fault(ctx, "write the record of a trial", err)
+	if broker.LostRace(err) || errors.Is(err, jetstream.ErrKeyExists) {
+		return 0, ErrTrialChanged
+	}
+	return revision, q.fault(ctx, "write the record of a trial", err)
 }
 
 // A Watcher has the callbacks of [Queue.Watch]; each may be nil. They are called one at a time.
