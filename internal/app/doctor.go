@@ -328,7 +328,7 @@ func (d *doctor) nats(ctx context.Context) {
 	have, want := n.Replicas(), n.Conn.Replicas()
 	if have != want {
 		d.add("streams", Warning, fmt.Sprintf("they are there with %d copies, not %d: %s counts only when they are made", have, want, d.cfg.Named("replicas")),
-			fmt.Sprintf("nats stream edit %s-jobs --replicas %d, and likewise -results, KV_…-control and KV_…-lease", n.Conn.Namespace(), want))
+			fmt.Sprintf("nats stream edit %[1]s-jobs --replicas %[2]d, and likewise %[1]s-results, KV_%[1]s-control, KV_%[1]s-lease and OBJ_%[1]s-snapshots", n.Conn.Namespace(), want))
 		return
 	}
 	d.ok("streams", "those of namespace %s are there, with %d %s", n.Conn.Namespace(), have, map[bool]string{true: "copy", false: "copies"}[have == 1])
@@ -544,10 +544,6 @@ func (d *doctor) skipCalls(because string, names ...string) {
 
 // beside makes the checks that are possible while another process leads.
 func (d *doctor) beside(ctx context.Context, stop <-chan struct{}, why string) error {
-	if d.cfg.Engine(d.ns).Rate/2 == 0 {
-		d.noCalls = why + ", and a rate of 1 has no half for another process"
-		return nil
-	}
 	d.besideWhom = why
 	return d.run(ctx, stop, true)
 }
@@ -622,6 +618,10 @@ const callsLimit = time.Minute
 
 // examine makes the calls that this process has permits for.
 func (d *doctor) examine(ctx context.Context, stop <-chan struct{}, e *Engine, pace *governor.Governor) error {
+	if e.besideLeader() && readerShare("", e.effectiveRate()) == 0 {
+		d.noCalls = d.besideWhom + ", and a rate of 1 has no half for another process"
+		return nil
+	}
 	began := time.Now()
 	calling, end := untilStopped(ctx, stop)
 	defer end()
@@ -646,9 +646,9 @@ func (d *doctor) examine(ctx context.Context, stop <-chan struct{}, e *Engine, p
 	switch {
 	case err != nil:
 		return err
-	case !e.besideLeader():
+	case !e.besideLeader() || d.cfg.TryAccount == "": // without one, it only says what is left
 		return d.trial(ctx, stop, e, pace, began)
-	case d.cfg.TryAccount != "":
+	default:
 		d.add(tryAccount, Failed, "not tried, because "+d.besideWhom, "stop all workers, or use a NATS user who may do it, then call '"+d.cfg.Command()+"'")
 	}
 	return nil

@@ -368,6 +368,16 @@ func TestTrialLeft(t *testing.T) {
 	if got := p.sim.State(); fmt.Sprint(got) != fmt.Sprint(left) {
 		t.Errorf("got %v, want %v", got, left)
 	}
+
+	// With another API nothing can be done about it.
+	other := newPatient(t, p.dir, p.ns, chatsim.Config{Rate: -1})
+	for account, want := range map[string]string{"": Warning, tried: Failed} {
+		f := finding(other.look(account), leftovers)
+		if f.Result != want || !strings.Contains(f.What, "another API") || !strings.Contains(f.Remedy, "--api-url "+p.url+" --sdk-app-id 1400000000 --try-account") {
+			t.Errorf("with another API: got %+v", f)
+		}
+	}
+	other.wantEmpty()
 }
 
 // Beside a leader that works a doctor makes calls of get alone, with the permits of readers, and no trial: the limit holds.
@@ -392,6 +402,13 @@ func TestDoctorBesideLeader(t *testing.T) {
 	if f := finding(r, tryAccount); !strings.Contains(f.What, "here leads") {
 		t.Errorf("got %+v, want the leader", f)
 	}
+	record := `{"v":1,"app":{"sdk_app_id":1400000000},"address":"` + n.url + `","account":"anna","groups":"groupferry-doctor-012345"}`
+	if _, err := n.SetTrial(t.Context(), []byte(record), 0); err != nil {
+		t.Fatal(err)
+	}
+	if r, err = p.see(t.Context(), nil, "", at); err != nil || finding(r, leftovers).Result != Warning {
+		t.Errorf("got %+v, %v; want what is left", r, err)
+	}
 	n.awaitComplete("one")
 	if err := leader.end(t); err != nil {
 		t.Error(err)
@@ -404,6 +421,26 @@ func TestDoctorBesideLeader(t *testing.T) {
 	}
 	if l.BadRequests > 0 {
 		t.Errorf("got calls of commands that only a leader has permits for: %+v", l.BadSamples)
+	}
+}
+
+// A rate of 1, whoever has it, leaves no half beside a leader: then no call is made, and nothing is said of the API.
+func TestDoctorBesideLeaderAtOneCall(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t, chatsim.Config{Rate: -1})
+	leader := n.start(func(*EngineConfig) {})
+	n.await("a call of a leader", func() bool { return n.sim.Ledger().Commands[chat.GetContactGroup].OK > 0 })
+	if err := n.SetRate(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	r := (&patient{t: t, dir: n.dir, sim: n.sim, url: n.url, api: n.client(chatsim.DemoSecretKey)}).look("")
+	for _, name := range []string{"credentials", "clock", "commands", "round trip"} {
+		if f := finding(r, name); f.Result != Skipped || !strings.Contains(f.What, "here leads, and a rate of 1 has no half") {
+			t.Errorf("%s: got %+v", name, f)
+		}
+	}
+	if err := leader.end(t); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -99,20 +99,23 @@ func (d *doctor) trial(ctx context.Context, stop <-chan struct{}, e *Engine, pac
 		return nil
 	}
 	d.recordRevision = revision
-	if left != nil && d.cfg.TryAccount == "" {
-		d.add(leftovers, Warning, fmt.Sprintf("a trial on %s since %s did not end: user %s may have groups that begin with %s",
+	serious := Failed
+	if d.cfg.TryAccount == "" {
+		serious = Warning
+	}
+	switch {
+	case left != nil && (left.App != e.cfg.App || left.Address != e.cfg.API.Address()):
+		d.add(leftovers, serious, fmt.Sprintf("a trial with another API, %v at %s, did not end: user %s may have groups that begin with %s",
+			left.App, left.Address, left.Account, left.Groups),
+			fmt.Sprintf("call doctor with --api-url %s --sdk-app-id %d --try-account and the key of that app, or name another namespace with %s",
+				left.Address, left.App.SDKAppID, d.cfg.Named("namespace")))
+		return nil
+	case left != nil && d.cfg.TryAccount == "":
+		d.add(leftovers, serious, fmt.Sprintf("a trial on %s since %s did not end: user %s may have groups that begin with %s",
 			left.Host, left.Since.Local().Format(time.DateTime), left.Account, left.Groups),
 			"call '"+d.cfg.Command("--try-account", left.Account)+"': it deletes them first")
 		return nil
-	}
-	if d.cfg.TryAccount == "" {
-		return nil
-	}
-	if left != nil && (left.App != e.cfg.App || left.Address != e.cfg.API.Address()) {
-		d.add(leftovers, Failed, fmt.Sprintf("a trial with another API, %v at %s, did not end: user %s may have groups that begin with %s",
-			left.App, left.Address, left.Account, left.Groups),
-			fmt.Sprintf("call doctor with --api-url %s --sdk-app-id %d --try-account and the key of that app first, or name another namespace with %s",
-				left.Address, left.App.SDKAppID, d.cfg.Named("namespace")))
+	case d.cfg.TryAccount == "":
 		return nil
 	}
 	if why, remedy := d.refuseTrial(); why != "" {
