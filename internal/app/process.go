@@ -62,7 +62,9 @@ func NewProcess(ctx context.Context, cfg ProcessConfig) (*Process, error) {
 	engine.Worker.Observer = metricsObserver{p.Metrics}
 	engine.OnComplete = func(i queue.Import) {
 		if i.Sync != "" {
-			logNight(p.log, i.Sync, i.AsNight())
+			if n := i.AsNight(); !wroteNothing(n) {
+				logNight(p.log, i.Sync, n)
+			}
 			return
 		}
 		p.log.Info("import is complete", "import", i.ID)

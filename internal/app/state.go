@@ -378,7 +378,11 @@ func (e *Engine) report(before, now *State) {
 	}
 }
 
-// reportSyncs logs which nights had nothing to send, for those are done by nobody's term; see also [ProcessConfig].
+// wroteNothing reports whether the API holds after a night what it held before. Such a night is logged by reportSyncs, for it
+// may have ended without a term; each other one by the process whose term ended it.
+func wroteNothing(n *queue.Night) bool { return n.Done+n.Failed+n.Removed+n.Deleted == 0 }
+
+// reportSyncs logs which nights had nothing to write, and which had nothing to do.
 func (e *Engine) reportSyncs(before, now []queue.Sync) {
 	for _, s := range now {
 		i, known := findSync(before, s.Name)
@@ -386,7 +390,7 @@ func (e *Engine) reportSyncs(before, now []queue.Sync) {
 			continue // it may be an old one
 		}
 		was := before[i]
-		if n := s.Complete; n != nil && (was.Complete == nil || was.Complete.Number < n.Number) && n.Done+n.Failed == 0 {
+		if n := s.Complete; n != nil && (was.Complete == nil || was.Complete.Number < n.Number) && wroteNothing(n) {
 			logNight(e.log, s.Name, n)
 		}
 		if s.Confirmed.After(was.Confirmed) {

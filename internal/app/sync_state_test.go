@@ -135,3 +135,25 @@ func TestSyncState(t *testing.T) {
 		t.Errorf("got %+v, want the sync of this API alone", s)
 	}
 }
+
+// A night that wrote something is logged by whose term ended it, and by nobody else.
+func TestReportSyncs(t *testing.T) {
+	for _, test := range []struct {
+		night queue.Night
+		want  int
+	}{
+		{queue.Night{Unchanged: 3, Withheld: 1}, 1},
+		{queue.Night{Done: 1}, 0},
+		{queue.Night{Failed: 1}, 0},
+		{queue.Night{Removed: 1}, 0},
+		{queue.Night{Deleted: 1}, 0},
+	} {
+		var log strings.Builder
+		e := &Engine{log: slog.New(slog.NewTextHandler(&log, nil))}
+		test.night.Number = 2
+		e.reportSyncs([]queue.Sync{{Name: "contacts"}}, []queue.Sync{{Name: "contacts", Complete: &test.night}})
+		if got := strings.Count(log.String(), "night is complete"); got != test.want {
+			t.Errorf("%+v: got %d lines, want %d", test.night, got, test.want)
+		}
+	}
+}
