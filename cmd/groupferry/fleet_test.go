@@ -336,7 +336,7 @@ func (f *fleet) kill(p *process) {
 	f.workers = slices.DeleteFunc(f.workers, func(other *process) bool { return other == p })
 }
 
-var servingAt = regexp.MustCompile(`msg="serving metrics and status" url=(\S+)`)
+var servingAt = regexp.MustCompile(`msg="serving the page, metrics and status" url=(\S+)`)
 
 // samples are the metrics of a worker; none while it does not respond.
 func (p *process) samples() map[string]float64 {
