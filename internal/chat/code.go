@@ -96,7 +96,7 @@ var codes = [...]codeFacts{
 	{51010, Permanent, "more than 20 groups", "put the rows into fewer groups of that user, or delete some of them in the app"},
 	{51011, Permanent, "the group name has more than 32 bytes", "shorten the name: a Chinese character has 3 bytes"},
 	{51012, Permanent, "too many pinned conversations", "have the user unpin some"},
-	{51013, Halt, "the app's edition lacks the feature", "upgrade the app to the Ultimate edition in the console"},
+	{51013, Halt, "the app's edition lacks the feature", "upgrade the app in the console to an edition with conversation groups: Pro, Pro Plus, Enterprise, or of older ones Ultimate"},
 	{60002, HaltRepeated, "the URL could not be parsed", remedyRequest},
 	{60003, Permanent, "the JSON could not be parsed", remedyReport},
 	{60004, HaltRepeated, "the account or the signature of the request is wrong", remedyRequest},
