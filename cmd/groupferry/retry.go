@@ -26,7 +26,7 @@ stops it, the same command continues, and no job is on the queue twice.`,
 		Example: `  groupferry retry 3f9a1c0be2d47a55
   groupferry retry 3f9a1c0be2d47a55 --code 50001,51007`,
 		Args: p.imports(1, 1),
-	}, shortID, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
+	}, fullName, func(ctx context.Context, s *app.Namespace, args []string, where string) error {
 		return p.retry(ctx, s, args[0], codes, where)
 	})
 	cmd.Flags().StringSliceVar(&codes, "code", nil, "only failures with one of these `codes`; default: all")

@@ -47,15 +47,15 @@ func (n *Namespace) FindImport(ctx context.Context, text string, inFull bool) (i
 		return text, nil, listErr
 	}
 	fits := slices.DeleteFunc(slices.Clone(all), func(i queue.Import) bool {
-		return len(text) < minPrefix || !strings.HasPrefix(i.ID, text)
+		return len(text) < minPrefix || !strings.HasPrefix(i.ID, text) || inFull && !madeFromContent(i.ID)
 	})
-	switch {
-	case len(fits) > 1:
-		return text, nil, &AmbiguousError{text, fits}
-	case len(fits) == 0 || inFull && !madeFromContent(fits[0].ID):
+	switch len(fits) {
+	case 0:
 		return text, all, err
+	case 1:
+		return fits[0].ID, nil, nil
 	}
-	return fits[0].ID, nil, nil
+	return text, nil, &AmbiguousError{text, fits}
 }
 
 // madeFromContent reports whether an import ID can be one that nobody chose: 16 hex digits.

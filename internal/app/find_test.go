@@ -11,7 +11,7 @@ import (
 
 func TestFindImport(t *testing.T) {
 	n := newNamespace(t, chatsim.Config{})
-	for _, id := range []string{"abcd", "abcd0", "abcd01", "night-1", "0123456789abcdef", "0123ffff00000000"} {
+	for _, id := range []string{"abcd", "abcd0", "abcd01", "night-1", "night-2", "0123456789abcdef", "0123ffff00000000"} {
 		n.enqueue(id, 1)
 	}
 	tests := []struct {
@@ -22,7 +22,8 @@ func TestFindImport(t *testing.T) {
 		{"abcd", false, "abcd"}, // also the beginning of others
 		{"abcd0", false, "abcd0"},
 		{"abcd01", true, "abcd01"},
-		{"nigh", false, "night-1"},
+		{"abcd0", true, "abcd0"},
+		{"nigh", false, ""},
 		{"nig", false, "-"},
 		{"nigh", true, "-"},
 		{"night-1", true, "night-1"},
@@ -42,8 +43,8 @@ func TestFindImport(t *testing.T) {
 				t.Errorf("%q: got %q, %v, want an AmbiguousError with 2 imports", test.text, id, err)
 			}
 		case test.want == "-":
-			if !errors.Is(err, queue.ErrNoImport) || id != test.text || len(others) != 6 {
-				t.Errorf("%q: got %q, %d others, %v, want ErrNoImport and 6", test.text, id, len(others), err)
+			if !errors.Is(err, queue.ErrNoImport) || id != test.text || len(others) != 7 {
+				t.Errorf("%q: got %q, %d others, %v, want ErrNoImport and 7", test.text, id, len(others), err)
 			}
 		case id != test.want || err != nil:
 			t.Errorf("%q: got %q, %v, want %q", test.text, id, err, test.want)
