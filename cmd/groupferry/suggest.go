@@ -32,7 +32,7 @@ func (p *program) findImport(ctx context.Context, n *app.Namespace, args []strin
 			all := ambiguous.Imports
 			var candidates []string
 			for _, c := range all[:min(len(all), maxSimilar)] {
-				candidates = append(candidates, fmt.Sprintf("%s (%s, %s ago)", c.ID, fileNames(c.Files), span(time.Since(c.Created))))
+				candidates = append(candidates, fmt.Sprintf("%s (%s, %s ago)", c.ID, fileNames(c.Files), age(time.Since(c.Created))))
 			}
 			if more := len(all) - maxSimilar; more > 0 {
 				candidates = append(candidates, "one of "+count(more)+" more")
