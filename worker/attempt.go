@@ -46,7 +46,8 @@ type attempt struct {
 	deleting     int64     // the group that may have been deleted by now; 0 for none
 	needsCheck   bool      // only reading the group tells what it holds
 	maybeCreated bool      // by a create without a response
-	lateUntil    time.Time // until then it may take effect
+	lateUntil    time.Time // until then a call without a response may take out what a later one puts in
+	openUntil    time.Time // until then one may take effect
 }
 
 // newAttempt starts an attempt with what earlier ones of the job took. It reads nothing of the job yet.
@@ -84,7 +85,7 @@ func (a *attempt) prepare(ctx context.Context) error {
 	if j.Delete {
 		a.w.noteDelete(a.d, j.FromAccount)
 		if a.d.Earlier() { // a deletion that takes effect once this job has its result would meet what others put there
-			a.lateUntil = a.w.started.Add(lateTime)
+			a.lateUntil = a.w.started.Add(LateTime)
 		}
 	}
 	if j.Prior == 0 {

@@ -33,8 +33,8 @@ const (
 	repeatsMost = 5
 	repeatsTime = 2 * time.Second
 
-	// lateTime is how long after it failed a call without a response may take effect; a second is for the way there.
-	lateTime = chat.ServerTimeout + time.Second
+	// LateTime is how long after it failed a call without a response may take effect; a second is for the way there.
+	LateTime = chat.ServerTimeout + time.Second
 )
 
 // repeats counts calls in a row that ended in a way that is believed if it lasts. It is safe for concurrent use.
@@ -196,14 +196,11 @@ func (a *attempt) noteNoResponse(command chat.Command, unknown bool) {
 		return
 	}
 	a.needsCheck = a.needsCheck || !unknown
-	if command == chat.DelContactGroup || command == chat.UpdateContactGroup && a.takesOut {
-		a.lateUntil = time.Now().Add(lateTime) // after the job's result, somebody may put in what this takes out
-	}
-	if command == chat.CreateContactGroup {
-		a.maybeCreated = true
-		if !a.w.known.harmless() {
-			a.lateUntil = time.Now().Add(lateTime)
-		}
+	a.openUntil = time.Now().Add(LateTime)
+	a.maybeCreated = a.maybeCreated || command == chat.CreateContactGroup
+	if command == chat.DelContactGroup || command == chat.UpdateContactGroup && a.takesOut ||
+		command == chat.CreateContactGroup && !a.w.known.harmless() {
+		a.lateUntil = a.openUntil
 	}
 }
 

@@ -24,7 +24,7 @@ var (
 //
 // What remains is that somebody puts something into the group between the read and the deletion: usually some milliseconds,
 // at worst staleAfter and the time of a call; that is lost with it. So is what a plan leaves out of a list that it says is
-// complete. And a deletion without a response may take effect up to lateTime after it failed. The job has no result before
+// complete. And a deletion without a response may take effect up to LateTime after it failed. The job has no result before
 // that.
 //
 // If the process ends before the result is written, the job is done again. A group that somebody made since stays, unless

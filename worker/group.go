@@ -35,8 +35,8 @@ import (
 //     where the group may have no room for both. A conversation is out of a group that does not exist.
 //   - If a call for a group had no response, the group is read in the end, and what is missing is sent again, or what is still
 //     there. While a create without a response may still take effect, nothing else is sent to its group; nor is anything for
-//     a job that a leader which handed over may have made calls for, until these have taken effect. A job that takes
-//     something out has no result before that: somebody may put it in again then.
+//     a job that an earlier leader may have made calls for, until these have taken effect. No job is
+//     over before that, unless it is stopped: the next night may take out again what a call puts in, or the other way round.
 //
 // Doing a job twice ends in the same state. One job at a time works on the groups of a user.
 
@@ -98,7 +98,7 @@ func (a *attempt) run(ctx context.Context) error {
 	if errors.Is(err, errNoUpdate) { // in the middle: the next attempt knows
 		err = errStale
 	}
-	if werr := a.waitForLate(ctx); err == nil {
+	if werr := a.waitForAll(ctx); err == nil {
 		err = werr
 	}
 	if err == nil {
@@ -756,6 +756,16 @@ func (a *attempt) waitForLate(ctx context.Context) error {
 		return sleep(ctx, wait)
 	}
 	return nil
+}
+
+// waitForAll waits until no call without a response can take effect any more.
+func (a *attempt) waitForAll(ctx context.Context) error {
+	if wait := time.Until(a.openUntil); wait > 0 {
+		if err := sleep(ctx, wait); err != nil {
+			return err
+		}
+	}
+	return a.waitForLate(ctx)
 }
 
 // check reads the group back and corrects the result by it: what is in the group is done, or what is out of it. What is

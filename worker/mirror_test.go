@@ -501,6 +501,59 @@ func TestNoResultBeforeALateCallTookEffect(t *testing.T) {
 	}
 }
 
+// Nor is that of what adds something: the next night may take it out again.
+func TestNoResultBeforeALateAddTookEffect(t *testing.T) {
+	for _, late := range []chat.Command{chat.UpdateContactGroup, chat.CreateContactGroup} {
+		synctest.Test(t, func(t *testing.T) {
+			a := newAPI("append")
+			if late == chat.UpdateContactGroup {
+				a.put("anna/g", "old000")
+			}
+			once := false
+			a.late = func(c chat.Command) bool {
+				was := once
+				once = once || c == late
+				return !was && once
+			}
+			ended(t, mirror(t, a, mirrorJob("g", ids("new", 150), nil, nil))[0], job.Done, 150, 0)
+			if !once {
+				t.Errorf("%s was not called", late)
+			}
+			clear(a.groups["anna/g"])
+			time.Sleep(10 * time.Second)
+			if n := len(a.groups["anna/g"]); n > 0 {
+				t.Errorf("%d are in the group again", n)
+			}
+		})
+	}
+}
+
+// Who is stopped at once knows that a call without a response may still take effect, and for how long.
+func TestUnsettled(t *testing.T) {
+	for _, lost := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			a := newAPI("append")
+			a.late = func(chat.Command) bool { return lost }
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			w := New(Config{Known: appends()}, newStream(mirrorJob("g", ids("new", 1), nil, nil)), a, startGovernor(t, governor.Config{}))
+			done := make(chan error, 1)
+			go func() { done <- w.Run(ctx, nil) }()
+			time.Sleep(1500 * time.Millisecond)
+			cancel()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+			if w.Unsettled() != lost {
+				t.Errorf("got %t, want %t", w.Unsettled(), lost)
+			}
+			if time.Sleep(LateTime); w.Unsettled() {
+				t.Errorf("it is so for longer than %v", LateTime)
+			}
+		})
+	}
+}
+
 // The result of a rename neither: somebody may make a group of the old name then.
 func TestNoResultBeforeALateRenameTookEffect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

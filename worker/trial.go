@@ -38,7 +38,7 @@ type Trial struct {
 
 const (
 	// TrialLeft is how long after the death of a process its calls may still take effect.
-	TrialLeft = lateTime
+	TrialLeft = LateTime
 
 	// TrialSettle is the usual Settle.
 	TrialSettle = 2 * time.Second
@@ -288,8 +288,8 @@ func (t *Trial) page(ctx context.Context, stopped func() bool, groups []string, 
 // until a moment that the caller gives. A list may lag behind, so it deletes all that the trial can have made, whatever is
 // listed; and ends when none is listed.
 func (t *Trial) Clean(ctx context.Context, late time.Time) error {
-	if t.a.maybeCreated && time.Now().Add(lateTime).After(late) {
-		late = time.Now().Add(lateTime)
+	if t.a.maybeCreated && time.Now().Add(LateTime).After(late) {
+		late = time.Now().Add(LateTime)
 	}
 	if late.After(t.a.lateUntil) {
 		t.a.lateUntil = late

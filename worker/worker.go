@@ -67,7 +67,7 @@ type Delivery interface {
 	// Prior returns the result that a retried job replaces; nil when there is none.
 	Prior(context.Context) (*job.Result, error)
 
-	// Earlier reports whether a leader that handed over may have made calls for the job that can still take effect.
+	// Earlier reports whether an earlier leader may have made calls for the job, which may still take effect.
 	Earlier() bool
 
 	// Attempt counts from 1: this delivery, and those before it that were requeued as counted.
@@ -171,6 +171,7 @@ type Worker struct {
 	repeats repeats
 
 	mu       sync.Mutex
+	open     time.Time              // until then a call of a job that was stopped may take effect
 	spent    map[messageID]spent    // on jobs that were requeued
 	deletes  map[messageID]deletion // jobs that have no result yet
 	tidiedAt time.Time              // when spent was last rid of what did not come back
@@ -434,6 +435,9 @@ func (w *Worker) requeueAttempt(d Delivery, a *attempt, reason string, after tim
 	now := time.Now()
 	w.mu.Lock()
 	w.spent[messageOf(d)] = spent{calls: a.calls, started: a.started, ended: now, needsCheck: a.needsCheck, anew: a.restarted || a.anew, deleting: a.deleting}
+	if a.openUntil.After(w.open) {
+		w.open = a.openUntil
+	}
 	if now.Sub(w.tidiedAt) > forgetAfter {
 		w.tidiedAt = now
 		maps.DeleteFunc(w.spent, func(_ messageID, s spent) bool { return now.Sub(s.ended) > forgetAfter })
@@ -448,13 +452,21 @@ func (w *Worker) requeue(d Delivery, reason string, after time.Duration, counted
 	d.Requeue(after, counted)
 }
 
+// Unsettled reports whether a call without a response, of a job that a stop left without a result, may still take effect.
+// Call it when Run has returned.
+func (w *Worker) Unsettled() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return time.Now().Before(w.open)
+}
+
 // earlierUntil is when the calls of an earlier leader for a job have taken effect, if they ever do; zero if there are
 // none.
 func (w *Worker) earlierUntil(d Delivery) time.Time {
 	if !d.Earlier() || w.known.harmless() {
 		return time.Time{}
 	}
-	return w.started.Add(lateTime)
+	return w.started.Add(LateTime)
 }
 
 func (w *Worker) spentOn(d Delivery) spent {
