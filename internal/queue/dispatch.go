@@ -80,6 +80,7 @@ type active struct {
 	id          string
 	incarnation string
 	generation  int
+	sync        syncNight
 	paused      bool
 	elsewhere   bool  // its target is not that of this process
 	gone        bool  // it was dropped: what comes back is ignored
@@ -95,13 +96,14 @@ type active struct {
 	// open are the jobs handed out, by this leader or an earlier one, whose result is not written.
 	open map[uint64]*entry
 
-	next       uint64 // the first sequence whose job was never handed out
-	handed     int64  // jobs below next
-	limit      int64  // of handed until another state is written
-	stated     int64  // handed in the last state that was made
-	unwritten  int64  // results that wait to be written
-	inFlight   int64
-	unreadable int64
+	next        uint64 // the first sequence whose job was never handed out
+	handed      int64  // jobs below next
+	limit       int64  // of handed until another state is written
+	maybeHanded int64  // an earlier leader may have handed out so many
+	stated      int64  // handed in the last state that was made
+	unwritten   int64  // results that wait to be written
+	inFlight    int64
+	unreadable  int64
 
 	// The jobs on the stream, as far as known.
 	checkpoint    checkpoint
@@ -130,7 +132,7 @@ type entry struct {
 	attempt int // counted attempts so far
 	crashes int // leaders lost while it may have been under way, since it last ended
 	due     time.Time
-	earlier bool   // a leader that handed over a moment ago may have made calls for it
+	earlier bool   // an earlier leader may have made calls for it
 	lap     uint64 // counts how often it was handed out; a result of an earlier time is ignored
 	flying  bool
 }
@@ -365,6 +367,7 @@ func (a *active) takeFresh() *entry {
 	a.fresh[0], a.fresh = nil, a.fresh[1:]
 	a.open[e.seq] = e
 	a.next = e.seq + 1
+	e.earlier = a.handed < a.maybeHanded
 	a.handed++
 	return e
 }

@@ -251,8 +251,9 @@ func (q *Queue) drainAndEnd(ctx context.Context, i Import, wait time.Duration) e
 	return q.finishEnd(ctx, i)
 }
 
-// awaitDrained stops what is enqueued, and waits until the leader has ended the import, has nothing of it in flight, or
-// wait is over. Nobody may lead, so this is no more than patience.
+// awaitDrained stops what is enqueued, and waits until the leader has ended the import, which it does when nothing of it is
+// in flight, or wait is over. It does not wait if no leader has begun with the import, or the last one closed its term. A lost
+// leader may have no successor, so this is no more than patience: see [Term.mayFollow].
 func (q *Queue) awaitDrained(ctx context.Context, i Import, wait time.Duration) error {
 	for end := time.Now().Add(wait); time.Now().Before(end); {
 		p, seq, err := q.checkpoint(ctx, i.ID)
@@ -270,7 +271,7 @@ func (q *Queue) awaitDrained(ctx context.Context, i Import, wait time.Duration) 
 		if err != nil {
 			return err
 		}
-		if s == nil || s.Incarnation != i.Incarnation || s.Generation != i.Generation || s.InFlight == 0 {
+		if s == nil || s.Incarnation != i.Incarnation || s.Generation != i.Generation || s.Closed {
 			return nil
 		}
 		if !clock.Pause(ctx, 20*time.Millisecond) {

@@ -36,7 +36,7 @@ const (
 	missingWait = time.Second
 )
 
-// errNotYet says that a generation has no checkpoint yet.
+// errNotYet says that a generation has no checkpoint yet, or has to wait for an earlier night of its sync.
 var errNotYet = errors.New("the import is just beginning")
 
 // loadAll loads the imports that are not loaded. A problem with one of them does not stop the others; the error is
@@ -52,6 +52,8 @@ func (t *Term) loadAll(ctx context.Context, ids []string, crashed bool) error {
 			} else if first == nil {
 				first = err
 			}
+		} else if err != nil {
+			t.Changed(id)
 		}
 	})
 	return first
@@ -95,7 +97,7 @@ func (t *Term) load(ctx context.Context, id string, crashed bool) error {
 	if err != nil {
 		return err
 	}
-	if seq == 0 || !p.of(&record) || p.Ended {
+	if seq == 0 || !p.of(&record) || p.Ended || !t.mayFollow(&record) {
 		return errNotYet
 	}
 	if last != nil && last.Incarnation != record.Incarnation {
@@ -110,8 +112,8 @@ func (t *Term) load(ctx context.Context, id string, crashed bool) error {
 	}
 	elsewhere := t.cfg.Target != "" && record.Target != "" && record.Target != t.cfg.Target
 	a := &active{
-		elsewhere: elsewhere,
-		id:        id, incarnation: record.Incarnation, generation: record.Generation, paused: record.Paused,
+		elsewhere: elsewhere, sync: record.syncNight(),
+		id: id, incarnation: record.Incarnation, generation: record.Generation, paused: record.Paused,
 		// No job is handed out before a state of this term is written: so the next leader knows whether any was.
 		hold: true, stateWant: true,
 		open: make(map[uint64]*entry), limit: minAhead,
@@ -143,12 +145,41 @@ func (t *Term) load(ctx context.Context, id string, crashed bool) error {
 	return nil
 }
 
+// mayFollow reports whether jobs of an import can be handed out. Those of a night of a sync cannot while something that an
+// earlier night called for may come after it: a job of that night is in flight here, whatever the fence waited for, or an
+// earlier leader made calls. A job is in flight until its calls have taken effect.
+func (t *Term) mayFollow(record *Import) bool {
+	night := record.syncNight()
+	if night.number <= 1 {
+		return true
+	}
+	if time.Since(t.began) < t.cfg.Late {
+		return false
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.left = slices.DeleteFunc(t.left, func(a *active) bool { return a.inFlight == 0 })
+	if slices.ContainsFunc(t.left, func(a *active) bool { return night.after(a.sync) }) {
+		return false
+	}
+	for _, a := range t.byID {
+		if night.after(a.sync) { // it has ended, and is dropped when that is noticed
+			t.changed[a.id] = true
+			return false
+		}
+	}
+	return true
+}
+
 // resume continues from the last state.
 func (a *active) resume(s *state, crashed bool) {
 	a.next, a.handed, a.stated, a.unreadable = max(s.Next, 1), s.Handed, s.Handed, s.Unreadable
 	a.limit = s.Handed + s.Ahead
+	if !s.Closed {
+		a.maybeHanded = a.limit
+	}
 	for _, seq := range s.Unfinished {
-		a.open[seq] = &entry{of: a, seq: seq, earlier: !crashed}
+		a.open[seq] = &entry{of: a, seq: seq, earlier: true}
 		a.lost = append(a.lost, seq)
 	}
 	for i, seqs := range s.Crashes {
@@ -571,8 +602,9 @@ func (t *Term) recheck(ctx context.Context, id string) error {
 	if same && a.finishing {
 		return nil // complete ends it, and removes its jobs
 	}
-	if same && !record.live() && !ended && a.inFlight+a.unwritten > 0 {
+	if same && !record.live() && !ended {
 		a.ending = true
+		t.maybeComplete(a)
 		return nil
 	}
 	if !same || !record.live() {
@@ -614,6 +646,9 @@ func (t *Term) drop(a *active) {
 	}
 	t.d.drop(a)
 	delete(t.byID, a.id)
+	if a.sync.name != "" {
+		t.left = append(t.left, a)
+	}
 	kept := t.waiting[:0]
 	for _, r := range t.waiting {
 		if r.e.of != a {

@@ -18,9 +18,27 @@ import (
 //	  record of the sync: pending moves                                    refused, or cancelled, if not pending
 //	  jobs of the next night
 //
-// So no result of a night comes after its results were read for the last time, and none of its jobs is handed out when
-// those of the next one are. What was in flight at the end of the fence is all that remains: its calls can still take
-// effect, and have no result.
+// So no result of a night comes after its results were read for the last time. What was in flight at the end of the fence is
+// all that remains: its calls can still take effect, and have no result. The leader hands out the jobs of the next night when
+// none of them can any more, see [Term.mayFollow]: a call of the night before would undo what the next one does.
+
+// A syncNight says which night of which sync an import is; it is zero if it is none.
+type syncNight struct {
+	name, target string
+	number       int
+}
+
+func (i *Import) syncNight() syncNight {
+	if i.Sync == "" {
+		return syncNight{}
+	}
+	return syncNight{i.Sync, i.Target, i.Night}
+}
+
+// after reports whether it is a later night of the same sync.
+func (n syncNight) after(other syncNight) bool {
+	return n.name == other.name && n.target == other.target && n.number > other.number
+}
 
 // A NewerNightError says that an import is a night of a sync that is over for good, for a newer one has its results.
 type NewerNightError struct {

@@ -304,15 +304,9 @@ func TestSupersedeInFlight(t *testing.T) {
 	}
 	l := lead(t, q, TermConfig{Term: 1, Target: testTarget})
 	a, b := l.next(t), l.next(t)
-	wait(t, "a state that says that two are in flight", func() bool {
-		t.Helper()
-		a.t.mu.Lock()
-		a.e.of.stateWant = true
-		kick(a.t.commitKick)
-		a.t.mu.Unlock()
-		st, _, err := q.lastState(t.Context(), "i1")
-		return err == nil && st != nil && st.InFlight == 2
-	})
+	if st, _, err := q.lastState(t.Context(), "i1"); err != nil || st == nil || st.InFlight != 0 {
+		t.Fatalf("got %+v, %v, want a state of before the first job", st, err)
+	}
 	ended := make(chan Import, 1)
 	go func() {
 		i, err := q.FenceNight(t.Context(), s, 20*time.Second)
@@ -330,6 +324,94 @@ func TestSupersedeInFlight(t *testing.T) {
 	}
 	if done, failed := outcomes(t, q, "i1"); done != 1 || failed != 1 {
 		t.Errorf("got %d done and %d failed, want 1 and 1", done, failed)
+	}
+}
+
+// nextNight fences the pending night of a sync without waiting for it, and begins and enqueues the next one.
+func nextNight(t *testing.T, q *Queue, s Sync, id string) Sync {
+	t.Helper()
+	if _, err := q.FenceNight(t.Context(), s, 0); err != nil {
+		t.Fatal(err)
+	}
+	s = night(t, q, s, id)
+	if _, err := q.Enqueue(t.Context(), id, numberedJobs(id, 3, 2), nil); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// wantOnly makes sure that a term hands out the jobs of an import that came last, and none of another one that is there.
+func (l *ledTerm) wantOnly(t *testing.T, q *Queue, last string) {
+	t.Helper()
+	imported(t, q, last, 20)
+	l.Resync()
+	for range 20 {
+		d := l.next(t)
+		if d.Import() != last {
+			t.Fatalf("got a job of %s, want %s", d.Import(), last)
+		}
+		d.Finish(resultOf(t, d, 0))
+	}
+}
+
+// A job of a night is in flight for longer than the fence waits. What it calls for would undo the next night, so that one
+// begins after it. Another import does not wait.
+func TestANightWaitsForWhatIsInFlightOfTheOneBefore(t *testing.T) {
+	q := leaderQueue(t)
+	s := night(t, q, NewSync("contacts", testTarget), "i1")
+	if _, err := q.Enqueue(t.Context(), "i1", numberedJobs("i1", 40, 2), nil); err != nil {
+		t.Fatal(err)
+	}
+	l := lead(t, q, TermConfig{Term: 1, Target: testTarget})
+	a, b := l.next(t), l.next(t)
+	s = nextNight(t, q, s, "i2") // it is cut off before it hands out a job
+	nextNight(t, q, s, "i3")
+	l.Resync()
+	wait(t, "the leader to see that the first night is over", func() bool {
+		l.Term.mu.Lock()
+		defer l.Term.mu.Unlock()
+		return l.byID["i1"] == nil
+	})
+	l.wantOnly(t, q, "other")
+	a.Finish(resultOf(t, a, 0)) // nobody counts it
+	l.wantOnly(t, q, "another")
+	b.Requeue(0, true)
+	for range 3 {
+		d := l.next(t)
+		if d.Import() != "i3" {
+			t.Errorf("got a job of %s, want i3", d.Import())
+		}
+		d.Finish(resultOf(t, d, 0))
+	}
+	wait(t, "the third night", func() bool { return record(t, q, "i3").State == Complete })
+	if done, failed := outcomes(t, q, "i1"); done+failed != 0 {
+		t.Errorf("got %d results of the first night, want none", done+failed)
+	}
+}
+
+// The leader before was lost: calls that it made for the night before can still take effect. The first night has none before
+// it.
+func TestANightWaitsForCallsOfAnEarlierLeader(t *testing.T) {
+	q := leaderQueue(t)
+	s := night(t, q, NewSync("contacts", testTarget), "i1")
+	if _, err := q.Enqueue(t.Context(), "i1", numberedJobs("i1", 3, 2), nil); err != nil {
+		t.Fatal(err)
+	}
+	l := lead(t, q, TermConfig{Term: 1, Late: time.Hour})
+	if d := l.next(t); d.Import() != "i1" {
+		t.Errorf("got a job of %s, want i1", d.Import())
+	}
+	l.kill()
+	s = nextNight(t, q, s, "i2")
+	l = lead(t, q, TermConfig{Term: 2, Late: time.Hour})
+	l.wantOnly(t, q, "other")
+	l.complete(t, 1)
+	l.kill()
+	l = lead(t, q, TermConfig{Term: 3, Late: time.Second})
+	for range 3 {
+		if d := l.next(t); d.Import() != "i2" || time.Since(l.began) < time.Second {
+			t.Errorf("got a job of %s after %v", d.Import(), time.Since(l.began))
+		}
 	}
 }
 

@@ -180,6 +180,9 @@ type state struct {
 	RateOver float64   `json:"rate_over,omitempty"` // how many seconds that was
 	InFlight int64     `json:"in_flight"`
 	Requeued int64     `json:"requeued"`
+
+	// Closed says that the term has ended: nothing is in flight, nor will be before another term writes a state.
+	Closed bool `json:"closed,omitempty"`
 }
 
 // minAhead is how many jobs a leader may hand out before it writes the first state of an import.

@@ -51,6 +51,9 @@ type TermConfig struct {
 	// may have killed it.
 	Crashed bool
 
+	// Late is how long after the begin of this term calls of an earlier leader can still take effect; 0 if it left none.
+	Late time.Duration
+
 	// Target is which API the calls of this process go to. An import of a sync with another target is left to a leader that
 	// has it, as if it was paused. With "" all imports are handed out.
 	Target string
@@ -85,6 +88,7 @@ type Term struct {
 	cfg    TermConfig
 	log    *slog.Logger
 	marker uint64 // sequence of this term's marker
+	began  time.Time
 
 	commitKick   chan struct{} // something to write
 	feedKick     chan struct{} // some buffer is low
@@ -100,6 +104,7 @@ type Term struct {
 	mu         sync.Mutex
 	d          dispatcher
 	byID       map[string]*active
+	left       []*active        // dropped with jobs in flight
 	damagedIDs map[string]error // includes imports that could not be loaded
 	waiters    []chan *Delivery
 	wake       *time.Timer
@@ -127,7 +132,7 @@ type marker struct {
 // An import with damaged data is reported and not worked on; the others continue.
 func (q *Queue) Lead(ctx context.Context, cfg TermConfig) (*Term, error) {
 	t := &Term{
-		q: q, cfg: cfg, log: cfg.Log,
+		q: q, cfg: cfg, log: cfg.Log, began: time.Now(),
 		commitKick: make(chan struct{}, 1), feedKick: make(chan struct{}, 1),
 		keepKick: make(chan struct{}, 1), completeKick: make(chan struct{}, 1),
 		byID: make(map[string]*active), damagedIDs: make(map[string]error), changed: make(map[string]bool),
@@ -246,7 +251,7 @@ func (t *Term) Close(ctx context.Context) error {
 	err := t.ended
 	t.closing = true
 	for _, a := range t.d.imports {
-		if a.dirty && !a.finishing {
+		if !a.hold && !a.finishing {
 			a.stateWant = true
 		}
 	}
@@ -384,9 +389,8 @@ func (d *Delivery) Sequence() uint64 { return d.e.seq }
 // Attempt is the number of this attempt in this term, from 1. Attempts that were requeued as not counted do not count.
 func (d *Delivery) Attempt() int { return d.attempt }
 
-// Earlier reports whether a leader that handed over may have had the job in flight: its calls may still take effect.
-// Calls of a lost leader have taken effect: it takes 2.5 s until another one leads, and a second more until that makes
-// a call.
+// Earlier reports whether an earlier leader may have had the job in flight: it may have done a part of it, and its calls may
+// still take effect.
 func (d *Delivery) Earlier() bool { return d.e.earlier }
 
 // Job decodes the job. The error wraps [job.ErrVersion] if a newer binary wrote it.

@@ -732,6 +732,39 @@ func TestTermHandsOver(t *testing.T) {
 	}
 }
 
+// Whatever an earlier leader may have done a part of is known as that: what it had in flight, and, if it was lost, what it may
+// have taken since its last state.
+func TestWhatAnEarlierLeaderMayHaveHadInFlight(t *testing.T) {
+	for _, lost := range []bool{false, true} {
+		q := leaderQueue(t)
+		imported(t, q, "imp", 2*minAhead)
+		l := lead(t, q, TermConfig{Term: 1})
+		d := l.next(t)
+		if d.Earlier() {
+			t.Error("the first leader has none before it")
+		}
+		if lost {
+			l.kill()
+		} else {
+			d.Requeue(0, false)
+			l.stop(t)
+		}
+		l = lead(t, q, TermConfig{Term: 2, Crashed: lost})
+		earlier := 0
+		for range 2 * minAhead {
+			d := l.next(t)
+			if d.Earlier() {
+				earlier++
+			}
+			d.Finish(resultOf(t, d, 0))
+		}
+		l.complete(t, 1)
+		if want := map[bool]int{false: 1, true: minAhead}[lost]; earlier != want {
+			t.Errorf("lost %t: %d jobs may have been in flight, want %d", lost, earlier, want)
+		}
+	}
+}
+
 func TestRequeueCountsAttempts(t *testing.T) {
 	q := leaderQueue(t)
 	imported(t, q, "imp", 1)
