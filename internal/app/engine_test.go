@@ -19,7 +19,10 @@ import (
 	"groupferry/internal/chatsim"
 	"groupferry/internal/governor"
 	"groupferry/internal/job"
+	"groupferry/internal/lease"
 	"groupferry/internal/queue"
+	"groupferry/metrics"
+	"groupferry/worker"
 )
 
 // patience bounds every wait.
@@ -420,3 +423,73 @@ func TestNoHandoverAfterResponse(t *testing.T) {
 		t.Errorf("the API has responded: got %+v, %t, want the standby, and that nobody has to lead", next, found)
 	}
 }
+
+// Who leaves a job in the middle, after a call that had no response, says that a call may still take effect; and so does who
+// leads after it, for as long. Who has nothing in flight does not.
+func TestALeaderSaysThatACallMayTakeEffect(t *testing.T) {
+	n := newNamespace(t, chatsim.Config{Rate: -1})
+	store, err := n.Conn.Lease(t.Context(), broker.LeaderLease)
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := func() (lease.Record, uint64) {
+		t.Helper()
+		r, revision, err := lease.Read(t.Context(), store)
+		if err != nil || !r.Released {
+			t.Fatalf("got %+v, %v, want a lease that was released", r, err)
+		}
+		return r, revision
+	}
+	says := func() bool {
+		r, _ := left()
+		return len(r.Calls) > 0
+	}
+	e := n.start(nil)
+	n.enqueue("zero", 1)
+	n.awaitComplete("zero")
+	if err := e.end(t); err != nil || says() {
+		t.Errorf("nothing is in flight: got %v, says %t", err, says())
+	}
+	if err := n.sim.Configure(func(c *chatsim.Config) {
+		c.Faults = []chatsim.Fault{{Command: chat.CreateContactGroup, Kind: chatsim.Lost}, {Command: chat.UpdateContactGroup, Kind: chatsim.Lost}}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	n.enqueue("one", 1)
+	ctx, kill := context.WithCancel(t.Context())
+	defer kill()
+	cfg := EngineConfig{Namespace: n.open(), App: testApp, Rate: 1000, Timeout: 10 * time.Second, Name: "first", Host: "here", API: n.client(chatsim.DemoSecretKey)}
+	cfg.Worker.Observer = onRetry{metricsObserver{newMetrics(metrics.BuildInfo{})}, kill}
+	first, err := NewEngine(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Run(ctx, nil); err != nil || !says() {
+		t.Errorf("a call had no response: got %v, says %t", err, says())
+	}
+	if err := n.sim.Configure(func(c *chatsim.Config) { c.Faults = nil }); err != nil {
+		t.Fatal(err)
+	}
+	r, revision := left()
+	r.Released, r.Calls = false, nil // as if it had died instead, and was promised no call
+	raw, err := json.Marshal(r)
+	if err == nil {
+		_, err = store.Replace(t.Context(), raw, revision)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := n.start(nil)
+	n.await("the second to lead", second.Leading)
+	if err := second.end(t); err != nil || !says() {
+		t.Errorf("soon after that: got %v, says %t", err, says())
+	}
+}
+
+// onRetry calls do when a call failed and is to be made again.
+type onRetry struct {
+	worker.Observer
+	do func()
+}
+
+func (o onRetry) Retry(string) { o.do() }

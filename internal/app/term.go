@@ -29,12 +29,18 @@ type term struct {
 	pace *governor.Governor
 	jobs *queue.Term // nil until it is open; guarded by the engine's lock
 
+	began     time.Time
+	late      time.Duration    // how long after that calls of an earlier leader can take effect
+	unsettled bool             // calls without a response, of jobs that were left in flight, can take effect
 	successor string           // the standby that is to lead next
 	handed    *handedOverError // why
 }
 
 func (e *Engine) newTerm(ctx context.Context, stop <-chan struct{}, tenure *lease.Tenure) *term {
-	t := &term{e: e, tenure: tenure, before: tenure.Before(), stop: stop}
+	t := &term{e: e, tenure: tenure, before: tenure.Before(), stop: stop, began: time.Now()}
+	if b := t.before; b.Term > 0 && (!b.Released || len(b.Calls) > 0) {
+		t.late = worker.LateTime
+	}
 	t.ctx, t.end = context.WithCancelCause(ctx)
 	var commands []string
 	for _, c := range chat.Commands() {
@@ -138,6 +144,9 @@ func (t *term) release(ctx context.Context) {
 		}
 	}
 	calls, timeout := t.pace.UnderWay()
+	if len(calls) == 0 && (t.unsettled || time.Since(t.began) < t.late) { // the API may have one that was given up
+		calls = map[string]int{string(chat.UpdateContactGroup): 1}
+	}
 	if err := t.tenure.Release(ctx, calls, timeout, t.successor, handovers); err != nil {
 		t.e.log.Debug("release the lease", "error", err)
 	}
@@ -202,7 +211,9 @@ func (t *term) work() error {
 	if cfg.Known, err = e.knownAPI(beginning); err != nil {
 		return err
 	}
-	err = worker.New(cfg, termJobs{t.jobs, t.pace}, e.cfg.API, t.pace).Run(working, t.stop)
+	w := worker.New(cfg, termJobs{t.jobs, t.pace}, e.cfg.API, t.pace)
+	err = w.Run(working, t.stop)
+	t.unsettled = w.Unsettled()
 	last, cancel := e.closingContext(t.ctx)
 	defer cancel()
 	select {
@@ -221,6 +232,7 @@ func (t *term) open(ctx context.Context) error {
 		jobs, err = e.cfg.Namespace.Lead(ctx, queue.TermConfig{
 			Term: t.tenure.Term(), Name: e.cfg.Host, Log: e.log, OnComplete: e.cfg.OnComplete, OnWriteError: e.cfg.OnWriteError,
 			Target:  Target(e.cfg.App, e.cfg.API.Address()),
+			Late:    t.late,
 			Crashed: t.before.Term > 0 && !t.before.Released && t.before.Holder != e.cfg.Name,
 		})
 		return err
