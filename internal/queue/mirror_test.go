@@ -169,3 +169,40 @@ func TestRetryUnderWay(t *testing.T) {
 		}
 	}
 }
+
+// Of a night that was cut off after its leader stopped, that was under way which the leader had handed out. Where the leader was
+// lost, it may have handed out more than its last state says.
+func TestUnderWayOfANight(t *testing.T) {
+	for lost, want := range map[bool]int{false: 1, true: 3} {
+		q := leaderQueue(t)
+		s := night(t, q, NewSync("contacts", testTarget), "i1")
+		if _, err := q.Enqueue(t.Context(), "i1", numberedJobs("i1", 4, 2), nil); err != nil {
+			t.Fatal(err)
+		}
+		l := lead(t, q, TermConfig{Term: 1})
+		d := l.next(t)
+		d.Finish(resultOf(t, d, 0))
+		wait(t, "its result", func() bool { return len(written(t, q, "i1")) == 1 })
+		d = l.next(t)
+		if lost {
+			l.kill()
+		} else {
+			d.Requeue(0, false)
+			l.stop(t)
+		}
+		i, err := q.FenceNight(t.Context(), s, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for _, err := range q.UnderWay(t.Context(), &i) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			n++
+		}
+		if n != want {
+			t.Errorf("lost %t: %d jobs may have been under way, want %d", lost, n, want)
+		}
+	}
+}
