@@ -724,6 +724,7 @@ func (t *Term) completeNext(ctx context.Context) (done bool, err error) {
 		return true, nil
 	case damaged, errors.Is(err, job.ErrVersion): // trying again does not help
 		t.damage(a, err)
+		a.finishing = false // it can still be ended
 		return true, nil
 	}
 	t.finished = append(t.finished, a) // after the others
@@ -746,12 +747,6 @@ func (t *Term) complete(ctx context.Context, a *active) error {
 		err = t.q.jobsDamaged(a.id, fmt.Sprintf("%d of its %d jobs are missing", missing, p.Jobs))
 	} else if err == nil && -missing > unreadable {
 		err = t.q.jobsDamaged(a.id, fmt.Sprintf("it has %d jobs, and only %d were put on the queue", handed, p.Jobs))
-	}
-	if _, damaged := errors.AsType[*broker.DamagedError](err); damaged {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		t.damage(a, err)
-		return nil
 	}
 	if err != nil {
 		return err

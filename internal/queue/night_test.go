@@ -389,6 +389,36 @@ func TestANightWaitsForWhatIsInFlightOfTheOneBefore(t *testing.T) {
 	}
 }
 
+// The data of a night is damaged, so that it cannot become complete. That does not keep the next one waiting.
+func TestANightFollowsADamagedOne(t *testing.T) {
+	q := leaderQueue(t)
+	s := night(t, q, NewSync("contacts", testTarget), "i1")
+	if _, err := q.Enqueue(t.Context(), "i1", numberedJobs("i1", 5, 2), nil); err != nil {
+		t.Fatal(err)
+	}
+	l := lead(t, q, TermConfig{Term: 1, Target: testTarget})
+	held := l.next(t)
+	l.work(t, 4, nil)
+	wait(t, "a result is written", func() bool {
+		done, _ := outcomes(t, q, "i1")
+		return done > 0
+	})
+	m, err := q.conn.NextMsg(t.Context(), q.resultsStream(), 1, q.resultSubject("i1", string(job.Done)))
+	if err == nil {
+		err = q.results.DeleteMsg(t.Context(), m.Sequence)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	held.Finish(resultOf(t, held, 0))
+	wait(t, "the damage is found", func() bool { return l.Snapshot().Damaged["i1"] != nil })
+	nextNight(t, q, s, "i2")
+	l.Resync()
+	if d := l.next(t); d.Import() != "i2" {
+		t.Errorf("got a job of %s, want i2", d.Import())
+	}
+}
+
 // The leader before was lost: calls that it made for the night before can still take effect. The first night has none before
 // it.
 func TestANightWaitsForCallsOfAnEarlierLeader(t *testing.T) {
