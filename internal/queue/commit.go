@@ -287,7 +287,9 @@ func (t *Term) makeState(p *part, number uint64, now time.Time) {
 	a.stated = a.handed
 	a.rate.add(now, len(p.results))
 	s.Rate, s.RateOver = a.rate.perSecond(now)
-	if s.Closed = t.closing; !s.Closed {
+	if s.Closed = t.closing; s.Closed {
+		s.Ahead = max(a.maybeHanded-a.handed, 0)
+	} else {
 		s.Trial, s.InFlight, s.Requeued = a.trial, a.inFlight, a.requeued()
 	}
 	p.state = s

@@ -175,9 +175,7 @@ func (t *Term) mayFollow(record *Import) bool {
 func (a *active) resume(s *state, crashed bool) {
 	a.next, a.handed, a.stated, a.unreadable = max(s.Next, 1), s.Handed, s.Handed, s.Unreadable
 	a.limit = s.Handed + s.Ahead
-	if !s.Closed {
-		a.maybeHanded = a.limit
-	}
+	a.maybeHanded = a.limit
 	for _, seq := range s.Unfinished {
 		a.open[seq] = &entry{of: a, seq: seq, earlier: true}
 		a.lost = append(a.lost, seq)

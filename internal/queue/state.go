@@ -166,7 +166,8 @@ type state struct {
 	Next       uint64    `json:"next"`       // the first sequence whose job was not handed out
 	Unfinished sequences `json:"unfinished"` // jobs below Next without a result
 
-	// Ahead bounds how many jobs from Next on are handed out before the next state is written.
+	// Ahead bounds how many jobs from Next on are handed out before the next state is written, or were by a lost leader. A
+	// closed state has only the latter.
 	Ahead int64 `json:"ahead"`
 
 	// Crashes says which jobs were under way when a leader was lost: Crashes[0] once, Crashes[1] twice, and so on.

@@ -733,7 +733,7 @@ func TestTermHandsOver(t *testing.T) {
 }
 
 // Whatever an earlier leader may have done a part of is known as that: what it had in flight, and, if it was lost, what it may
-// have taken since its last state.
+// have taken since its last state; also after a leader that took nothing.
 func TestWhatAnEarlierLeaderMayHaveHadInFlight(t *testing.T) {
 	for _, lost := range []bool{false, true} {
 		q := leaderQueue(t)
@@ -750,6 +750,13 @@ func TestWhatAnEarlierLeaderMayHaveHadInFlight(t *testing.T) {
 			l.stop(t)
 		}
 		l = lead(t, q, TermConfig{Term: 2, Crashed: lost})
+		wait(t, "its first state", func() bool {
+			l.Term.mu.Lock()
+			defer l.Term.mu.Unlock()
+			return !l.byID["imp"].hold
+		})
+		l.stop(t)
+		l = lead(t, q, TermConfig{Term: 3})
 		earlier := 0
 		for range 2 * minAhead {
 			d := l.next(t)
