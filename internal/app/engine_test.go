@@ -486,6 +486,14 @@ func TestALeaderSaysThatACallMayTakeEffect(t *testing.T) {
 	}
 }
 
+// A job that kills the process does so in its trial, also if it has to wait before its first call. A second is for the pace,
+// which waits as well.
+func TestATrialOutlastsTheWaitForEarlierCalls(t *testing.T) {
+	if queue.TrialTime <= worker.LateTime+time.Second {
+		t.Errorf("a trial takes %v, and a job may wait %v", queue.TrialTime, worker.LateTime)
+	}
+}
+
 // onRetry calls do when a call failed and is to be made again.
 type onRetry struct {
 	worker.Observer

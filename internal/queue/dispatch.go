@@ -22,10 +22,11 @@ const (
 	// lowWater is the number of jobs below which the buffer of an import is filled again.
 	lowWater = 128
 
-	// A trial ends trialTime after its last job was handed out: a job that kills the process does so sooner. A job can
-	// be under way for longer, while the API is out of reach, and the leader can be lost meanwhile for other reasons. A
-	// new leader makes no call in its first second.
-	trialTime = 3 * time.Second
+	// A trial ends TrialTime after its last job was handed out: a job that kills the process does so sooner. A new leader
+	// makes no call in its first second, and a job may have to wait 4 s more until calls of an earlier leader have taken
+	// effect. A job can be under way for longer, while the API is out of reach, and the leader can be lost meanwhile for
+	// other reasons.
+	TrialTime = 7 * time.Second
 )
 
 // trialSizes is how many jobs are tried together, by how often they were under way when a leader was lost: once, twice,
@@ -192,7 +193,7 @@ func (d *dispatcher) pickTrial(now time.Time) (*entry, time.Time) {
 	if d.since.IsZero() {
 		d.since = now
 	}
-	over := d.since.Add(trialTime)
+	over := d.since.Add(TrialTime)
 	if d.trialDone() || !now.Before(over) {
 		d.endTrial()
 		return nil, time.Time{}
@@ -203,7 +204,7 @@ func (d *dispatcher) pickTrial(now time.Time) (*entry, time.Time) {
 	e := d.trial[0]
 	d.trial, d.tried = d.trial[1:], append(d.tried, e)
 	d.since = now
-	return d.fly(e), now.Add(trialTime)
+	return d.fly(e), now.Add(TrialTime)
 }
 
 // announce requests a state that names the trial, or no trial.

@@ -310,7 +310,7 @@ func TestDispatcherClears(t *testing.T) {
 	f.d.add(b)
 	first, second := f.all[0], f.all[1]
 	f.d.requeue(first, first.lap, noon.Add(time.Hour), true)
-	f.now = noon.Add(trialTime)
+	f.now = noon.Add(TrialTime)
 	f.pick("-")
 	f.announce(a)
 	if first.crashes != 0 || second.crashes != 0 {
