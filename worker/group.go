@@ -160,14 +160,15 @@ func (a *attempt) write(ctx context.Context) error {
 }
 
 // continueAnew sends what the job keeps, too, if an attempt before this one had begun to create the group anew, and may not
-// have come to the end of it. Of an attempt by another process nothing is known; the group tells.
+// have come to the end of it. Of an attempt by another process nothing is known; the group tells. Only a job that adds
+// something, or renames the group, creates it.
 func (a *attempt) continueAnew(ctx context.Context) error {
 	if a.anew {
 		a.restart()
 		a.restarted = false
 		return nil
 	}
-	if !a.d.Earlier() || len(a.result.Keep) == 0 {
+	if !a.d.Earlier() || len(a.result.Keep) == 0 || a.result.OldName == "" && !a.any(a.todo, job.Add) {
 		return nil
 	}
 	members, err := a.find(ctx)

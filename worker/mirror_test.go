@@ -303,18 +303,27 @@ func TestWhatIsKeptIsNotSentWhileTheGroupIsThere(t *testing.T) {
 	})
 }
 
+// Also where an earlier leader may have begun with it.
 func TestARemovalFromNoGroupIsDone(t *testing.T) {
-	for _, keep := range []int{0, 3} {
-		synctest.Test(t, func(t *testing.T) {
-			a := newAPI("append")
-			r := mirror(t, a, mirrorJob("g", nil, ids("old", 150), ids("keep", keep)))
-			if ended(t, r[0], job.Done, 0, 150); !r[0].Deleted {
-				t.Error("the result does not say that the group is gone")
-			}
-			if a.hasNot(t, "anna/g"); len(a.calls) != 1 {
-				t.Errorf("got %v, want one call", a.calls)
-			}
-		})
+	for _, crash := range []bool{false, true} {
+		for _, keep := range []int{0, 3} {
+			synctest.Test(t, func(t *testing.T) {
+				a := newAPI("append")
+				s := newStream(mirrorJob("g", nil, ids("old", 150), ids("keep", keep)))
+				if crash {
+					s.crash()
+				}
+				if err := work(t, Config{Known: appends()}, s, a); err != nil {
+					t.Fatal(err)
+				}
+				if ended(t, s.kept[0], job.Done, 0, 150); !s.kept[0].Deleted {
+					t.Error("the result does not say that the group is gone")
+				}
+				if a.hasNot(t, "anna/g"); len(a.calls) != 1 {
+					t.Errorf("got %v, want one call", a.calls)
+				}
+			})
+		}
 	}
 }
 
