@@ -123,3 +123,31 @@ func TestProgressWhileCancelled(t *testing.T) {
 		}
 	}
 }
+
+// An import is cancelled while the leader completes it. The leader ends it then, which the cancel waits for.
+func TestCancelledAtItsEnd(t *testing.T) {
+	q := leaderQueue(t)
+	imported(t, q, "imp", 5)
+	term := notRunning(t, q, TermConfig{Term: 1})
+	for _, d := range take(t, term, 5) {
+		d.Finish(resultOf(t, d, 0))
+	}
+	if err := term.writeGroup(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := q.markOver(t.Context(), "imp", 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := term.recheck(t.Context(), "imp"); err != nil {
+		t.Fatal(err)
+	}
+	if done, err := term.completeNext(t.Context()); !done || err != nil {
+		t.Fatalf("nothing was to be completed: %t, %v", done, err)
+	}
+	if _, seq, err := q.checkpoint(t.Context(), "imp"); err != nil || seq != 0 {
+		t.Errorf("got a checkpoint at %d, %v, want none", seq, err)
+	}
+	if i := record(t, q, "imp"); i.State != Cancelled || i.Counts.Results != 5 {
+		t.Errorf("got %+v, want it cancelled with 5 results", i)
+	}
+}

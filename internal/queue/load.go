@@ -765,15 +765,16 @@ func (t *Term) complete(ctx context.Context, a *active) error {
 	if err != nil {
 		return err
 	}
-	if done {
-		if err := t.q.completed(ctx, record); err != nil {
-			return err
-		}
+	if !done { // it was cancelled just now
+		return t.finishCancelled(ctx, a)
+	}
+	if err := t.q.completed(ctx, record); err != nil {
+		return err
 	}
 	t.mu.Lock()
 	t.drop(a)
 	t.mu.Unlock()
-	if done && t.cfg.OnComplete != nil {
+	if t.cfg.OnComplete != nil {
 		t.cfg.OnComplete(record)
 	}
 	return nil
