@@ -105,9 +105,7 @@ func (q *Queue) UnderWay(ctx context.Context, i *Import) iter.Seq2[job.Job, erro
 			}
 			handed, ahead := dropped{next: 1}, int64(minAhead) // before the first state of a generation
 			if s != nil && s.Incarnation == i.Incarnation && s.Generation == i.Generation {
-				if handed, ahead = (dropped{s.Next, s.Unfinished}), s.Ahead; s.Closed {
-					ahead = 0
-				}
+				handed, ahead = dropped{s.Next, s.Unfinished}, s.Ahead
 			}
 			return q.readJobs(ctx, i.ID, handed, func(seq uint64, j *job.Job) error {
 				if j.Generation != i.Generation {

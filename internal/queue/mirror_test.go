@@ -171,7 +171,7 @@ func TestRetryUnderWay(t *testing.T) {
 }
 
 // Of a night that was cut off after its leader stopped, that was under way which the leader had handed out. Where the leader was
-// lost, it may have handed out more than its last state says.
+// lost, it may have handed out more than its last state says; also where another one followed it, and took nothing.
 func TestUnderWayOfANight(t *testing.T) {
 	for lost, want := range map[bool]int{false: 1, true: 3} {
 		q := leaderQueue(t)
@@ -190,6 +190,9 @@ func TestUnderWayOfANight(t *testing.T) {
 			d.Requeue(0, false)
 			l.stop(t)
 		}
+		l = lead(t, q, TermConfig{Term: 2, Crashed: lost})
+		l.awaitStates(t)
+		l.stop(t)
 		i, err := q.FenceNight(t.Context(), s, 0)
 		if err != nil {
 			t.Fatal(err)

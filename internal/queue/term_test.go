@@ -115,6 +115,16 @@ func (l *ledTerm) stop(t testing.TB) {
 	}
 }
 
+// awaitStates waits until the term has written a state of each import.
+func (l *ledTerm) awaitStates(t testing.TB) {
+	t.Helper()
+	wait(t, "the first states", func() bool {
+		l.Term.mu.Lock()
+		defer l.Term.mu.Unlock()
+		return !slices.ContainsFunc(l.d.imports, func(a *active) bool { return a.hold })
+	})
+}
+
 // complete waits until the term has completed so many imports.
 func (l *ledTerm) complete(t testing.TB, n int) {
 	t.Helper()
@@ -750,11 +760,7 @@ func TestWhatAnEarlierLeaderMayHaveHadInFlight(t *testing.T) {
 			l.stop(t)
 		}
 		l = lead(t, q, TermConfig{Term: 2, Crashed: lost})
-		wait(t, "its first state", func() bool {
-			l.Term.mu.Lock()
-			defer l.Term.mu.Unlock()
-			return !l.byID["imp"].hold
-		})
+		l.awaitStates(t)
 		l.stop(t)
 		l = lead(t, q, TermConfig{Term: 3})
 		earlier := 0
