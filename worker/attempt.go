@@ -47,7 +47,8 @@ type attempt struct {
 	needsCheck   bool      // only reading the group tells what it holds
 	maybeCreated bool      // by a create without a response
 	lateUntil    time.Time // until then a call without a response may take out what a later one puts in
-	openUntil    time.Time // until then one may take effect
+	openUntil    time.Time // until then one may take effect; only for a night
+	night        bool
 }
 
 // newAttempt starts an attempt with what earlier ones of the job took. It reads nothing of the job yet.
@@ -58,8 +59,8 @@ func newAttempt(w *Worker, d Delivery, now time.Time) *attempt {
 	}
 	return &attempt{
 		w: w, d: d, made: d.Attempt(), calls: earlier.calls, started: earlier.started, needsCheck: earlier.needsCheck, anew: earlier.anew, deleting: earlier.deleting,
-		lateUntil: w.earlierUntil(d),
-		result:    job.Result{Import: d.Import(), Job: sequenceName(d.Sequence()), Started: earlier.started},
+		lateUntil: w.earlierUntil(d), night: d.Night(),
+		result: job.Result{Import: d.Import(), Job: sequenceName(d.Sequence()), Started: earlier.started},
 	}
 }
 

@@ -196,11 +196,14 @@ func (a *attempt) noteNoResponse(command chat.Command, unknown bool) {
 		return
 	}
 	a.needsCheck = a.needsCheck || !unknown
-	a.openUntil = time.Now().Add(LateTime)
+	late := time.Now().Add(LateTime)
+	if a.night {
+		a.openUntil = late
+	}
 	a.maybeCreated = a.maybeCreated || command == chat.CreateContactGroup
 	if command == chat.DelContactGroup || command == chat.UpdateContactGroup && a.takesOut ||
 		command == chat.CreateContactGroup && !a.w.known.harmless() {
-		a.lateUntil = a.openUntil
+		a.lateUntil = late
 	}
 }
 

@@ -537,6 +537,29 @@ func TestNoResultBeforeALateAddTookEffect(t *testing.T) {
 	}
 }
 
+// Of an import that is no night, nothing is taken out again.
+func TestAnImportDoesNotWaitForALateAdd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAPI("append")
+		once := false
+		a.late = func(chat.Command) bool {
+			was := once
+			once = true
+			return !was
+		}
+		s := newStream(mirrorJob("g", ids("new", 150), nil, nil))
+		s.plain = true
+		start := time.Now()
+		if err := work(t, Config{Known: appends()}, s, a); err != nil {
+			t.Fatal(err)
+		}
+		ended(t, s.kept[0], job.Done, 150, 0)
+		if d := time.Since(start); !once || d >= LateTime {
+			t.Errorf("it took %v, a call without a response %t", d, once)
+		}
+	})
+}
+
 // Who is stopped at once knows that a call without a response may still take effect, and for how long.
 func TestUnsettled(t *testing.T) {
 	for _, lost := range []bool{false, true} {

@@ -70,6 +70,9 @@ type Delivery interface {
 	// Earlier reports whether an earlier leader may have made calls for the job, which may still take effect.
 	Earlier() bool
 
+	// Night reports whether a later import may do the opposite of this one, once the job is over: it is a night of a sync.
+	Night() bool
+
 	// Attempt counts from 1: this delivery, and those before it that were requeued as counted.
 	Attempt() int
 

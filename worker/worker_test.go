@@ -32,6 +32,7 @@ type stream struct {
 	closed  error // what Next returns from now on
 	results map[string]job.Result
 	kept    []job.Result // all results, by sequence from 1
+	plain   bool         // its import is no night of a sync
 	failed  int          // so many reads of a prior result fail
 	taking  int          // calls of Next at this moment
 	crashes int          // what was delivered before the last one is ignored
@@ -147,6 +148,7 @@ func (d *delivery) Earlier() bool {
 	m := d.s.jobs[d.seq]
 	return m != nil && m.earlier
 }
+func (d *delivery) Night() bool { return !d.s.plain }
 func (d *delivery) Job() (job.Job, error) {
 	d.s.mu.Lock()
 	defer d.s.mu.Unlock()

@@ -335,7 +335,7 @@ func (w *world) change() {
 // between does what people, faults and time do between two nights.
 func (w *world) between() {
 	ctx := w.t.Context()
-	w.faults(w.rng.IntN(6))
+	w.faults(w.rng.IntN(7))
 	if w.chance(6) {
 		w.note("another API")
 		w.stop(w.chance(2))
@@ -344,7 +344,7 @@ func (w *world) between() {
 			other = w.apis[1]
 		}
 		w.use(other)
-		w.faults(w.rng.IntN(6))
+		w.faults(w.rng.IntN(7))
 	}
 	if w.chance(4) {
 		w.note("the process dies")
@@ -503,6 +503,10 @@ func (w *world) faults(kind int) {
 		latency = 5 * time.Millisecond
 	case 4:
 		latency = 20 * time.Millisecond
+	case 6:
+		if w.hard { // it takes seconds until nothing can come any more
+			faults = []chatsim.Fault{{Kind: chatsim.Late, Share: 0.2, For: 10}}
+		}
 	case 5:
 		faults = []chatsim.Fault{{Kind: "item-30001", Share: 0.1}}
 		failing = map[string]int{"u0": chat.CodeUserNotImported}

@@ -97,7 +97,7 @@ func (t *Term) load(ctx context.Context, id string, crashed bool) error {
 	if err != nil {
 		return err
 	}
-	if seq == 0 || !p.of(&record) || p.Ended || !t.mayFollow(&record) {
+	if seq == 0 || !p.of(&record) || p.Ended {
 		return errNotYet
 	}
 	if last != nil && last.Incarnation != record.Incarnation {
@@ -106,6 +106,9 @@ func (t *Term) load(ctx context.Context, id string, crashed bool) error {
 			return err
 		}
 		last = nil
+	}
+	if last == nil && !t.mayFollow(&record) { // else a leader has begun with it
+		return errNotYet
 	}
 	if err := t.q.checkCounts(ctx, id, last); err != nil {
 		return err
@@ -145,9 +148,9 @@ func (t *Term) load(ctx context.Context, id string, crashed bool) error {
 	return nil
 }
 
-// mayFollow reports whether jobs of an import can be handed out. Those of a night of a sync cannot while something that an
-// earlier night called for may come after it: a job of that night is in flight here, whatever the fence waited for, or an
-// earlier leader made calls. A job is in flight until its calls have taken effect.
+// mayFollow reports whether a leader can begin with an import. With a night of a sync it cannot while something that an earlier
+// night called for may come after it: a job of that night is in flight here, whatever the fence waited for, or an earlier
+// leader made calls. A job of a night is in flight until its calls have taken effect.
 func (t *Term) mayFollow(record *Import) bool {
 	night := record.syncNight()
 	if night.number <= 1 {
@@ -644,7 +647,7 @@ func (t *Term) drop(a *active) {
 	}
 	t.d.drop(a)
 	delete(t.byID, a.id)
-	if a.sync.name != "" {
+	if a.sync.name != "" && a.inFlight > 0 {
 		t.left = append(t.left, a)
 	}
 	kept := t.waiting[:0]

@@ -347,8 +347,8 @@ func (l *ledTerm) wantOnly(t *testing.T, q *Queue, last string) {
 	l.Resync()
 	for range 20 {
 		d := l.next(t)
-		if d.Import() != last {
-			t.Fatalf("got a job of %s, want %s", d.Import(), last)
+		if d.Import() != last || d.Night() {
+			t.Fatalf("got a job of %s, of a night %t, want %s", d.Import(), d.Night(), last)
 		}
 		d.Finish(resultOf(t, d, 0))
 	}
@@ -378,8 +378,8 @@ func TestANightWaitsForWhatIsInFlightOfTheOneBefore(t *testing.T) {
 	b.Requeue(0, true)
 	for range 3 {
 		d := l.next(t)
-		if d.Import() != "i3" {
-			t.Errorf("got a job of %s, want i3", d.Import())
+		if d.Import() != "i3" || !d.Night() {
+			t.Errorf("got a job of %s, of a night %t, want i3", d.Import(), d.Night())
 		}
 		d.Finish(resultOf(t, d, 0))
 	}
@@ -442,6 +442,11 @@ func TestANightWaitsForCallsOfAnEarlierLeader(t *testing.T) {
 		if d := l.next(t); d.Import() != "i2" || time.Since(l.began) < time.Second {
 			t.Errorf("got a job of %s after %v", d.Import(), time.Since(l.began))
 		}
+	}
+	l.kill()
+	l = lead(t, q, TermConfig{Term: 4, Late: time.Hour})
+	if d := l.next(t); d.Import() != "i2" { // it had begun: all calls of the night before had taken effect
+		t.Errorf("got a job of %s, want i2", d.Import())
 	}
 }
 

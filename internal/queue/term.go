@@ -393,6 +393,9 @@ func (d *Delivery) Attempt() int { return d.attempt }
 // still take effect.
 func (d *Delivery) Earlier() bool { return d.e.earlier }
 
+// Night reports whether the job is of a night of a sync: the next one may do the opposite.
+func (d *Delivery) Night() bool { return d.e.of.sync.name != "" }
+
 // Job decodes the job. The error wraps [job.ErrVersion] if a newer binary wrote it.
 func (d *Delivery) Job() (job.Job, error) {
 	if !d.decoded {
