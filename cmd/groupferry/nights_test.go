@@ -2,7 +2,9 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -173,4 +175,77 @@ func runNights(t *testing.T, binary string, seed uint64, crashes map[string][]cr
 	seen.mu.Lock()
 	seen.runs++
 	seen.mu.Unlock()
+}
+
+// Nights of a mirror follow each other within a second, while half of the calls have no response and are applied seconds later,
+// and the process that works is killed or stopped now and then. In the end the app has what the last night wants and nothing
+// else: no call of a night comes after one of the next. -matrix N adds N/4 runs.
+func TestLateNights(t *testing.T) {
+	longtest.Only(t)
+	t.Parallel()
+	for n := range 2 + *matrixRuns/4 {
+		seed := nthSeed(n)
+		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+			t.Parallel()
+			lateNights(t, rand.New(rand.NewPCG(seed, 11)))
+		})
+	}
+}
+
+func lateNights(t *testing.T, rng *rand.Rand) {
+	existing := []chatsim.Existing{chatsim.Append, chatsim.Replace, chatsim.Refuse}[rng.IntN(3)]
+	sim, url := startSim(t, chatsim.Config{Existing: existing, Latency: 20 * time.Millisecond})
+	s := newShell(t, url)
+	s.env["GROUPFERRY_LISTEN"] = "off"
+	night := func(command string, rows map[row]bool) int {
+		t.Helper()
+		return s.spawn(command, "--sync", "contacts", "--mode", "mirror", "--missing-users", "clear", "--max-removals", "100%",
+			"--max-shrink", "100%", "--wait", writeRows(t, slices.Collect(maps.Keys(rows)))).wait()
+	}
+	faulty := func(faults ...chatsim.Fault) {
+		if err := sim.Configure(func(c *chatsim.Config) { c.Faults = faults }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rows := map[row]bool{}
+	work := s.spawn("work")
+	for n := range 20 {
+		if rng.IntN(3) == 0 {
+			maps.DeleteFunc(rows, func(row, bool) bool { return rng.IntN(2) == 0 })
+		}
+		for range 3 + rng.IntN(20) {
+			it := chat.Item{Type: chat.OneToOne, ID: fmt.Sprint("c", rng.IntN(6))}
+			rows[row{fmt.Sprint("u", rng.IntN(5)), fmt.Sprint("g", rng.IntN(4)), it}] = true
+		}
+		if code := night("import", rows); code != exitDone {
+			t.Fatalf("night %d: got exit code %d", n+1, code)
+		}
+		if n == 0 {
+			await(t, "the first night to work", func() bool { return created(sim) > 0 })
+			faulty(chatsim.Fault{Kind: chatsim.Late, Share: 0.5})
+		}
+		// What is under way, and what not yet, is left to chance.
+		time.Sleep(time.Duration(rng.IntN(400)) * time.Millisecond)
+		switch rng.IntN(12) {
+		case 0, 1:
+			work.cmd.Process.Kill()
+			work.wait()
+			work = s.spawn("work")
+		case 2:
+			work.cmd.Process.Signal(os.Interrupt)
+			work.wait()
+			work = s.spawn("work")
+		}
+	}
+	faulty()
+	for range 2 { // the first takes over from whatever is under way
+		if code := night("run", rows); code != exitDone {
+			t.Errorf("got exit code %d", code)
+		}
+	}
+	work.cmd.Process.Signal(os.Interrupt)
+	if code := work.wait(); code != exitDone {
+		t.Errorf("work: got exit code %d\n%s", code, &work.stderr)
+	}
+	checkState(t, sim, stateOf(slices.Collect(maps.Keys(rows))))
 }

@@ -73,7 +73,8 @@ func (t *Term) eachOf(ids []string, do func(id string)) {
 	all.Wait()
 }
 
-// load starts to work on an import, unless it is loaded already, over, or gone.
+// load starts to work on an import, unless it is loaded already, over, or gone. It ends one that was cancelled before it was
+// loaded: whoever cancelled it waits for that.
 func (t *Term) load(ctx context.Context, id string, crashed bool) error {
 	t.mu.Lock()
 	known := t.byID[id] != nil
@@ -91,11 +92,16 @@ func (t *Term) load(ctx context.Context, id string, crashed bool) error {
 		return err
 	}
 	record, _, err := t.q.importRecord(ctx, id)
-	if errors.Is(err, ErrNoImport) || err == nil && !record.live() {
+	switch {
+	case errors.Is(err, ErrNoImport):
 		return nil
-	}
-	if err != nil {
+	case err != nil:
 		return err
+	case record.live():
+	case seq != 0 && p.of(&record) && record.State != Deleting: // it was cancelled, and nothing of it is in flight any more
+		return t.q.finishEnd(ctx, record)
+	default:
+		return nil
 	}
 	if seq == 0 || !p.of(&record) || p.Ended {
 		return errNotYet

@@ -327,6 +327,39 @@ func TestSupersedeInFlight(t *testing.T) {
 	}
 }
 
+// A night is cut off before the leader that follows a lost one has begun with it. Nothing of it is in flight any more.
+func TestSupersededBeforeTheNextLeaderHasBegun(t *testing.T) {
+	q := leaderQueue(t)
+	s := night(t, q, NewSync("contacts", testTarget), "i1")
+	if _, err := q.Enqueue(t.Context(), "i1", numberedJobs("i1", 40, 2), nil); err != nil {
+		t.Fatal(err)
+	}
+	l := lead(t, q, TermConfig{Term: 1})
+	l.next(t)
+	l.kill()
+	if _, err := q.markOver(t.Context(), "i1", 2); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		_, err := q.FenceNight(t.Context(), s, time.Hour)
+		ended <- err
+	}()
+	l = lead(t, q, TermConfig{Term: 2, Crashed: true})
+	l.Changed("i1")
+	wait(t, "the end of the first night", func() bool {
+		select {
+		case err := <-ended:
+			if err != nil {
+				t.Error(err)
+			}
+			return true
+		default:
+			return false
+		}
+	})
+}
+
 // nextNight fences the pending night of a sync without waiting for it, and begins and enqueues the next one.
 func nextNight(t *testing.T, q *Queue, s Sync, id string) Sync {
 	t.Helper()
