@@ -157,6 +157,7 @@ func measured(t *testing.T, spool, data, dir, process string, args []string) spe
 				return
 			case <-tick.C:
 				u.disk = max(u.disk, openBytes(cmd.Process.Pid, spool))
+				u.rss = max(u.rss, peakMemory(cmd.Process.Pid))
 			}
 		}
 	})
@@ -168,13 +169,24 @@ func measured(t *testing.T, spool, data, dir, process string, args []string) spe
 	if err != nil && !(errors.As(err, &exit) && exit.ExitCode() == exitIncomplete) {
 		t.Fatalf("%s %v: %v\n%s", command, args, err, said.String())
 	}
-	r := cmd.ProcessState.SysUsage().(*syscall.Rusage)
 	u.cpu = (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds()
-	u.rss = int64(r.Maxrss)
-	if runtime.GOOS != "darwin" {
-		u.rss <<= 10
+	if r := cmd.ProcessState.SysUsage().(*syscall.Rusage); u.rss == 0 && runtime.GOOS == "darwin" {
+		u.rss = int64(r.Maxrss)
 	}
 	return u
+}
+
+// peakMemory is the peak of a process's resident memory so far; 0 where the system does not tell. What Linux tells of a process
+// that has ended is the peak of this one, if that is more: they share their memory until exec.
+func peakMemory(pid int) int64 {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(status), "VmHWM:")
+	var kib int64
+	fmt.Sscan(rest, &kib)
+	return kib << 10
 }
 
 func diskBytes(dir string) (n int64) {
