@@ -465,7 +465,7 @@ func TestANightWaitsForCallsOfAnEarlierLeader(t *testing.T) {
 		t.Errorf("got a job of %s, want i1", d.Import())
 	}
 	l.kill()
-	s = nextNight(t, q, s, "i2")
+	nextNight(t, q, s, "i2")
 	l = lead(t, q, TermConfig{Term: 2, Late: time.Hour})
 	l.wantOnly(t, q, "other")
 	l.complete(t, 1)
