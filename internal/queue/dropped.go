@@ -196,10 +196,18 @@ func (q *Queue) readJobs(ctx context.Context, id string, of dropped, each func(s
 	if err != nil {
 		return err
 	}
-	if missing := int64(s.Subjects[q.jobsSubject(id)]) - scan.read + unreadable; missing > 0 {
+	there := int64(s.Subjects[q.jobsSubject(id)])
+	if scan.read < there {
+		// A deletion may be the reason, or the end of the import, which removes those that have a result.
 		if now, err := q.Import(ctx, id); err != nil || now.State == Deleting {
 			return errors.Join(err, fmt.Errorf("read jobs: %w: %s was deleted", ErrNoImport, id))
 		}
+		if s, err = q.conn.StreamState(ctx, q.jobsStream(), q.jobsSubject(id)); err != nil {
+			return err
+		}
+		there = min(there, int64(s.Subjects[q.jobsSubject(id)]))
+	}
+	if missing := max(there-scan.read, 0) + unreadable; missing > 0 {
 		return q.jobsDamaged(id, fmt.Sprintf("%d of its dropped jobs cannot be read", missing))
 	}
 	return nil

@@ -107,3 +107,28 @@ func TestDropped(t *testing.T) {
 		t.Errorf("not cancelled: got %+v, %v, want nothing", d, err)
 	}
 }
+
+// The leader ends an import while its jobs are read, as another sync's plan does. Those that have a result are removed then, and
+// not missed.
+func TestJobsAreReadWhileTheirImportEnds(t *testing.T) {
+	const jobs, done = 3000, 2500
+	q := leaderQueue(t)
+	imported(t, q, "imp", jobs)
+	l := lead(t, q, TermConfig{Term: 1})
+	l.work(t, done, nil)
+	l.stop(t)
+	i, err := q.markOver(t.Context(), "imp", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	err = q.readJobs(t.Context(), "imp", dropped{next: 1}, func(uint64, *job.Job) error {
+		if n++; n == 1 {
+			return q.finishEnd(t.Context(), i)
+		}
+		return nil
+	})
+	if err != nil || n < jobs-done || n == jobs {
+		t.Errorf("read %d jobs, %v; want the %d that have no result, and not all", n, err, jobs-done)
+	}
+}
