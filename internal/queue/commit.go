@@ -245,7 +245,7 @@ func (t *Term) nextGroup(now time.Time) *group {
 // makeState makes the state of an import as of when the results of the part are written. The lock is held.
 func (t *Term) makeState(p *part, number uint64, now time.Time) {
 	a := p.of
-	a.stateWant, a.dirty = false, false
+	a.stateWant = false
 	s := state{
 		Term: t.cfg.Term, Marker: t.marker, Group: number, Incarnation: a.incarnation, Generation: a.generation,
 		Counts: a.counts, Handed: a.handed, Unreadable: a.unreadable, Next: a.next, At: now.UTC().Round(0),

@@ -118,7 +118,6 @@ type active struct {
 	counts    Counts // of the written results
 	rate      meter
 	stateWant bool      // write a state without waiting for results
-	dirty     bool      // the last state does not have the present numbers of jobs in flight and requeued
 	hold      bool      // hand out no job until a state was written
 	trial     sequences // named by the next state
 	finishing bool      // it is being completed, or ended
@@ -177,7 +176,6 @@ func (d *dispatcher) fly(e *entry) *entry {
 	e.flying = true
 	e.lap++
 	e.of.inFlight++
-	e.of.dirty = true
 	d.inFlight++
 	return e
 }
@@ -261,7 +259,6 @@ func (d *dispatcher) end(e *entry, lap uint64) bool {
 		return false
 	}
 	e.flying = false
-	e.of.dirty = true
 	d.inFlight--
 	e.of.inFlight--
 	e.crashes = 0
