@@ -528,7 +528,9 @@ func TestNoResultBeforeALateAddTookEffect(t *testing.T) {
 			if !once {
 				t.Errorf("%s was not called", late)
 			}
+			a.mu.Lock() // a goroutine of its own applies the late call
 			clear(a.groups["anna/g"])
+			a.mu.Unlock()
 			time.Sleep(10 * time.Second)
 			if n := len(a.groups["anna/g"]); n > 0 {
 				t.Errorf("%d are in the group again", n)

@@ -64,7 +64,13 @@ func (n *namespace) open() *Namespace {
 // enqueue puts so many jobs of one conversation on the queue.
 func (n *namespace) enqueue(id string, jobs int) {
 	n.t.Helper()
-	i := queue.Import{ID: id, Digest: id, Rows: int64(jobs), Accepted: int64(jobs), Conversations: int64(jobs), Jobs: int64(jobs)}
+	n.enqueueAs(queue.Import{}, id, jobs)
+}
+
+// enqueueAs enqueues an import of which a part of the record is given.
+func (n *namespace) enqueueAs(i queue.Import, id string, jobs int) {
+	n.t.Helper()
+	i.ID, i.Digest, i.Rows, i.Accepted, i.Conversations, i.Jobs = id, id, int64(jobs), int64(jobs), int64(jobs), int64(jobs)
 	if _, _, err := n.Begin(n.t.Context(), i); err != nil {
 		n.t.Fatal(err)
 	}
@@ -424,8 +430,8 @@ func TestNoHandoverAfterResponse(t *testing.T) {
 	}
 }
 
-// Who leaves a job in the middle, after a call that had no response, says that a call may still take effect; and so does who
-// leads after it, for as long. Who has nothing in flight does not.
+// Who leaves a job of a night in the middle, after a call that had no response, says that a call may still take effect; and so
+// does who leads after it, for as long. Who has nothing in flight does not.
 func TestALeaderSaysThatACallMayTakeEffect(t *testing.T) {
 	n := newNamespace(t, chatsim.Config{Rate: -1})
 	store, err := n.Conn.Lease(t.Context(), broker.LeaderLease)
@@ -455,10 +461,17 @@ func TestALeaderSaysThatACallMayTakeEffect(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	n.enqueue("one", 1)
+	api := n.client(chatsim.DemoSecretKey)
+	contacts, err := n.UpdateSync(t.Context(), queue.NewSync("contacts", Target(testApp, api.Address())), func(s *queue.Sync) {
+		s.Night, s.Pending = 1, &queue.Night{Number: 1, Import: "one", Digest: "one"}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.enqueueAs(queue.Import{Sync: contacts.Name, Night: contacts.Night, Target: contacts.Target}, "one", 1)
 	ctx, kill := context.WithCancel(t.Context())
 	defer kill()
-	cfg := EngineConfig{Namespace: n.open(), App: testApp, Rate: 1000, Timeout: 10 * time.Second, Name: "first", Host: "here", API: n.client(chatsim.DemoSecretKey)}
+	cfg := EngineConfig{Namespace: n.open(), App: testApp, Rate: 1000, Timeout: 10 * time.Second, Name: "first", Host: "here", API: api}
 	cfg.Worker.Observer = onRetry{metricsObserver{newMetrics(metrics.BuildInfo{})}, kill}
 	first, err := NewEngine(t.Context(), cfg)
 	if err != nil {
