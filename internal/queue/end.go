@@ -178,8 +178,8 @@ func (q *Queue) notLive(ctx context.Context, was *Import) error {
 	return errElsewhere
 }
 
-// drainTime is how long a cancel waits for the results of the jobs in flight: a call takes less, unless the API is out
-// of reach.
+// drainTime is how long a cancel waits for the results of the jobs in flight: a call takes less, unless the API is out of
+// reach. A job of a night takes longer after a call without a response; its result does not count then.
 const drainTime = 3 * time.Second
 
 // Cancel ends an import: its jobs without a result are dropped, and its results are kept. An enqueue of it stops there.

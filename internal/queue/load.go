@@ -73,8 +73,8 @@ func (t *Term) eachOf(ids []string, do func(id string)) {
 	all.Wait()
 }
 
-// load starts to work on an import, unless it is loaded already, over, or gone. It ends one that was cancelled before it was
-// loaded: whoever cancelled it waits for that.
+// load starts to work on an import, unless it is loaded already, over, or gone. It finishes the end of one that is over: whoever
+// cancelled it before it was loaded waits for that.
 func (t *Term) load(ctx context.Context, id string, crashed bool) error {
 	t.mu.Lock()
 	known := t.byID[id] != nil
@@ -98,7 +98,7 @@ func (t *Term) load(ctx context.Context, id string, crashed bool) error {
 	case err != nil:
 		return err
 	case record.live():
-	case seq != 0 && p.of(&record) && record.State != Deleting: // it was cancelled, and nothing of it is in flight any more
+	case seq != 0 && p.of(&record) && record.State != Deleting: // this leader has nothing of it in flight
 		return t.q.finishEnd(ctx, record)
 	default:
 		return nil

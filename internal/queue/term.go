@@ -51,7 +51,7 @@ type TermConfig struct {
 	// may have killed it.
 	Crashed bool
 
-	// Late is how long after the begin of this term calls of an earlier leader can still take effect; 0 if it left none.
+	// Late is for how long, from the begin of this term on, calls of earlier leaders can still take effect; 0 if there are none.
 	Late time.Duration
 
 	// Target is which API the calls of this process go to. An import of a sync with another target is left to a leader that
