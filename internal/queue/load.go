@@ -132,7 +132,8 @@ func (t *Term) load(ctx context.Context, id string, crashed bool) error {
 		a.counts = last.Counts
 	}
 	resumed := last != nil && last.Generation == record.Generation
-	crashed = crashed && resumed && last.Term+1 == t.cfg.Term // else the lost leader handed out none of its jobs
+	// Else the lost leader handed out none of its jobs, or had none in flight when it was lost.
+	crashed = crashed && resumed && last.Term+1 == t.cfg.Term && !last.Closed
 	if resumed {
 		a.resume(last, crashed)
 	}

@@ -778,6 +778,25 @@ func TestWhatAnEarlierLeaderMayHaveHadInFlight(t *testing.T) {
 	}
 }
 
+// A leader closes its term, and is lost before it releases the lease. It had nothing in flight, so that nothing is tried by itself.
+func TestLostAfterItsTermWasClosed(t *testing.T) {
+	q := leaderQueue(t)
+	imported(t, q, "imp", 40)
+	l := lead(t, q, TermConfig{Term: 1})
+	l.next(t).Requeue(0, false)
+	l.stop(t)
+	term := notRunning(t, q, TermConfig{Term: 2, Crashed: true})
+	open := term.byID["imp"].open
+	for _, e := range open {
+		if e.crashes > 0 {
+			t.Errorf("the job at %d is to be tried", e.seq)
+		}
+	}
+	if len(open) != 1 {
+		t.Errorf("got %d jobs without a result, want 1", len(open))
+	}
+}
+
 func TestRequeueCountsAttempts(t *testing.T) {
 	q := leaderQueue(t)
 	imported(t, q, "imp", 1)
