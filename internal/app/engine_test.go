@@ -499,6 +499,32 @@ func TestALeaderSaysThatACallMayTakeEffect(t *testing.T) {
 	}
 }
 
+// A reader that follows a lost one, and ends soon, leaves no call: those of readers have no effect.
+func TestAReaderLeavesNoCall(t *testing.T) {
+	n := newNamespace(t, chatsim.Config{Rate: -1})
+	store, err := n.Conn.Lease(t.Context(), broker.ReaderLease)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := json.Marshal(lease.Record{Version: 1, Holder: "lost", Term: 1, Timeout: time.Second})
+	if err == nil {
+		_, err = store.Replace(t.Context(), raw, 0)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := n.start(func(cfg *EngineConfig) {
+		cfg.Read = func(context.Context, <-chan struct{}, *worker.Reader) error { return nil }
+	})
+	if err := <-e.done; err != nil {
+		t.Error(err)
+	}
+	r, _, err := lease.Read(t.Context(), store)
+	if err != nil || r.Term != 2 || !r.Released || len(r.Calls) > 0 {
+		t.Errorf("got %+v, %v, want the second term released, without calls", r, err)
+	}
+}
+
 // A job that kills the process does so in its trial, also if it has to wait before its first call. A second is for the pace,
 // which waits as well.
 func TestATrialOutlastsTheWaitForEarlierCalls(t *testing.T) {

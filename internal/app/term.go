@@ -30,7 +30,7 @@ type term struct {
 	jobs *queue.Term // nil until it is open; guarded by the engine's lock
 
 	began     time.Time
-	late      time.Duration    // how long after that calls of an earlier leader can take effect
+	late      time.Duration    // for how long after that calls of earlier leaders can take effect
 	unsettled bool             // calls without a response, of jobs that were left in flight, can take effect
 	successor string           // the standby that is to lead next
 	handed    *handedOverError // why
@@ -38,7 +38,7 @@ type term struct {
 
 func (e *Engine) newTerm(ctx context.Context, stop <-chan struct{}, tenure *lease.Tenure) *term {
 	t := &term{e: e, tenure: tenure, before: tenure.Before(), stop: stop, began: time.Now()}
-	if b := t.before; b.Term > 0 && (!b.Released || len(b.Calls) > 0) {
+	if b := t.before; !e.besideLeader() && b.Term > 0 && (!b.Released || len(b.Calls) > 0) { // the calls of readers have no effect
 		t.late = worker.LateTime
 	}
 	t.ctx, t.end = context.WithCancelCause(ctx)
