@@ -35,9 +35,9 @@ import (
 //     where the group may have no room for both. A conversation is out of a group that does not exist.
 //   - If a call for a group had no response, the group is read in the end, and what is missing is sent again, or what is still
 //     there. While a create without a response may still take effect, nothing else is sent to its group; nor is anything for
-//     a job that an earlier leader may have made calls for, until these have taken effect. No job of a night is over while a
-//     call of its attempt may take effect, unless it is stopped: the next one may take out again what that puts in, or the
-//     other way round.
+//     a job that an earlier leader may have made calls for, until these have taken effect. No job of a night has a
+//     result while a call of its attempt may take effect, unless that ended in a panic: the next night may take out again
+//     what the call puts in, or the other way round.
 //
 // Doing a job twice ends in the same state. One job at a time works on the groups of a user.
 
