@@ -563,7 +563,7 @@ func TestAnImportDoesNotWaitForALateAdd(t *testing.T) {
 }
 
 // Who is stopped at once knows that a call without a response may still take effect, and for how long.
-func TestUnsettled(t *testing.T) {
+func TestOpenCalls(t *testing.T) {
 	for _, lost := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			a := newAPI("append")
@@ -578,10 +578,10 @@ func TestUnsettled(t *testing.T) {
 			if err := <-done; err != nil {
 				t.Error(err)
 			}
-			if w.Unsettled() != lost {
-				t.Errorf("got %t, want %t", w.Unsettled(), lost)
+			if w.OpenCalls() != lost {
+				t.Errorf("got %t, want %t", w.OpenCalls(), lost)
 			}
-			if time.Sleep(LateTime); w.Unsettled() {
+			if time.Sleep(LateTime); w.OpenCalls() {
 				t.Errorf("it is so for longer than %v", LateTime)
 			}
 		})

@@ -455,9 +455,9 @@ func (w *Worker) requeue(d Delivery, reason string, after time.Duration, counted
 	d.Requeue(after, counted)
 }
 
-// Unsettled reports whether a call without a response, of a job that a stop left without a result, may still take effect.
+// OpenCalls reports whether a call without a response, of a job that a stop left without a result, may still take effect.
 // Call it when Run has returned.
-func (w *Worker) Unsettled() bool {
+func (w *Worker) OpenCalls() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return time.Now().Before(w.open)

@@ -31,7 +31,7 @@ type term struct {
 
 	began     time.Time
 	late      time.Duration    // for how long after that calls of earlier leaders can take effect
-	unsettled bool             // calls without a response, of jobs that were left in flight, can take effect
+	openCalls bool             // calls without a response, of jobs that were left in flight, can take effect
 	successor string           // the standby that is to lead next
 	handed    *handedOverError // why
 }
@@ -144,7 +144,7 @@ func (t *term) release(ctx context.Context) {
 		}
 	}
 	calls, timeout := t.pace.UnderWay()
-	if len(calls) == 0 && (t.unsettled || time.Since(t.began) < t.late) { // the API may have one that was given up
+	if len(calls) == 0 && (t.openCalls || time.Since(t.began) < t.late) { // the API may have one that was given up
 		calls = map[string]int{string(chat.UpdateContactGroup): 1}
 	}
 	if err := t.tenure.Release(ctx, calls, timeout, t.successor, handovers); err != nil {
@@ -213,7 +213,7 @@ func (t *term) work() error {
 	}
 	w := worker.New(cfg, termJobs{t.jobs, t.pace}, e.cfg.API, t.pace)
 	err = w.Run(working, t.stop)
-	t.unsettled = w.Unsettled()
+	t.openCalls = w.OpenCalls()
 	last, cancel := e.closingContext(t.ctx)
 	defer cancel()
 	select {
