@@ -191,7 +191,11 @@ func (q *Queue) hasFailures(
 	case found:
 		return true, 0, nil
 	case err == nil && scan.read < failures:
-		err = q.lost(rec.ID, "%d results of partial and failed jobs can be read, of %d", scan.read, failures)
+		now, err := q.Import(ctx, rec.ID)
+		if err != nil || now.State != Complete || !now.same(&rec) { // another process deletes it, or retries it: the update finds that
+			return true, 0, err
+		}
+		return false, lost, q.lost(rec.ID, "%d results of partial and failed jobs can be read, of %d", scan.read, failures)
 	}
 	return false, lost, err
 }

@@ -273,3 +273,24 @@ func TestCancelDuringRetry(t *testing.T) {
 		wantJobs(t, q, id, 0)
 	}
 }
+
+// An import is deleted while a retry of it looks for failures: that is no damage.
+func TestDeletedWhileARetryLooksForFailures(t *testing.T) {
+	q := openQueue(t)
+	h := handWriter{q: q, rec: begin(t, q, "imp", 2)}
+	seqs := h.write(t, testResult("imp", 0, "51007"), testResult("imp", 1, "51007"))
+	h.complete(t)
+	if found, _, err := q.hasFailures(t.Context(), h.rec, nil, seqs[1], 2); err != nil || !found {
+		t.Errorf("got %t, %v, want failures", found, err)
+	}
+	var damaged *broker.DamagedError
+	if _, _, err := q.hasFailures(t.Context(), h.rec, []string{"50001"}, seqs[1], 3); !errors.As(err, &damaged) {
+		t.Errorf("one is missing: got %v", err)
+	}
+	if err := q.Delete(t.Context(), "imp"); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := q.hasFailures(t.Context(), h.rec, nil, seqs[1], 2); !errors.Is(err, ErrNoImport) {
+		t.Errorf("got %v, want ErrNoImport", err)
+	}
+}
