@@ -175,24 +175,13 @@ func TestRetryUnderWay(t *testing.T) {
 func TestUnderWayOfANight(t *testing.T) {
 	for lost, want := range map[bool]int{false: 1, true: 3} {
 		q := leaderQueue(t)
-		s := night(t, q, NewSync("contacts", testTarget), "i1")
-		if _, err := q.Enqueue(t.Context(), "i1", numberedJobs("i1", 4, 2), nil); err != nil {
-			t.Fatal(err)
-		}
+		s := queuedNight(t, q, NewSync("contacts", testTarget), "i1", 4)
 		l := lead(t, q, TermConfig{Term: 1})
 		d := l.next(t)
 		d.Finish(resultOf(t, d, 0))
 		wait(t, "its result", func() bool { return len(written(t, q, "i1")) == 1 })
 		d = l.next(t)
-		if lost {
-			l.kill()
-		} else {
-			d.Requeue(0, false)
-			l.stop(t)
-		}
-		l = lead(t, q, TermConfig{Term: 2, Crashed: lost})
-		l.awaitStates(t)
-		l.stop(t)
+		l.leave(t, d, lost)
 		i, err := q.FenceNight(t.Context(), s, 0)
 		if err != nil {
 			t.Fatal(err)

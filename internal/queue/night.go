@@ -22,18 +22,13 @@ import (
 // all that remains: its calls can still take effect, and have no result. The leader hands out the jobs of the next night when
 // none of them can any more, see [Term.mayFollow]: a call of the night before would undo what the next one does.
 
-// A syncNight says which night of which sync an import is; it is zero if it is none.
+// A syncNight says which night of which sync an import is; name is "" and number 0 if it is none.
 type syncNight struct {
 	name, target string
 	number       int
 }
 
-func (i *Import) syncNight() syncNight {
-	if i.Sync == "" {
-		return syncNight{}
-	}
-	return syncNight{i.Sync, i.Target, i.Night}
-}
+func (i *Import) syncNight() syncNight { return syncNight{i.Sync, i.Target, i.Night} }
 
 // after reports whether it is a later night of the same sync.
 func (n syncNight) after(other syncNight) bool {

@@ -298,10 +298,7 @@ func TestSupersedeWhileEnqueued(t *testing.T) {
 // What is in flight when a night is superseded ends, and counts. The leader hands out nothing more.
 func TestSupersedeInFlight(t *testing.T) {
 	q := leaderQueue(t)
-	s := night(t, q, NewSync("contacts", testTarget), "i1")
-	if _, err := q.Enqueue(t.Context(), "i1", numberedJobs("i1", 40, 2), nil); err != nil {
-		t.Fatal(err)
-	}
+	s := queuedNight(t, q, NewSync("contacts", testTarget), "i1", 40)
 	l := lead(t, q, TermConfig{Term: 1, Target: testTarget})
 	a, b := l.next(t), l.next(t)
 	if st, _, err := q.lastState(t.Context(), "i1"); err != nil || st == nil || st.InFlight != 0 {
@@ -330,10 +327,7 @@ func TestSupersedeInFlight(t *testing.T) {
 // A night is cut off before the leader that follows a lost one has begun with it. Nothing of it is in flight any more.
 func TestSupersededBeforeTheNextLeaderHasBegun(t *testing.T) {
 	q := leaderQueue(t)
-	s := night(t, q, NewSync("contacts", testTarget), "i1")
-	if _, err := q.Enqueue(t.Context(), "i1", numberedJobs("i1", 40, 2), nil); err != nil {
-		t.Fatal(err)
-	}
+	s := queuedNight(t, q, NewSync("contacts", testTarget), "i1", 40)
 	l := lead(t, q, TermConfig{Term: 1})
 	l.next(t)
 	l.kill()
@@ -366,11 +360,7 @@ func nextNight(t *testing.T, q *Queue, s Sync, id string) Sync {
 	if _, err := q.FenceNight(t.Context(), s, 0); err != nil {
 		t.Fatal(err)
 	}
-	s = night(t, q, s, id)
-	if _, err := q.Enqueue(t.Context(), id, numberedJobs(id, 3, 2), nil); err != nil {
-		t.Fatal(err)
-	}
-	return s
+	return queuedNight(t, q, s, id, 3)
 }
 
 // wantOnly makes sure that a term hands out the jobs of an import that came last, and none of another one that is there.
@@ -391,10 +381,7 @@ func (l *ledTerm) wantOnly(t *testing.T, q *Queue, last string) {
 // begins after it. Another import does not wait.
 func TestANightWaitsForWhatIsInFlightOfTheOneBefore(t *testing.T) {
 	q := leaderQueue(t)
-	s := night(t, q, NewSync("contacts", testTarget), "i1")
-	if _, err := q.Enqueue(t.Context(), "i1", numberedJobs("i1", 40, 2), nil); err != nil {
-		t.Fatal(err)
-	}
+	s := queuedNight(t, q, NewSync("contacts", testTarget), "i1", 40)
 	l := lead(t, q, TermConfig{Term: 1, Target: testTarget})
 	a, b := l.next(t), l.next(t)
 	s = nextNight(t, q, s, "i2") // it is cut off before it hands out a job
@@ -425,10 +412,7 @@ func TestANightWaitsForWhatIsInFlightOfTheOneBefore(t *testing.T) {
 // The data of a night is damaged, so that it cannot become complete. That does not keep the next one waiting.
 func TestANightFollowsADamagedOne(t *testing.T) {
 	q := leaderQueue(t)
-	s := night(t, q, NewSync("contacts", testTarget), "i1")
-	if _, err := q.Enqueue(t.Context(), "i1", numberedJobs("i1", 5, 2), nil); err != nil {
-		t.Fatal(err)
-	}
+	s := queuedNight(t, q, NewSync("contacts", testTarget), "i1", 5)
 	l := lead(t, q, TermConfig{Term: 1, Target: testTarget})
 	held := l.next(t)
 	l.work(t, 4, nil)
@@ -456,10 +440,7 @@ func TestANightFollowsADamagedOne(t *testing.T) {
 // it.
 func TestANightWaitsForCallsOfAnEarlierLeader(t *testing.T) {
 	q := leaderQueue(t)
-	s := night(t, q, NewSync("contacts", testTarget), "i1")
-	if _, err := q.Enqueue(t.Context(), "i1", numberedJobs("i1", 3, 2), nil); err != nil {
-		t.Fatal(err)
-	}
+	s := queuedNight(t, q, NewSync("contacts", testTarget), "i1", 3)
 	l := lead(t, q, TermConfig{Term: 1, Late: time.Hour})
 	if d := l.next(t); d.Import() != "i1" {
 		t.Errorf("got a job of %s, want i1", d.Import())
@@ -536,10 +517,7 @@ func TestFenceNight(t *testing.T) {
 // The leader notes in the record of the sync that a night is complete; if it died before, the next night does.
 func TestNoteComplete(t *testing.T) {
 	q := leaderQueue(t)
-	s := night(t, q, NewSync("contacts", testTarget), "i1")
-	if _, err := q.Enqueue(t.Context(), "i1", numberedJobs("i1", 5, 2), nil); err != nil {
-		t.Fatal(err)
-	}
+	s := queuedNight(t, q, NewSync("contacts", testTarget), "i1", 5)
 	l := lead(t, q, TermConfig{Term: 1, Target: testTarget})
 	l.work(t, 5, func(i int, _ *Delivery) int { return i % 2 })
 	l.complete(t, 1)

@@ -17,7 +17,7 @@ func TestStateWireForm(t *testing.T) {
 	want := state{
 		Term: 3, Marker: 17, Group: 4, Incarnation: "inc", Generation: 1, Handed: 900, Unreadable: 1, Next: 5000,
 		Unfinished: sequences{7, 8, 4000}, Ahead: 64, Crashes: []sequences{{8, 4000}, {7}}, Trial: sequences{7},
-		At: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC), Rate: 199.5, InFlight: 2, Requeued: 1,
+		At: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC), Rate: 199.5, InFlight: 2, Requeued: 1, Closed: true,
 	}
 	want.Counts.Results, want.Counts.Jobs.Partial, want.Counts.Conversations.Failed = 9, 2, 3
 	b := want.encode()

@@ -48,6 +48,16 @@ func night(t testing.TB, q *Queue, s Sync, id string) Sync {
 	return s
 }
 
+// queuedNight is a night with so many jobs of two conversations on the queue.
+func queuedNight(t testing.TB, q *Queue, s Sync, id string, jobs int) Sync {
+	t.Helper()
+	s = night(t, q, s, id)
+	if _, err := q.Enqueue(t.Context(), id, numberedJobs(id, jobs, 2), nil); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
 // nightImport is the record of the pending night, as it is begun.
 func nightImport(s Sync) Import {
 	return Import{ID: s.Pending.Import, Digest: s.Pending.Digest, Sync: s.Name, Night: s.Pending.Number, Target: s.Target}

@@ -115,14 +115,23 @@ func (l *ledTerm) stop(t testing.TB) {
 	}
 }
 
-// awaitStates waits until the term has written a state of each import.
-func (l *ledTerm) awaitStates(t testing.TB) {
+// leave ends the first term with a job in flight, stopped or lost. A second one follows it, writes a state of each import, and is
+// stopped before it hands out a job.
+func (l *ledTerm) leave(t testing.TB, inFlight *Delivery, lost bool) {
 	t.Helper()
+	if lost {
+		l.kill()
+	} else {
+		inFlight.Requeue(0, false)
+		l.stop(t)
+	}
+	next := lead(t, l.q, TermConfig{Term: 2, Crashed: lost})
 	wait(t, "the first states", func() bool {
-		l.Term.mu.Lock()
-		defer l.Term.mu.Unlock()
-		return !slices.ContainsFunc(l.d.imports, func(a *active) bool { return a.hold })
+		next.Term.mu.Lock()
+		defer next.Term.mu.Unlock()
+		return !slices.ContainsFunc(next.d.imports, func(a *active) bool { return a.hold })
 	})
+	next.stop(t)
 }
 
 // complete waits until the term has completed so many imports.
@@ -753,15 +762,7 @@ func TestWhatAnEarlierLeaderMayHaveHadInFlight(t *testing.T) {
 		if d.Earlier() {
 			t.Error("the first leader has none before it")
 		}
-		if lost {
-			l.kill()
-		} else {
-			d.Requeue(0, false)
-			l.stop(t)
-		}
-		l = lead(t, q, TermConfig{Term: 2, Crashed: lost})
-		l.awaitStates(t)
-		l.stop(t)
+		l.leave(t, d, lost)
 		l = lead(t, q, TermConfig{Term: 3})
 		earlier := 0
 		for range 2 * minAhead {
